@@ -1,4 +1,4 @@
-"""Argument checks shared by every layer: one clear error that names function, requirement and value."""
+"""Argument checks of every layer: one clear error naming function, requirement and value."""
 
 from __future__ import annotations
 
@@ -40,7 +40,8 @@ def tensor(
         fail(where, f"{name} must have dtype {names}", value.dtype, TypeError)
     text = "(" + ", ".join(str(s) for s in shape) + ")"
     sizes_agree = all(
-        not isinstance(want, int) or want == have for want, have in zip(shape, value.shape)
+        not isinstance(want, int) or want == have
+        for want, have in zip(shape, value.shape, strict=False)
     )
     if value.dim() != len(shape) or not sizes_agree:
         fail(where, f"{name} must have shape {text}", tuple(value.shape))

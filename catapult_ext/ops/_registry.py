@@ -1,0 +1,27 @@
+"""torch.library registration of the native ops: define + impl + fake.
+
+``torch.library.custom_op`` costs 18 microseconds a call against 5 here, so it is not used.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+
+_library = torch.library.Library("catapult", "DEF")
+
+
+def register(schema: str, impl: Callable[..., object], fake: Callable[..., object]) -> None:
+    """Define ``catapult::<schema>`` for CPU and CUDA tensors.
+
+    Args:
+        schema: torch schema, ``"gram(Tensor[] a, ...) -> Tensor"``.
+        impl: allocates the outputs and calls ``_native.call``.
+        fake: allocates outputs of the right shape, dtype and device, and nothing else.
+    """
+    name = schema[: schema.index("(")]
+    _library.define(schema)
+    for key in ("CPU", "CUDA"):
+        _library.impl(name, impl, key)
+    torch.library.register_fake(f"catapult::{name}", fake, lib=_library)

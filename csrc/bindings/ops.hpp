@@ -1,0 +1,10 @@
+// One binding function per op, each in bind_<op>.cpp.
+#pragma once
+
+#include <pybind11/pybind11.h>
+
+namespace catapult {
+
+void bind_tridiag_eigh(pybind11::module_& m);
+
+}  // namespace catapult

@@ -1,0 +1,52 @@
+// Loops over CPU threads. Work is split by index, so results do not depend on the thread count
+// unless the op's own arithmetic does.
+#pragma once
+
+#include <atomic>
+#include <cstdint>
+#include <exception>
+
+#ifdef _OPENMP
+#include <omp.h>
+#endif
+
+namespace catapult {
+
+// Threads to use for `items` pieces of work; 1 in a forked child, where OpenMP's pool is gone.
+int usable_threads(int wanted, int64_t items);
+
+inline int thread_index() {
+#ifdef _OPENMP
+  return omp_get_thread_num();
+#else
+  return 0;
+#endif
+}
+
+// f(index) for 0 <= index < items, handed out one by one. An exception in f stops the loop and is
+// thrown again here.
+template <typename F>
+void parallel_for(int64_t items, int threads, const F& f) {
+  const int team = usable_threads(threads, items);
+  if (team <= 1) {
+    for (int64_t i = 0; i < items; ++i) f(i);
+    return;
+  }
+#ifdef _OPENMP
+  std::exception_ptr error;
+  std::atomic<bool> failed{false};
+#pragma omp parallel for num_threads(team) schedule(dynamic, 1)
+  for (int64_t i = 0; i < items; ++i) {
+    if (failed.load(std::memory_order_relaxed)) continue;
+    try {
+      f(i);
+    } catch (...) {
+#pragma omp critical(catapult_parallel_error)
+      if (!failed.exchange(true)) error = std::current_exception();
+    }
+  }
+  if (error) std::rethrow_exception(error);
+#endif
+}
+
+}  // namespace catapult

@@ -1,0 +1,11 @@
+// The *_cuda entries of a build without CUDA: each says so.
+#include "core/error.hpp"
+#include "ops/tridiag_eigh/tridiag_eigh.hpp"
+
+namespace catapult {
+
+#ifndef CATAPULT_CUDA_TRIDIAG_EIGH
+void tridiag_eigh_cuda(const TridiagEighArgs&, const Exec&) { fail_without_cuda("tridiag_eigh"); }
+#endif
+
+}  // namespace catapult

@@ -1,0 +1,2 @@
+# The native operations, one line each.
+catapult_add_op(tridiag_eigh)

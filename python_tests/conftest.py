@@ -1,0 +1,38 @@
+"""Shared fixtures: `backend` runs a test on every way an op can be executed."""
+
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def _unshadow():
+    """`python -m pytest` puts the checkout first, whose package has no _C: drop it from the path."""
+    if not list((ROOT / "catapult_ext").glob("_C.*so")):
+        sys.path[:] = [p for p in sys.path if Path(p or ".").resolve() != ROOT]
+
+
+_unshadow()
+
+import pytest  # noqa: E402
+import torch  # noqa: E402
+
+from catapult_ext.testing import backends  # noqa: E402
+
+
+@pytest.fixture(params=backends(), ids=lambda b: b.name)
+def backend(request):
+    """One test per back end; one that cannot run is skipped with its reason."""
+    if request.param.unavailable:
+        pytest.skip(request.param.unavailable)
+    return request.param
+
+
+@pytest.fixture(params=[torch.float32, torch.float64], ids=["float32", "float64"])
+def dtype(request):
+    return request.param
+
+
+@pytest.fixture
+def generator():
+    return torch.Generator().manual_seed(0)
