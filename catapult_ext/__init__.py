@@ -1,4 +1,4 @@
-"""Curvature of neural networks (NTK, GGN, Hessian) and the catapult phase of large learning rates."""
+"""Curvature of neural networks (NTK, GGN, Hessian) and the catapult phase of training."""
 
 from catapult_ext import ops
 from catapult_ext._native import build_info

@@ -7,7 +7,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 def _unshadow():
-    """`python -m pytest` puts the checkout first, whose package has no _C: drop it from the path."""
+    """Keep the checkout, whose package may lack _C, from shadowing the installed package."""
     if not list((ROOT / "catapult_ext").glob("_C.*so")):
         sys.path[:] = [p for p in sys.path if Path(p or ".").resolve() != ROOT]
 

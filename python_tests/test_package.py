@@ -1,0 +1,86 @@
+"""The package as installed: import cost, entry points from the checkout, one OpenMP runtime."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def python(*arguments, cwd=None, env=None, timeout=300):
+    done = subprocess.run(
+        [sys.executable, *arguments],
+        cwd=cwd,
+        env=env,
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def test_import_is_light():
+    """Only torch and numpy, so that `import catapult_ext` adds little to torch's own import."""
+    heavy = "matplotlib rich typer sklearn scipy pytest pandas"
+    code = f"""
+import sys
+import catapult_ext
+loaded = [m for m in {heavy.split()!r} if m in sys.modules]
+assert not loaded, loaded
+"""
+    python("-c", code, cwd="/")
+
+
+def test_one_openmp_runtime_is_mapped():
+    code = """
+import catapult_ext
+print(open("/proc/self/maps").read())
+"""
+    if not Path("/proc/self/maps").exists():
+        pytest.skip("needs /proc/self/maps")
+    maps = python("-c", code, cwd="/")
+    runtimes = set(re.findall(r"\S*lib(?:g|i)?omp5?[.-]\S*", maps))
+    assert len(runtimes) == 1, runtimes
+
+
+def test_forced_isa_is_active(tmp_path):
+    import os
+
+    import catapult_ext as cx
+
+    for isa in cx.build_info()["usable_isas"]:
+        code = "import catapult_ext as cx; print(cx.build_info()['active_isa'])"
+        out = python("-c", code, cwd=tmp_path, env={**os.environ, "CATAPULT_FORCE_ISA": isa})
+        assert out.strip() == isa
+
+
+def test_unknown_forced_isa_is_one_clear_error(tmp_path):
+    import os
+
+    done = subprocess.run(
+        [sys.executable, "-c", "import catapult_ext"],
+        cwd=tmp_path,
+        env={**os.environ, "CATAPULT_FORCE_ISA": "avx9"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode != 0
+    assert "CATAPULT_FORCE_ISA must be one of (baseline" in done.stderr
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["-m", "pytest", "-q", "python_tests/ops/test_tridiag_eigh.py", "-k", "special"],
+        ["-m", "benchmarks", "--quick", "benchmarks/bench_tridiag_eigh.py"],
+    ],
+    ids=["pytest", "benchmarks"],
+)
+def test_entry_points_work_from_the_checkout(arguments):
+    python(*arguments, cwd=ROOT)
