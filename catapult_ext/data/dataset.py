@@ -1,0 +1,128 @@
+"""A data set in memory: training and test inputs with their targets."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from catapult_ext._validate import FLOAT_DTYPES, fail, require
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Training and test tensors of one problem.
+
+    Attributes:
+        name: how reports call it.
+        x_train: (N, ...) inputs, float32 or float64.
+        y_train: (N, O) targets (one-hot for classes), same dtype.
+        x_test: (M, ...) inputs; M may be 0.
+        y_test: (M, O) targets.
+        classes: whether the targets are one-hot classes, so that accuracy means something.
+
+    Raises:
+        TypeError: for a dtype other than float32/float64, or differing ones.
+        ValueError: for mismatched sizes, an empty training set or non-finite values.
+    """
+
+    name: str
+    x_train: Tensor
+    y_train: Tensor
+    x_test: Tensor
+    y_test: Tensor
+    classes: bool = True
+
+    def __post_init__(self) -> None:
+        where = "data.Dataset"
+        for name in ("x_train", "y_train", "x_test", "y_test"):
+            value = getattr(self, name)
+            if not isinstance(value, Tensor):
+                fail(where, f"{name} must be a torch.Tensor", type(value).__name__, TypeError)
+            if value.dtype not in FLOAT_DTYPES:
+                fail(where, f"{name} must have dtype float32 or float64", value.dtype, TypeError)
+            if value.dtype != self.x_train.dtype:
+                fail(where, f"{name} must have the dtype of x_train", value.dtype, TypeError)
+            require(
+                bool(torch.isfinite(value).all()), where, f"{name} must be finite", "nan or inf"
+            )
+        for x, y, name in (
+            (self.x_train, self.y_train, "y_train"),
+            (self.x_test, self.y_test, "y_test"),
+        ):
+            if y.dim() != 2 or x.dim() < 1 or len(x) != len(y):
+                fail(where, f"{name} must have shape ({len(x)}, O)", tuple(y.shape))
+        require(len(self.x_train) > 0, where, "the training set must not be empty", "0 samples")
+        require(
+            self.x_test.shape[1:] == self.x_train.shape[1:],
+            where,
+            f"x_test must have samples of shape {tuple(self.x_train.shape[1:])}",
+            tuple(self.x_test.shape[1:]),
+        )
+        require(
+            self.y_test.shape[1] == self.y_train.shape[1],
+            where,
+            f"y_test must have {self.y_train.shape[1]} columns",
+            self.y_test.shape[1],
+        )
+
+    @property
+    def train(self) -> tuple[Tensor, Tensor]:
+        """(x_train, y_train)."""
+        return self.x_train, self.y_train
+
+    @property
+    def test(self) -> tuple[Tensor, Tensor]:
+        """(x_test, y_test)."""
+        return self.x_test, self.y_test
+
+    @property
+    def outputs(self) -> int:
+        """Number of target columns O."""
+        return self.y_train.shape[1]
+
+    def to(self, target: torch.dtype | torch.device | str) -> Dataset:
+        """The same data in another dtype or on another device."""
+        moved = {n: getattr(self, n).to(target) for n in ("x_train", "y_train", "x_test", "y_test")}
+        return replace(self, **moved)
+
+    def fingerprint(self) -> str:
+        """SHA-256 over names, shapes, dtypes and bytes: the data's identity in a run's config."""
+        digest = hashlib.sha256(f"{self.name}|{self.classes}".encode())
+        for name in ("x_train", "y_train", "x_test", "y_test"):
+            update_digest(digest, name, getattr(self, name))
+        return digest.hexdigest()[:16]
+
+
+def update_digest(digest: hashlib._Hash, name: str, value: Tensor) -> None:
+    """Feed name, dtype, shape and bytes of a tensor into a hash."""
+    value = value.detach().cpu().contiguous()
+    digest.update(f"{name}|{value.dtype}|{tuple(value.shape)}".encode())
+    digest.update(value.reshape(-1).view(torch.uint8).numpy().tobytes())
+
+
+def as_dataset(data: object, where: str) -> Dataset:
+    """A :class:`Dataset` from one, from ``(x, y)`` or from ``(x, y, x_test, y_test)``.
+
+    Targets of one output may be (N,). Without a test set, reports leave test columns empty.
+    """
+    if isinstance(data, Dataset):
+        return data
+    if not isinstance(data, tuple | list) or len(data) not in (2, 4):
+        kind = f"{type(data).__name__} of {len(data)}" if isinstance(data, tuple | list) else data
+        fail(
+            where, "data must be a Dataset, (x, y) or (x, y, x_test, y_test)", repr(kind), TypeError
+        )
+    parts = list(data)  # type: ignore[call-overload]
+    for i, part in enumerate(parts):
+        if not isinstance(part, Tensor):
+            fail(where, f"data[{i}] must be a torch.Tensor", type(part).__name__, TypeError)
+    targets = [t[:, None] if t.dim() == 1 else t for t in parts[1::2]]
+    x, y = parts[0], targets[0]
+    x_test, y_test = (parts[2], targets[1]) if len(parts) == 4 else (x[:0], y[:0])
+    one_hot = y.dim() == 2 and y.shape[1] > 1 and bool(((y == 0) | (y == 1)).all())
+    return Dataset(
+        "data", x, y, x_test, y_test, classes=one_hot and bool((y.sum(dim=1) == 1).all())
+    )

@@ -1,0 +1,89 @@
+"""scikit-learn's handwritten digits: 1797 real images, shipped with the library, no download."""
+
+from __future__ import annotations
+
+import importlib
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from catapult_ext._validate import fail, require
+from catapult_ext.data.dataset import Dataset
+
+STANDARDISATIONS = ("global", "pixel", "none")
+
+
+def standardise(x: Tensor, reference: Tensor, how: str) -> Tensor:
+    """Shift and scale ``x`` (N, ...) by the statistics of ``reference``.
+
+    ``global``: one mean and deviation over all values; ``pixel``: one per feature, constant
+    features only shifted; ``none``: unchanged.
+    """
+    if how not in STANDARDISATIONS:
+        fail("data.standardise", f"how must be one of {', '.join(STANDARDISATIONS)}", repr(how))
+    if how == "none":
+        return x
+    if how == "global":
+        return (x - reference.mean()) / reference.std(correction=0)
+    spread = reference.std(dim=0, correction=0)
+    return (x - reference.mean(dim=0)) / torch.where(spread > 0, spread, torch.ones_like(spread))
+
+
+def _load() -> tuple[Tensor, Tensor]:
+    try:  # imported here only: scikit-learn maps a second OpenMP runtime
+        datasets = importlib.import_module("sklearn.datasets")
+    except ImportError as error:
+        raise RuntimeError(
+            "catapult_ext.data.digits: needs scikit-learn, which the extra 'experiments' brings: "
+            "pip install 'catapult_ext[experiments]'"
+        ) from error
+    bunch = datasets.load_digits()
+    images = torch.from_numpy(np.asarray(bunch.images, dtype=np.float64)) / 16
+    return images, torch.from_numpy(np.asarray(bunch.target, dtype=np.int64))
+
+
+def digits(
+    size: int = 8,
+    *,
+    train: int = 512,
+    test: int | None = None,
+    seed: int = 0,
+    standardisation: str = "global",
+    flatten: bool = True,
+    dtype: torch.dtype = torch.float32,
+) -> Dataset:
+    """Handwritten digits, split, standardised by the training images, one-hot targets.
+
+    Args:
+        size: 8, the original images, or 28: enlarged to 20 x 20 in a 28 x 28 frame, like MNIST.
+        train: number of training images, 1 to 1796.
+        test: number of test images; default: all the others.
+        seed: of the split (a permutation drawn by NumPy's ``RandomState``, stable for good).
+        standardisation: ``"global"``, ``"pixel"`` or ``"none"`` (values in [0, 1]).
+        flatten: (N, size^2) if true, else (N, 1, size, size).
+        dtype: float32 or float64.
+
+    Returns:
+        Dataset with O = 10.
+
+    Raises:
+        ValueError: for another size, or more images than there are.
+        RuntimeError: without scikit-learn; the message names the extra.
+    """
+    where = "data.digits"
+    require(size in (8, 28), where, "size must be 8 or 28", size)
+    images, labels = _load()
+    total = len(images)
+    require(1 <= train < total, where, f"train must be in 1..{total - 1}", train)
+    test = total - train if test is None else test
+    require(0 <= test <= total - train, where, f"test must be in 0..{total - train}", test)
+    order = torch.from_numpy(np.random.RandomState(seed).permutation(total))
+    images, labels = images[order[: train + test]][:, None], labels[order[: train + test]]
+    if size == 28:
+        images = F.pad(F.interpolate(images, size=20, mode="bilinear"), (4, 4, 4, 4))
+    images = standardise(images, images[:train], standardisation)
+    x = (images.flatten(1) if flatten else images).to(dtype)
+    y = F.one_hot(labels, 10).to(dtype)
+    return Dataset(f"digits {size}x{size}", x[:train], y[:train], x[train:], y[train:])
