@@ -16,14 +16,7 @@ def main(arguments: list[str]) -> int:
     import pytest
 
     options = ["--benchmark-enable", "--benchmark-disable-gc", "--benchmark-quiet"]
-    options += [
-        "--durations=0",
-        "--durations-min=60",
-        "-q",
-        "--no-header",
-        "-p",
-        "no:cacheprovider",
-    ]
+    options += ["--durations-min=60", "-q", "--no-header", "-p", "no:cacheprovider"]
     arguments = [a.replace("--json", "--benchmark-json", 1) for a in arguments]
     if not any(Path(a.split("::")[0]).exists() for a in arguments if not a.startswith("-")):
         arguments.append(str(HERE))
