@@ -4,6 +4,23 @@ from torch import Tensor
 
 def build_info() -> dict[str, Any]: ...
 def force_isa(name: str) -> None: ...
+def lanczos_step_workspace(
+    replicas: int, n: int, rows: int, device: int, stream: int, threads: int
+) -> int: ...
+def lanczos_step(
+    basis: Tensor,
+    alpha: Tensor,
+    beta: Tensor,
+    w: Tensor,
+    coefficients: Tensor | None,
+    workspace: Tensor,
+    step: int,
+    rows: int,
+    breakdown: float,
+    device: int,
+    stream: int,
+    threads: int,
+) -> None: ...
 def tridiag_eigh(
     alpha: Tensor,
     beta: Tensor,

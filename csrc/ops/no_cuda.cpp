@@ -1,8 +1,13 @@
 // The *_cuda entries of a build without CUDA: each says so.
 #include "core/error.hpp"
+#include "ops/lanczos_step/lanczos_step.hpp"
 #include "ops/tridiag_eigh/tridiag_eigh.hpp"
 
 namespace catapult {
+
+#ifndef CATAPULT_CUDA_LANCZOS_STEP
+void lanczos_step_cuda(const LanczosStepArgs&, const Exec&) { fail_without_cuda("lanczos_step"); }
+#endif
 
 #ifndef CATAPULT_CUDA_TRIDIAG_EIGH
 void tridiag_eigh_cuda(const TridiagEighArgs&, const Exec&) { fail_without_cuda("tridiag_eigh"); }
