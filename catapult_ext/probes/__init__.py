@@ -1,0 +1,25 @@
+"""What to look at during training: phases and observables."""
+
+from __future__ import annotations
+
+from catapult_ext.probes.observables import (
+    Activity,
+    accuracy,
+    activity,
+    hidden_width,
+    weight_norm,
+)
+from catapult_ext.probes.phases import PHASES, Evidence, Verdict, classify, divergence_cut
+
+__all__ = [
+    "PHASES",
+    "Activity",
+    "Evidence",
+    "Verdict",
+    "accuracy",
+    "activity",
+    "classify",
+    "divergence_cut",
+    "hidden_width",
+    "weight_norm",
+]

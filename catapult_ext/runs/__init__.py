@@ -1,0 +1,7 @@
+"""Run folders, pictures and reports."""
+
+from __future__ import annotations
+
+from catapult_ext.runs.store import RunFolder, RunFolderError, config_hash
+
+__all__ = ["RunFolder", "RunFolderError", "config_hash"]
