@@ -1,0 +1,66 @@
+// Reductions in a fixed order, so that results are the same on every run. Sums of squares and dots
+// should be handed in as double.
+#pragma once
+
+#include "core/cuda/runtime.cuh"
+
+namespace catapult::device {
+
+struct Sum {
+  template <typename T>
+  __device__ T operator()(T a, T b) const {
+    return a + b;
+  }
+};
+
+struct Max {
+  template <typename T>
+  __device__ T operator()(T a, T b) const {
+    return a > b ? a : b;
+  }
+};
+
+// Every lane gets the result. `Width` lanes (a power of two) form one group.
+template <int Width = kWarpSize, typename T, typename Op>
+__device__ __forceinline__ T warp_reduce(T value, Op op) {
+#pragma unroll
+  for (int lanes = Width / 2; lanes > 0; lanes /= 2)
+    value = op(value, __shfl_xor_sync(kFullMask, value, lanes, Width));
+  return value;
+}
+
+template <int Width = kWarpSize, typename T>
+__device__ __forceinline__ T warp_sum(T value) {
+  return warp_reduce<Width>(value, Sum{});
+}
+
+template <int Width = kWarpSize, typename T>
+__device__ __forceinline__ T warp_max(T value) {
+  return warp_reduce<Width>(value, Max{});
+}
+
+// Reduces `value` over a one-dimensional block of a multiple of 32 threads; every thread gets the
+// result. `scratch` is shared memory for blockDim.x / 32 values, free again when this returns.
+template <typename T, typename Op>
+__device__ __forceinline__ T block_reduce(T value, Op op, T* scratch) {
+  value = warp_reduce(value, op);
+  const int warp = threadIdx.x / kWarpSize, warps = blockDim.x / kWarpSize;
+  if (threadIdx.x % kWarpSize == 0) scratch[warp] = value;
+  __syncthreads();
+  T total = scratch[0];
+  for (int i = 1; i < warps; ++i) total = op(total, scratch[i]);
+  __syncthreads();  // scratch may be written again
+  return total;
+}
+
+template <typename T>
+__device__ __forceinline__ T block_sum(T value, T* scratch) {
+  return block_reduce(value, Sum{}, scratch);
+}
+
+template <typename T>
+__device__ __forceinline__ T block_max(T value, T* scratch) {
+  return block_reduce(value, Max{}, scratch);
+}
+
+}  // namespace catapult::device
