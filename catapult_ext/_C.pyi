@@ -4,6 +4,20 @@ from torch import Tensor
 
 def build_info() -> dict[str, Any]: ...
 def force_isa(name: str) -> None: ...
+def gram(
+    a: list[Tensor],
+    g: list[Tensor],
+    a2: list[Tensor],
+    g2: list[Tensor],
+    scale: list[float],
+    bias: list[float],
+    outputs: int,
+    out: Tensor,
+    device: int,
+    stream: int,
+    threads: int,
+) -> None: ...
+def gram_cpu_tile(rows: int, cols: int, symmetric: bool, bytes: int, threads: int) -> int: ...
 def lanczos_step_workspace(
     replicas: int, n: int, rows: int, device: int, stream: int, threads: int
 ) -> int: ...

@@ -1,8 +1,9 @@
-"""A small convolutional network for images such as the 8 x 8 digits."""
+"""Convolutional networks without residual connections."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import nn
@@ -18,7 +19,7 @@ def small_cnn(
     *,
     in_channels: int = 1,
     channels: int = 32,
-    activation_name: str = "relu",
+    activation_name: str | Callable[[], nn.Module] = "relu",
     parameterisation: str = "ntk",
     init: str | None = None,
     sigma_w: float = math.sqrt(2.0),
@@ -73,5 +74,75 @@ def small_cnn(
             nn.AvgPool2d(2),
             nn.Flatten(),
             head,
+        )
+    return initialise(model.float(), init, seed).to(dtype)
+
+
+def paper_cnn(
+    image_size: int,
+    out_features: int,
+    *,
+    in_channels: int = 3,
+    width: float = 1.0,
+    activation_name: str | Callable[[], nn.Module] = "relu",
+    parameterisation: str = "standard",
+    init: str | None = None,
+    sigma_w: float = math.sqrt(2.0),
+    seed: int = 0,
+    dtype: torch.dtype = torch.float32,
+) -> nn.Sequential:
+    """Conv 320 - Conv 320 - pool - Conv 320 - Conv 128 - pool - dense 256 - dense O.
+
+    The layers of the paper's CNN are not in its main text; these are those of the authors' related
+    work on L2, as remembered: a candidate, not a certainty. Convolutions are 3 x 3 with padding 1,
+    pools are 2 x 2 maxima, every layer but the last is followed by the activation.
+
+    Args:
+        image_size: side S of the square images, a multiple of 4.
+        out_features: outputs O; the model returns (N, O).
+        in_channels: of the images.
+        width: factor on all channel and unit counts; 1 as above.
+        activation_name: as in ``models.fully_connected``, like all arguments below.
+        parameterisation: ``"standard"`` (biases at 0) or ``"ntk"`` (no biases).
+        init: named initialisation.
+        sigma_w: NTK parameterisation only.
+        seed: of the initial values.
+        dtype: of the parameters.
+
+    Raises:
+        ValueError: for sizes that do not fit or unknown names.
+    """
+    where = "models.paper_cnn"
+    ok = image_size >= 4 and image_size % 4 == 0
+    require(ok, where, "image_size must be a multiple of 4", image_size)
+    require(out_features > 0, where, "out_features must be > 0", out_features)
+    require(width > 0, where, "width must be > 0", width)
+    init = check_init(where, parameterisation, init)
+    ntk = parameterisation == "ntk"
+    a, b, units = (max(1, round(n * width)) for n in (320, 128, 256))
+
+    def conv(c_in: int, c_out: int) -> list[nn.Module]:
+        layer: nn.Module = (
+            NTKConv2d(c_in, c_out, 3, sigma_w, padding=1)
+            if ntk
+            else nn.Conv2d(c_in, c_out, 3, padding=1)
+        )
+        return [layer, activation(activation_name)]
+
+    def dense(d: int, p: int) -> nn.Module:
+        return NTKLinear(d, p, sigma_w) if ntk else nn.Linear(d, p)
+
+    with torch.random.fork_rng(devices=[]):
+        model = nn.Sequential(
+            *conv(in_channels, a),
+            *conv(a, a),
+            nn.MaxPool2d(2),
+            *conv(a, a),
+            *conv(a, b),
+            nn.MaxPool2d(2),
+            nn.Flatten(),
+            dense(b * (image_size // 4) ** 2, units),
+            activation(activation_name),
+            dense(units, out_features),
         )
     return initialise(model.float(), init, seed).to(dtype)

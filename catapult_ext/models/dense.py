@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Callable
 
 import torch
 from torch import nn
@@ -19,7 +20,7 @@ def fully_connected(
     *,
     width: int = 512,
     depth: int = 3,
-    activation_name: str = "relu",
+    activation_name: str | Callable[[], nn.Module] = "relu",
     parameterisation: str = "ntk",
     init: str | None = None,
     sigma_w: float = math.sqrt(2.0),
@@ -35,7 +36,7 @@ def fully_connected(
         out_features: outputs O; the model returns (N, O).
         width: units W of every hidden layer.
         depth: number of hidden layers (0 gives a linear model).
-        activation_name: name in ``models.ACTIVATIONS``.
+        activation_name: name in ``models.ACTIVATIONS``, or a factory such as ``nn.Mish``.
         parameterisation: ``"ntk"`` (sigma_w / sqrt(fan_in) W x + sigma_b b) or ``"standard"``.
         init: named initialisation, see ``models.initialise``; default ``normal`` or ``he``.
         sigma_w: NTK parameterisation only.

@@ -99,7 +99,7 @@ class NTKLinear(nn.Module):
 class NTKConv2d(nn.Module):
     """Convolution ``y = sigma_w / sqrt(in k^2) W * x + sigma_b b`` with W, b ~ N(0, 1).
 
-    Arguments as for :class:`NTKLinear`; stride 1, ``padding`` zeros on every side.
+    Arguments as for :class:`NTKLinear`; ``padding`` zeros on every side, one ``stride`` for both.
     """
 
     def __init__(
@@ -112,6 +112,7 @@ class NTKConv2d(nn.Module):
         bias: bool | None = None,
         *,
         padding: int = 0,
+        stride: int = 1,
         generator: torch.Generator | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
@@ -120,9 +121,10 @@ class NTKConv2d(nn.Module):
         for name, value in (("in_channels", in_channels), ("out_channels", out_channels)):
             require(value > 0, where, f"{name} must be > 0", value)
         require(kernel_size > 0, where, "kernel_size must be > 0", kernel_size)
+        require(stride > 0, where, "stride must be > 0", stride)
         has_bias = _check_sigmas(where, sigma_w, sigma_b, bias)
         self.in_channels, self.out_channels = in_channels, out_channels
-        self.kernel_size, self.padding = kernel_size, padding
+        self.kernel_size, self.padding, self.stride = kernel_size, padding, stride
         self.sigma_w, self.sigma_b = float(sigma_w), float(sigma_b)
         shape = (out_channels, in_channels, kernel_size, kernel_size)
         self.weight = nn.Parameter(torch.empty(shape, dtype=dtype))
@@ -143,13 +145,14 @@ class NTKConv2d(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, H, W) -> (N, C', H', W')."""
         factor = self.sigma_w / math.sqrt(self.fan_in)
-        y = F.conv2d(x * factor, self.weight, padding=self.padding)
+        y = F.conv2d(x * factor, self.weight, padding=self.padding, stride=self.stride)
         return y if self.bias is None else y + (self.sigma_b * self.bias).view(-1, 1, 1)
 
     def extra_repr(self) -> str:
         """What ``repr`` shows."""
         return (
             f"{self.in_channels}, {self.out_channels}, kernel_size={self.kernel_size}, "
+            f"stride={self.stride}, padding={self.padding}, "
             f"sigma_w={self.sigma_w:g}, sigma_b={self.sigma_b:g}, bias={self.bias is not None}"
         )
 
@@ -183,12 +186,23 @@ ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
 }
 
 
-def activation(name: str) -> nn.Module:
-    """A new activation module by its name in ``ACTIVATIONS``.
+def activation(name: str | Callable[[], nn.Module]) -> nn.Module:
+    """A new activation module: by its name in ``ACTIVATIONS``, or from a factory such as nn.Mish.
 
     Raises:
+        TypeError: a factory that does not return a module.
         ValueError: for a name that is not listed.
     """
+    if callable(name):
+        made = name()
+        if not isinstance(made, nn.Module):
+            fail(
+                "models.activation",
+                "a factory must return a module",
+                type(made).__name__,
+                TypeError,
+            )
+        return made
     if name not in ACTIVATIONS:
         fail("models.activation", f"name must be one of {', '.join(ACTIVATIONS)}", repr(name))
     return ACTIVATIONS[name]()

@@ -55,6 +55,7 @@ PYBIND11_MODULE(CATAPULT_MODULE_NAME, m) {
   pybind11::register_exception_translator(&translate_error);
   m.def("build_info", &build_info);
   m.def("force_isa", &force_isa);
+  bind_gram(m);
   bind_lanczos_step(m);
   bind_tridiag_eigh(m);
 }

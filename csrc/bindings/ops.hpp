@@ -5,6 +5,7 @@
 
 namespace catapult {
 
+void bind_gram(pybind11::module_& m);
 void bind_lanczos_step(pybind11::module_& m);
 void bind_tridiag_eigh(pybind11::module_& m);
 

@@ -1,9 +1,14 @@
 // The *_cuda entries of a build without CUDA: each says so.
 #include "core/error.hpp"
+#include "ops/gram/gram.hpp"
 #include "ops/lanczos_step/lanczos_step.hpp"
 #include "ops/tridiag_eigh/tridiag_eigh.hpp"
 
 namespace catapult {
+
+#ifndef CATAPULT_CUDA_GRAM
+void gram_cuda(const GramArgs&, const Exec&) { fail_without_cuda("gram"); }
+#endif
 
 #ifndef CATAPULT_CUDA_LANCZOS_STEP
 void lanczos_step_cuda(const LanczosStepArgs&, const Exec&) { fail_without_cuda("lanczos_step"); }

@@ -1,0 +1,94 @@
+"""What batch normalisation means for curvature: three ways to hold its statistics."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from catapult_ext._validate import fail
+
+BATCH_STATS = ("coupled", "frozen", "running")
+
+
+class CoupledBatchNorm(nn.Module):
+    """Batch normalisation over the samples of one call, as plain differentiable operations.
+
+    Statistics are those of the inputs, in training and evaluation mode alike, and derivatives go
+    through them: the function that is trained, with its samples coupled. Weight and bias are
+    shared with the layer it stands for.
+    """
+
+    def __init__(self, layer: nn.modules.batchnorm._BatchNorm) -> None:
+        super().__init__()
+        self.weight, self.bias, self.eps = layer.weight, layer.bias, layer.eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, C, ...) -> the same shape."""
+        dims = [d for d in range(x.dim()) if d != 1]
+        centred = x - x.mean(dim=dims, keepdim=True)
+        variance = centred.square().mean(dim=dims, keepdim=True)
+        y: Tensor = centred * torch.rsqrt(variance + float(self.eps))
+        if self.weight is None:
+            return y
+        shape = [1, -1] + [1] * (x.dim() - 2)
+        return y * self.weight.view(shape) + self.bias.view(shape)
+
+
+def has_batch_norm(model: nn.Module) -> bool:
+    """Whether any layer of ``model`` is a batch normalisation."""
+    return any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in model.modules())
+
+
+def with_batch_stats(model: nn.Module, policy: str, x: Tensor | None = None) -> nn.Module:
+    """A copy of ``model`` whose batch normalisation holds still, for curvature probes.
+
+    Args:
+        model: any module; left as it is. Without batch normalisation a copy is returned.
+        policy: ``"coupled"``: statistics of whatever batch is given, derivatives through them
+            (:class:`CoupledBatchNorm`); ``"frozen"``: the statistics of ``x`` as constants;
+            ``"running"``: the running averages, as in evaluation.
+        x: inputs whose statistics ``"frozen"`` takes.
+
+    Raises:
+        ValueError: for another policy, or ``"frozen"`` without ``x``.
+    """
+    where = "models.with_batch_stats"
+    if policy not in BATCH_STATS:
+        fail(where, f"policy must be one of {', '.join(BATCH_STATS)}", repr(policy))
+    held = copy.deepcopy(model).eval()
+    layers = [
+        (name, m)
+        for name, m in held.named_modules()
+        if isinstance(m, nn.modules.batchnorm._BatchNorm)
+    ]
+    if policy == "coupled":
+        for name, layer in layers:
+            parent, _, leaf = name.rpartition(".")
+            setattr(held.get_submodule(parent), leaf, CoupledBatchNorm(layer))
+    elif policy == "frozen" and layers:
+        if x is None:
+            fail(where, "policy 'frozen' needs the inputs x", x)
+        _take_statistics([layer for _, layer in layers], held, x)
+    return held
+
+
+@torch.no_grad()
+def _take_statistics(
+    layers: list[nn.modules.batchnorm._BatchNorm], model: nn.Module, x: Tensor | None
+) -> None:
+    """Set the running statistics of ``layers`` to the biased batch statistics of ``x``."""
+
+    def look(layer: Any, inputs: tuple[Tensor, ...]) -> None:
+        dims = [d for d in range(inputs[0].dim()) if d != 1]
+        layer.running_mean = inputs[0].mean(dim=dims)
+        layer.running_var = inputs[0].var(dim=dims, correction=0)
+
+    hooks = [layer.register_forward_pre_hook(look) for layer in layers]
+    try:
+        model(x)
+    finally:
+        for hook in hooks:
+            hook.remove()

@@ -1,0 +1,53 @@
+"""Networks by name, as experiments and the command line ask for them."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Sequence
+from typing import Any
+
+from torch import nn
+
+from catapult_ext._validate import fail, require
+from catapult_ext.models.cnn import paper_cnn, small_cnn
+from catapult_ext.models.dense import fully_connected
+from catapult_ext.models.resnet import resnet, wide_resnet
+
+# The names that stand for families: d and k are numbers.
+NAMES = ("fc", "small-cnn", "cnn", "wrn-d-k", "resnet-d")
+
+
+def build(name: str, in_shape: Sequence[int], out_features: int, **settings: Any) -> nn.Module:
+    """A network by name.
+
+    Args:
+        name: ``"fc"``, ``"small-cnn"``, ``"cnn"``, ``"wrn-28-10"`` (any ``wrn-d-k``) or
+            ``"resnet-20"`` (any ``resnet-d``).
+        in_shape: shape of one sample: (D,) or (C, S, S); ``fc`` flattens an image.
+        out_features: outputs O.
+        **settings: of the builder: ``models.fully_connected``, ``small_cnn``, ``paper_cnn``,
+            ``wide_resnet``, ``resnet``.
+
+    Raises:
+        TypeError: a setting the builder does not know.
+        ValueError: an unknown name, or samples of a shape the network cannot take.
+    """
+    where = "models.build"
+    wide = re.fullmatch(r"wrn-(\d+)-(\d+)", name)
+    plain = re.fullmatch(r"resnet-(\d+)", name)
+    if name == "fc":
+        net = fully_connected(math.prod(in_shape), out_features, **settings)
+        return net if len(in_shape) == 1 else nn.Sequential(nn.Flatten(), *net)
+    if not (wide or plain or name in NAMES[1:3]):
+        fail(where, f"name must be one of {', '.join(NAMES)}", repr(name))
+    ok = len(in_shape) == 3 and in_shape[1] == in_shape[2]
+    require(ok, where, f"{name} needs samples of shape (C, S, S)", tuple(in_shape))
+    channels, side = in_shape[0], in_shape[1]
+    if wide:
+        depth, width = int(wide[1]), int(wide[2])
+        return wide_resnet(depth, width, out_features, in_channels=channels, **settings)
+    if plain:
+        return resnet(int(plain[1]), out_features, in_channels=channels, **settings)
+    builder = small_cnn if name == "small-cnn" else paper_cnn
+    return builder(side, out_features, in_channels=channels, **settings)

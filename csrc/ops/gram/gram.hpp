@@ -1,0 +1,36 @@
+// The neural tangent kernel of dense layers from their factors:
+//   Theta[(n,o),(m,q)] = sum_l (scale_l a_l[n].a2_l[m] + bias_l) (g_l[n,o].g2_l[m,q]).
+#pragma once
+
+#include <vector>
+
+#include "core/exec.hpp"
+#include "core/tensor_view.hpp"
+#include "ops/gram/gram_config.hpp"
+
+namespace catapult {
+
+enum class GramOutputs { kAll = 0, kTrace = 1, kDiagonal = 2 };
+
+struct GramArgs {
+  std::vector<TensorView> a;   // L x (N1, d_l)
+  std::vector<TensorView> g;   // L x (N1, O, p_l)
+  std::vector<TensorView> a2;  // L x (N2, d_l), or empty: the symmetric kernel of a and g
+  std::vector<TensorView> g2;  // L x (N2, O, p_l), or empty
+  std::vector<double> scale;   // L
+  std::vector<double> bias;    // L
+  GramOutputs outputs = GramOutputs::kAll;
+  TensorView out;  // kAll (N1*O, N2*O), kTrace (N1, N2), kDiagonal (N1*O,)
+
+  bool symmetric() const { return a2.empty(); }
+};
+
+void gram(const GramArgs& args, const Exec& exec);
+
+// The tiles the CPU takes for an output of rows x cols with elements of `bytes`, on the active ISA.
+GramConfig gram_cpu_config(int64_t rows, int64_t cols, bool symmetric, int bytes, int threads);
+
+void gram_cpu(const GramArgs& args, const Exec& exec);
+void gram_cuda(const GramArgs& args, const Exec& exec);
+
+}  // namespace catapult

@@ -1,0 +1,84 @@
+#include <algorithm>
+#include <utility>
+#include <vector>
+
+#include "core/dispatch.hpp"
+#include "core/parallel.hpp"
+#include "core/scratch.hpp"
+#include "ops/gram/gram.hpp"
+#include "ops/gram/gram_simd.hpp"
+
+namespace catapult {
+namespace {
+
+// The trace over outputs is the kernel of one output whose g is all of them in a row.
+template <typename T>
+std::vector<GramLayer<T>> layers_of(const GramArgs& args) {
+  const bool self = args.symmetric(), trace = args.outputs == GramOutputs::kTrace;
+  std::vector<GramLayer<T>> layers;
+  for (size_t l = 0; l < args.a.size(); ++l) {
+    const TensorView &a = args.a[l], &g = args.g[l];
+    const TensorView &a2 = self ? a : args.a2[l], &g2 = self ? g : args.g2[l];
+    const int64_t p = trace ? g.size[1] * g.size[2] : g.size[2];
+    layers.push_back({a.as<T>(), a2.as<T>(), g.as<T>(), g2.as<T>(), a.size[1], p,
+                      static_cast<T>(args.scale[l]), static_cast<T>(args.bias[l])});
+  }
+  return layers;
+}
+
+template <typename T>
+void run_blocks(const GramProblem<T>& problem, const GramKernels<T>& kernels, int threads) {
+  const GramConfig config =
+      gram_cpu_config(problem.rows, problem.cols, problem.symmetric, sizeof(T), threads);
+  // The diagonal blocks, half the work of the others, come last and even out the threads.
+  std::vector<std::pair<int64_t, int64_t>> blocks, diagonal;
+  for (int64_t row = 0; row < problem.rows; row += config.tile) {
+    for (int64_t col = 0; col < problem.cols; col += config.tile) {
+      if (problem.symmetric && col > row) break;
+      (problem.symmetric && col == row ? diagonal : blocks).emplace_back(row, col);
+    }
+  }
+  blocks.insert(blocks.end(), diagonal.begin(), diagonal.end());
+  const int64_t count = static_cast<int64_t>(blocks.size());
+  const int team = usable_threads(threads, count);
+  const int64_t elements =
+      gram_scratch(config, kernels.tile_rows, kernels.tile_cols, kernels.slack);
+  const Scratch scratch(team, elements * static_cast<int64_t>(sizeof(T)));
+  parallel_for(count, team, [&](int64_t i) {
+    const int piece = team == 1 ? 0 : thread_index();
+    kernels.block(problem, config, blocks[i].first, blocks[i].second, scratch.piece<T>(piece));
+  });
+}
+
+}  // namespace
+
+GramConfig gram_cpu_config(int64_t rows, int64_t cols, bool symmetric, int bytes, int threads) {
+  const GramSimd& simd = CATAPULT_SELECT_ISA(gram_simd);
+  const bool single = bytes == 4;
+  const int tile_rows = single ? simd.f32.tile_rows : simd.f64.tile_rows;
+  const int tile_cols = single ? simd.f32.tile_cols : simd.f64.tile_cols;
+  return gram_config(rows, cols, symmetric, tile_rows, tile_cols, bytes, threads);
+}
+
+void gram_cpu(const GramArgs& args, const Exec& exec) {
+  const GramSimd& simd = CATAPULT_SELECT_ISA(gram_simd);
+  dispatch_float(args.out.dtype, "gram", [&](auto tag) {
+    using T = typename decltype(tag)::type;
+    const std::vector<GramLayer<T>> layers = layers_of<T>(args);
+    const bool trace = args.outputs == GramOutputs::kTrace;
+    GramProblem<T> problem{layers.data(),    static_cast<int64_t>(layers.size()), args.out.size[0],
+                           args.out.size[1], trace ? 1 : args.g[0].size[1],       args.symmetric(),
+                           args.out.as<T>()};
+    if (args.outputs != GramOutputs::kDiagonal) {
+      run_blocks(problem, simd.of<T>(), exec.threads);
+      return;
+    }
+    constexpr int64_t kRows = 64;
+    const int64_t pieces = (problem.rows + kRows - 1) / kRows;
+    parallel_for(pieces, exec.threads, [&](int64_t i) {
+      simd.of<T>().diagonal(problem, i * kRows, std::min((i + 1) * kRows, problem.rows));
+    });
+  });
+}
+
+}  // namespace catapult
