@@ -2,6 +2,8 @@
 
 from catapult_ext.ops.gram import gram
 from catapult_ext.ops.lanczos_step import lanczos_step
+from catapult_ext.ops.toy_gd import ToyRecord, toy_gd
+from catapult_ext.ops.toy_gd_reduced import toy_gd_reduced
 from catapult_ext.ops.tridiag_eigh import tridiag_eigh
 
-__all__ = ["gram", "lanczos_step", "tridiag_eigh"]
+__all__ = ["ToyRecord", "gram", "lanczos_step", "toy_gd", "toy_gd_reduced", "tridiag_eigh"]

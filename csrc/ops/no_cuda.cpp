@@ -2,6 +2,8 @@
 #include "core/error.hpp"
 #include "ops/gram/gram.hpp"
 #include "ops/lanczos_step/lanczos_step.hpp"
+#include "ops/toy_gd/toy_gd.hpp"
+#include "ops/toy_gd_reduced/toy_gd_reduced.hpp"
 #include "ops/tridiag_eigh/tridiag_eigh.hpp"
 
 namespace catapult {
@@ -12,6 +14,16 @@ void gram_cuda(const GramArgs&, const Exec&) { fail_without_cuda("gram"); }
 
 #ifndef CATAPULT_CUDA_LANCZOS_STEP
 void lanczos_step_cuda(const LanczosStepArgs&, const Exec&) { fail_without_cuda("lanczos_step"); }
+#endif
+
+#ifndef CATAPULT_CUDA_TOY_GD
+void toy_gd_cuda(const ToyGdArgs&, const Exec&) { fail_without_cuda("toy_gd"); }
+#endif
+
+#ifndef CATAPULT_CUDA_TOY_GD_REDUCED
+void toy_gd_reduced_cuda(const ToyGdReducedArgs&, const Exec&) {
+  fail_without_cuda("toy_gd_reduced");
+}
 #endif
 
 #ifndef CATAPULT_CUDA_TRIDIAG_EIGH

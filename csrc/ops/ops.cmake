@@ -2,3 +2,5 @@
 catapult_add_op(gram SIMD)
 catapult_add_op(lanczos_step SIMD)
 catapult_add_op(tridiag_eigh CUDA)
+catapult_add_op(toy_gd SIMD)
+catapult_add_op(toy_gd_reduced SIMD)

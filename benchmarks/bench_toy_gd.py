@@ -1,0 +1,38 @@
+"""toy_gd against the leanest batched torch composition (bmm / baddbmm), loss at every step."""
+
+import pytest
+import torch
+from harness import Case
+
+from catapult_ext import ops
+from catapult_ext.testing.toy_cases import ToyProblem, lean_torch_gd, toy_problem
+
+
+@pytest.mark.parametrize("curvature_every", [0, 10])
+def test_toy_gd(measure, quick, curvature_every):
+    replicas, width, inputs, samples, steps = 64, 1024, 16, 32, 10 if quick else 100
+    c = torch.linspace(0.5, 3.5, replicas)
+    problem = toy_problem(c, width=width, inputs=inputs, samples=samples, dtype=torch.float32)
+
+    def fresh():
+        return (ToyProblem(*(t.clone() for t in problem)),)
+
+    def ours(mine):
+        return ops.toy_gd(*mine, steps, curvature_every=curvature_every)
+
+    def check():
+        want = lean_torch_gd(*fresh(), steps)
+        got = ours(*fresh()).loss
+        assert ((got - want).abs().amax(1) / want.amax(1)).max() < 1e-3
+
+    measure(
+        Case(
+            ours=ours,
+            baselines={"lean torch": lambda mine: lean_torch_gd(mine, steps)},
+            check=check,
+            prepare=fresh,
+            flops=replicas * steps * (6 * width * inputs + 4 * samples * inputs),
+            unit=("replica-steps", replicas * steps),
+            target={"lean torch": 8.0},
+        )
+    )

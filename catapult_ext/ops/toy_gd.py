@@ -1,0 +1,196 @@
+"""Gradient descent of the two-layer linear network, R replicas and all steps in one call."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from catapult_ext import _native, _validate
+from catapult_ext.ops._registry import register
+
+
+class ToyRecord(NamedTuple):
+    """What a run of the toy model records.
+
+    Attributes:
+        loss: (R, steps // record_every + 1), 1/(2N) sum (f - y)^2, the start included.
+        weight_norm: same shape, the squared norm |U|_F^2 + |v|^2.
+        diverged_at: (R,) int64, the step whose loss is not finite or beyond the cut; -1 for none.
+        curvature: (R, steps // curvature_every + 1), the top eigenvalue of the kernel
+            X (U'U + |v|^2 I) X' / (N W); (R, 0) for ``curvature_every=0``.
+    """
+
+    loss: Tensor
+    weight_norm: Tensor
+    diverged_at: Tensor
+    curvature: Tensor
+
+
+def toy_gd(
+    U: Tensor,
+    v: Tensor,
+    x: Tensor,
+    y: Tensor,
+    eta: Tensor,
+    steps: int,
+    *,
+    record_every: int = 1,
+    curvature_every: int = 0,
+) -> ToyRecord:
+    """Full-batch gradient descent of f(x) = W^-1/2 v . U x, on the weights themselves.
+
+    Loss 1/(2N) sum_a (f(x_a) - y_a)^2 (Lewkowycz et al., arXiv 2003.02218; no bias, linear
+    activation). One pass over U per step; the residuals, not the normal equations, give the loss.
+
+    A replica diverges at the first step whose loss is not finite or exceeds 1000 times the largest
+    loss that its initial weight norm P = |U|^2 + |v|^2 allows, 1/(2N) sum_a (|x_a| P / (2 sqrt W) +
+    |y_a|)^2.
+    It stops there: ``diverged_at`` holds that step, its weights stay as they were at it, and every
+    later record holds the values of its last step before (NaN if it has none). Other replicas are
+    not touched.
+
+    Args:
+        U: (R, W, D) first-layer weights, float32 or float64, contiguous; updated in place.
+        v: (R, W) second-layer weights, contiguous; updated in place.
+        x: (N, D) inputs.
+        y: (N,) targets.
+        eta: (R,) learning rates, positive and finite.
+        steps: number of steps, >= 0.
+        record_every: loss and weight norm are recorded at steps 0, s, 2s, ...
+        curvature_every: the same for the curvature; 0 records none. A record costs O(W D^2).
+
+    Returns:
+        A :class:`ToyRecord`.
+
+    Raises:
+        TypeError: not tensors, or not all of one dtype, float32 or float64.
+        ValueError: wrong shapes, an empty dimension other than R, different devices, U or v not
+            contiguous, an input that requires grad, steps or strides out of range; on the CPU also
+            an eta that is not positive and finite.
+
+    Cost:
+        R steps (6 W D + 4 N D) flops; scratch of one replica's weights per thread.
+    """
+    where = "toy_gd"
+    _validate.tensor(U, where, "U", ("R", "W", "D"))
+    replicas, width, inputs = U.shape
+    _validate.require(width > 0 and inputs > 0, where, "U must have W, D >= 1", tuple(U.shape))
+    _validate.tensor(v, where, "v", (replicas, width))
+    check_problem(where, {"U": U, "v": v}, x, y, eta, (replicas, inputs))
+    check_schedule(where, steps, record_every, curvature_every)
+    return ToyRecord(
+        *torch.ops.catapult.toy_gd(U, v, x, y, eta, steps, record_every, curvature_every)
+    )
+
+
+def check_problem(
+    where: str,
+    state: dict[str, Tensor],
+    x: Tensor,
+    y: Tensor,
+    eta: Tensor,
+    sizes: tuple[int, int],
+) -> None:
+    """Checks that every form of the toy model shares; ``sizes`` is (R, D)."""
+    replicas, inputs = sizes
+    _validate.tensor(x, where, "x", ("N", inputs))
+    _validate.require(x.shape[0] > 0, where, "x must have N >= 1", tuple(x.shape))
+    _validate.tensor(y, where, "y", (x.shape[0],))
+    _validate.tensor(eta, where, "eta", (replicas,))
+    everything = {**state, "x": x, "y": y, "eta": eta}
+    _validate.same_kind(where, everything)
+    _validate.no_grad_needed(where, everything)
+    for name, value in state.items():
+        _validate.require(
+            value.is_contiguous(),
+            where,
+            f"{name} is updated in place and must be contiguous",
+            f"strides {value.stride()}",
+        )
+
+
+def check_schedule(where: str, steps: int, record_every: int, curvature_every: int) -> None:
+    """``steps`` and the strides of the records."""
+    for name, value, least in (
+        ("steps", steps, 0),
+        ("record_every", record_every, 1),
+        ("curvature_every", curvature_every, 0),
+    ):
+        if not isinstance(value, int) or isinstance(value, bool):
+            _validate.fail(where, f"{name} must be an int", type(value).__name__, TypeError)
+        _validate.require(value >= least, where, f"{name} must be >= {least}", value)
+
+
+def check_rates(where: str, eta: Tensor) -> None:
+    """Values are only looked at on the CPU: on a GPU it would wait for the device."""
+    if eta.device.type == "cpu" and eta.numel() > 0:
+        ok = bool((eta > 0).all()) and bool(torch.isfinite(eta).all())
+        if not ok:
+            bad = eta[~((eta > 0) & torch.isfinite(eta))][0].item()
+            _validate.fail(where, "eta must be positive and finite", bad)
+
+
+def empty_record(
+    state: Tensor, steps: int, record_every: int, curvature_every: int
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The outputs of a run for the replicas in ``state`` (R, ...)."""
+    replicas = state.shape[0]
+    columns = steps // record_every + 1
+    curvatures = steps // curvature_every + 1 if curvature_every > 0 else 0
+    return (
+        state.new_empty((replicas, columns)),
+        state.new_empty((replicas, columns)),
+        state.new_empty((replicas,), dtype=torch.int64),
+        state.new_empty((replicas, curvatures)),
+    )
+
+
+def _fake(
+    U: Tensor,
+    v: Tensor,
+    x: Tensor,
+    y: Tensor,
+    eta: Tensor,
+    steps: int,
+    record_every: int,
+    curvature_every: int,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    return empty_record(U, steps, record_every, curvature_every)
+
+
+def _impl(
+    U: Tensor,
+    v: Tensor,
+    x: Tensor,
+    y: Tensor,
+    eta: Tensor,
+    steps: int,
+    record_every: int,
+    curvature_every: int,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    check_rates("toy_gd", eta)
+    out = empty_record(U, steps, record_every, curvature_every)
+    _native.call(
+        "toy_gd",
+        U.device,
+        U,
+        v,
+        x.contiguous(),
+        y.contiguous(),
+        eta.contiguous(),
+        *out,
+        steps,
+        record_every,
+        curvature_every,
+    )
+    return out
+
+
+register(
+    "toy_gd(Tensor(a!) U, Tensor(b!) v, Tensor x, Tensor y, Tensor eta, int steps, "
+    "int record_every, int curvature_every) -> (Tensor, Tensor, Tensor, Tensor)",
+    _impl,
+    _fake,
+)

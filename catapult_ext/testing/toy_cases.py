@@ -1,0 +1,84 @@
+"""Problems of the toy model, shared by tests and benchmarks."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from catapult_ext.reference.toy_gd import kernel_top
+
+
+class ToyProblem(NamedTuple):
+    """Arguments of ``toy_gd``: R replicas of width W on N samples of D inputs."""
+
+    U: Tensor
+    v: Tensor
+    x: Tensor
+    y: Tensor
+    eta: Tensor
+
+
+class ReducedProblem(NamedTuple):
+    """The leading arguments of ``toy_gd_reduced``."""
+
+    w: Tensor
+    S: Tensor
+    q: Tensor
+    x: Tensor
+    y: Tensor
+    eta: Tensor
+
+
+def toy_problem(
+    c: Sequence[float] | Tensor,
+    *,
+    width: int,
+    inputs: int,
+    samples: int,
+    dtype: torch.dtype = torch.float64,
+    seed: int = 0,
+) -> ToyProblem:
+    """Gaussian data and weights, replica r at the learning rate c[r] / lambda_0 of its own."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def draw(*shape: int) -> Tensor:
+        return torch.randn(*shape, dtype=torch.float64, generator=generator)
+
+    rates = torch.as_tensor(c, dtype=torch.float64)
+    x, y = draw(samples, inputs), draw(samples)
+    U, v = draw(len(rates), width, inputs), draw(len(rates), width)
+    top = kernel_top(U.mT @ U, v.square().sum(1), x, width)
+    return ToyProblem(*(t.to(dtype) for t in (U, v, x, y, rates / top)))
+
+
+def reduced_state(problem: ToyProblem) -> ReducedProblem:
+    """The closed state w = U'v, S = U'U, q = v.v, formed in float64."""
+    U, v, x, y, eta = problem
+    V = v.double()[:, :, None]
+    w, S = (U.double().mT @ V).squeeze(-1), U.double().mT @ U.double()
+    q = V.square().sum((1, 2))
+    return ReducedProblem(w.to(U.dtype), S.to(U.dtype), q.to(U.dtype), x, y, eta)
+
+
+def lean_torch_gd(problem: ToyProblem, steps: int) -> Tensor:
+    """The leanest batched torch composition of toy_gd: loss (R, steps + 1); mutates U and v."""
+    U, v, x, y, eta = problem
+    samples, root = x.shape[0], math.sqrt(U.shape[1])
+    rate = (eta / root)[:, None]
+    losses = []
+    w = torch.bmm(v[:, None, :], U)[:, 0]
+    for t in range(steps + 1):
+        residual = torch.addmm(-y.expand(len(w), samples), w, x.mT, alpha=1 / root)
+        losses.append(residual.square().sum(1))
+        if t == steps:
+            break
+        zeta = (residual @ x).mul_(rate / samples)
+        pull = torch.bmm(U, zeta[:, :, None])[:, :, 0]
+        U.baddbmm_(v[:, :, None], zeta[:, None, :], alpha=-1)
+        v.sub_(pull)
+        w = torch.bmm(v[:, None, :], U)[:, 0]
+    return torch.stack(losses, 1) / (2 * samples)

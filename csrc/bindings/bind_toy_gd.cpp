@@ -1,0 +1,23 @@
+#include "bindings/ops.hpp"
+#include "bindings/tensor_arg.hpp"
+#include "ops/toy_gd/toy_gd.hpp"
+
+namespace catapult {
+
+void bind_toy_gd(pybind11::module_& m) {
+  m.def("toy_gd", [](TensorView u, TensorView v, TensorView x, TensorView y, TensorView eta,
+                     TensorView loss, TensorView weight_norm, TensorView diverged_at,
+                     TensorView curvature, int64_t steps, int64_t record_every,
+                     int64_t curvature_every, int device, int64_t stream, int threads) {
+    pybind11::gil_scoped_release no_gil;
+    toy_gd({u,
+            v,
+            x,
+            y,
+            eta,
+            {loss, weight_norm, diverged_at, curvature, steps, record_every, curvature_every}},
+           {device, stream, threads});
+  });
+}
+
+}  // namespace catapult

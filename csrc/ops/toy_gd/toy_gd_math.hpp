@@ -1,0 +1,220 @@
+// Arithmetic shared by the forms of the toy model and by CPU and CUDA: the divergence cut, the
+// record of a replica, and the curvature.
+#pragma once
+
+#include <cfloat>
+#include <cmath>
+#include <cstdint>
+
+#include "core/host_device.hpp"
+#include "core/top_eigenvalue.hpp"
+#include "ops/toy_gd/toy_gd.hpp"
+
+namespace catapult {
+
+// |f(x)| <= |x| (|U|^2 + |v|^2) / (2 sqrt(W)) always, and a bounded run keeps the weight norm near
+// its start: a loss this many times above the bound at the initial norm never comes back.
+constexpr double kDivergenceFactor = 1e3;
+
+// Sums over the samples that the cut needs: |x|^2, |x||y|, y^2.
+struct ToyDataNorms {
+  double xx = 0.0, xy = 0.0, yy = 0.0;
+};
+
+template <typename T>
+CATAPULT_HOST_DEVICE ToyDataNorms toy_data_norms(const T* x, const T* y, int64_t samples,
+                                                 int64_t inputs) {
+  ToyDataNorms norms;
+  for (int64_t a = 0; a < samples; ++a) {
+    double xx = 0.0;
+    for (int64_t j = 0; j < inputs; ++j) {
+      const double entry = static_cast<double>(x[a * inputs + j]);
+      xx += entry * entry;
+    }
+    const double target = fabs(static_cast<double>(y[a]));
+    norms.xx += xx;
+    norms.xy += sqrt(xx) * target;
+    norms.yy += target * target;
+  }
+  return norms;
+}
+
+template <typename T>
+struct FloatMax;
+template <>
+struct FloatMax<float> {
+  static constexpr double value = FLT_MAX;
+};
+template <>
+struct FloatMax<double> {
+  static constexpr double value = DBL_MAX;
+};
+
+// The largest loss a replica may show; finite, so that `loss <= cut` rejects inf and NaN alike.
+template <typename T>
+CATAPULT_HOST_DEVICE T toy_divergence_cut(const ToyDataNorms& norms, int64_t samples, double width,
+                                          double weight_norm) {
+  const double reach = weight_norm / (2.0 * sqrt(width));
+  const double bound =
+      (reach * reach * norms.xx + 2.0 * reach * norms.xy + norms.yy) / (2.0 * samples);
+  const double cut = kDivergenceFactor * bound;
+  return static_cast<T>(cut < FloatMax<T>::value ? cut : FloatMax<T>::value);
+}
+
+// Where the next records of one replica go, and what was last put there.
+template <typename T>
+struct ToyReplicaRecord {
+  T* loss;
+  T* weight_norm;
+  T* curvature;
+  int64_t* diverged_at;
+  int64_t steps, record_every, curvature_every;
+  int64_t next_record, next_curvature;  // steps; a countdown spares a division per step
+  T cut;
+  T last_loss, last_norm, last_curvature;
+
+  // Takes the observables of step t; false where the replica has diverged and must stop. Then every
+  // later record is filled with the last accepted values (NaN if there is none).
+  CATAPULT_HOST_DEVICE bool accept(int64_t t, T new_loss, T new_norm) {
+    if (t == 0) *diverged_at = -1;
+    if (!(new_loss <= cut) || !(new_norm <= static_cast<T>(FloatMax<T>::value))) {
+      *diverged_at = t;
+      if (t == 0) last_loss = last_norm = last_curvature = static_cast<T>(NAN);
+      hold();
+      return false;
+    }
+    last_loss = new_loss;
+    last_norm = new_norm;
+    if (t == next_record) {
+      *loss++ = new_loss;
+      *weight_norm++ = new_norm;
+      next_record += record_every;
+    }
+    return true;
+  }
+
+  CATAPULT_HOST_DEVICE bool wants_curvature(int64_t t) const {
+    return curvature_every > 0 && t == next_curvature;
+  }
+
+  CATAPULT_HOST_DEVICE void take_curvature(T value) {
+    *curvature++ = last_curvature = value;
+    next_curvature += curvature_every;
+  }
+
+  // Fills every later record with the last values.
+  CATAPULT_HOST_DEVICE void hold() {
+    for (; next_record <= steps; next_record += record_every) {
+      *loss++ = last_loss;
+      *weight_norm++ = last_norm;
+    }
+    for (; curvature_every > 0 && next_curvature <= steps; next_curvature += curvature_every)
+      *curvature++ = last_curvature;
+  }
+};
+
+template <typename T>
+ToyReplicaRecord<T> toy_replica_record(const ToyRecords& r, int64_t replica) {
+  ToyReplicaRecord<T> record{};
+  record.loss = r.loss.as<T>() + replica * r.loss.size[1];
+  record.weight_norm = r.weight_norm.as<T>() + replica * r.loss.size[1];
+  record.curvature = r.curvature.as<T>() + replica * r.curvature.size[1];
+  record.diverged_at = r.diverged_at.as<int64_t>() + replica;
+  record.steps = r.steps;
+  record.record_every = r.record_every;
+  record.curvature_every = r.curvature_every;
+  return record;
+}
+
+// The curvature is the top eigenvalue of X (S + q I) X' / (N W). With more samples than inputs the
+// same non-zero spectrum belongs to L' C L, where L L' = S + q I and C = X' X / N.
+CATAPULT_HOST_DEVICE inline int64_t toy_curvature_order(int64_t samples, int64_t inputs) {
+  return samples < inputs ? samples : inputs;
+}
+
+// Entries of the data matrix that toy_curvature reads: X / sqrt(N) itself (N < D), or C.
+CATAPULT_HOST_DEVICE inline int64_t toy_curvature_data_size(int64_t samples, int64_t inputs) {
+  return toy_curvature_order(samples, inputs) * inputs;
+}
+
+template <typename T>
+CATAPULT_HOST_DEVICE void toy_curvature_data(const T* x, int64_t samples, int64_t inputs,
+                                             double* data) {
+  if (samples < inputs) {
+    const double scale = 1.0 / sqrt(static_cast<double>(samples));
+    for (int64_t i = 0; i < samples * inputs; ++i) data[i] = scale * static_cast<double>(x[i]);
+    return;
+  }
+  for (int64_t i = 0; i < inputs; ++i) {
+    for (int64_t j = 0; j <= i; ++j) {
+      double sum = 0.0;
+      for (int64_t a = 0; a < samples; ++a)
+        sum += static_cast<double>(x[a * inputs + i]) * static_cast<double>(x[a * inputs + j]);
+      data[i * inputs + j] = data[j * inputs + i] = sum / static_cast<double>(samples);
+    }
+  }
+}
+
+// Doubles of workspace for toy_curvature.
+CATAPULT_HOST_DEVICE inline int64_t toy_curvature_work(int64_t samples, int64_t inputs) {
+  const int64_t order = toy_curvature_order(samples, inputs);
+  return order * inputs + order * order + 3 * order;
+}
+
+// Lower Cholesky factor in place of the symmetric positive semi-definite s (n, n); a pivot that
+// rounding made non-positive becomes a zero column.
+CATAPULT_HOST_DEVICE inline void cholesky_lower(double* s, int64_t n) {
+  for (int64_t k = 0; k < n; ++k) {
+    double pivot = s[k * n + k];
+    for (int64_t p = 0; p < k; ++p) pivot -= s[k * n + p] * s[k * n + p];
+    const double root = pivot > 0.0 ? sqrt(pivot) : 0.0;
+    const double inverse = root > 0.0 ? 1.0 / root : 0.0;
+    s[k * n + k] = root;
+    for (int64_t i = k + 1; i < n; ++i) {
+      double sum = s[i * n + k];
+      for (int64_t p = 0; p < k; ++p) sum -= s[i * n + p] * s[k * n + p];
+      s[i * n + k] = sum * inverse;
+      s[k * n + i] = 0.0;
+    }
+  }
+}
+
+// gram (D, D) is S = U'U and is destroyed; it must be finite.
+CATAPULT_HOST_DEVICE inline double toy_curvature(double* gram, double q, double width,
+                                                 const double* data, int64_t samples,
+                                                 int64_t inputs, double* work) {
+  const int64_t order = toy_curvature_order(samples, inputs), d = inputs;
+  double *half = work, *matrix = work + order * d, *rest = matrix + order * order;
+  for (int64_t i = 0; i < d; ++i) gram[i * d + i] += q;
+  if (samples < inputs) {
+    for (int64_t a = 0; a < samples; ++a)
+      for (int64_t j = 0; j < d; ++j) {
+        double sum = 0.0;
+        for (int64_t k = 0; k < d; ++k) sum += data[a * d + k] * gram[k * d + j];
+        half[a * d + j] = sum;
+      }
+    for (int64_t a = 0; a < samples; ++a)
+      for (int64_t b = 0; b < samples; ++b) {
+        double sum = 0.0;
+        for (int64_t j = 0; j < d; ++j) sum += half[a * d + j] * data[b * d + j];
+        matrix[a * order + b] = sum;
+      }
+  } else {
+    cholesky_lower(gram, d);
+    for (int64_t i = 0; i < d; ++i)
+      for (int64_t j = 0; j < d; ++j) {
+        double sum = 0.0;
+        for (int64_t k = j; k < d; ++k) sum += data[i * d + k] * gram[k * d + j];
+        half[i * d + j] = sum;
+      }
+    for (int64_t i = 0; i < d; ++i)
+      for (int64_t j = 0; j < d; ++j) {
+        double sum = 0.0;
+        for (int64_t k = i; k < d; ++k) sum += gram[k * d + i] * half[k * d + j];
+        matrix[i * d + j] = sum;
+      }
+  }
+  return top_eigenvalue(matrix, order, rest) / width;
+}
+
+}  // namespace catapult

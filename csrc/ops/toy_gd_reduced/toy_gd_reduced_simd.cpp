@@ -1,0 +1,119 @@
+// Equations of the closed state: w' = w - e (S z + q z) + e^2 (w.z) z,
+// S' = S - e (w z' + z w') + e^2 q z z', q' = q - 2 e w.z + e^2 z'S z, e = eta / sqrt(W).
+#include "ops/toy_gd_reduced/toy_gd_reduced_simd.hpp"
+
+#include "core/simd.hpp"
+
+namespace catapult {
+namespace {
+
+// B samples at once, so that one load of w and of zeta serves B products.
+template <typename T, int B>
+CATAPULT_INLINE void sample_block(const ToyReducedData<T>& data, const ToyReducedLanes<T>& s,
+                                  int64_t at, Vec<T>& squares) {
+  constexpr int L = kLanes<T>;
+  const T* x = data.x + at * s.inputs;
+  Vec<T> r[B] = {};
+  for (int64_t j = 0; j < s.inputs; ++j) {
+    const Vec<T> w = load(s.w + j * L);
+    for (int b = 0; b < B; ++b) r[b] += w * splat<T>(x[b * s.inputs + j]);
+  }
+  const Vec<T> scale = splat<T>(data.inverse_root_width);
+  for (int b = 0; b < B; ++b) {
+    r[b] = r[b] * scale - splat<T>(data.y[at + b]);
+    squares += r[b] * r[b];
+  }
+  for (int64_t j = 0; j < s.inputs; ++j) {
+    Vec<T> even = load(s.zeta + j * L), odd{};
+    for (int b = 0; b + 1 < B; b += 2) {
+      even += r[b] * splat<T>(x[b * s.inputs + j]);
+      odd += r[b + 1] * splat<T>(x[(b + 1) * s.inputs + j]);
+    }
+    if (B % 2 == 1) even += r[B - 1] * splat<T>(x[(B - 1) * s.inputs + j]);
+    store(s.zeta + j * L, even + odd);
+  }
+}
+
+template <typename T>
+void residuals(const ToyReducedData<T>& data, const ToyReducedLanes<T>& s) {
+  constexpr int L = kLanes<T>;
+  for (int64_t j = 0; j < s.inputs; ++j) store(s.zeta + j * L, Vec<T>{});
+  Vec<T> squares{};
+  int64_t a = 0;
+  for (; a + 8 <= data.samples; a += 8) sample_block<T, 8>(data, s, a, squares);
+  for (; a + 4 <= data.samples; a += 4) sample_block<T, 4>(data, s, a, squares);
+  for (; a < data.samples; ++a) sample_block<T, 1>(data, s, a, squares);
+  const Vec<T> inverse = splat<T>(1 / static_cast<T>(data.samples));
+  for (int64_t j = 0; j < s.inputs; ++j) store(s.zeta + j * L, load(s.zeta + j * L) * inverse);
+  store(s.loss, squares * (inverse * splat<T>(T(0.5))));
+}
+
+// The last update of S is added and S zeta is formed in one sweep, two rows at a time.
+template <typename T>
+CATAPULT_INLINE void sweep_gram(const ToyReducedLanes<T>& s) {
+  constexpr int L = kLanes<T>;
+  for (int64_t j = 0; j < s.inputs; ++j) store(s.s_zeta + j * L, Vec<T>{});
+  T* p = s.s;
+  for (int64_t i = 0; i < s.inputs; i += 2) {
+    const Vec<T> hz0 = load(s.held_zeta + i * L), hz1 = load(s.held_zeta + (i + 1) * L);
+    const Vec<T> hp0 = load(s.held_p + i * L), hp1 = load(s.held_p + (i + 1) * L);
+    const Vec<T> z0 = load(s.zeta + i * L), z1 = load(s.zeta + (i + 1) * L);
+    const Vec<T> s00 = load(p) + (hz0 * hp0 + hp0 * hz0);
+    const Vec<T> s01 = load(p + L) + hz0 * hp1 + hp0 * hz1;
+    const Vec<T> s11 = load(p + 2 * L) + (hz1 * hp1 + hp1 * hz1);
+    store(p, s00);
+    store(p + L, s01);
+    store(p + 2 * L, s11);
+    p += 3 * L;
+    Vec<T> sz0 = load(s.s_zeta + i * L) + s00 * z0 + s01 * z1;
+    Vec<T> sz1 = load(s.s_zeta + (i + 1) * L) + s01 * z0 + s11 * z1;
+    for (int64_t j = i + 2; j < s.inputs; ++j, p += 2 * L) {
+      const Vec<T> hz = load(s.held_zeta + j * L), hp = load(s.held_p + j * L);
+      const Vec<T> a = load(p) + hz0 * hp + hp0 * hz, b = load(p + L) + hz1 * hp + hp1 * hz;
+      store(p, a);
+      store(p + L, b);
+      const Vec<T> z = load(s.zeta + j * L);
+      sz0 += a * z;
+      sz1 += b * z;
+      store(s.s_zeta + j * L, load(s.s_zeta + j * L) + a * z0 + b * z1);
+    }
+    store(s.s_zeta + i * L, sz0);
+    store(s.s_zeta + (i + 1) * L, sz1);
+  }
+}
+
+template <typename T>
+void advance(const ToyReducedLanes<T>& s) {
+  constexpr int L = kLanes<T>;
+  sweep_gram(s);
+  Vec<T> wz{}, zz{}, zsz{};
+  for (int64_t j = 0; j < s.inputs; ++j) {
+    const Vec<T> z = load(s.zeta + j * L);
+    wz += load(s.w + j * L) * z;
+    zz += z * z;
+    zsz += load(s.s_zeta + j * L) * z;
+  }
+  const Vec<T> e = load(s.rate), q = load(s.q);
+  const Vec<T> half = splat<T>(T(0.5)) * e * (e * q), along = e * (e * wz - q);
+  for (int64_t j = 0; j < s.inputs; ++j) {
+    const Vec<T> z = load(s.zeta + j * L), w = load(s.w + j * L);
+    store(s.held_zeta + j * L, z);
+    store(s.held_p + j * L, half * z - e * w);
+    store(s.w + j * L, w - e * load(s.s_zeta + j * L) + along * z);
+  }
+  const Vec<T> two = splat<T>(T(2));
+  store(s.q, q + e * (e * zsz - two * wz));
+  store(s.trace, load(s.trace) + e * (e * (q * zz) - two * wz));
+}
+
+template <typename T>
+constexpr ToyReducedTable<T> table() {
+  return {kLanes<T>, &residuals<T>, &advance<T>};
+}
+
+}  // namespace
+
+extern const ToyReducedTables CATAPULT_ISA_SYMBOL(toy_gd_reduced_simd) = {table<float>(),
+                                                                          table<double>()};
+
+}  // namespace catapult
