@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from . import _validate as v
+from catapult_ext import _validate as v
 
 NAMED = ("half_mse", "half_mse_mean")
 ACCEPTED = (

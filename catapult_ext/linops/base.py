@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .. import _validate as v
+from catapult_ext import _validate as v
 
 _DENSE_CHUNK = 64  # columns of the identity multiplied at once
 
@@ -19,11 +19,12 @@ class Dual:
     """A smaller operator with the same non-zero spectrum.
 
     ``lift`` maps its vectors (m, K) to the large space so that an eigenvector u with eigenvalue l > 0
-    becomes ``lift(u) / sqrt(l)``, a unit eigenvector there.
+    becomes ``lift(u) / sqrt(l)``, a unit eigenvector there; ``restrict`` is its transpose.
     """
 
     operator: LinearOperator
     lift: Callable[[Tensor], Tensor]
+    restrict: Callable[[Tensor], Tensor]
 
 
 class LinearOperator:

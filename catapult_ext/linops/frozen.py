@@ -11,8 +11,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from .. import _validate as v
-from .snapshot import Inputs, Snapshot, _frozen_context
+from catapult_ext import _validate as v
+from catapult_ext.linops.snapshot import Inputs, Snapshot, _frozen_context
 
 ENGINES = ("layers", "linearize", "autograd")
 

@@ -7,10 +7,10 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from .. import _validate as v
-from ..losses import Loss, OutputFactor, resolve
-from .base import Dual, LinearOperator
-from .frozen import Frozen, freeze
+from catapult_ext import _validate as v
+from catapult_ext.losses import Loss, OutputFactor, resolve
+from catapult_ext.linops.base import Dual, LinearOperator
+from catapult_ext.linops.frozen import Frozen, freeze
 
 
 def unpack(data: object, where: str) -> tuple[Any, Any]:
@@ -67,7 +67,7 @@ class GGN(LinearOperator):
         if self.frozen.rows >= self.frozen.n_params:
             return None
         dual = DualGGN(self.frozen, self.factor)
-        return Dual(dual, dual.lift)
+        return Dual(dual, dual.lift, dual.restrict)
 
 
 class DualGGN(LinearOperator):
@@ -87,6 +87,10 @@ class DualGGN(LinearOperator):
     def lift(self, vectors: Tensor) -> Tensor:
         """J' S u: (N*O, K) to (P, K)."""
         return self.frozen.vjp(_rows(self.frozen, vectors, self.factor.apply))
+
+    def restrict(self, vectors: Tensor) -> Tensor:
+        """S' J t: (P, K) to (N*O, K)."""
+        return _rows(self.frozen, self.frozen.jvp(vectors), self.factor.apply_t)
 
 
 def convex_loss(loss: object, where: str) -> Loss:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from .. import _validate as v
-from ..losses import resolve
-from .base import LinearOperator
-from .ggn import unpack
-from .snapshot import Snapshot, _frozen_context
+from catapult_ext import _validate as v
+from catapult_ext.losses import resolve
+from catapult_ext.linops.base import LinearOperator
+from catapult_ext.linops.ggn import unpack
+from catapult_ext.linops.snapshot import Snapshot, _frozen_context
 
 
 class Hessian(LinearOperator):

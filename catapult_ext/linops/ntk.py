@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from .. import _validate as v
-from .base import LinearOperator
-from .frozen import Frozen, freeze
-from .snapshot import Inputs
+from catapult_ext import _validate as v
+from catapult_ext.linops.base import LinearOperator
+from catapult_ext.linops.frozen import Frozen, freeze
+from catapult_ext.linops.snapshot import Inputs
 
 _JACOBIAN_BYTES = 1 << 29  # a dense kernel keeps J up to this size, else goes column by column
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from .. import _validate as v
+from catapult_ext import _validate as v
 
 Inputs = Tensor | tuple[Any, ...] | Mapping[str, Any]
 
