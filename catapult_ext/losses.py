@@ -125,9 +125,7 @@ def _float_targets(name: str, f: Tensor, y: Tensor) -> Tensor:
 
 
 def _same_device(name: str, f: Tensor, y: Tensor) -> None:
-    v.require(
-        y.device == f.device, f"losses.{name}", f"targets must be on {f.device}", y.device
-    )
+    v.require(y.device == f.device, f"losses.{name}", f"targets must be on {f.device}", y.device)
 
 
 def _finite(name: str, y: Tensor) -> None:
@@ -202,9 +200,7 @@ class CrossEntropy(Loss):
         inside = bool(((kept >= 0) & (kept < classes)).all())
         v.require(inside, where, f"labels must be in [0, {classes})", "one outside")
         mean = self.module.reduction == "mean"
-        v.require(
-            not mean or kept.numel() > 0, where, "labels must not all be ignore_index", "all"
-        )
+        v.require(not mean or kept.numel() > 0, where, "labels must not all be ignore_index", "all")
         return y
 
     def value(self, f: Tensor, y: Tensor) -> Tensor:
@@ -277,7 +273,10 @@ class BinaryCrossEntropy(Loss):
         p = torch.sigmoid(f)
         curvature = mass * p * (1 - p) / self.normaliser(f, y)
         v.require(
-            bool((mass >= 0).all()), f"losses.{self.name}", "weights must be >= 0 for a factor", "< 0"
+            bool((mass >= 0).all()),
+            f"losses.{self.name}",
+            "weights must be >= 0 for a factor",
+            "< 0",
         )
         return DiagonalFactor(curvature.sqrt())
 

@@ -171,7 +171,9 @@ def _floor(space: Krylov, theta: Tensor) -> float:
     return rounding(space.a.n, space.eps) * size
 
 
-def _overlap(space: Krylov, ritz: tuple[Tensor, Tensor, Tensor], o: _Options, columns: int) -> Overlap:
+def _overlap(
+    space: Krylov, ritz: tuple[Tensor, Tensor, Tensor], o: _Options, columns: int
+) -> Overlap:
     theta, s, residual = ritz
     cycles = [*space.cycles, Cycle(theta, s[space.start], residual)]
     return Overlap(cycles, o.which, space.a.n, columns, o.k, o.confidence)

@@ -47,7 +47,10 @@ class LinearOperator:
         where, n = f"{self.name} @", self.shape[1]
         if not isinstance(vectors, Tensor):
             v.fail(
-                where, "the right-hand side must be a torch.Tensor", type(vectors).__name__, TypeError
+                where,
+                "the right-hand side must be a torch.Tensor",
+                type(vectors).__name__,
+                TypeError,
             )
         fits = vectors.dim() in (1, 2) and vectors.shape[0] == n
         v.require(
@@ -56,9 +59,7 @@ class LinearOperator:
         if vectors.dtype != self.dtype:
             v.fail(where, f"the right-hand side must be {self.dtype}", vectors.dtype, TypeError)
         on_device = vectors.device == self.device
-        v.require(
-            on_device, where, f"the right-hand side must be on {self.device}", vectors.device
-        )
+        v.require(on_device, where, f"the right-hand side must be on {self.device}", vectors.device)
         columns = vectors.detach().reshape(n, -1)
         if columns.shape[1] == 0:
             return columns.new_zeros(self.shape[0], 0)

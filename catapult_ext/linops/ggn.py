@@ -16,7 +16,9 @@ from catapult_ext.linops.frozen import Frozen, freeze
 def unpack(data: object, where: str) -> tuple[Any, Any]:
     """``(x, y)`` or a clear error."""
     if not isinstance(data, Sequence) or isinstance(data, str) or len(data) != 2:
-        shown = f"{type(data).__name__}" + (f" of {len(data)}" if isinstance(data, Sequence) else "")
+        shown = f"{type(data).__name__}" + (
+            f" of {len(data)}" if isinstance(data, Sequence) else ""
+        )
         v.fail(where, "data must be a pair (x, y)", shown, TypeError)
     return data[0], data[1]  # type: ignore[index]
 

@@ -168,11 +168,11 @@ class Snapshot:
         """Outputs as (N, O); a model with outputs (N,) has O = 1."""
         out = self.call(params)
         if not isinstance(out, Tensor):
-            v.fail(self.where, "model output must be a tensor (N, O)", type(out).__name__, TypeError)
+            v.fail(
+                self.where, "model output must be a tensor (N, O)", type(out).__name__, TypeError
+            )
         fits = out.dim() in (1, 2) and out.numel() > 0
-        v.require(
-            fits, self.where, "model output must be 2-D (N, O) or 1-D (N,)", tuple(out.shape)
-        )
+        v.require(fits, self.where, "model output must be 2-D (N, O) or 1-D (N,)", tuple(out.shape))
         if out.dtype != self.dtype:
             v.fail(
                 self.where,
@@ -195,7 +195,10 @@ class Snapshot:
             finally:
                 self.constants = kept
         v.require(
-            bool(torch.isfinite(out).all()), self.where, "model outputs must be finite", "NaN or inf"
+            bool(torch.isfinite(out).all()),
+            self.where,
+            "model outputs must be finite",
+            "NaN or inf",
         )
         v.require(
             out.requires_grad,
