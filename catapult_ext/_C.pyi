@@ -71,6 +71,29 @@ def toy_gd_reduced(
     stream: int,
     threads: int,
 ) -> None: ...
+def ntk_matvec(
+    v: Tensor,
+    weights: list[Tensor],
+    inputs: list[Tensor],
+    slopes: list[Tensor],
+    grams: list[Tensor],
+    scale: list[float],
+    bias: list[float],
+    workspace: Tensor,
+    out: Tensor,
+    device: int,
+    stream: int,
+    threads: int,
+) -> None: ...
+def ntk_matvec_workspace(
+    samples: int,
+    p: list[int],
+    d: list[int],
+    in_sample_space: list[int],
+    device: int,
+    stream: int,
+    threads: int,
+) -> int: ...
 def tridiag_eigh(
     alpha: Tensor,
     beta: Tensor,

@@ -2,8 +2,17 @@
 
 from catapult_ext.ops.gram import gram
 from catapult_ext.ops.lanczos_step import lanczos_step
+from catapult_ext.ops.ntk_matvec import ntk_matvec
 from catapult_ext.ops.toy_gd import ToyRecord, toy_gd
 from catapult_ext.ops.toy_gd_reduced import toy_gd_reduced
 from catapult_ext.ops.tridiag_eigh import tridiag_eigh
 
-__all__ = ["ToyRecord", "gram", "lanczos_step", "toy_gd", "toy_gd_reduced", "tridiag_eigh"]
+__all__ = [
+    "ToyRecord",
+    "gram",
+    "lanczos_step",
+    "ntk_matvec",
+    "toy_gd",
+    "toy_gd_reduced",
+    "tridiag_eigh",
+]

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -21,6 +22,17 @@ def max_error(got: Tensor, exact: Tensor) -> float:
     return float(torch.nan_to_num(difference, nan=torch.inf).max())
 
 
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Run torch on one thread: the small problems of tests cost less than waking a team."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
 def allowed_error(
     reference: Callable[..., Tensor], args: Any, dtype: torch.dtype, scale: float
 ) -> tuple[Tensor, float]:
@@ -35,8 +47,9 @@ def allowed_error(
         dtype: the working dtype.
         scale: bound of the sum of absolute values of the terms of one output entry.
     """
-    exact = reference(*cast(args, torch.float64))
-    naive = reference(*args)
+    with one_thread():
+        exact = reference(*cast(args, torch.float64))
+        naive = reference(*args)
     return exact, 2 * max_error(naive, exact) + 8 * torch.finfo(dtype).eps * scale
 
 

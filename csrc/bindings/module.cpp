@@ -57,6 +57,7 @@ PYBIND11_MODULE(CATAPULT_MODULE_NAME, m) {
   m.def("force_isa", &force_isa);
   bind_gram(m);
   bind_lanczos_step(m);
+  bind_ntk_matvec(m);
   bind_toy_gd(m);
   bind_toy_gd_reduced(m);
   bind_tridiag_eigh(m);

@@ -15,6 +15,14 @@ namespace catapult {
 // Threads to use for `items` pieces of work; 1 in a forked child, where OpenMP's pool is gone.
 int usable_threads(int wanted, int64_t items);
 
+// Threads worth waking for this many operations: a team costs a few microseconds, more where the
+// processor is shared.
+inline int threads_for(double operations, int threads) {
+  constexpr double kOperationsPerThread = 5e5;
+  const double wanted = operations / kOperationsPerThread;
+  return wanted < 2.0 ? 1 : wanted < threads ? static_cast<int>(wanted) : threads;
+}
+
 inline int thread_index() {
 #ifdef _OPENMP
   return omp_get_thread_num();

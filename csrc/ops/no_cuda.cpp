@@ -2,6 +2,7 @@
 #include "core/error.hpp"
 #include "ops/gram/gram.hpp"
 #include "ops/lanczos_step/lanczos_step.hpp"
+#include "ops/ntk_matvec/ntk_matvec.hpp"
 #include "ops/toy_gd/toy_gd.hpp"
 #include "ops/toy_gd_reduced/toy_gd_reduced.hpp"
 #include "ops/tridiag_eigh/tridiag_eigh.hpp"
@@ -24,6 +25,10 @@ void toy_gd_cuda(const ToyGdArgs&, const Exec&) { fail_without_cuda("toy_gd"); }
 void toy_gd_reduced_cuda(const ToyGdReducedArgs&, const Exec&) {
   fail_without_cuda("toy_gd_reduced");
 }
+#endif
+
+#ifndef CATAPULT_CUDA_NTK_MATVEC
+void ntk_matvec_cuda(const NtkMatvecArgs&, const Exec&) { fail_without_cuda("ntk_matvec"); }
 #endif
 
 #ifndef CATAPULT_CUDA_TRIDIAG_EIGH

@@ -27,7 +27,16 @@ std::vector<GramLayer<T>> layers_of(const GramArgs& args) {
 }
 
 template <typename T>
+double operations(const GramProblem<T>& problem) {
+  double per_pair = 0.0;
+  for (int64_t l = 0; l < problem.layer_count; ++l)
+    per_pair += 2.0 * (problem.layers[l].p + problem.layers[l].d);
+  return per_pair * problem.rows * problem.cols * (problem.symmetric ? 0.5 : 1.0);
+}
+
+template <typename T>
 void run_blocks(const GramProblem<T>& problem, const GramKernels<T>& kernels, int threads) {
+  threads = threads_for(operations(problem), threads);
   const GramConfig config =
       gram_cpu_config(problem.rows, problem.cols, problem.symmetric, sizeof(T), threads);
   // The diagonal blocks, half the work of the others, come last and even out the threads.

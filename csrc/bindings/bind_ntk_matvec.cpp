@@ -1,0 +1,33 @@
+#include "bindings/ops.hpp"
+#include "bindings/tensor_arg.hpp"
+#include "ops/ntk_matvec/ntk_matvec.hpp"
+
+namespace catapult {
+
+namespace py = pybind11;
+
+void bind_ntk_matvec(py::module_& m) {
+  m.def("ntk_matvec",
+        [](TensorView v, const py::list& weights, const py::list& inputs, const py::list& slopes,
+           const py::list& grams, std::vector<double> scale, std::vector<double> bias,
+           TensorView workspace, TensorView out, int device, int64_t stream, int threads) {
+          const NtkMatvecArgs args{v,
+                                   tensor_views(weights),
+                                   tensor_views(inputs),
+                                   tensor_views(slopes),
+                                   tensor_views(grams),
+                                   std::move(scale),
+                                   std::move(bias),
+                                   workspace,
+                                   out};
+          py::gil_scoped_release no_gil;
+          ntk_matvec(args, {device, stream, threads});
+        });
+  // Elements for one vector of one replica.
+  m.def("ntk_matvec_workspace",
+        [](int64_t samples, const std::vector<int64_t>& p, const std::vector<int64_t>& d,
+           const std::vector<int64_t>& in_sample_space, int, int64_t,
+           int) { return ntk_matvec_layout(samples, p, d, in_sample_space).size; });
+}
+
+}  // namespace catapult
