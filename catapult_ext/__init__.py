@@ -1,8 +1,20 @@
 """Curvature of neural networks (NTK, GGN, Hessian) and the catapult phase of training."""
 
-from catapult_ext import ops
+from catapult_ext import losses, ops
 from catapult_ext._native import build_info
+from catapult_ext.eig import EigshResult, eigsh
+from catapult_ext.linops import GGN, NTK, Hessian
 
 __version__: str = build_info()["version"]
 
-__all__ = ["__version__", "build_info", "ops"]
+__all__ = [
+    "GGN",
+    "NTK",
+    "EigshResult",
+    "Hessian",
+    "__version__",
+    "build_info",
+    "eigsh",
+    "losses",
+    "ops",
+]

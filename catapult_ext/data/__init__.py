@@ -1,9 +1,28 @@
-"""Data of the experiments: real handwritten digits and a synthetic teacher."""
+"""Data of the experiments: files on disk, real handwritten digits, synthetic problems."""
 
 from __future__ import annotations
 
+from catapult_ext.data.augment import Augment
 from catapult_ext.data.dataset import Dataset, as_dataset, update_digest
-from catapult_ext.data.digits import digits, standardise
+from catapult_ext.data.digits import digits
+from catapult_ext.data.files import DataFileError
+from catapult_ext.data.gaussian import gaussian, synthetic_images
+from catapult_ext.data.prepare import standardise
+from catapult_ext.data.standard import load, named, npz
 from catapult_ext.data.teacher import teacher
 
-__all__ = ["Dataset", "as_dataset", "digits", "standardise", "teacher", "update_digest"]
+__all__ = [
+    "Augment",
+    "DataFileError",
+    "Dataset",
+    "as_dataset",
+    "digits",
+    "gaussian",
+    "load",
+    "named",
+    "npz",
+    "standardise",
+    "synthetic_images",
+    "teacher",
+    "update_digest",
+]

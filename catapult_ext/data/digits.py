@@ -9,26 +9,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from catapult_ext._validate import fail, require
+from catapult_ext._validate import require
 from catapult_ext.data.dataset import Dataset
-
-STANDARDISATIONS = ("global", "pixel", "none")
-
-
-def standardise(x: Tensor, reference: Tensor, how: str) -> Tensor:
-    """Shift and scale ``x`` (N, ...) by the statistics of ``reference``.
-
-    ``global``: one mean and deviation over all values; ``pixel``: one per feature, constant
-    features only shifted; ``none``: unchanged.
-    """
-    if how not in STANDARDISATIONS:
-        fail("data.standardise", f"how must be one of {', '.join(STANDARDISATIONS)}", repr(how))
-    if how == "none":
-        return x
-    if how == "global":
-        return (x - reference.mean()) / reference.std(correction=0)
-    spread = reference.std(dim=0, correction=0)
-    return (x - reference.mean(dim=0)) / torch.where(spread > 0, spread, torch.ones_like(spread))
+from catapult_ext.data.prepare import standardise
 
 
 def _load() -> tuple[Tensor, Tensor]:
@@ -61,7 +44,7 @@ def digits(
         train: number of training images, 1 to 1796.
         test: number of test images; default: all the others.
         seed: of the split (a permutation drawn by NumPy's ``RandomState``, stable for good).
-        standardisation: ``"global"``, ``"pixel"`` or ``"none"`` (values in [0, 1]).
+        standardisation: as in ``data.standardise``; ``"none"`` leaves values in [0, 1].
         flatten: (N, size^2) if true, else (N, 1, size, size).
         dtype: float32 or float64.
 

@@ -72,7 +72,10 @@ def test_teacher(classes):
         (lambda: data.digits(16), "size must be 8 or 28, got 16"),
         (lambda: data.digits(train=0), "train must be in 1..1796, got 0"),
         (lambda: data.digits(test=2000), "test must be in 0..1285, got 2000"),
-        (lambda: data.digits(standardisation="z"), "how must be one of global, pixel, none"),
+        (
+            lambda: data.digits(standardisation="z"),
+            "how must be one of global, channel, pixel, image, none",
+        ),
         (lambda: data.teacher(0), "train must be > 0, got 0"),
         (lambda: data.teacher(noise=-1.0), "noise must be finite and >= 0, got -1.0"),
         (lambda: data.teacher(classes=True), "out_features must be >= 2, got 1"),

@@ -1,0 +1,170 @@
+"""Reading of the usual data files: IDX (MNIST), the binary CIFAR version, NumPy archives."""
+
+from __future__ import annotations
+
+import gzip
+import os
+import zipfile
+import zlib
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from catapult_ext._validate import fail
+
+ENVIRONMENT = "CATAPULT_DATA"
+READ_ERRORS = (OSError, EOFError, zlib.error, zipfile.BadZipFile)
+CIFAR_PIXELS = 3 * 32 * 32
+_PIECE = 1 << 24
+
+
+class DataFileError(RuntimeError):
+    """A data file that is missing or cannot be used; the message names the file and the fault."""
+
+    def __init__(self, path: Path | str, fault: str) -> None:
+        super().__init__(f"catapult_ext.data: {path}: {fault}")
+
+
+def data_folder(data_dir: Path | str | None) -> Path:
+    """``data_dir``, else the folder named by the variable CATAPULT_DATA.
+
+    Raises:
+        DataFileError: neither is given, or it is not a folder.
+    """
+    given = os.environ.get(ENVIRONMENT) if data_dir is None else data_dir
+    if not given:
+        raise DataFileError("data folder", f"none given: pass data_dir or set {ENVIRONMENT}")
+    folder = Path(given)
+    if not folder.is_dir():
+        source = ENVIRONMENT if data_dir is None else "data_dir"
+        raise DataFileError(folder, f"is not a folder (from {source})")
+    return folder
+
+
+def find(folder: Path, places: Sequence[str], names: Sequence[str]) -> Path:
+    """First of ``names``, plain or with .gz, in one of the sub-folders ``places`` of ``folder``."""
+    for place in places:
+        for name in names:
+            for path in (folder / place / name, folder / place / f"{name}.gz"):
+                if path.is_file():
+                    return path
+    where = " or ".join(str(folder / p) if p else str(folder) for p in places)
+    raise DataFileError(names[0], f"not found, plain or .gz, in {where}")
+
+
+def _bytes(path: Path, limit: int | None = None) -> bytes:
+    """Content of a plain or gzipped file, at most ``limit`` bytes of it."""
+    try:
+        opened = gzip.open(path, "rb") if path.suffix == ".gz" else open(path, "rb")  # noqa: SIM115
+        with opened as file:
+            if limit is None:
+                return file.read()
+            pieces, left = [], limit
+            # Piecewise: a damaged header may ask for more than there is memory.
+            while left > 0 and (piece := file.read(min(left, _PIECE))):
+                pieces.append(piece)
+                left -= len(piece)
+            return b"".join(pieces)
+    except EOFError:
+        raise DataFileError(path, "is truncated (the gzip stream ends early)") from None
+    except READ_ERRORS as error:
+        raise DataFileError(path, f"cannot be read: {error}") from error
+
+
+def read_idx(path: Path, dims: int) -> np.ndarray:
+    """An IDX file of unsigned bytes with ``dims`` dimensions.
+
+    Raises:
+        DataFileError: another magic number, type or dimension count, or too few or many bytes.
+    """
+    head = _bytes(path, 4 + 4 * dims)
+    if len(head) < 4:
+        raise DataFileError(path, f"is truncated: {len(head)} bytes, no IDX header")
+    if head[:2] != b"\0\0" or head[2] != 8 or head[3] != dims:
+        wanted = bytes((0, 0, 8, dims)).hex()
+        raise DataFileError(path, f"has IDX header {head[:4].hex()}, expected {wanted}")
+    if len(head) < 4 + 4 * dims:
+        raise DataFileError(path, f"is truncated: {len(head)} bytes, IDX header incomplete")
+    shape = tuple(int(v) for v in np.frombuffer(head, ">u4", dims, offset=4))
+    size = int(np.prod(shape, dtype=object))
+    body = _bytes(path, len(head) + size + 1)[len(head) :]
+    if len(body) < size:
+        raise DataFileError(
+            path, f"is truncated: {len(body)} bytes of data, its header says {size}"
+        )
+    if len(body) > size:
+        raise DataFileError(path, f"is longer than the {size} bytes of data its header says")
+    return np.frombuffer(body, np.uint8).reshape(shape)
+
+
+def read_idx_pair(images: Path, labels: Path, classes: int) -> tuple[np.ndarray, np.ndarray]:
+    """Images (N, 1, H, W) and labels (N,) of two IDX files that belong together."""
+    x, y = read_idx(images, 3), read_idx(labels, 1)
+    if len(x) == 0:
+        raise DataFileError(images, "holds no image")
+    if len(x) != len(y):
+        raise DataFileError(labels, f"has {len(y)} labels for the {len(x)} images of {images}")
+    _check_labels(labels, y, classes)
+    return x[:, None], y.astype(np.int64)
+
+
+def read_cifar(path: Path, classes: int, records: int | None) -> tuple[np.ndarray, np.ndarray]:
+    """Images (N, 3, 32, 32) and labels (N,) of one binary CIFAR file.
+
+    Args:
+        path: of CIFAR-10 (one label byte) or CIFAR-100 (coarse and fine label; fine is taken).
+        classes: 10 or 100.
+        records: how many the file must hold; None takes any number.
+
+    Raises:
+        DataFileError: a length that is no whole number of records, or another number of them
+            (so that a file cut at a record's end is noticed), or a label out of range.
+    """
+    head = 1 if classes == 10 else 2
+    record = head + CIFAR_PIXELS
+    content = _bytes(path, None if records is None else record * records + 1)
+    if not content or len(content) % record:
+        raise DataFileError(
+            path, f"is truncated or no binary CIFAR file: not a whole number of {record} bytes"
+        )
+    rows = np.frombuffer(content, np.uint8).reshape(-1, record)
+    if records is not None and len(rows) != records:
+        raise DataFileError(path, f"has {len(rows)} images, expected {records}: truncated?")
+    _check_labels(path, rows[:, head - 1], classes)
+    return rows[:, head:].reshape(-1, 3, 32, 32), rows[:, head - 1].astype(np.int64)
+
+
+def _check_labels(path: Path, labels: np.ndarray, classes: int) -> None:
+    if labels.size and int(labels.max()) >= classes:
+        raise DataFileError(
+            path, f"is corrupted: label {int(labels.max())}, expected 0 to {classes - 1}"
+        )
+
+
+def read_npz(path: Path | str) -> dict[str, np.ndarray]:
+    """All arrays of an .npz archive; never unpickles.
+
+    Raises:
+        TypeError: path is no path.
+        DataFileError: missing, not an archive, damaged, or an array of Python objects.
+    """
+    if not isinstance(path, (str, Path)):
+        fail("data.npz", "path must be a path", type(path).__name__, TypeError)
+    path = Path(path)
+    if not path.is_file():
+        raise DataFileError(path, "not found")
+    name = ""
+    try:
+        if not zipfile.is_zipfile(path):
+            raise DataFileError(path, "is not an .npz archive, or is truncated")
+        with np.load(path, allow_pickle=False) as archive:
+            arrays = {}
+            for name in archive.files:
+                arrays[name] = archive[name]
+            return arrays
+    except ValueError as error:
+        fault = "holds Python objects" if "pickle" in str(error) else f"is corrupted: {error}"
+        raise DataFileError(path, f"array {name!r} {fault}") from error
+    except READ_ERRORS as error:
+        raise DataFileError(path, f"is corrupted: {error}") from error

@@ -1,0 +1,120 @@
+"""From raw images and labels to a Dataset: classes, subsets, standardisation, targets."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from catapult_ext._validate import fail, require
+from catapult_ext.data.dataset import Dataset
+
+STANDARDISATIONS = ("global", "channel", "pixel", "image", "none")
+TARGETS = ("one-hot", "signed")
+
+
+def standardise(x: Tensor, reference: Tensor, how: str) -> Tensor:
+    """Shift and scale ``x`` (N, ...) by the statistics of ``reference``.
+
+    ``global``: one mean and deviation over all values; ``channel``: one per channel of images
+    (N, C, H, W); ``pixel``: one per feature; ``image``: each sample by its own; ``none``:
+    unchanged. What does not vary is only shifted.
+    """
+    if how not in STANDARDISATIONS:
+        fail("data.standardise", f"how must be one of {', '.join(STANDARDISATIONS)}", repr(how))
+    if how == "none":
+        return x
+    if how == "channel":
+        require(x.dim() == 4, "data.standardise", "channel needs (N, C, H, W)", tuple(x.shape))
+    if how == "image":
+        reference, dims = x, tuple(range(1, x.dim()))
+    else:
+        everything = tuple(range(x.dim()))
+        dims = {"global": everything, "channel": (0, 2, 3), "pixel": (0,)}[how]
+    spread = reference.std(dim=dims, correction=0, keepdim=True)
+    mean = reference.mean(dim=dims, keepdim=True)
+    return (x - mean) / torch.where(spread > 0, spread, torch.ones_like(spread))
+
+
+@dataclass(frozen=True)
+class RawImages:
+    """Unsigned bytes (N, C, H, W) and labels (N,) of both parts, as files hold them."""
+
+    name: str
+    x_train: np.ndarray
+    y_train: np.ndarray
+    x_test: np.ndarray
+    y_test: np.ndarray
+    classes: int
+
+
+def prepare(
+    raw: RawImages,
+    *,
+    train: int | None,
+    test: int | None,
+    classes: Sequence[int] | None,
+    targets: str,
+    standardisation: str,
+    flatten: bool,
+    seed: int,
+    dtype: torch.dtype,
+) -> Dataset:
+    """Choose classes and a random subset, scale to [0, 1], standardise, make targets.
+
+    See ``data.load`` for the arguments.
+    """
+    where = f"data.{raw.name}"
+    chosen = list(range(raw.classes)) if classes is None else [int(c) for c in classes]
+    ok = len(chosen) >= 2 and len(set(chosen)) == len(chosen)
+    ok = ok and all(0 <= c < raw.classes for c in chosen)
+    require(ok, where, f"classes must be two or more distinct of 0..{raw.classes - 1}", classes)
+    if targets not in TARGETS:
+        fail(where, f"targets must be one of {', '.join(TARGETS)}", repr(targets))
+    if targets == "signed":
+        require(len(chosen) == 2, where, "signed targets need two classes", chosen)
+    rng = np.random.RandomState(seed)
+    parts = []
+    for kind, x, y, count in (
+        ("train", raw.x_train, raw.y_train, train),
+        ("test", raw.x_test, raw.y_test, test),
+    ):
+        index = _subset(where, kind, y, chosen, count, rng)
+        images = torch.from_numpy(np.ascontiguousarray(x[index])).to(dtype) / 255
+        parts.append((images, _targets(torch.from_numpy(y[index]), chosen, targets, dtype)))
+    (x_train, y_train), (x_test, y_test) = parts
+    inputs = [standardise(x, x_train, standardisation) for x in (x_train, x_test)]
+    if flatten:
+        inputs = [x.flatten(1) for x in inputs]
+    return Dataset(raw.name, inputs[0], y_train, inputs[1], y_test, targets == "one-hot")
+
+
+def _subset(
+    where: str,
+    kind: str,
+    labels: np.ndarray,
+    chosen: list[int],
+    count: int | None,
+    rng: np.random.RandomState,
+) -> np.ndarray:
+    """Indices of a random subset of the chosen classes, in the file's order if all are taken."""
+    index = np.flatnonzero(np.isin(labels, chosen))
+    if count is None:
+        return index
+    least = 1 if kind == "train" else 0
+    ok = least <= count <= len(index)
+    require(ok, where, f"{kind} must be in {least}..{len(index)}", count)
+    return index[rng.permutation(len(index))[:count]]
+
+
+def _targets(labels: Tensor, chosen: list[int], targets: str, dtype: torch.dtype) -> Tensor:
+    position = torch.zeros(max(chosen) + 1, dtype=torch.int64)
+    position[torch.tensor(chosen)] = torch.arange(len(chosen))
+    index = position[labels]
+    if targets == "signed":
+        return (2 * index - 1).to(dtype)[:, None]
+    return F.one_hot(index, len(chosen)).to(dtype)

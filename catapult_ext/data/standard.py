@@ -1,0 +1,181 @@
+"""Data sets by name: MNIST, Fashion-MNIST, CIFAR-10/100 from local files, .npz, built-in ones."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch.nn import functional as F
+
+from catapult_ext._validate import fail, require
+from catapult_ext.data.dataset import Dataset
+from catapult_ext.data.digits import digits
+from catapult_ext.data.files import (
+    DataFileError,
+    data_folder,
+    find,
+    read_cifar,
+    read_idx_pair,
+    read_npz,
+)
+from catapult_ext.data.gaussian import gaussian, synthetic_images
+from catapult_ext.data.prepare import RawImages, prepare
+from catapult_ext.data.teacher import teacher
+
+FROM_FILES = ("mnist", "fashion-mnist", "cifar-10", "cifar-100")
+BUILT_IN: dict[str, Any] = {
+    "digits": digits,
+    "teacher": teacher,
+    "gaussian": gaussian,
+    "synthetic-images": synthetic_images,
+}
+# Sub-folders of the data folder that are looked through, the folder itself last.
+PLACES = {
+    "mnist": ("mnist", "MNIST", "MNIST/raw", ""),
+    "fashion-mnist": ("fashion-mnist", "FashionMNIST", "FashionMNIST/raw", ""),
+    "cifar-10": ("cifar-10-batches-bin", "cifar-10", ""),
+    "cifar-100": ("cifar-100-binary", "cifar-100", ""),
+}
+
+
+def load(
+    name: str,
+    *,
+    data_dir: Path | str | None = None,
+    train: int | None = None,
+    test: int | None = None,
+    classes: Sequence[int] | None = None,
+    targets: str = "one-hot",
+    standardisation: str = "global",
+    flatten: bool = False,
+    seed: int = 0,
+    dtype: torch.dtype = torch.float32,
+    complete: bool = True,
+) -> Dataset:
+    """A data set from local files.
+
+    Args:
+        name: ``"mnist"`` or ``"fashion-mnist"`` (IDX files), ``"cifar-10"`` or ``"cifar-100"`` (the
+            binary version); plain or gzipped. Nothing is downloaded or unpickled.
+        data_dir: folder with the files or their usual sub-folder; default: CATAPULT_DATA.
+        train: size of a random training subset; default: all.
+        test: size of a random test subset; default: all.
+        classes: keep only these labels, in this order; two of them give a two-class problem.
+        targets: ``"one-hot"``, or ``"signed"``: one output, -1 for the first of two classes and
+            +1 for the second.
+        standardisation: by the training images: ``"global"``, ``"channel"``, ``"pixel"``;
+            ``"image"``: each image by itself; ``"none"``: values in [0, 1].
+        flatten: (N, D) instead of (N, C, H, W).
+        seed: of the subsets.
+        dtype: float32 or float64.
+        complete: CIFAR files must hold their official number of images.
+
+    Raises:
+        DataFileError: a missing, wrong, truncated or corrupted file; names it and its fault.
+        ValueError: an unknown name, subset sizes or classes that do not exist.
+    """
+    if name not in FROM_FILES:
+        fail("data.load", f"name must be one of {', '.join(FROM_FILES)}", repr(name))
+    folder = data_folder(data_dir)
+    reader = _idx if "mnist" in name else _cifar
+    return prepare(
+        reader(name, folder, complete),
+        train=train,
+        test=test,
+        classes=classes,
+        targets=targets,
+        standardisation=standardisation,
+        flatten=flatten,
+        seed=seed,
+        dtype=dtype,
+    )
+
+
+def _idx(name: str, folder: Path, _complete: bool) -> RawImages:
+    def pair(part: str) -> tuple[np.ndarray, np.ndarray]:
+        found = [
+            find(folder, PLACES[name], (f"{part}-{kind}{end}", f"{part}-{kind}.{end[1:]}"))
+            for kind, end in (("images", "-idx3-ubyte"), ("labels", "-idx1-ubyte"))
+        ]
+        return read_idx_pair(found[0], found[1], 10)
+
+    return RawImages(name, *pair("train"), *pair("t10k"), 10)
+
+
+def _cifar(name: str, folder: Path, complete: bool) -> RawImages:
+    ten = name == "cifar-10"
+    names = [f"data_batch_{i}.bin" for i in range(1, 6)] if ten else ["train.bin"]
+    classes, size = (10, 10_000) if ten else (100, 50_000)
+    parts = [
+        read_cifar(find(folder, PLACES[name], [n]), classes, size if complete else None)
+        for n in names
+    ]
+    test = read_cifar(
+        find(folder, PLACES[name], ["test_batch.bin" if ten else "test.bin"]),
+        classes,
+        10_000 if complete else None,
+    )
+    x, y = (np.concatenate(column) for column in zip(*parts, strict=True))
+    return RawImages(name, x, y, *test, classes)
+
+
+def npz(path: Path | str, *, dtype: torch.dtype = torch.float32) -> Dataset:
+    """A data set from an .npz archive, taken as it is (no standardisation, no pickle).
+
+    The archive holds ``x_train`` (N, ...) and ``y_train``, and optionally ``x_test`` and
+    ``y_test``; ``x`` and ``y`` are accepted for the training pair. Targets are real values (N,) or
+    (N, O), or integer class labels (N,) >= 0, which become one-hot.
+
+    Raises:
+        DataFileError: a missing or damaged file, or arrays that do not fit; names the fault.
+    """
+    arrays = read_npz(path)
+    if "x" in arrays and "x_train" not in arrays:
+        arrays |= {"x_train": arrays["x"]} | ({"y_train": arrays["y"]} if "y" in arrays else {})
+    missing = [n for n in ("x_train", "y_train") if n not in arrays]
+    missing += ["y_test"] if "x_test" in arrays and "y_test" not in arrays else []
+    if missing:
+        held = ", ".join(arrays) or "nothing"
+        raise DataFileError(path, f"lacks the array {missing[0]} (it holds {held})")
+    labels = [arrays[n] for n in ("y_train", "y_test") if n in arrays]
+    integer = all(y.ndim == 1 and np.issubdtype(y.dtype, np.integer) for y in labels)
+    if integer and min((int(y.min()) for y in labels if y.size), default=0) < 0:
+        raise DataFileError(path, "has negative class labels")
+    count = max((int(y.max()) + 1 for y in labels if y.size), default=0) if integer else 0
+
+    def tensor(name: str) -> torch.Tensor:
+        value = arrays[name]
+        if not np.issubdtype(value.dtype, np.number) or np.iscomplexobj(value):
+            raise DataFileError(path, f"array {name!r} has dtype {value.dtype}, expected numbers")
+        if name[0] == "y" and integer:
+            return F.one_hot(torch.from_numpy(value.astype(np.int64)), count).to(dtype)
+        held = torch.from_numpy(np.ascontiguousarray(value)).to(dtype)
+        return held[:, None] if name[0] == "y" and held.dim() == 1 else held
+
+    x, y = tensor("x_train"), tensor("y_train")
+    both = "x_test" in arrays
+    x_test, y_test = (tensor("x_test"), tensor("y_test")) if both else (x[:0], y[:0])
+    try:
+        return Dataset(Path(path).stem, x, y, x_test, y_test, integer)
+    except (TypeError, ValueError) as error:
+        fault = str(error).removeprefix("catapult_ext.data.Dataset: ")
+        raise DataFileError(path, fault) from error
+
+
+def named(name: str, **settings: Any) -> Dataset:
+    """Any data set by name: ``load``'s, the built-in ones, or the path of an .npz file.
+
+    Raises:
+        TypeError: a setting that data set does not have.
+        ValueError: an unknown name.
+    """
+    if name in BUILT_IN:
+        return BUILT_IN[name](**settings)
+    if name.endswith(".npz"):
+        return npz(name, **settings)
+    known = (*BUILT_IN, *FROM_FILES, "a path ending in .npz")
+    require(name in FROM_FILES, "data.named", f"name must be one of {', '.join(known)}", repr(name))
+    return load(name, **settings)

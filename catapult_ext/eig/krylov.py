@@ -1,0 +1,182 @@
+"""Block Krylov basis with thick restart: V, A V and the projection T = V A V'.
+
+Rows are vectors.  The invariant is ``A V' = V' T + Q' C E'``: only the last block of rows has a
+residual, spanned by the ``next`` block Q with coefficients C.  Keeping A V beside V costs memory but no
+products: residuals are formed from it, never guessed, and restarts only rotate rows.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from catapult_ext import _validate as v
+from catapult_ext.eig.operand import Operand
+
+
+@dataclass(frozen=True, eq=False)
+class Cycle:
+    """Ritz data of one cycle: values (m,), start rows (b0, m) and residual rows (m, b) of S."""
+
+    theta: Tensor
+    start: Tensor
+    residual: Tensor
+
+
+class Krylov:
+    """The growing basis.  ``t`` is float64 on the CPU; vectors stay in the operator's dtype."""
+
+    def __init__(self, a: Operand, capacity: int, seed: int, where: str) -> None:
+        self.a, self.where, self.capacity = a, where, capacity
+        self.v = torch.empty(capacity, a.n, dtype=a.dtype, device=a.device)
+        self.w = torch.empty_like(self.v)
+        self.t = torch.zeros(capacity, capacity, dtype=torch.float64)
+        self.m = 0
+        self.scale = 0.0  # products are divided by it, so that any magnitude behaves alike
+        self.norm = 0.0  # largest |A q| met, after scaling
+        self.matvecs = 0
+        self.eps = torch.finfo(a.dtype).eps
+        self.start = slice(0, 0)
+        self.last = slice(0, 0)
+        self.cycles: list[Cycle] = []
+        self._random = torch.Generator().manual_seed(seed)
+        self.next = self.v[:0]
+        self.coupling = torch.zeros(0, 0, dtype=torch.float64)
+
+    def random(self, count: int) -> Tensor:
+        """Gaussian rows (count, n), the same for the same seed on every device."""
+        rows = torch.randn(count, self.a.n, dtype=self.a.dtype, generator=self._random)
+        return rows.to(self.a.device)
+
+    def begin(self, block: Tensor) -> None:
+        """Take rows of ``block`` (b, n) as a fresh start block, orthogonal to what is there."""
+        basis = self.v[: self.m]
+        for _ in range(2):
+            block = block - (block @ basis.T) @ basis
+        self.next, _ = self._orthonormal(block, 0.0)
+        self.coupling = torch.zeros(len(self.next), self.last.stop - self.last.start).double()
+        self.start = slice(self.m, self.m + len(self.next))
+        self.cycles = []
+
+    def extend(self) -> None:
+        """Multiply the next block, project, and orthogonalise what is left: one Krylov step."""
+        q, m = self.next, self.m
+        b = len(q)
+        rows = slice(m, m + b)
+        w = self._product(q)
+        self.v[rows], self.w[rows] = q, w
+        basis = self.v[: m + b]
+        rest = w
+        h = torch.zeros(m + b, b, dtype=self.a.dtype, device=self.a.device)
+        for _ in range(2):  # twice is enough
+            step = basis @ rest.T
+            rest = rest - step.T @ basis
+            h += step
+        t = h.double().cpu()
+        if m and m <= 8:
+            self._check_symmetry(t[:m], self.w[:m], q)
+        t[m:] = (t[m:] + t[m:].T) / 2
+        self.t[: m + b, rows] = t
+        self.t[rows, : m + b] = t.T
+        self.m, self.last = m + b, rows
+        self.next, self.coupling = self._orthonormal(rest, 4 * self.eps * self.norm)
+
+    def ritz(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Ritz values ascending (m,), their vectors (m, m) in the basis, residual rows (m, b)."""
+        t = self.t[: self.m, : self.m]
+        theta, s = torch.linalg.eigh(t)
+        return theta, s, s[self.last].T @ self.coupling.T
+
+    def restart(self, s: Tensor, theta: Tensor, residual: Tensor, keep: Tensor) -> None:
+        """Thick restart on the Ritz vectors ``keep``; the next block goes on unchanged."""
+        self.cycles.append(Cycle(theta, s[self.start], residual))
+        rotate = s[:, keep].to(self.v)
+        kept = len(keep)
+        self.v[:kept] = rotate.T @ self.v[: self.m]
+        self.w[:kept] = rotate.T @ self.w[: self.m]
+        self.t.zero_()
+        self.t[range(kept), range(kept)] = theta[keep]
+        self.m = kept
+        # every kept vector's residual lies in the next block
+        self.last, self.coupling = slice(0, kept), residual[keep].T.contiguous()
+        self.start = slice(kept, kept + len(self.next))
+
+    def vectors(self, s: Tensor) -> tuple[Tensor, Tensor]:
+        """Unit vectors with coefficients ``s`` (m, k) and their scaled products, (k, n), float64."""
+        rotate = s.double().to(self.a.device)
+        x = torch.stack([_combine(rotate[:, i], self.v[: self.m]) for i in range(s.shape[1])])
+        ax = torch.stack([_combine(rotate[:, i], self.w[: self.m]) for i in range(s.shape[1])])
+        norms = x.norm(dim=1, keepdim=True)
+        return x / norms, ax / norms
+
+    def _product(self, q: Tensor) -> Tensor:
+        out = self.a.product(q.T)
+        fits = isinstance(out, Tensor) and out.shape == (self.a.n, len(q))
+        v.require(
+            fits,
+            self.where,
+            f"A @ must return ({self.a.n}, {len(q)})",
+            tuple(out.shape) if isinstance(out, Tensor) else type(out).__name__,
+        )
+        self.matvecs += len(q)
+        rows = out.detach().to(self.a.dtype).T.contiguous()
+        largest = rows.abs().max().item()
+        v.require(
+            largest < float("inf"), self.where, "products with A must be finite", "NaN or inf"
+        )
+        if self.scale == 0.0 and largest > 0:
+            self.scale = 2.0 ** round(torch.tensor(largest).double().log2().item())
+        if self.scale > 0:
+            rows = rows / self.scale
+        self.norm = max(self.norm, rows.double().norm(dim=1).max().item())
+        return rows
+
+    def _orthonormal(self, block: Tensor, drop: float) -> tuple[Tensor, Tensor]:
+        """Orthonormal rows Q with block' = Q' C, for a block orthogonal to the basis already.
+
+        Rows whose remainder is at most ``drop`` are left out: they lie in the space already.
+        """
+        basis, accepted = self.v[: self.m], self.v.new_empty(block.shape)
+        count, room = 0, self.a.n - self.m
+        coefficients = torch.zeros(len(block), len(block), dtype=torch.float64)
+        for i, row in enumerate(block):
+            before = row.double().norm().item()
+            done = accepted[:count]
+            h = torch.zeros(count, dtype=torch.float64)
+            for _ in range(2):
+                step = done @ row
+                row = row - step @ done
+                h += step.double().cpu()
+            coefficients[:count, i] = h
+            after = row.double().norm().item()
+            lost = after <= max(drop, 4 * self.eps * before) or count >= room
+            if lost:
+                continue
+            row = row / after
+            if after < 0.1 * self.norm:  # rounding has been blown up: clean once more
+                row = row - (done @ row) @ done - (basis @ row) @ basis
+            accepted[count] = row / row.double().norm().to(row.dtype)
+            coefficients[count, i] = after
+            count += 1
+        return accepted[:count].clone(), coefficients[:count]
+
+    def _check_symmetry(self, h: Tensor, w: Tensor, q: Tensor) -> None:
+        skew = (h - (w @ q.T).double().cpu()).abs().max().item()
+        v.require(
+            skew <= self.eps**0.5 * self.norm,
+            self.where,
+            "A must be symmetric and repeatable",
+            f"<u, A v> - <A u, v> = {skew / max(self.norm, 1e-300):.2g} |A|",
+        )
+
+
+def _combine(coefficients: Tensor, rows: Tensor) -> Tensor:
+    """coefficients @ rows in float64, a few million entries at a time."""
+    out = torch.empty(rows.shape[1], dtype=torch.float64, device=rows.device)
+    step = max(1, (1 << 22) // max(1, rows.shape[0]))
+    for start in range(0, rows.shape[1], step):
+        part = rows[:, start : start + step].double()
+        out[start : start + step] = coefficients @ part
+    return out

@@ -1,0 +1,87 @@
+"""What eigsh accepts, seen as one thing: n, dtype, device and a product with a block of vectors."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from catapult_ext import _validate as v
+
+
+@dataclass(frozen=True, eq=False)
+class Operand:
+    """A symmetric operator: ``product`` maps (n, b) to (n, b); ``explicit`` is its matrix if there."""
+
+    n: int
+    dtype: torch.dtype
+    device: torch.device
+    product: Callable[[Tensor], Tensor]
+    explicit: Tensor | None
+
+
+def as_operand(a: Any, where: str) -> Operand:
+    """Wrap a tensor, NumPy array, SciPy operator or any object with ``shape`` and ``@``.
+
+    An object whose ``dtype`` is a torch dtype is given tensors; one with a NumPy dtype is given
+    arrays; one without a dtype is given tensors of torch's default dtype.
+    """
+    if not hasattr(a, "shape") or not hasattr(a, "__matmul__"):
+        v.fail(where, "A must have shape and @", type(a).__name__, TypeError)
+    shape = tuple(a.shape)
+    square = len(shape) == 2 and shape[0] == shape[1] and shape[0] > 0
+    v.require(square, where, "A must be square (n, n) with n >= 1", shape)
+    if isinstance(a, Tensor):
+        return _from_tensor(a, where)
+    dtype = getattr(a, "dtype", None)
+    if dtype is None or isinstance(dtype, torch.dtype):
+        return _from_torch_object(a, dtype or torch.get_default_dtype(), where)
+    return _from_numpy_object(a, dtype, where)
+
+
+def _check_dtype(dtype: object, where: str) -> None:
+    if dtype not in v.FLOAT_DTYPES:
+        v.fail(where, "A must have dtype float32 or float64", dtype, TypeError)
+
+
+def _from_tensor(a: Tensor, where: str) -> Operand:
+    _check_dtype(a.dtype, where)
+    matrix = a.detach()
+    if matrix.layout != torch.strided:
+        return Operand(a.shape[0], a.dtype, a.device, lambda q: matrix @ q, None)
+    v.require(bool(torch.isfinite(matrix).all()), where, "A must be finite", "NaN or inf")
+    scale = matrix.abs().max()
+    skew = (matrix - matrix.T).abs().max()
+    tolerance = 100 * torch.finfo(a.dtype).eps
+    v.require(
+        bool(skew <= tolerance * scale), where, "A must be symmetric", f"max |A - A'| = {skew:.3g}"
+    )
+    return Operand(a.shape[0], a.dtype, a.device, lambda q: matrix @ q, matrix)
+
+
+def _from_torch_object(a: Any, dtype: torch.dtype, where: str) -> Operand:
+    _check_dtype(dtype, where)
+    device = torch.device(getattr(a, "device", "cpu"))
+    return Operand(a.shape[0], dtype, device, lambda q: a @ q, None)
+
+
+def _from_numpy_object(a: Any, dtype: Any, where: str) -> Operand:
+    import numpy as np
+
+    kind = {np.dtype("float32"): torch.float32, np.dtype("float64"): torch.float64}.get(
+        np.dtype(dtype)
+    )
+    if kind is None:
+        v.fail(where, "A must have dtype float32 or float64", dtype, TypeError)
+    assert kind is not None
+    if isinstance(a, np.ndarray):
+        return _from_tensor(torch.from_numpy(np.ascontiguousarray(a)), where)
+
+    def product(q: Tensor) -> Tensor:
+        out = a @ q.numpy()
+        return torch.from_numpy(np.ascontiguousarray(out)).to(kind)
+
+    return Operand(a.shape[0], kind, torch.device("cpu"), product, None)

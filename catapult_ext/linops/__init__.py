@@ -1,0 +1,9 @@
+"""Curvature operators of a model: NTK, Gauss-Newton matrix, Hessian."""
+
+from catapult_ext.linops.base import Dual, LinearOperator
+from catapult_ext.linops.frozen import Frozen, freeze
+from catapult_ext.linops.ggn import GGN
+from catapult_ext.linops.hessian import Hessian
+from catapult_ext.linops.ntk import NTK
+
+__all__ = ["GGN", "NTK", "Dual", "Frozen", "Hessian", "LinearOperator", "freeze"]

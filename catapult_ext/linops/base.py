@@ -1,0 +1,129 @@
+"""The operator base class: shape, dtype, device and ``@``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from catapult_ext import _validate as v
+
+_DENSE_CHUNK = 64  # columns of the identity multiplied at once
+
+
+@dataclass(frozen=True, eq=False)
+class Dual:
+    """A smaller operator with the same non-zero spectrum.
+
+    ``lift`` maps its vectors (m, K) to the large space so that an eigenvector u with eigenvalue l > 0
+    becomes ``lift(u) / sqrt(l)``, a unit eigenvector there; ``restrict`` is its transpose.
+    """
+
+    operator: LinearOperator
+    lift: Callable[[Tensor], Tensor]
+    restrict: Callable[[Tensor], Tensor]
+
+
+class LinearOperator:
+    """A symmetric (or, for cross kernels, rectangular) operator known by its products.
+
+    Subclasses give ``_matmat``: (n, K) -> (m, K).  ``@`` takes (n,) or (n, K) tensors of the
+    operator's dtype on its device; results carry no autograd graph.
+    """
+
+    shape: tuple[int, int]
+    dtype: torch.dtype
+    device: torch.device
+    name: str = "LinearOperator"
+
+    def _matmat(self, vectors: Tensor) -> Tensor:
+        raise NotImplementedError
+
+    def __matmul__(self, vectors: Tensor) -> Tensor:
+        """Product with (n,) or (n, K)."""
+        where, n = f"{self.name} @", self.shape[1]
+        if not isinstance(vectors, Tensor):
+            v.fail(
+                where,
+                "the right-hand side must be a torch.Tensor",
+                type(vectors).__name__,
+                TypeError,
+            )
+        fits = vectors.dim() in (1, 2) and vectors.shape[0] == n
+        v.require(
+            fits, where, f"the right-hand side must be ({n},) or ({n}, K)", tuple(vectors.shape)
+        )
+        if vectors.dtype != self.dtype:
+            v.fail(where, f"the right-hand side must be {self.dtype}", vectors.dtype, TypeError)
+        on_device = vectors.device == self.device
+        v.require(on_device, where, f"the right-hand side must be on {self.device}", vectors.device)
+        columns = vectors.detach().reshape(n, -1)
+        if columns.shape[1] == 0:
+            return columns.new_zeros(self.shape[0], 0)
+        out = self._matmat(columns)
+        return out.reshape(-1) if vectors.dim() == 1 else out
+
+    def dense(self) -> Tensor:
+        """The matrix itself, by products with the identity: n products, n*n entries."""
+        n = self.shape[1]
+        out = torch.empty(self.shape, dtype=self.dtype, device=self.device)
+        for start in range(0, n, _DENSE_CHUNK):
+            stop = min(start + _DENSE_CHUNK, n)
+            out[:, start:stop] = self._matmat(self._unit_columns(start, stop))
+        return out
+
+    def diagonal(self) -> Tensor:
+        """The diagonal (n,), exact: n products, chunked."""
+        n = self.shape[1]
+        v.require(
+            n == self.shape[0], f"{self.name}.diagonal", "the operator must be square", self.shape
+        )
+        out = torch.empty(n, dtype=self.dtype, device=self.device)
+        for start in range(0, n, _DENSE_CHUNK):
+            stop = min(start + _DENSE_CHUNK, n)
+            columns = self._matmat(self._unit_columns(start, stop))
+            out[start:stop] = columns[start:stop].diagonal()
+        return out
+
+    def trace(self) -> Tensor:
+        """Sum of the diagonal, a scalar tensor accumulated in float64 and returned in dtype."""
+        return self.diagonal().double().sum().to(self.dtype)
+
+    def dual(self) -> Dual | None:
+        """A smaller operator with the same non-zero spectrum, or None where there is none."""
+        return None
+
+    def to_scipy(self) -> Any:
+        """This operator as ``scipy.sparse.linalg.LinearOperator`` on NumPy arrays (needs scipy)."""
+        try:
+            from scipy.sparse.linalg import LinearOperator as ScipyOperator
+        except ImportError as error:
+            raise ImportError(
+                f"catapult_ext.{self.name}.to_scipy: needs scipy, "
+                "install it with pip install 'catapult_ext[test]'"
+            ) from error
+
+        def apply(array: Any) -> Any:
+            tensor = torch.as_tensor(array).to(dtype=self.dtype, device=self.device)
+            return (self @ tensor).cpu().numpy()
+
+        numpy_dtype = torch.empty(0, dtype=self.dtype).numpy().dtype
+        square = self.shape[0] == self.shape[1]
+        return ScipyOperator(
+            self.shape,
+            matvec=lambda x: apply(x.reshape(-1)),
+            matmat=apply,
+            rmatvec=(lambda x: apply(x.reshape(-1))) if square else None,
+            dtype=numpy_dtype,
+        )
+
+    def _unit_columns(self, start: int, stop: int) -> Tensor:
+        unit = torch.zeros(self.shape[1], stop - start, dtype=self.dtype, device=self.device)
+        unit[start:stop] = torch.eye(stop - start, dtype=self.dtype, device=self.device)
+        return unit
+
+    def __repr__(self) -> str:
+        return f"{self.name}(shape={self.shape}, dtype={self.dtype}, device={self.device})"

@@ -1,0 +1,83 @@
+"""The Hessian of the loss: double backward on one kept graph."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from catapult_ext import _validate as v
+from catapult_ext.losses import resolve
+from catapult_ext.linops.base import LinearOperator
+from catapult_ext.linops.ggn import unpack
+from catapult_ext.linops.snapshot import Snapshot, _frozen_context
+
+
+class Hessian(LinearOperator):
+    """Second derivatives of the loss, (P, P), parameters in ``named_parameters`` order.
+
+    Forward and backward run once; a product is one backward through that backward.
+
+    Args:
+        model: any module with outputs (N, O) or (N,).
+        loss: a name, torch loss module or any callable ``(outputs, targets) -> scalar``, which gets
+            the outputs as the model returns them (see :func:`catapult_ext.losses.resolve`).
+        data: ``(x, y)``, the full batch.
+
+    Raises:
+        ValueError: targets that do not fit, a non-finite loss, an operation without second derivative.
+    """
+
+    name = "Hessian"
+
+    def __init__(self, model: nn.Module, loss: object, data: object) -> None:
+        x, y = unpack(data, self.name)
+        known = resolve(loss)
+        self.snapshot = Snapshot(model, x, self.name)
+        outputs = self.snapshot.forward()
+        with _frozen_context():
+            if known.convex:
+                value = known(outputs, y)
+            else:
+                raw = outputs.squeeze(1) if self.snapshot.vector_outputs else outputs
+                value = known(raw, y)
+            v.require(
+                bool(torch.isfinite(value)), self.name, "the loss must be finite", value.item()
+            )
+            v.require(
+                value.requires_grad, self.name, "the loss must depend on the outputs", "a constant"
+            )
+            leaves = list(self.snapshot.params.values())
+            grads = torch.autograd.grad(value, leaves, create_graph=True, allow_unused=True)
+        # a gradient without graph is constant: its rows of the Hessian are zero
+        self._used = [g for g in grads if g is not None and g.requires_grad]
+        self._which = [i for i, g in enumerate(grads) if g is not None and g.requires_grad]
+        self._leaves = leaves
+        self.value = value.detach()
+        self.gradient = self.snapshot.join(grads)
+        self.loss = known
+        self.shape = (self.snapshot.n_params, self.snapshot.n_params)
+        self.dtype, self.device = self.snapshot.dtype, self.snapshot.device
+
+    def _matmat(self, vectors: Tensor) -> Tensor:
+        columns = [self._product(vectors[:, k].contiguous()) for k in range(vectors.shape[1])]
+        return torch.stack(columns, 1)
+
+    def _product(self, vector: Tensor) -> Tensor:
+        if not self._used:
+            return torch.zeros_like(vector)
+        blocks = self.snapshot.split(vector)
+        try:
+            second = torch.autograd.grad(
+                self._used,
+                self._leaves,
+                [blocks[i] for i in self._which],
+                retain_graph=True,
+                allow_unused=True,
+            )
+        except RuntimeError as error:
+            if "derivative" not in str(error):
+                raise
+            raise RuntimeError(
+                f"catapult_ext.{self.name}: an operation of the model has no second derivative: {error}"
+            ) from error
+        return self.snapshot.join(second)

@@ -1,0 +1,114 @@
+"""The empirical neural tangent kernel Theta = J J' as an operator (sum convention, no 1/N)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from catapult_ext import _validate as v
+from catapult_ext.linops.base import LinearOperator
+from catapult_ext.linops.frozen import Frozen, freeze
+from catapult_ext.linops.snapshot import Inputs
+
+_JACOBIAN_BYTES = 1 << 29  # a dense kernel keeps J up to this size, else goes column by column
+
+
+class NTK(LinearOperator):
+    """Theta[(n,o),(m,q)] = sum over parameters of df_no/dtheta * df_mq/dtheta.
+
+    Flat index n*O + o; shape (N*O, N*O), or (N1*O, N2*O) for the cross kernel of ``x`` and ``x2``.
+    The forward pass runs once, however many products follow; the model is not modified.
+
+    Args:
+        model: any module with outputs (N, O), or (N,) which counts as O = 1.
+        x: inputs: a tensor, a tuple (positional arguments) or a mapping (keyword arguments).
+        x2: inputs of the columns of a cross kernel.
+        engine: ``"layers"``, ``"linearize"``, ``"autograd"`` or None to choose.
+
+    Raises:
+        TypeError, ValueError: see :class:`~catapult_ext.linops.snapshot.Snapshot`.
+    """
+
+    name = "NTK"
+
+    def __init__(
+        self, model: nn.Module, x: Inputs, x2: Inputs | None = None, *, engine: str | None = None
+    ) -> None:
+        self.frozen = freeze(model, x, engine=engine, where=self.name)
+        other = None if x2 is None else freeze(model, x2, engine=engine, where=self.name)
+        self._set_up(self.frozen, other)
+
+    @classmethod
+    def of(cls, frozen: Frozen) -> NTK:
+        """The kernel of an already frozen model."""
+        self = cls.__new__(cls)
+        self._set_up(frozen, None)
+        return self
+
+    def _set_up(self, frozen: Frozen, other: Frozen | None) -> None:
+        self.frozen, self.frozen2 = frozen, frozen if other is None else other
+        self.symmetric = other is None
+        if other is not None:
+            v.require(
+                other.n_outputs == frozen.n_outputs,
+                self.name,
+                f"x2 must give {frozen.n_outputs} outputs",
+                other.n_outputs,
+            )
+        self.shape = (self.frozen.rows, self.frozen2.rows)
+        self.dtype, self.device = frozen.dtype, frozen.device
+        self.n_outputs, self.engine = frozen.n_outputs, frozen.engine
+
+    def _matmat(self, vectors: Tensor) -> Tensor:
+        if self.symmetric:
+            return self.frozen.ntk(vectors)
+        return self.frozen.jvp(self.frozen2.vjp(vectors))
+
+    def dense(self, layout: str = "flat", outputs: str = "all") -> Tensor:
+        """The kernel itself.
+
+        Args:
+            layout: ``"flat"`` (N1*O, N2*O) or ``"blocks"`` (N1, N2, O, O) as in neural-tangents.
+            outputs: ``"all"``, or ``"trace"``: sum over o, (N1, N2), in either layout.
+        """
+        where = f"{self.name}.dense"
+        v.require(layout in ("flat", "blocks"), where, "layout must be 'flat' or 'blocks'", layout)
+        v.require(outputs in ("all", "trace"), where, "outputs must be 'all' or 'trace'", outputs)
+        o = self.n_outputs
+        n1, n2 = self.shape[0] // o, self.shape[1] // o
+        flat = self._flat()
+        if outputs == "trace":
+            return flat.view(n1, o, n2, o).diagonal(dim1=1, dim2=3).sum(-1)
+        if layout == "flat":
+            return flat
+        return flat.view(n1, o, n2, o).permute(0, 2, 1, 3).contiguous()
+
+    def _flat(self) -> Tensor:
+        itemsize = torch.empty(0, dtype=self.dtype).element_size()
+        if sum(set(self.shape)) * self.frozen.n_params * itemsize > _JACOBIAN_BYTES:
+            return super().dense()
+        rows = jacobian(self.frozen)
+        if not self.symmetric:
+            return rows @ jacobian(self.frozen2).T
+        kernel = rows @ rows.T
+        return (kernel + kernel.T) / 2
+
+    def diagonal(self) -> Tensor:
+        """|df_no/dtheta|^2, (N*O,), one backward pass per entry."""
+        v.require(self.symmetric, f"{self.name}.diagonal", "needs a symmetric kernel", "x2")
+        entries = [
+            self.frozen.vjp(self._unit_columns(r, r + 1)).square().sum()
+            for r in range(self.shape[0])
+        ]
+        return torch.stack(entries)
+
+
+def jacobian(frozen: Frozen) -> Tensor:
+    """J (N*O, P), row by row: one backward pass per row."""
+    out = torch.empty(frozen.rows, frozen.n_params, dtype=frozen.dtype, device=frozen.device)
+    unit = torch.zeros(frozen.rows, 1, dtype=frozen.dtype, device=frozen.device)
+    for r in range(frozen.rows):
+        unit[r] = 1
+        out[r] = frozen.vjp(unit)[:, 0]
+        unit[r] = 0
+    return out

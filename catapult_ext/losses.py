@@ -1,0 +1,341 @@
+"""Losses as the curvature operators see them: value, normaliser and output Hessian H_L = S S'.
+
+The library never divides by N or O silently: every loss says its normaliser.  For the squared losses
+``L = |f - y|^2 / (2 m)`` the Gauss-Newton matrix is ``J'J / m`` and ``m`` is :meth:`Loss.normaliser`.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from catapult_ext import _validate as v
+
+NAMED = ("half_mse", "half_mse_mean")
+ACCEPTED = (
+    "'half_mse', 'half_mse_mean', torch.nn.MSELoss, torch.nn.CrossEntropyLoss or "
+    "torch.nn.BCEWithLogitsLoss"
+)
+
+
+class OutputFactor(ABC):
+    """S with S S' = H_L, block diagonal over samples: both products map (N, O, K) to (N, O, K)."""
+
+    @abstractmethod
+    def apply(self, u: Tensor) -> Tensor:
+        """S u for u (N, O, K)."""
+
+    @abstractmethod
+    def apply_t(self, u: Tensor) -> Tensor:
+        """S' u for u (N, O, K)."""
+
+    def hessian(self, u: Tensor) -> Tensor:
+        """H_L u = S S' u for u (N, O, K)."""
+        return self.apply(self.apply_t(u))
+
+
+@dataclass(frozen=True, eq=False)
+class DiagonalFactor(OutputFactor):
+    """S = diag(root), root (N, O) or any shape that broadcasts to it."""
+
+    root: Tensor
+
+    def apply(self, u: Tensor) -> Tensor:
+        return u * self.root.unsqueeze(-1)
+
+    def apply_t(self, u: Tensor) -> Tensor:
+        return self.apply(u)
+
+    def hessian(self, u: Tensor) -> Tensor:
+        return u * self.root.square().unsqueeze(-1)
+
+
+@dataclass(frozen=True, eq=False)
+class SoftmaxFactor(OutputFactor):
+    """S_n = root_n (diag(sqrt p_n) - p_n sqrt(p_n)'), so S_n S_n' = root_n^2 (diag p_n - p_n p_n')."""
+
+    root: Tensor  # (N, 1)
+    p: Tensor  # (N, O), rows sum to one
+
+    def apply(self, u: Tensor) -> Tensor:
+        s = self.p.sqrt().unsqueeze(-1)
+        inner = (s * u).sum(1, keepdim=True)
+        return self.root.unsqueeze(-1) * (s * u - self.p.unsqueeze(-1) * inner)
+
+    def apply_t(self, u: Tensor) -> Tensor:
+        s = self.p.sqrt().unsqueeze(-1)
+        inner = (self.p.unsqueeze(-1) * u).sum(1, keepdim=True)
+        return self.root.unsqueeze(-1) * (s * u - s * inner)
+
+
+class Loss(ABC):
+    """One loss: ``loss(f, y)`` is its value; see :func:`resolve` for what is accepted.
+
+    ``convex`` losses offer :meth:`factor`, which GGN needs; the others serve the Hessian only.
+    """
+
+    name: str
+    convex: bool = True
+
+    def __call__(self, f: Tensor, y: Tensor) -> Tensor:
+        """Loss value, a scalar tensor; f (N, O), differentiable."""
+        return self.value(f, self.targets(f, y))
+
+    @abstractmethod
+    def targets(self, f: Tensor, y: Tensor) -> Tensor:
+        """Check ``y`` against outputs ``f`` (N, O) and return it in the loss's own layout."""
+
+    @abstractmethod
+    def value(self, f: Tensor, y: Tensor) -> Tensor:
+        """Loss value for checked targets."""
+
+    def normaliser(self, f: Tensor, y: Tensor) -> float:
+        """m, what the sum over samples (and outputs) of the plain loss is divided by."""
+        raise NotImplementedError
+
+    def factor(self, f: Tensor, y: Tensor) -> OutputFactor:
+        """S with S S' = H_L at outputs ``f`` (N, O) and targets ``y``."""
+        raise ValueError(
+            f"catapult_ext.losses: a Gauss-Newton factor exists for {ACCEPTED}, got {self.name}"
+        )
+
+
+def _float_targets(name: str, f: Tensor, y: Tensor) -> Tensor:
+    if not isinstance(y, Tensor):
+        v.fail(f"losses.{name}", "targets must be a torch.Tensor", type(y).__name__, TypeError)
+    if f.dim() == 2 and f.shape[1] == 1 and y.shape == f.shape[:1]:
+        y = y.unsqueeze(1)
+    # torch would broadcast (N,) against (N, 1) to (N, N) with a warning: refuse instead
+    v.require(
+        y.shape == f.shape,
+        f"losses.{name}",
+        f"targets must have the shape of the outputs {tuple(f.shape)} (one-hot for classes)",
+        tuple(y.shape),
+    )
+    if y.dtype != f.dtype:
+        v.fail(f"losses.{name}", f"targets must have dtype {f.dtype}", y.dtype, TypeError)
+    _same_device(name, f, y)
+    _finite(name, y)
+    return y
+
+
+def _same_device(name: str, f: Tensor, y: Tensor) -> None:
+    v.require(y.device == f.device, f"losses.{name}", f"targets must be on {f.device}", y.device)
+
+
+def _finite(name: str, y: Tensor) -> None:
+    v.require(
+        bool(torch.isfinite(y).all()), f"losses.{name}", "targets must be finite", "NaN or inf"
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class SquaredLoss(Loss):
+    """|f - y|^2 times ``weight`` / divisor, divisor N ("samples"), N*O ("entries") or 1 ("none").
+
+    half_mse: weight 1/2, samples.  half_mse_mean: 1/2, entries.  MSELoss: 1, entries or none.
+    """
+
+    name: str
+    weight: float
+    per: str
+
+    def targets(self, f: Tensor, y: Tensor) -> Tensor:
+        return _float_targets(self.name, f, y)
+
+    def _divisor(self, f: Tensor) -> int:
+        return {"samples": f.shape[0], "entries": f.numel(), "none": 1}[self.per]
+
+    def value(self, f: Tensor, y: Tensor) -> Tensor:
+        return (f - y).square().sum() * (self.weight / self._divisor(f))
+
+    def normaliser(self, f: Tensor, y: Tensor) -> float:
+        """m of L = |f - y|^2 / (2 m)."""
+        return self._divisor(f) / (2.0 * self.weight)
+
+    def factor(self, f: Tensor, y: Tensor) -> OutputFactor:
+        return DiagonalFactor(f.new_full((1, 1), self.normaliser(f, y) ** -0.5))
+
+
+@dataclass(frozen=True, eq=False)
+class CrossEntropy(Loss):
+    """torch.nn.CrossEntropyLoss: labels or probabilities, smoothing, ignore_index, class weights.
+
+    H_L of sample n is ``t_n (diag p - p p') / m``, with t_n its total (class-weighted) target mass
+    and m = 1 (sum), N (probabilities) or the sum of the labels' class weights (labels), as torch's.
+    """
+
+    module: nn.CrossEntropyLoss
+    name: str = "CrossEntropyLoss"
+
+    def targets(self, f: Tensor, y: Tensor) -> Tensor:
+        where = f"losses.{self.name}"
+        if not isinstance(y, Tensor):
+            v.fail(where, "targets must be a torch.Tensor", type(y).__name__, TypeError)
+        _same_device(self.name, f, y)
+        classes = f.shape[1]
+        if self.module.weight is not None:
+            v.require(
+                self.module.weight.shape == (classes,),
+                where,
+                f"class weights must have shape ({classes},)",
+                tuple(self.module.weight.shape),
+            )
+        if y.is_floating_point():
+            return _float_targets(self.name, f, y)
+        if y.dtype != torch.int64:
+            v.fail(where, "labels must have dtype int64", y.dtype, TypeError)
+        v.require(
+            y.shape == f.shape[:1],
+            where,
+            f"labels must have shape ({f.shape[0]},)",
+            tuple(y.shape),
+        )
+        kept = y[y != self.module.ignore_index]
+        inside = bool(((kept >= 0) & (kept < classes)).all())
+        v.require(inside, where, f"labels must be in [0, {classes})", "one outside")
+        mean = self.module.reduction == "mean"
+        v.require(not mean or kept.numel() > 0, where, "labels must not all be ignore_index", "all")
+        return y
+
+    def value(self, f: Tensor, y: Tensor) -> Tensor:
+        m = self.module
+        weight = None if m.weight is None else m.weight.to(f.dtype)
+        return F.cross_entropy(
+            f,
+            y,
+            weight=weight,
+            ignore_index=m.ignore_index,
+            reduction=m.reduction,
+            label_smoothing=m.label_smoothing,
+        )
+
+    def _masses(self, f: Tensor, y: Tensor) -> tuple[Tensor, float]:
+        """Target mass t_n (N,) after class weights, and the divisor m."""
+        weight = f.new_ones(f.shape[1]) if self.module.weight is None else self.module.weight.to(f)
+        smooth, mean = self.module.label_smoothing, self.module.reduction == "mean"
+        if y.is_floating_point():
+            mass = ((1 - smooth) * y + smooth / f.shape[1]) @ weight
+            return mass, float(f.shape[0]) if mean else 1.0
+        kept = y != self.module.ignore_index
+        own = torch.where(kept, weight[torch.where(kept, y, 0)], 0)
+        mass = (1 - smooth) * own + kept * (smooth * weight.sum() / f.shape[1])
+        return mass, float(own.sum()) if mean else 1.0
+
+    def normaliser(self, f: Tensor, y: Tensor) -> float:
+        return self._masses(f, self.targets(f, y))[1]
+
+    def factor(self, f: Tensor, y: Tensor) -> OutputFactor:
+        y = self.targets(f, y)
+        mass, divisor = self._masses(f, y)
+        nonnegative = divisor > 0 and bool((mass >= 0).all())
+        v.require(
+            nonnegative, f"losses.{self.name}", "target masses must be >= 0 for a factor", "< 0"
+        )
+        return SoftmaxFactor((mass / divisor).sqrt().unsqueeze(1), torch.softmax(f, 1))
+
+
+@dataclass(frozen=True, eq=False)
+class BinaryCrossEntropy(Loss):
+    """torch.nn.BCEWithLogitsLoss with weight, pos_weight and reduction."""
+
+    module: nn.BCEWithLogitsLoss
+    name: str = "BCEWithLogitsLoss"
+
+    def targets(self, f: Tensor, y: Tensor) -> Tensor:
+        return _float_targets(self.name, f, y)
+
+    def _weights(self, f: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        return tuple(  # type: ignore[return-value]
+            None if w is None else w.to(f.dtype)
+            for w in (self.module.weight, self.module.pos_weight)
+        )
+
+    def value(self, f: Tensor, y: Tensor) -> Tensor:
+        weight, pos = self._weights(f)
+        return F.binary_cross_entropy_with_logits(
+            f, y, weight=weight, pos_weight=pos, reduction=self.module.reduction
+        )
+
+    def normaliser(self, f: Tensor, y: Tensor) -> float:
+        return float(f.numel()) if self.module.reduction == "mean" else 1.0
+
+    def factor(self, f: Tensor, y: Tensor) -> OutputFactor:
+        y = self.targets(f, y)
+        weight, pos = self._weights(f)
+        mass = torch.ones_like(f) if pos is None else 1 + (pos - 1) * y
+        mass = mass if weight is None else mass * weight
+        p = torch.sigmoid(f)
+        curvature = mass * p * (1 - p) / self.normaliser(f, y)
+        v.require(
+            bool((mass >= 0).all()),
+            f"losses.{self.name}",
+            "weights must be >= 0 for a factor",
+            "< 0",
+        )
+        return DiagonalFactor(curvature.sqrt())
+
+
+@dataclass(frozen=True, eq=False)
+class CallableLoss(Loss):
+    """Any ``fn(outputs, targets) -> scalar``: no convention is known, so only the Hessian takes it."""
+
+    fn: Callable[[Tensor, Tensor], Tensor]
+    name: str
+    convex: bool = False
+
+    def targets(self, f: Tensor, y: Tensor) -> Tensor:
+        return y
+
+    def value(self, f: Tensor, y: Tensor) -> Tensor:
+        out = self.fn(f, y)
+        scalar = isinstance(out, Tensor) and out.numel() == 1
+        v.require(
+            scalar,
+            f"losses.{self.name}",
+            "a callable loss must return a scalar tensor",
+            tuple(out.shape) if isinstance(out, Tensor) else type(out).__name__,
+        )
+        return out.reshape(())
+
+
+half_mse = SquaredLoss("half_mse", 0.5, "samples")
+half_mse_mean = SquaredLoss("half_mse_mean", 0.5, "entries")
+
+
+def resolve(loss: object) -> Loss:
+    """Turn what a user passes as ``loss`` into a :class:`Loss`.
+
+    Args:
+        loss: a :class:`Loss`; ``"half_mse"`` or ``"half_mse_mean"``; a torch MSELoss,
+            CrossEntropyLoss or BCEWithLogitsLoss with reduction mean or sum; or a callable
+            ``(outputs, targets) -> scalar`` (including other torch loss modules; Hessian only).
+
+    Raises:
+        ValueError: unknown name, or ``reduction='none'``.
+        TypeError: anything else.
+    """
+    if isinstance(loss, Loss):
+        return loss
+    if isinstance(loss, str):
+        v.require(loss in NAMED, "losses", f"a loss name must be one of {NAMED}", repr(loss))
+        return half_mse if loss == "half_mse" else half_mse_mean
+    if getattr(loss, "reduction", None) == "none":
+        v.fail("losses", "reduction must be 'mean' or 'sum'", "'none'")
+    # exact types: a subclass may compute something else
+    if type(loss) is nn.MSELoss:
+        return SquaredLoss("MSELoss", 1.0, "entries" if loss.reduction == "mean" else "none")
+    if type(loss) is nn.CrossEntropyLoss:
+        return CrossEntropy(loss)
+    if type(loss) is nn.BCEWithLogitsLoss:
+        return BinaryCrossEntropy(loss)
+    if not callable(loss) or isinstance(loss, type):
+        shown = loss.__name__ if isinstance(loss, type) else type(loss).__name__
+        v.fail("losses", f"a loss must be {ACCEPTED}, or a callable", shown, TypeError)
+    name = getattr(loss, "__name__", type(loss).__name__)
+    return CallableLoss(loss, name)  # type: ignore[arg-type]

@@ -1,0 +1,256 @@
+"""eigsh against LAPACK: true errors within the reported ones, for every kind of spectrum and input."""
+
+import numpy as np
+import pytest
+import torch
+from scipy.sparse.linalg import LinearOperator as ScipyOperator
+
+import catapult_ext as cx
+
+N = 60
+
+
+def _spectrum(name, n=N):
+    e = torch.linspace(0, 0.5, n, dtype=torch.float64)
+    tops = {
+        "cluster_1e-2": [0.97, 0.98, 0.99, 1.0],
+        "cluster_1e-4": [1 - 2e-4, 1 - 1e-4, 1.0],
+        "cluster_1e-7": [1 - 2e-7, 1 - 1e-7, 1.0],
+        "double": [1.0, 1.0],
+        "triple": [1.0, 1.0, 1.0],
+        "two_pairs": [0.9, 0.9, 1.0, 1.0],
+    }
+    if name in tops:
+        e[-len(tops[name]) :] = torch.tensor(tops[name], dtype=torch.float64)
+        return e
+    g = torch.Generator().manual_seed(7)
+    uniform = torch.rand(n, dtype=torch.float64, generator=g)
+    low_rank = torch.zeros(n, dtype=torch.float64)
+    low_rank[:4] = torch.tensor([3.0, 2.0, 2.0, 1.0], dtype=torch.float64)
+    return {
+        "flat": uniform,
+        "geometric": 0.7 ** torch.arange(n, dtype=torch.float64),
+        "indefinite": torch.linspace(-1, 0.98, n, dtype=torch.float64),
+        "negative": -uniform - 0.5,
+        "rank_deficient": low_rank,
+        "zero": torch.zeros(n, dtype=torch.float64),
+        "identity": torch.ones(n, dtype=torch.float64),
+        "tiny": uniform * 1e-20,
+        "huge": uniform * 1e20,
+    }[name]
+
+
+SPECTRA = [
+    *("cluster_1e-2", "cluster_1e-4", "cluster_1e-7", "double", "triple", "two_pairs"),
+    *("flat", "geometric", "indefinite", "negative", "rank_deficient", "zero", "identity"),
+    *("tiny", "huge"),
+]
+
+
+def matrix(name, dtype, n=N, seed=0):
+    g = torch.Generator().manual_seed(seed)
+    q = torch.linalg.qr(torch.randn(n, n, dtype=torch.float64, generator=g))[0]
+    a = (q * _spectrum(name, n)) @ q.T
+    return ((a + a.T) / 2).to(dtype)
+
+
+class Wrapped:
+    """A matrix that shows only shape, dtype and @."""
+
+    def __init__(self, a):
+        self._a, self.shape, self.dtype = a, a.shape, a.dtype
+
+    def __matmul__(self, x):
+        return self._a @ x
+
+
+def _scipy(a):
+    a = a.numpy()
+    return ScipyOperator(a.shape, matvec=lambda x: a @ x, matmat=lambda x: a @ x, dtype=a.dtype)
+
+
+INPUTS = {
+    "tensor": lambda a: a,
+    "array": lambda a: a.numpy(),
+    "object": Wrapped,
+    "scipy": _scipy,
+    "sparse": lambda a: a.to_sparse(),
+}
+
+
+def exact_values(a, which, k):
+    e = torch.linalg.eigvalsh(a.double()).flip(0)
+    if which == "LA":
+        return e[:k]
+    if which == "SA":
+        return e[-k:]
+    if which == "LM":
+        return e[e.abs().argsort(descending=True, stable=True)][:k]
+    return torch.cat([e[: (k + 1) // 2], e[len(e) - k // 2 :]])
+
+
+def check(a, result, which, k):
+    exact = exact_values(a, which, k)
+    got, errors = result.eigenvalues.double(), result.errors.double()
+    if which == "LM":  # +1 and -1 are equally large
+        got, exact = got.abs(), exact.abs()
+    assert bool(((got - exact).abs() <= errors).all()), (got, exact, errors)
+    x = result.eigenvectors.double()
+    rest = a.double() @ x - x * result.eigenvalues.double()
+    scale = a.double().abs().max() * len(a)
+    eps = torch.finfo(a.dtype).eps
+    assert bool((rest.norm(dim=0) <= result.residuals.double() + 20 * eps * scale).all())
+    torch.testing.assert_close(
+        x.T @ x, torch.eye(k, dtype=torch.float64), rtol=0, atol=max(1e3 * eps, 1e-12)
+    )
+
+
+@pytest.mark.parametrize("which", ["LA", "SA", "LM", "BE"])
+@pytest.mark.parametrize("name", SPECTRA)
+def test_true_error_within_reported(name, which, dtype):
+    a = matrix(name, dtype)
+    for k in (1, 3):
+        for seed in range(3):
+            for kind in ("tensor", "object"):
+                result = cx.eigsh(INPUTS[kind](a), k, which=which, seed=seed)
+                check(a, result, which, k)
+                assert result.converged
+                assert result.index_check == ("inertia" if kind == "tensor" else "random(0.99)")
+
+
+@pytest.mark.parametrize("kind", INPUTS)
+def test_inputs_agree(kind, dtype):
+    a = matrix("geometric", dtype)
+    result = cx.eigsh(INPUTS[kind](a), 2)
+    check(a, result, "LA", 2)
+    assert result.eigenvalues.dtype == dtype
+    assert result.eigenvectors.shape == (N, 2)
+
+
+@pytest.mark.parametrize("name", ["cluster_1e-2", "flat", "two_pairs"])
+def test_random_check_keeps_its_promise_over_many_seeds(name):
+    a = matrix(name, torch.float64)
+    exact = exact_values(a, "LA", 2)
+    missed = 0
+    for seed in range(100):
+        result = cx.eigsh(Wrapped(a), 2, seed=seed)
+        missed += bool(((result.eigenvalues - exact).abs() > result.errors).any())
+    assert missed <= 3  # p = 0.99: more than 3 of 100 has probability 0.02
+
+
+@pytest.mark.parametrize("n", [1, 2, 3, 7])
+def test_small_and_complete(n, dtype):
+    g = torch.Generator().manual_seed(n)
+    a = torch.randn(n, n, dtype=torch.float64, generator=g).to(dtype)
+    a = a + a.T
+    for k in range(1, n + 1):
+        for kind in ("tensor", "object"):
+            check(a, cx.eigsh(INPUTS[kind](a), k, tol=1e-5), "LA", k)
+
+
+@pytest.mark.parametrize("tol", [1e-2, 1e-6, 1e-10])
+def test_tolerance_is_met(tol):
+    a = matrix("flat", torch.float64, n=200)
+    for kind in ("tensor", "object"):
+        result = cx.eigsh(INPUTS[kind](a), 2, tol=tol)
+        exact = exact_values(a, "LA", 2)
+        assert result.converged
+        assert bool((result.errors <= tol * exact).all())
+        assert bool(((result.eigenvalues - exact).abs() <= result.errors).all())
+
+
+def test_restarts_keep_the_answer(monkeypatch):
+    from catapult_ext.eig import lanczos
+
+    monkeypatch.setattr(lanczos, "_BASIS_ROWS", 12)
+    a = matrix("flat", torch.float64, n=200)
+    for seed in range(5):
+        result = cx.eigsh(Wrapped(a), 2, tol=1e-8, seed=seed)
+        assert result.converged
+        assert result.matvecs > 24
+        check(a, result, "LA", 2)
+
+
+def test_basis_stays_within_its_byte_budget(monkeypatch):
+    from catapult_ext.eig import krylov, lanczos
+
+    monkeypatch.setattr(lanczos, "_BASIS_BYTES", 2 * 8 * 200 * 15)
+    seen = []
+    extend = krylov.Krylov.extend
+
+    def spying(self):
+        extend(self)
+        seen.append(self.v.shape[0])
+
+    monkeypatch.setattr(krylov.Krylov, "extend", spying)
+    assert cx.eigsh(Wrapped(matrix("flat", torch.float64, n=200)), tol=1e-6).converged
+    assert max(seen) <= 15
+
+
+def test_warm_start_saves_products_and_same_seed_same_bits():
+    a = matrix("geometric", torch.float64, n=300)
+    cold = cx.eigsh(Wrapped(a), 2, seed=3)
+    again = cx.eigsh(Wrapped(a), 2, seed=3)
+    assert torch.equal(cold.eigenvalues, again.eigenvalues)
+    assert torch.equal(cold.eigenvectors, again.eigenvectors)
+    warm = cx.eigsh(a, 2, v0=cold.eigenvectors)
+    assert warm.matvecs < cx.eigsh(a, 2).matvecs
+    check(a, warm, "LA", 2)
+
+
+def test_warm_start_that_misses_the_top_is_found_out():
+    """v0 is an exact eigenvector, but of the second eigenvalue."""
+    a = matrix("geometric", torch.float64)
+    second = torch.linalg.eigh(a).eigenvectors[:, -2]
+    for kind in ("tensor", "object"):
+        check(a, cx.eigsh(INPUTS[kind](a), v0=second), "LA", 1)
+
+
+def test_maxiter_stops_with_errors_that_hold():
+    a = matrix("flat", torch.float64, n=300)
+    for kind in ("tensor", "object"):
+        result = cx.eigsh(INPUTS[kind](a), 2, tol=1e-10, maxiter=10)
+        assert not result.converged
+        assert result.matvecs <= 12
+        check(a, result, "LA", 2)
+
+
+def test_nan_operator_is_named():
+    class Bad(Wrapped):
+        def __matmul__(self, x):
+            return x * float("nan")
+
+    with pytest.raises(ValueError, match="products with A must be finite"):
+        cx.eigsh(Bad(torch.eye(5)))
+
+
+def test_unsymmetric_operators_are_refused():
+    a = torch.randn(30, 30, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    with pytest.raises(ValueError, match="symmetric"):
+        cx.eigsh(a)
+    with pytest.raises(ValueError, match="symmetric and repeatable"):
+        cx.eigsh(Wrapped(a))
+
+
+@pytest.mark.parametrize(
+    ("a", "options", "error", "text"),
+    [
+        (torch.eye(3), {"k": 4}, ValueError, r"k must be in \[1, n = 3\], got 4"),
+        (torch.eye(3), {"k": 0}, ValueError, "k must be"),
+        (torch.eye(3), {"which": "XX"}, ValueError, "which must be one of"),
+        (torch.eye(3), {"tol": -1.0}, ValueError, "tol must be"),
+        (torch.eye(3), {"maxiter": 0}, ValueError, "maxiter"),
+        (torch.eye(3), {"precision": "mixed"}, ValueError, "precision must be 'full'"),
+        (torch.eye(3), {"v0": torch.ones(4)}, ValueError, "v0 must be"),
+        (torch.eye(3), {"v0": torch.full((3,), torch.nan)}, ValueError, "v0 must be finite"),
+        (torch.ones(2, 3), {}, ValueError, "square"),
+        (torch.ones(0, 0), {}, ValueError, "n >= 1"),
+        (torch.eye(3) * torch.inf, {}, ValueError, "finite"),
+        (torch.eye(3, dtype=torch.int64), {}, TypeError, "float32 or float64"),
+        (np.eye(3, dtype=complex), {}, TypeError, "float32 or float64"),
+        ([[1.0]], {}, TypeError, "shape and @"),
+    ],
+)
+def test_refused(a, options, error, text):
+    with pytest.raises(error, match=text):
+        cx.eigsh(a, **options)
