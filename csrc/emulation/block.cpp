@@ -37,7 +37,8 @@ std::string describe_waiting(const Block& block) {
   std::map<std::string, std::pair<int, std::string>> places;
   for (const Thread& thread : block.threads) {
     if (thread.wait == Wait::kDone || thread.wait == Wait::kReady) continue;
-    auto& entry = places[std::string(thread.what) + " (" + to_text(thread.place) + ")"];
+    const std::string where = thread.place.line ? " (" + to_text(thread.place) + ")" : "";
+    auto& entry = places[thread.what + where];
     if (entry.first++ == 0) entry.second = triple(thread.at.thread);
   }
   std::ostringstream text;

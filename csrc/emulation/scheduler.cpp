@@ -10,64 +10,25 @@
 #include <random>
 
 #include "core/error.hpp"
-#include "emulation/block.hpp"
+#include "emulation/grid.hpp"
 #include "emulation/runtime_api.hpp"
 #include "emulation/statics.hpp"
 
 namespace catapult::emulation {
 
+Grid* g = nullptr;
 const Coordinates* g_here = nullptr;
 
 namespace {
 
-// The grid that runs: one at a time, under launch_lock.
-struct Grid {
-  const GridConfig* config = nullptr;
-  const std::function<void()>* kernel = nullptr;
-  Order order = Order::kForward;
-  std::mt19937 random{1};
-  Context main;
-  Block* block = nullptr;
-  Thread* thread = nullptr;
-  size_t threads = 0, arrived = 0;
-  uint64_t generation = 0;
-  std::exception_ptr error;
-  char start_key = 0, end_key = 0, race_keys[2] = {};
-};
-
 std::mutex launch_lock;
-Grid* g = nullptr;
 Stacks stacks;
-
-Warp& my_warp() { return g->block->warps[g->thread->at.warp]; }
-
-void park(Wait wait, const char* what, Place place) {
-  Thread& me = *g->thread;
-  me.wait = wait;
-  me.what = what;
-  me.place = place;
-  switch_context(me.context, g->main, false);
-}
-
-void release_block_barrier(Block& block) {
-  block.result = block.gathering;
-  block.gathering = {0, 1, 0};
-  block.arrived = 0;
-  ++block.generation;
-}
-
-bool settle(WarpBarrier& barrier, unsigned alive) {
-  if (!barrier.gathering || barrier.arrived != (barrier.mask & alive)) return false;
-  barrier.gathering = false;
-  barrier.readers = static_cast<unsigned>(__builtin_popcount(barrier.arrived));
-  return true;
-}
 
 // An exited thread no longer counts at barriers of its block and warp, as on current devices.
 void leave() {
   Thread& me = *g->thread;
   Block& block = *g->block;
-  Warp& warp = my_warp();
+  Warp& warp = block.warps[me.at.warp];
   me.wait = Wait::kDone;
   warp.alive &= ~(1u << me.at.lane);
   --block.alive;
@@ -213,9 +174,10 @@ void run_resident(const std::vector<Block*>& blocks, StaticShared* statics) {
       alive = alive || block->alive;
     }
     if (!alive) return;
+    if (polls > kMostPolls) fail_deadlock(blocks);
     const bool polling = wake_pollers(blocks);
     polls = polling ? polls + 1 : 0;
-    if ((!progress && !polling) || polls > kMostPolls) fail_deadlock(blocks);
+    if (!progress && !polling) fail_deadlock(blocks);
   }
 }
 
@@ -282,118 +244,5 @@ void run_grid(const GridConfig& config, const std::function<void()>& kernel) {
   g_here = nullptr;
   if (grid.error) std::rethrow_exception(grid.error);
 }
-
-void* dynamic_shared() { return g->block->dynamic.get(); }
-
-BlockVote sync_block(int value, Place place) {
-  Block& block = *g->block;
-  Thread& me = *g->thread;
-  if (block.arrived == 0) block.place = place;
-  if (block.place.line != place.line || std::strcmp(block.place.file, place.file) != 0)
-    device_fail("divergent barrier: other threads of the block wait at " + to_text(block.place),
-                place);
-  me.generation = block.generation;
-  race_release(&block.race_keys[me.generation & 1]);
-  block.gathering.sum += value != 0;
-  block.gathering.all &= value != 0;
-  block.gathering.any |= value != 0;
-  if (++block.arrived == block.alive) {
-    release_block_barrier(block);
-  } else {
-    park(Wait::kBlock, "__syncthreads", place);
-  }
-  race_acquire(&block.race_keys[me.generation & 1]);
-  return block.result;
-}
-
-void sync_grid(Place place) {
-  if (!g->config->cooperative)
-    device_fail("grid barrier in a launch that is not cooperative", place);
-  Thread& me = *g->thread;
-  me.generation = g->generation;
-  race_release(&g->race_keys[me.generation & 1]);
-  // A thread that has ended is still counted: on a device the others would wait for ever.
-  if (++g->arrived == g->threads) {
-    g->arrived = 0;
-    ++g->generation;
-  } else {
-    park(Wait::kGrid, "grid_sync", place);
-  }
-  race_acquire(&g->race_keys[me.generation & 1]);
-}
-
-void yield() { park(Wait::kYield, "a polling loop", {"", 0}); }
-
-WarpExchange::WarpExchange(const char* what, unsigned mask, const void* value, size_t bytes,
-                           Place place, bool orders_memory)
-    : barrier_(nullptr) {
-  Thread& me = *g->thread;
-  Warp& warp = my_warp();
-  const unsigned bit = 1u << me.at.lane;
-  if (!(mask & bit)) device_fail(std::string(what) + " by a lane that its mask leaves out", place);
-  WarpBarrier* barrier = nullptr;
-  for (WarpBarrier& candidate : warp.barriers)
-    if (candidate.gathering && candidate.mask == mask) barrier = &candidate;
-  if (barrier) {
-    // Barriers of two branches may meet; a value exchanged between two lines is a mistake.
-    const bool same = std::strcmp(barrier->what, what) == 0 &&
-                      (orders_memory || (barrier->place.line == place.line &&
-                                         std::strcmp(barrier->place.file, place.file) == 0));
-    if (!same)
-      device_fail(std::string(what) + " while other lanes of the warp are at " + barrier->what +
-                      " (" + to_text(barrier->place) + ")",
-                  place);
-  } else {
-    for (WarpBarrier& candidate : warp.barriers)
-      if (candidate.free) barrier = &candidate;
-    if (!barrier) barrier = &warp.barriers.emplace_back();
-    barrier->free = false;
-    barrier->gathering = true;
-    barrier->what = what;
-    barrier->place = place;
-    barrier->mask = mask;
-    barrier->arrived = 0;
-  }
-  barrier_ = barrier;
-  barrier->arrived |= bit;
-  if (bytes) std::memcpy(barrier->values[me.at.lane], value, bytes);
-  if (orders_memory) race_release(&barrier->race_key);
-  me.barrier = barrier;
-  if (!settle(*barrier, warp.alive)) park(Wait::kWarp, what, place);
-  if (orders_memory) race_acquire(&barrier->race_key);
-}
-
-WarpExchange::~WarpExchange() {
-  auto* barrier = static_cast<WarpBarrier*>(barrier_);
-  if (--barrier->readers == 0) barrier->free = true;
-}
-
-unsigned WarpExchange::participants() const {
-  return static_cast<const WarpBarrier*>(barrier_)->arrived;
-}
-
-void WarpExchange::read(unsigned lane, void* value, size_t bytes) const {
-  const auto* barrier = static_cast<const WarpBarrier*>(barrier_);
-  if (lane < 32 && (barrier->arrived >> lane & 1)) {
-    std::memcpy(value, barrier->values[lane], bytes);
-  } else {
-    std::memset(value, kPoison, bytes);
-  }
-}
-
-unsigned active_lanes() { return my_warp().alive; }
-
-void device_fail(const std::string& text, Place place) {
-  fail_runtime(g->config->op, text, " (", to_text(place), ", ", name_of(*g->thread), ")");
-}
-
-void check_aligned(const void* address, size_t bytes, Place place) {
-  if (reinterpret_cast<uintptr_t>(address) % bytes != 0)
-    device_fail("misaligned access of " + std::to_string(bytes) + " bytes", place);
-}
-
-void async_copy(const AsyncCopy& copy) { g->thread->copies.push(copy); }
-void async_commit() { g->thread->copies.commit(); }
-bool async_next(int keep, AsyncCopy* copy) { return g->thread->copies.pop(keep, copy); }
 
 }  // namespace catapult::emulation

@@ -42,21 +42,24 @@ Segment static_shared() {
 
 StaticShared::StaticShared() : segment_(static_shared()) { save(&before_); }
 
-StaticShared::~StaticShared() {
-  load(before_);
-  race_forget(segment_.begin, segment_.bytes);
-}
+StaticShared::~StaticShared() { load(before_); }
 
+// Our own copying is no race with the kernel's accesses, neither the earlier nor the later ones:
+// blocks only swap where all their threads wait.
 void StaticShared::poison() {
+  race_forget(segment_.begin, segment_.bytes);
   if (segment_.bytes) std::memset(segment_.begin, kPoison, segment_.bytes);
   race_forget(segment_.begin, segment_.bytes);
 }
 
 void StaticShared::save(std::vector<unsigned char>* to) const {
+  race_forget(segment_.begin, segment_.bytes);
   to->assign(segment_.begin, segment_.begin + segment_.bytes);
+  race_forget(segment_.begin, segment_.bytes);
 }
 
 void StaticShared::load(const std::vector<unsigned char>& from) {
+  race_forget(segment_.begin, segment_.bytes);
   if (segment_.bytes) std::memcpy(segment_.begin, from.data(), segment_.bytes);
   race_forget(segment_.begin, segment_.bytes);
 }
