@@ -94,6 +94,23 @@ def ntk_matvec_workspace(
     stream: int,
     threads: int,
 ) -> int: ...
+def toy_scalar(
+    h: Tensor,
+    k: Tensor,
+    b: Tensor,
+    beta: Tensor | None,
+    peak: Tensor,
+    peak_step: Tensor,
+    diverged_at: Tensor,
+    record_a: Tensor,
+    record_v: Tensor,
+    steps: int,
+    record_every: int,
+    early_exit: bool,
+    device: int,
+    stream: int,
+    threads: int,
+) -> None: ...
 def tridiag_eigh(
     alpha: Tensor,
     beta: Tensor,

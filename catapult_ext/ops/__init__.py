@@ -5,6 +5,7 @@ from catapult_ext.ops.lanczos_step import lanczos_step
 from catapult_ext.ops.ntk_matvec import ntk_matvec
 from catapult_ext.ops.toy_gd import ToyRecord, toy_gd
 from catapult_ext.ops.toy_gd_reduced import toy_gd_reduced
+from catapult_ext.ops.toy_scalar import toy_scalar
 from catapult_ext.ops.tridiag_eigh import tridiag_eigh
 
 __all__ = [
@@ -14,5 +15,6 @@ __all__ = [
     "ntk_matvec",
     "toy_gd",
     "toy_gd_reduced",
+    "toy_scalar",
     "tridiag_eigh",
 ]

@@ -60,5 +60,6 @@ PYBIND11_MODULE(CATAPULT_MODULE_NAME, m) {
   bind_ntk_matvec(m);
   bind_toy_gd(m);
   bind_toy_gd_reduced(m);
+  bind_toy_scalar(m);
   bind_tridiag_eigh(m);
 }

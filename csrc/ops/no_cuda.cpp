@@ -5,6 +5,7 @@
 #include "ops/ntk_matvec/ntk_matvec.hpp"
 #include "ops/toy_gd/toy_gd.hpp"
 #include "ops/toy_gd_reduced/toy_gd_reduced.hpp"
+#include "ops/toy_scalar/toy_scalar.hpp"
 #include "ops/tridiag_eigh/tridiag_eigh.hpp"
 
 namespace catapult {
@@ -29,6 +30,10 @@ void toy_gd_reduced_cuda(const ToyGdReducedArgs&, const Exec&) {
 
 #ifndef CATAPULT_CUDA_NTK_MATVEC
 void ntk_matvec_cuda(const NtkMatvecArgs&, const Exec&) { fail_without_cuda("ntk_matvec"); }
+#endif
+
+#ifndef CATAPULT_CUDA_TOY_SCALAR
+void toy_scalar_cuda(const ToyScalarArgs&, const Exec&) { fail_without_cuda("toy_scalar"); }
 #endif
 
 #ifndef CATAPULT_CUDA_TRIDIAG_EIGH
