@@ -1,6 +1,6 @@
 """Curvature of neural networks (NTK, GGN, Hessian) and the catapult phase of training."""
 
-from catapult_ext import losses, ops
+from catapult_ext import losses, ops, toy
 from catapult_ext._native import build_info
 from catapult_ext.eig import EigshResult, eigsh
 from catapult_ext.linops import GGN, NTK, Hessian
@@ -17,4 +17,5 @@ __all__ = [
     "eigsh",
     "losses",
     "ops",
+    "toy",
 ]

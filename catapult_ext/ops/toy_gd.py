@@ -16,7 +16,7 @@ class ToyRecord(NamedTuple):
 
     Attributes:
         loss: (R, steps // record_every + 1), 1/(2N) sum (f - y)^2, the start included.
-        weight_norm: same shape, the squared norm |U|_F^2 + |v|^2.
+        weight_norm: same shape, the Euclidean norm of all weights, sqrt(|U|^2 + |v|^2).
         diverged_at: (R,) int64, the step whose loss is not finite or beyond the cut; -1 for none.
         curvature: (R, steps // curvature_every + 1), the top eigenvalue of the kernel
             X (U'U + |v|^2 I) X' / (N W); (R, 0) for ``curvature_every=0``.
@@ -44,9 +44,9 @@ def toy_gd(
     Loss 1/(2N) sum_a (f(x_a) - y_a)^2 (Lewkowycz et al., arXiv 2003.02218; no bias, linear
     activation). One pass over U per step; the residuals, not the normal equations, give the loss.
 
-    A replica diverges at the first step whose loss is not finite or exceeds 1000 times the largest
-    loss that its initial weight norm P = |U|^2 + |v|^2 allows, 1/(2N) sum_a (|x_a| P / (2 sqrt W) +
-    |y_a|)^2.
+    A replica diverges at the first step whose loss is not finite or exceeds 1000 times a bound on
+    what its initial weights P = |U|^2 + |v|^2 allow, (|X| P / (2 sqrt W) + |y|)^2 / (2N) with the
+    Frobenius norm of X: a bounded run never gets there, whatever the width.
     It stops there: ``diverged_at`` holds that step, its weights stay as they were at it, and every
     later record holds the values of its last step before (NaN if it has none). Other replicas are
     not touched.

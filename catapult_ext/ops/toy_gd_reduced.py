@@ -47,7 +47,7 @@ def toy_gd_reduced(
         eta: (R,) learning rates, positive and finite.
         width: W, any number in [1, 1e18].
         steps: number of steps, >= 0.
-        record_every: loss and weight norm (tr S + q) are recorded at steps 0, s, 2s, ...
+        record_every: loss and weight norm, sqrt(tr S + q), are recorded at steps 0, s, 2s, ...
         curvature_every: the same for the curvature; 0 records none.
 
     Returns:

@@ -68,7 +68,7 @@ def run(
         diverged[bad] = t
         alive = diverged < 0
         held[0] = torch.where(alive, loss, held[0])
-        held[1] = torch.where(alive, norm, held[1])
+        held[1] = torch.where(alive, norm.sqrt(), held[1])
         if t % record_every == 0:
             records[0].append(held[0])
             records[1].append(held[1])
@@ -82,9 +82,9 @@ def run(
 
 
 def divergence_cut(x: Tensor, y: Tensor, norm: Tensor, width: float) -> Tensor:
-    """1000 times the largest loss that the initial weight norm ``norm`` (R,) allows."""
-    reach = norm[:, None] / (2 * math.sqrt(width))
-    bound = (x.norm(dim=1) * reach + y.abs()).square().sum(1) / (2 * x.shape[0])
+    """1000 times a bound on the loss that the initial |U|^2 + |v|^2, ``norm`` (R,), allows."""
+    reach = x.norm() * norm / (2 * math.sqrt(width)) + y.norm()
+    bound = reach.square() / (2 * x.shape[0])
     return (1e3 * bound).clamp(max=torch.finfo(norm.dtype).max)
 
 

@@ -11,7 +11,7 @@ namespace catapult {
 // toy_gd_math.hpp, stops there; its later records hold the values of its last step before that.
 struct ToyRecords {
   TensorView loss;         // (R, steps / record_every + 1) out
-  TensorView weight_norm;  // same shape, out: |U|^2 + |v|^2
+  TensorView weight_norm;  // same shape, out: sqrt(|U|^2 + |v|^2)
   TensorView diverged_at;  // (R,) int64 out: the step whose loss is not acceptable, -1 for none
   TensorView curvature;    // (R, steps / curvature_every + 1) out; (R, 0) when curvature_every = 0
   int64_t steps = 0;

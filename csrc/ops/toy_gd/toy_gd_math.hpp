@@ -13,29 +13,22 @@
 namespace catapult {
 
 // |f(x)| <= |x| (|U|^2 + |v|^2) / (2 sqrt(W)) always, and a bounded run keeps the weight norm near
-// its start: a loss this many times above the bound at the initial norm never comes back.
+// its start: a loss this many times above the bound that follows never comes back.
 constexpr double kDivergenceFactor = 1e3;
 
-// Sums over the samples that the cut needs: |x|^2, |x||y|, y^2.
+// Sums over the samples that the cut needs: |x|^2 and y^2.
 struct ToyDataNorms {
-  double xx = 0.0, xy = 0.0, yy = 0.0;
+  double xx = 0.0, yy = 0.0;
 };
 
 template <typename T>
 CATAPULT_HOST_DEVICE ToyDataNorms toy_data_norms(const T* x, const T* y, int64_t samples,
                                                  int64_t inputs) {
   ToyDataNorms norms;
-  for (int64_t a = 0; a < samples; ++a) {
-    double xx = 0.0;
-    for (int64_t j = 0; j < inputs; ++j) {
-      const double entry = static_cast<double>(x[a * inputs + j]);
-      xx += entry * entry;
-    }
-    const double target = fabs(static_cast<double>(y[a]));
-    norms.xx += xx;
-    norms.xy += sqrt(xx) * target;
-    norms.yy += target * target;
-  }
+  for (int64_t i = 0; i < samples * inputs; ++i)
+    norms.xx += static_cast<double>(x[i]) * static_cast<double>(x[i]);
+  for (int64_t a = 0; a < samples; ++a)
+    norms.yy += static_cast<double>(y[a]) * static_cast<double>(y[a]);
   return norms;
 }
 
@@ -54,10 +47,8 @@ struct FloatMax<double> {
 template <typename T>
 CATAPULT_HOST_DEVICE T toy_divergence_cut(const ToyDataNorms& norms, int64_t samples, double width,
                                           double weight_norm) {
-  const double reach = weight_norm / (2.0 * sqrt(width));
-  const double bound =
-      (reach * reach * norms.xx + 2.0 * reach * norms.xy + norms.yy) / (2.0 * samples);
-  const double cut = kDivergenceFactor * bound;
+  const double reach = weight_norm / (2.0 * sqrt(width)) * sqrt(norms.xx) + sqrt(norms.yy);
+  const double cut = kDivergenceFactor * reach * reach / (2.0 * static_cast<double>(samples));
   return static_cast<T>(cut < FloatMax<T>::value ? cut : FloatMax<T>::value);
 }
 
@@ -73,7 +64,12 @@ struct ToyReplicaRecord {
   T cut;
   T last_loss, last_norm, last_curvature;
 
-  // Takes the observables of step t; false where the replica has diverged and must stop. Then every
+  // Rounding may leave a sum of squares that should be zero below it; NaN stays NaN.
+  CATAPULT_HOST_DEVICE static T norm_of(T squares) {
+    return squares < T(0) ? T(0) : static_cast<T>(sqrt(squares));
+  }
+
+  // Takes the observables of step t (the norm squared); false where the replica has diverged and must stop. Then every
   // later record is filled with the last accepted values (NaN if there is none).
   CATAPULT_HOST_DEVICE bool accept(int64_t t, T new_loss, T new_norm) {
     if (t == 0) *diverged_at = -1;
@@ -87,7 +83,7 @@ struct ToyReplicaRecord {
     last_norm = new_norm;
     if (t == next_record) {
       *loss++ = new_loss;
-      *weight_norm++ = new_norm;
+      *weight_norm++ = norm_of(new_norm);
       next_record += record_every;
     }
     return true;
@@ -106,7 +102,7 @@ struct ToyReplicaRecord {
   CATAPULT_HOST_DEVICE void hold() {
     for (; next_record <= steps; next_record += record_every) {
       *loss++ = last_loss;
-      *weight_norm++ = last_norm;
+      *weight_norm++ = norm_of(last_norm);
     }
     for (; curvature_every > 0 && next_curvature <= steps; next_curvature += curvature_every)
       *curvature++ = last_curvature;

@@ -1,0 +1,135 @@
+"""Arguments of the toy simulations, checked and brought to one dtype; the span of the data."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from catapult_ext._validate import FLOAT_DTYPES, fail, require
+
+
+class Data(NamedTuple):
+    """Inputs x (N, D) and targets y (N,) in the working dtype."""
+
+    x: Tensor
+    y: Tensor
+
+
+class Span(NamedTuple):
+    """The data in orthonormal coordinates of their span: same losses, same curvature.
+
+    Attributes:
+        basis: (D, r) orthonormal columns, the right singular vectors of X; float64.
+        x: (N', r), N' <= r + 1; y: (N',). Rows are rotated samples (left singular vectors), the
+            last one the part of y outside the range of X, all scaled so that 1/(2N') sum equals
+            1/(2N) sum over the samples.
+    """
+
+    basis: Tensor
+    x: Tensor
+    y: Tensor
+
+
+def check_data(where: str, x: Any, y: Any, dtype: torch.dtype | None) -> Data:
+    """Tensors of one floating dtype, finite, (N, D) and (N,); nested lists and arrays are taken."""
+    x, y = (torch.as_tensor(value) for value in (x, y))
+    require(x.dim() == 2, where, "x must have shape (N, D)", tuple(x.shape))
+    require(x.numel() > 0, where, "x must not be empty", tuple(x.shape))
+    require(y.shape == x.shape[:1], where, f"y must have shape ({len(x)},)", tuple(y.shape))
+    if dtype is None:
+        wide = torch.promote_types(x.dtype, y.dtype)
+        dtype = wide if wide in FLOAT_DTYPES else torch.float64
+    if dtype not in FLOAT_DTYPES:
+        fail(where, "dtype must be torch.float32 or torch.float64", dtype, TypeError)
+    for name, value in (("x", x), ("y", y)):
+        if value.is_complex():
+            fail(where, f"{name} must be real", value.dtype, TypeError)
+        require(bool(value.isfinite().all()), where, f"{name} must be finite", "NaN or infinity")
+    return Data(x.detach().to(dtype), y.detach().to(x.device, dtype))
+
+
+def check_rates(where: str, eta: Any, name: str = "eta") -> Tensor:
+    """A number, a sequence or a tensor of positive finite rates -> (R,) float64."""
+    rates = torch.as_tensor(eta).detach()
+    if rates.is_complex() or rates.dtype == torch.bool:
+        fail(where, f"{name} must be real numbers", rates.dtype, TypeError)
+    rates = rates.double()
+    rates = rates[None] if rates.dim() == 0 else rates
+    require(rates.dim() == 1, where, f"{name} must have shape (R,)", tuple(rates.shape))
+    require(len(rates) > 0, where, f"{name} must hold at least one rate", tuple(rates.shape))
+    bad = ~((rates > 0) & rates.isfinite())
+    if bool(bad.any()):
+        fail(where, f"{name} must be positive and finite", rates[bad][0].item())
+    return rates
+
+
+def check_width(where: str, width: Any) -> float:
+    """A whole number from 1 to 1e15."""
+    if isinstance(width, bool) or not isinstance(width, (int, float)):
+        fail(where, "width must be a number", type(width).__name__, TypeError)
+    ok = math.isfinite(width) and 1 <= width <= 1e15 and float(width).is_integer()
+    require(ok, where, "width must be a whole number from 1 to 1e15", width)
+    return float(width)
+
+
+def check_seeds(where: str, seed: int | Sequence[int], replicas: int) -> list[int]:
+    """One seed for all replicas, or one per replica."""
+    seeds = [seed] if isinstance(seed, int) else list(seed)
+    require(
+        len(seeds) in (1, replicas), where, f"seed must be one or {replicas} numbers", len(seeds)
+    )
+    for value in seeds:
+        if isinstance(value, bool) or not isinstance(value, int):
+            fail(where, "seed must be a whole number", type(value).__name__, TypeError)
+        require(value >= 0, where, "seed must be >= 0", value)
+    return seeds
+
+
+def check_weights(
+    where: str, init: Any, width: float | None, inputs: int, replicas: int
+) -> tuple[Tensor, Tensor]:
+    """U (B, W, D) and v (B, W) with B = 1 or R, finite."""
+    if not isinstance(init, (tuple, list)) or len(init) != 2:
+        fail(where, "init must be a pair (U, v)", type(init).__name__, TypeError)
+    U, v = (torch.as_tensor(value).detach() for value in init)
+    if U.dim() == 2:
+        U, v = U[None], v[None]
+    require(
+        U.dim() == 3 and U.shape[2] == inputs and len(U) in (1, replicas) and U.shape[1] > 0,
+        where,
+        f"init[0] must have shape (W, {inputs}) or ({replicas}, W, {inputs})",
+        tuple(torch.as_tensor(init[0]).shape),
+    )
+    require(
+        v.shape == U.shape[:2],
+        where,
+        "init[1] must match init[0]",
+        tuple(torch.as_tensor(init[1]).shape),
+    )
+    if width is not None:
+        require(width == U.shape[1], where, f"width must be that of init, {U.shape[1]}", width)
+    for name, value in (("init[0]", U), ("init[1]", v)):
+        if not value.is_floating_point():
+            fail(where, f"{name} must be floating-point", value.dtype, TypeError)
+        require(bool(value.isfinite().all()), where, f"{name} must be finite", "NaN or infinity")
+    return U, v
+
+
+def span_of(data: Data) -> Span:
+    """Rotate samples and inputs onto the singular vectors of X (in float64)."""
+    x, y = data.x.double(), data.y.double()
+    left, values, right = torch.linalg.svd(x, full_matrices=False)
+    floor = values[0] * max(x.shape) * torch.finfo(torch.float64).eps
+    rank = max(int((values > floor).sum()), 1)
+    left, values, right = left[:, :rank], values[:rank], right[:rank]
+    inside = left.mT @ y
+    outside = (y - left @ inside).norm()
+    if len(x) <= rank:  # nothing to gain in rotating the samples
+        return Span(right.mT, x @ right.mT, y)
+    rows = torch.cat([torch.diag(values), x.new_zeros(1, rank)])
+    scale = math.sqrt((rank + 1) / len(x))
+    return Span(right.mT, rows * scale, torch.cat([inside, outside[None]]) * scale)
