@@ -1,4 +1,4 @@
-"""lanczos_step against the same step composed of torch calls (Gram-Schmidt twice, working dtype)."""
+"""lanczos_step against the same step composed of torch calls (Gram-Schmidt twice)."""
 
 import pytest
 import torch

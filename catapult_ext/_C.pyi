@@ -18,6 +18,40 @@ def gram(
     threads: int,
 ) -> None: ...
 def gram_cpu_tile(rows: int, cols: int, symmetric: bool, bytes: int, threads: int) -> int: ...
+def lanczos_dense_workspace(a: Tensor, k: int, device: int, stream: int, threads: int) -> int: ...
+def lanczos_dense(
+    a: Tensor,
+    v0: Tensor | None,
+    eigenvalues: Tensor,
+    eigenvectors: Tensor,
+    errors: Tensor,
+    steps: Tensor,
+    workspace: Tensor,
+    tol: float,
+    maxiter: int,
+    seed: int,
+    device: int,
+    stream: int,
+    threads: int,
+) -> None: ...
+def lanczos_dense_workspace(
+    a: Tensor, k: int, device: int, stream: int, threads: int
+) -> int: ...
+def lanczos_dense(
+    a: Tensor,
+    v0: Tensor | None,
+    eigenvalues: Tensor,
+    eigenvectors: Tensor,
+    errors: Tensor,
+    steps: Tensor,
+    workspace: Tensor,
+    tol: float,
+    maxiter: int,
+    seed: int,
+    device: int,
+    stream: int,
+    threads: int,
+) -> None: ...
 def lanczos_step_workspace(
     replicas: int, n: int, rows: int, device: int, stream: int, threads: int
 ) -> int: ...

@@ -1,6 +1,7 @@
 """The native operations as torch ops, one module each."""
 
 from catapult_ext.ops.gram import gram
+from catapult_ext.ops.lanczos_dense import LanczosDense, lanczos_dense
 from catapult_ext.ops.lanczos_step import lanczos_step
 from catapult_ext.ops.ntk_matvec import ntk_matvec
 from catapult_ext.ops.toy_gd import ToyRecord, toy_gd
@@ -9,8 +10,10 @@ from catapult_ext.ops.toy_scalar import toy_scalar
 from catapult_ext.ops.tridiag_eigh import tridiag_eigh
 
 __all__ = [
+    "LanczosDense",
     "ToyRecord",
     "gram",
+    "lanczos_dense",
     "lanczos_step",
     "ntk_matvec",
     "toy_gd",

@@ -22,7 +22,7 @@ def lanczos_step(
     coefficients: Tensor | None = None,
     breakdown: float | None = None,
 ) -> None:
-    """Finish Lanczos step ``step`` given ``w = A @ basis[:, step]``; changes its arguments in place.
+    """Finish Lanczos step ``step`` given ``w = A @ basis[:, step]``; writes its arguments in place.
 
     Writes ``alpha[:, step] = q_step . w``, subtracts from w its projections on the basis rows
     ``[0, rows)`` (which covers ``alpha q_step + beta q_{step-1}``, locked vectors and the couplings

@@ -1,0 +1,119 @@
+"""The largest eigenvalues of a batch of explicit symmetric matrices."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from catapult_ext import _native, _validate
+from catapult_ext.ops._registry import register
+
+_WHERE = "lanczos_dense"
+
+
+class LanczosDense(NamedTuple):
+    """Result of :func:`lanczos_dense`."""
+
+    eigenvalues: Tensor
+    eigenvectors: Tensor
+    errors: Tensor
+    steps: Tensor
+
+
+def lanczos_dense(
+    a: Tensor,
+    k: int = 1,
+    *,
+    tol: float = 1e-5,
+    maxiter: int | None = None,
+    v0: Tensor | None = None,
+    seed: int = 0,
+) -> LanczosDense:
+    """The k algebraically largest eigenpairs of R symmetric matrices, by Lanczos, in one call.
+
+    Each matrix is iterated with full reorthogonalisation until every error is at most
+    ``tol * |eigenvalue|`` (or a few eps of the norm, where that is more), and a few steps longer.
+    For k > 1 runs from further random vectors, in the complement of the pairs found, look for what
+    one start vector cannot see: further copies of a repeated eigenvalue. The eigenvalues returned
+    are Rayleigh quotients of the returned vectors, accumulated in float64.
+
+    ``errors`` bounds the absolute errors: min(||R||, 2 r^2 / gap) plus rounding, with r the
+    measured residual of the pair, R the residuals of all k, and the gap taken from the other Ritz
+    values less their residuals. It supposes, as every bound of few products does, that no
+    unresolved eigenvalue hides in the gap: two eigenvalues closer than r may be reported as one
+    value between them.
+
+    Args:
+        a: (R, n, n), float32 or float64. Only the lower triangle is read.
+        k: how many, 1 <= k <= n.
+        tol: relative error of the eigenvalues asked for, >= 0. For k > 1 it is asked of the
+            residuals, which bound the errors even where eigenvalues repeat.
+        maxiter: at most about so many products with a matrix; default 10 n + 1000. What is not
+            converged then shows in ``errors``.
+        v0: optional (R, n) start vectors, e.g. the last top eigenvectors; a hundredth of noise is
+            added, and one that is zero or not finite is replaced by the random start.
+        seed: of the random vectors, which are the same for every matrix of the batch.
+
+    Returns:
+        ``(eigenvalues (R, k) descending, eigenvectors (R, k, n) unit rows, errors (R, k),
+        steps (R,) int64)``; steps counts products with the matrix, one per pair for the final
+        check included. A matrix with a non-finite entry gives NaN and leaves the others untouched.
+
+    Raises:
+        TypeError: tensors of a wrong type or dtype, or of different dtypes.
+        ValueError: matrices that are not square or empty, k outside [1, n], maxiter < k, tol < 0,
+            different devices, or an input that requires grad.
+
+    Cost:
+        n^2 + 4 n j multiply-adds for step j, reading half of the matrix and the basis twice. One
+        thread works a matrix if there are at least as many as threads; otherwise threads share the
+        products from n = 1024 on. The same bits for any number of threads.
+    """
+    tensors = {"a": _validate.tensor(a, _WHERE, "a", ("R", "n", "n"))}
+    replicas, n, columns = a.shape
+    _validate.require(
+        n == columns and n > 0, _WHERE, "a must hold square matrices, n >= 1", tuple(a.shape)
+    )
+    _validate.require(1 <= k <= n, _WHERE, f"k must be in [1, n = {n}]", k)
+    _validate.require(tol >= 0, _WHERE, "tol must be at least 0", tol)
+    maxiter = 10 * n + 1000 if maxiter is None else maxiter
+    _validate.require(maxiter >= k, _WHERE, f"maxiter must be at least k = {k}", maxiter)
+    if v0 is not None:
+        tensors["v0"] = _validate.tensor(v0, _WHERE, "v0", (replicas, n))
+    _validate.same_kind(_WHERE, tensors)
+    _validate.no_grad_needed(_WHERE, tensors)
+    return LanczosDense(*torch.ops.catapult.lanczos_dense(a, k, tol, maxiter, v0, seed))
+
+
+def _fake(
+    a: Tensor, k: int, tol: float, maxiter: int, v0: Tensor | None, seed: int
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    replicas, n, _ = a.shape
+    return (
+        a.new_empty((replicas, k)),
+        a.new_empty((replicas, k, n)),
+        a.new_empty((replicas, k)),
+        a.new_empty((replicas,), dtype=torch.int64),
+    )
+
+
+def _impl(
+    a: Tensor, k: int, tol: float, maxiter: int, v0: Tensor | None, seed: int
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    out = _fake(a, k, tol, maxiter, v0, seed)
+    a = a.contiguous()
+    v0 = None if v0 is None else v0.contiguous()
+    size = _native.call("lanczos_dense_workspace", a.device, a, k)
+    work = a.new_empty(size, dtype=torch.float64)
+    _native.call("lanczos_dense", a.device, a, v0, *out, work, tol, maxiter, seed)
+    return out
+
+
+register(
+    "lanczos_dense(Tensor a, int k, float tol, int maxiter, Tensor? v0, int seed) "
+    "-> (Tensor, Tensor, Tensor, Tensor)",
+    _impl,
+    _fake,
+)

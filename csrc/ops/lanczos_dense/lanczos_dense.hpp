@@ -1,0 +1,31 @@
+// The k largest eigenvalues of R explicit symmetric matrices, with their vectors and error bounds.
+#pragma once
+
+#include "core/exec.hpp"
+#include "core/tensor_view.hpp"
+
+namespace catapult {
+
+struct LanczosDenseArgs {
+  TensorView a;             // (R, n, n); only the lower triangle is read
+  TensorView v0;            // (R, n) start vectors; null data: random
+  TensorView eigenvalues;   // (R, k) out, descending
+  TensorView eigenvectors;  // (R, k, n) out
+  TensorView errors;        // (R, k) out, bounds of the absolute errors
+  TensorView steps;         // (R,) int64 out, products with the matrix
+  TensorView workspace;     // float64, at least lanczos_dense_workspace() entries
+  double tol = 0.0;
+  int64_t maxiter = 0;
+  int64_t seed = 0;
+};
+
+// Float64 entries of workspace for matrices of `dtype`.
+int64_t lanczos_dense_workspace(int64_t replicas, int64_t n, int64_t k, Dtype dtype,
+                                const Exec& exec);
+
+void lanczos_dense(const LanczosDenseArgs& args, const Exec& exec);
+
+void lanczos_dense_cpu(const LanczosDenseArgs& args, const Exec& exec);
+void lanczos_dense_cuda(const LanczosDenseArgs& args, const Exec& exec);
+
+}  // namespace catapult

@@ -1,0 +1,71 @@
+// A symmetric matrix given by its lower triangle, and its products, on the host.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+
+#include "core/parallel.hpp"
+#include "ops/lanczos_dense/lanczos_dense_config.hpp"
+#include "ops/lanczos_dense/lanczos_dense_simd.hpp"
+
+namespace catapult {
+
+template <typename T>
+class SymmetricMatrix {
+ public:
+  SymmetricMatrix(const T* a, const LanczosDenseConfig& config, double* memory, int threads)
+      : a_(a),
+        config_(config),
+        x_(memory + config.x),
+        y_(memory + config.y),
+        diagonal_(reinterpret_cast<T*>(memory + config.diagonal)),
+        threads_(threads) {
+    constexpr int64_t kB = kLanczosDenseBlock;
+    std::fill(diagonal_, diagonal_ + config.padded * kB, T(0));
+    for (int64_t i = 0; i < config.n; ++i) {
+      const int64_t block = i / kB * kB;
+      for (int64_t j = block; j <= i; ++j)
+        diagonal_[i * kB + j - block] = diagonal_[j * kB + i - block] = a[i * config.n + j];
+    }
+  }
+
+  // A x (n), valid until the next product; sums in T.
+  T* multiply(const T* x) { return run(loops().product, x); }
+  // The same with float64 sums.
+  double* multiply_wide(const T* x) { return run(loops().wide_product, x); }
+
+  int64_t products() const { return products_; }
+
+  static const LanczosDenseLoops<T>& loops() {
+    return CATAPULT_SELECT_ISA(lanczos_dense_simd).template loops<T>();
+  }
+
+ private:
+  const T* a_;
+  const LanczosDenseConfig& config_;
+  double *x_, *y_;
+  T* diagonal_;
+  int threads_;
+  int64_t products_ = 0;
+
+  // Slabs of rows, whose partial results are added in order.
+  template <typename Acc>
+  Acc* run(const SymmetricProduct<T, Acc>& product, const T* x) {
+    const int64_t n = config_.n, padded = config_.padded;
+    Acc* in = reinterpret_cast<Acc*>(x_);
+    Acc* out = reinterpret_cast<Acc*>(y_);
+    for (int64_t i = 0; i < n; ++i) in[i] = x[i];
+    std::fill(in + n, in + padded, Acc(0));
+    parallel_for(config_.slabs, threads_, [&](int64_t s) {
+      Acc* part = out + s * padded;
+      std::fill(part, part + padded, Acc(0));
+      product.run(a_, diagonal_, n, config_.slab_begin[s], config_.slab_begin[s + 1], in, part);
+    });
+    for (int s = 1; s < config_.slabs; ++s)
+      for (int64_t i = 0; i < n; ++i) out[i] += out[s * padded + i];
+    ++products_;
+    return out;
+  }
+};
+
+}  // namespace catapult
