@@ -164,13 +164,17 @@ def compiler() -> str | None:
 def _compiler_version() -> str:
     found = compiler()
     assert found is not None
-    return subprocess.run([found, "--version"], capture_output=True, text=True).stdout
+    environment = {k: v for k, v in os.environ.items() if k != "LD_PRELOAD"}
+    done = subprocess.run([found, "--version"], capture_output=True, text=True, env=environment)
+    return done.stdout
 
 
 def run(command: list[str | None]) -> None:
     """Run a compiler command; RuntimeError with its words where it fails."""
     words = [word for word in command if word is not None]
-    done = subprocess.run(words, capture_output=True, text=True)
+    # The compiler need not run under the sanitizer that this process may have been started with.
+    environment = {k: v for k, v in os.environ.items() if k != "LD_PRELOAD"}
+    done = subprocess.run(words, capture_output=True, text=True, env=environment)
     if done.returncode != 0:
         raise RuntimeError(
             "catapult_ext.testing.emulated: the emulated module does not compile:\n"
