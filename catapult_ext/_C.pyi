@@ -34,24 +34,6 @@ def lanczos_dense(
     stream: int,
     threads: int,
 ) -> None: ...
-def lanczos_dense_workspace(
-    a: Tensor, k: int, device: int, stream: int, threads: int
-) -> int: ...
-def lanczos_dense(
-    a: Tensor,
-    v0: Tensor | None,
-    eigenvalues: Tensor,
-    eigenvectors: Tensor,
-    errors: Tensor,
-    steps: Tensor,
-    workspace: Tensor,
-    tol: float,
-    maxiter: int,
-    seed: int,
-    device: int,
-    stream: int,
-    threads: int,
-) -> None: ...
 def lanczos_step_workspace(
     replicas: int, n: int, rows: int, device: int, stream: int, threads: int
 ) -> int: ...

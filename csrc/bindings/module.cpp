@@ -57,7 +57,6 @@ PYBIND11_MODULE(CATAPULT_MODULE_NAME, m) {
   m.def("force_isa", &force_isa);
   bind_gram(m);
   bind_lanczos_dense(m);
-  bind_lanczos_dense(m);
   bind_lanczos_step(m);
   bind_ntk_matvec(m);
   bind_toy_gd(m);

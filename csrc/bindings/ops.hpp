@@ -7,7 +7,6 @@ namespace catapult {
 
 void bind_gram(pybind11::module_& m);
 void bind_lanczos_dense(pybind11::module_& m);
-void bind_lanczos_dense(pybind11::module_& m);
 void bind_lanczos_step(pybind11::module_& m);
 void bind_ntk_matvec(pybind11::module_& m);
 void bind_toy_gd(pybind11::module_& m);

@@ -2,7 +2,6 @@
 #include "core/error.hpp"
 #include "ops/gram/gram.hpp"
 #include "ops/lanczos_dense/lanczos_dense.hpp"
-#include "ops/lanczos_dense/lanczos_dense.hpp"
 #include "ops/lanczos_step/lanczos_step.hpp"
 #include "ops/ntk_matvec/ntk_matvec.hpp"
 #include "ops/toy_gd/toy_gd.hpp"
@@ -14,12 +13,6 @@ namespace catapult {
 
 #ifndef CATAPULT_CUDA_GRAM
 void gram_cuda(const GramArgs&, const Exec&) { fail_without_cuda("gram"); }
-#endif
-
-#ifndef CATAPULT_CUDA_LANCZOS_DENSE
-void lanczos_dense_cuda(const LanczosDenseArgs&, const Exec&) {
-  fail_without_cuda("lanczos_dense");
-}
 #endif
 
 #ifndef CATAPULT_CUDA_LANCZOS_DENSE
