@@ -1,7 +1,8 @@
 """Curvature operators of a model: NTK, Gauss-Newton matrix, Hessian."""
 
 from catapult_ext.linops.base import Dual, LinearOperator
-from catapult_ext.linops.frozen import Frozen, freeze
+from catapult_ext.linops.engine import Frozen
+from catapult_ext.linops.frozen import freeze
 from catapult_ext.linops.ggn import GGN
 from catapult_ext.linops.hessian import Hessian
 from catapult_ext.linops.ntk import NTK

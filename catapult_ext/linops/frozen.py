@@ -8,135 +8,16 @@ a chain and ``autograd`` elsewhere.
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from catapult_ext import _validate as v
-from catapult_ext.linops.snapshot import Inputs, Snapshot, _frozen_context
+from catapult_ext.linops.autograd import AutogradFrozen, LinearizeFrozen
+from catapult_ext.linops.chain import ChainTracer
+from catapult_ext.linops.engine import Frozen
+from catapult_ext.linops.layers import LayersFrozen
+from catapult_ext.linops.snapshot import Inputs, Snapshot
 
 ENGINES = ("layers", "linearize", "autograd")
-
-
-class Frozen:
-    """Products with the Jacobian J (N*O, P) at fixed parameters.  Subclasses are the engines.
-
-    ``outputs`` (N, O); flat output index n*O + o; parameters in ``named_parameters`` order.
-    """
-
-    engine: str
-
-    def __init__(self, snapshot: Snapshot, outputs: Tensor) -> None:
-        self.snapshot = snapshot
-        self.outputs = outputs.detach()
-        self.n_samples, self.n_outputs = outputs.shape
-        self.n_params = snapshot.n_params
-        self.dtype, self.device = snapshot.dtype, snapshot.device
-
-    @property
-    def rows(self) -> int:
-        """N*O."""
-        return self.n_samples * self.n_outputs
-
-    def vjp(self, u: Tensor) -> Tensor:
-        """J' u: (N*O, K) to (P, K)."""
-        raise NotImplementedError
-
-    def jvp(self, t: Tensor) -> Tensor:
-        """J t: (P, K) to (N*O, K)."""
-        raise NotImplementedError
-
-    def ntk(self, u: Tensor) -> Tensor:
-        """J J' u: (N*O, K) to (N*O, K)."""
-        return self.jvp(self.vjp(u))
-
-
-class AutogradFrozen(Frozen):
-    """One kept graph: backward for J', backward through that backward for J."""
-
-    engine = "autograd"
-
-    def __init__(self, snapshot: Snapshot, outputs: Tensor | None = None) -> None:
-        self._graph = snapshot.forward() if outputs is None else outputs
-        super().__init__(snapshot, self._graph)
-        self._leaves = list(snapshot.params.values())
-        self._pullback: tuple[list[int], list[Tensor], Tensor] | None = None
-
-    def vjp(self, u: Tensor) -> Tensor:
-        columns = [
-            self.snapshot.join(
-                torch.autograd.grad(
-                    self._graph,
-                    self._leaves,
-                    u[:, k].reshape(self._graph.shape),
-                    retain_graph=True,
-                    allow_unused=True,
-                )
-            )
-            for k in range(u.shape[1])
-        ]
-        return torch.stack(columns, 1)
-
-    def _backward_graph(self) -> tuple[list[int], list[Tensor], Tensor]:
-        """J' d as a graph of a dummy d: linear in d, so that its own backward is J."""
-        if self._pullback is None:
-            with torch.inference_mode(False), torch.enable_grad():
-                dummy = torch.zeros_like(self._graph, requires_grad=True)
-                grads = torch.autograd.grad(
-                    self._graph, self._leaves, dummy, create_graph=True, allow_unused=True
-                )
-            used = [i for i, g in enumerate(grads) if g is not None and g.requires_grad]
-            self._pullback = (used, [grads[i] for i in used], dummy)
-        return self._pullback
-
-    def jvp(self, t: Tensor) -> Tensor:
-        used, grads, dummy = self._backward_graph()
-        columns = []
-        for k in range(t.shape[1]):
-            blocks = self.snapshot.split(t[:, k].contiguous())
-            try:
-                (out,) = torch.autograd.grad(
-                    grads, dummy, [blocks[i] for i in used], retain_graph=True
-                )
-            except RuntimeError as error:
-                if "derivative" not in str(error):
-                    raise
-                raise RuntimeError(
-                    f"catapult_ext.{self.snapshot.where}: an operation of the model has no second "
-                    f"derivative (try engine='linearize'): {error}"
-                ) from error
-            columns.append(out.reshape(-1).detach())
-        return torch.stack(columns, 1)
-
-
-class LinearizeFrozen(AutogradFrozen):
-    """J' as in autograd; J from torch.func.linearize, which stores the tangent program."""
-
-    engine = "linearize"
-
-    def __init__(self, snapshot: Snapshot) -> None:
-        super().__init__(snapshot)
-        names = snapshot.names
-
-        def of_params(*params: Tensor) -> Tensor:
-            return snapshot.outputs(dict(zip(names, params)))
-
-        leaves = [p.detach() for p in self._leaves]
-        try:
-            with _frozen_context():
-                _, self._tangent = torch.func.linearize(of_params, *leaves)
-        except Exception as error:
-            raise RuntimeError(
-                f"catapult_ext.{snapshot.where}: torch.func.linearize cannot handle this model "
-                f"(try engine='autograd'): {error}"
-            ) from error
-
-    def jvp(self, t: Tensor) -> Tensor:
-        with torch.no_grad():
-            columns = [
-                self._tangent(*self.snapshot.split(t[:, k].contiguous())).reshape(-1)
-                for k in range(t.shape[1])
-            ]
-        return torch.stack(columns, 1)
 
 
 def freeze(model: nn.Module, x: Inputs, *, engine: str | None = None, where: str = "NTK") -> Frozen:
@@ -156,4 +37,17 @@ def freeze(model: nn.Module, x: Inputs, *, engine: str | None = None, where: str
     snapshot = Snapshot(model, x, where)
     if engine == "linearize":
         return LinearizeFrozen(snapshot)
-    return AutogradFrozen(snapshot)
+    if engine == "autograd":
+        return AutogradFrozen(snapshot)
+    tracer = ChainTracer(snapshot.params)
+    outputs = snapshot.forward(tracer)
+    chain = tracer.result(snapshot.take_raw_output())
+    if chain is not None:
+        return LayersFrozen(snapshot, outputs, chain)
+    v.require(
+        engine is None,
+        where,
+        "engine='layers' needs a chain of dense layers and element-wise activations",
+        f"a model where {tracer.why}",
+    )
+    return AutogradFrozen(snapshot, snapshot.forward() if tracer.altered else outputs)

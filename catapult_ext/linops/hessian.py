@@ -9,7 +9,7 @@ from catapult_ext import _validate as v
 from catapult_ext.losses import resolve
 from catapult_ext.linops.base import LinearOperator
 from catapult_ext.linops.ggn import unpack
-from catapult_ext.linops.snapshot import Snapshot, _frozen_context
+from catapult_ext.linops.snapshot import Snapshot, _frozen_context, require_second_derivatives
 
 
 class Hessian(LinearOperator):
@@ -51,6 +51,7 @@ class Hessian(LinearOperator):
         # a gradient without graph is constant: its rows of the Hessian are zero
         self._used = [g for g in grads if g is not None and g.requires_grad]
         self._which = [i for i, g in enumerate(grads) if g is not None and g.requires_grad]
+        require_second_derivatives(self._used, self.name)
         self._leaves = leaves
         self.value = value.detach()
         self.gradient = self.snapshot.join(grads)

@@ -76,7 +76,11 @@ class NTK(LinearOperator):
         v.require(outputs in ("all", "trace"), where, "outputs must be 'all' or 'trace'", outputs)
         o = self.n_outputs
         n1, n2 = self.shape[0] // o, self.shape[1] // o
-        flat = self._flat()
+        other = None if self.symmetric else self.frozen2
+        known = self.frozen.kernel(other, outputs)
+        if known is not None and outputs == "trace":
+            return known
+        flat = self._flat() if known is None else known
         if outputs == "trace":
             return flat.view(n1, o, n2, o).diagonal(dim1=1, dim2=3).sum(-1)
         if layout == "flat":
@@ -96,6 +100,9 @@ class NTK(LinearOperator):
     def diagonal(self) -> Tensor:
         """|df_no/dtheta|^2, (N*O,), one backward pass per entry."""
         v.require(self.symmetric, f"{self.name}.diagonal", "needs a symmetric kernel", "x2")
+        known = self.frozen.kernel(None, "diagonal")
+        if known is not None:
+            return known
         entries = [
             self.frozen.vjp(self._unit_columns(r, r + 1)).square().sum()
             for r in range(self.shape[0])

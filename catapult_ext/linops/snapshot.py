@@ -7,8 +7,8 @@ afterwards does not change an operator built before.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from contextlib import contextmanager
-from typing import Any
+from contextlib import contextmanager, nullcontext
+from typing import Any, ContextManager
 
 import torch
 from torch import Tensor, nn
@@ -85,12 +85,12 @@ def check_modules(model: object, where: str) -> nn.Module:
 def _copy(value: Any, where: str, device: torch.device) -> Any:
     """Detached copies of all tensors in a nested input, checked finite and on ``device``."""
     if isinstance(value, Tensor):
-        finite = not value.is_floating_point() or bool(torch.isfinite(value).all())
-        v.require(finite, where, "inputs must be finite", "NaN or inf")
         v.require(
             value.device == device, where, f"inputs must be on the model's {device}", value.device
         )
         v.require(value.numel() > 0, where, "inputs must not be empty", tuple(value.shape))
+        finite = not value.is_floating_point() or bool(torch.isfinite(value).all())
+        v.require(finite, where, "inputs must be finite", "NaN or inf")
         return value.detach().clone()
     if isinstance(value, Mapping):
         return {k: _copy(a, where, device) for k, a in value.items()}
@@ -117,17 +117,18 @@ class Snapshot:
 
     def __init__(self, model: nn.Module, x: Inputs, where: str) -> None:
         self.where = where
-        self.model = check_modules(model, where)
+        # a compiled module has the same parameters, and traces badly under the modes used here
+        self.model = check_modules(getattr(model, "_orig_mod", model), where)
         with torch.inference_mode(False):
             self.params: dict[str, Tensor] = {}
             self.constants: dict[str, Tensor] = {}
-            for name, p in model.named_parameters():
+            for name, p in self.model.named_parameters():
                 copy = p.detach().clone()
                 if p.requires_grad:
                     self.params[name] = copy.requires_grad_()
                 else:
                     self.constants[name] = copy
-            for name, b in model.named_buffers():
+            for name, b in self.model.named_buffers():
                 self.constants[name] = b.detach().clone()
             v.require(bool(self.params), where, "model must have trainable parameters", "none")
             first = next(iter(self.params.values()))
@@ -138,6 +139,7 @@ class Snapshot:
         self.shapes = tuple(p.shape for p in self.params.values())
         self.sizes = tuple(p.numel() for p in self.params.values())
         self.n_params = sum(self.sizes)
+        self._raw: Any = None
         self.vector_outputs = False  # set by the forward pass: outputs (N,) shown as (N, 1)
 
     def _check_parameters(self) -> None:
@@ -164,9 +166,13 @@ class Snapshot:
         args = self.x if isinstance(self.x, tuple) else (self.x,)
         return torch.func.functional_call(self.model, state, args)
 
-    def outputs(self, params: Mapping[str, Tensor]) -> Tensor:
+    def outputs(
+        self, params: Mapping[str, Tensor], tracer: ContextManager[Any] | None = None
+    ) -> Tensor:
         """Outputs as (N, O); a model with outputs (N,) has O = 1."""
-        out = self.call(params)
+        with tracer or nullcontext():
+            out = self.call(params)
+        self._raw = out if tracer else None
         if not isinstance(out, Tensor):
             v.fail(
                 self.where, "model output must be a tensor (N, O)", type(out).__name__, TypeError
@@ -183,7 +189,7 @@ class Snapshot:
         self.vector_outputs = out.dim() == 1
         return out.unsqueeze(1) if out.dim() == 1 else out
 
-    def forward(self) -> Tensor:
+    def forward(self, tracer: ContextManager[Any] | None = None) -> Tensor:
         """One policed forward pass with graph; outputs (N, O), finite, depending on parameters."""
         with _frozen_context():
             # fresh constants: a module that writes its buffers must not change the next forward
@@ -191,7 +197,7 @@ class Snapshot:
             self.constants = {k: c.clone() for k, c in kept.items()}
             try:
                 with _PolicyMode(self.where):
-                    out = self.outputs(self.params)
+                    out = self.outputs(self.params, tracer)
             finally:
                 self.constants = kept
         v.require(
@@ -208,6 +214,11 @@ class Snapshot:
         )
         return out
 
+    def take_raw_output(self) -> Any:
+        """What the model returned in the last traced forward pass; handed out once."""
+        out, self._raw = self._raw, None
+        return out
+
     def split(self, vector: Tensor) -> list[Tensor]:
         """A flat (P,) vector as views of the parameters' shapes."""
         return [a.view(s) for a, s in zip(vector.split(self.sizes), self.shapes)]
@@ -219,3 +230,24 @@ class Snapshot:
             for g, p in zip(grads, self.params.values())
         ]
         return torch.cat([b.detach() for b in blocks])
+
+
+def require_second_derivatives(grads: list[Tensor], where: str) -> None:
+    """Refuse gradient graphs that pass a backward marked ``once_differentiable``.
+
+    torch marks its result with a node that raises, but off the path to the parameters, so that a
+    second backward towards them would leave the term out silently.
+    """
+    seen: set[Any] = set()
+    stack: list[Any] = [g.grad_fn for g in grads if g.grad_fn is not None]
+    while stack:
+        node = stack.pop()
+        if node in seen:
+            continue
+        seen.add(node)
+        if "DelayedError" in node.name():
+            raise RuntimeError(
+                f"catapult_ext.{where}: an operation of the model has no second derivative: its "
+                "backward is marked once_differentiable"
+            )
+        stack.extend(n for n, _ in node.next_functions if n is not None)

@@ -21,7 +21,7 @@ def load(name):
 
 def dense_net(parameters, make, activation):
     layers = []
-    for w, b in zip(parameters[::2], parameters[1::2]):
+    for w, b in zip(parameters[::2], parameters[1::2], strict=True):
         layer = make(*w.shape)
         layer.weight.data, layer.bias.data = w.T.contiguous(), b[0].clone()
         layers += [layer, activation()]
@@ -42,7 +42,7 @@ class Cnn(nn.Module):
         self.first = nn.Conv2d(3, 6, 3, padding="same", dtype=torch.float64)
         self.second = nn.Conv2d(6, 8, 3, padding="same", dtype=torch.float64)
         self.third = nn.Linear(8, 3, dtype=torch.float64)
-        for layer, w, b in zip(self.children(), parameters[::2], parameters[1::2]):
+        for layer, w, b in zip(self.children(), parameters[::2], parameters[1::2], strict=True):
             turned = w.permute(3, 2, 0, 1) if w.dim() == 4 else w.T
             layer.weight.data, layer.bias.data = turned.contiguous(), b.reshape(-1).clone()
 
@@ -57,7 +57,12 @@ NETS = {
     "fc_relu_ntk_o2": lambda p: dense_net(p, ntk_layer, nn.ReLU),
     "cnn_relu_std_o3": Cnn,
 }
-ENGINES = [(name, engine) for name in NETS for engine in ("linearize", "autograd", None)]
+ENGINES = [
+    (name, engine)
+    for name in NETS
+    for engine in ("layers", "linearize", "autograd", None)
+    if engine != "layers" or name.startswith("fc")
+]
 
 
 @pytest.mark.parametrize(("name", "engine"), ENGINES)
@@ -65,6 +70,8 @@ def test_golden_kernel(name, engine):
     arrays, parameters = load(name)
     model = NETS[name](parameters)
     kernel = cx.NTK(model, arrays["x"], engine=engine)
+    if engine or name.startswith("fc"):
+        assert kernel.engine == (engine or "layers")
     exact = arrays["ntk"]
     scale = exact.abs().max()
     torch.testing.assert_close(model(arrays["x"]), arrays["out"], rtol=1e-12, atol=1e-13)

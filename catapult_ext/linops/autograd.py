@@ -1,0 +1,102 @@
+"""Engines for any model: double backward on one kept graph, and torch.func.linearize."""
+
+from __future__ import annotations
+
+import warnings
+
+import torch
+from torch import Tensor
+
+from catapult_ext.linops.engine import Frozen
+from catapult_ext.linops.snapshot import Snapshot, _frozen_context, require_second_derivatives
+
+
+class AutogradFrozen(Frozen):
+    """One kept graph: backward for J', backward through that backward for J."""
+
+    engine = "autograd"
+
+    def __init__(self, snapshot: Snapshot, outputs: Tensor | None = None) -> None:
+        self._graph = snapshot.forward() if outputs is None else outputs
+        super().__init__(snapshot, self._graph)
+        self._leaves = list(snapshot.params.values())
+        self._pullback: tuple[list[int], list[Tensor], Tensor] | None = None
+
+    def vjp(self, u: Tensor) -> Tensor:
+        columns = [
+            self.snapshot.join(
+                torch.autograd.grad(
+                    self._graph,
+                    self._leaves,
+                    u[:, k].reshape(self._graph.shape),
+                    retain_graph=True,
+                    allow_unused=True,
+                )
+            )
+            for k in range(u.shape[1])
+        ]
+        return torch.stack(columns, 1)
+
+    def _backward_graph(self) -> tuple[list[int], list[Tensor], Tensor]:
+        """J' d as a graph of a dummy d: linear in d, so that its own backward is J."""
+        if self._pullback is None:
+            with torch.inference_mode(False), torch.enable_grad():
+                dummy = torch.zeros_like(self._graph, requires_grad=True)
+                grads = torch.autograd.grad(
+                    self._graph, self._leaves, dummy, create_graph=True, allow_unused=True
+                )
+            used = [i for i, g in enumerate(grads) if g is not None and g.requires_grad]
+            require_second_derivatives([grads[i] for i in used], self.snapshot.where)
+            self._pullback = (used, [grads[i] for i in used], dummy)
+        return self._pullback
+
+    def jvp(self, t: Tensor) -> Tensor:
+        used, grads, dummy = self._backward_graph()
+        columns = []
+        for k in range(t.shape[1]):
+            blocks = self.snapshot.split(t[:, k].contiguous())
+            try:
+                (out,) = torch.autograd.grad(
+                    grads, dummy, [blocks[i] for i in used], retain_graph=True
+                )
+            except RuntimeError as error:
+                if "derivative" not in str(error):
+                    raise
+                raise RuntimeError(
+                    f"catapult_ext.{self.snapshot.where}: an operation of the model has no second "
+                    f"derivative (try engine='linearize'): {error}"
+                ) from error
+            columns.append(out.reshape(-1).detach())
+        return torch.stack(columns, 1)
+
+
+class LinearizeFrozen(AutogradFrozen):
+    """J' as in autograd; J from torch.func.linearize, which stores the tangent program."""
+
+    engine = "linearize"
+
+    def __init__(self, snapshot: Snapshot) -> None:
+        super().__init__(snapshot)
+        names = snapshot.names
+
+        def of_params(*params: Tensor) -> Tensor:
+            return snapshot.outputs(dict(zip(names, params)))
+
+        leaves = [p.detach() for p in self._leaves]
+        try:
+            with _frozen_context(), warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # of torch's own tracing
+                _, self._tangent = torch.func.linearize(of_params, *leaves)
+        except Exception as error:
+            raise RuntimeError(
+                f"catapult_ext.{snapshot.where}: torch.func.linearize cannot handle this model "
+                f"(try engine='autograd'): {error}"
+            ) from error
+
+    def jvp(self, t: Tensor) -> Tensor:
+        with torch.no_grad():
+            columns = [
+                self._tangent(*self.snapshot.split(t[:, k].contiguous())).reshape(-1)
+                for k in range(t.shape[1])
+            ]
+        return torch.stack(columns, 1)

@@ -1,0 +1,184 @@
+"""Engine ``layers``: a chain of dense layers from its frozen activations, K vectors at once.
+
+Layer l maps its input a_l to z_l = c_l a_l W_l' + s_l b_l; the next input is phi(z_l), and only its slope
+phi'(z_l) is kept.  Products are a few GEMMs per layer; the kernel comes from layer factors.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from catapult_ext import ops
+from catapult_ext.linops.chain import Chain
+from catapult_ext.linops.engine import Frozen
+from catapult_ext.linops.snapshot import Snapshot
+
+
+@dataclass(frozen=True, eq=False)
+class DenseLayer:
+    """One frozen layer; ``slope`` (N, p) belongs to what follows it, None where nothing does."""
+
+    weight: Tensor  # (p, d), times the sign of its scale
+    root: float  # |c|
+    input: Tensor  # (N, d)
+    slope: Tensor | None
+    weight_at: slice | None  # place in the flat parameter vector, None for a constant
+    bias_at: slice | None
+    bias_scale: float
+    sign: float
+
+    @property
+    def scale(self) -> float:
+        """Factor of A A' in the kernel."""
+        return self.root**2 if self.weight_at is not None else 0.0
+
+    @property
+    def bias(self) -> float:
+        """Constant beside it."""
+        return self.bias_scale**2 if self.bias_at is not None else 0.0
+
+
+class LayersFrozen(Frozen):
+    """Products and kernels of a proven chain; keeps activations, not the graph."""
+
+    engine = "layers"
+
+    def __init__(self, snapshot: Snapshot, outputs: Tensor, chain: Chain) -> None:
+        super().__init__(snapshot, outputs)
+        ends = torch.tensor(snapshot.sizes).cumsum(0).tolist()
+        places = {
+            name: slice(end - size, end)
+            for name, end, size in zip(snapshot.names, ends, snapshot.sizes, strict=True)
+        }
+        following = [layer.input for layer in chain.layers[1:]] + [chain.output]
+        self.layers = []
+        for layer, after in zip(chain.layers, following, strict=True):
+            sign = -1.0 if layer.weight_scale < 0 else 1.0
+            weight = layer.weight.detach()
+            self.layers.append(
+                DenseLayer(
+                    -weight if sign < 0 else weight,
+                    abs(layer.weight_scale),
+                    layer.input.detach(),
+                    _slope(layer.output, after),
+                    None if layer.weight_name is None else places[layer.weight_name],
+                    None if layer.bias_name is None else places[layer.bias_name],
+                    layer.bias_scale,
+                    sign,
+                )
+            )
+        self._trainable = all(layer.weight_at is not None for layer in self.layers)
+        self._grams: list[Tensor | None] | None = None
+
+    def vjp(self, u: Tensor) -> Tensor:
+        k = u.shape[1]
+        out = torch.zeros(k, self.n_params, dtype=self.dtype, device=self.device)
+        delta = u.reshape(self.n_samples, self.n_outputs, k).transpose(1, 2)
+        for i in reversed(range(len(self.layers))):
+            layer = self.layers[i]
+            delta = _masked(delta, layer.slope)  # (N, K, p)
+            if layer.weight_at is not None:
+                rows = delta.reshape(self.n_samples, -1).T @ layer.input
+                out[:, layer.weight_at] = (layer.sign * layer.root) * rows.reshape(k, -1)
+            if layer.bias_at is not None:
+                out[:, layer.bias_at] = layer.bias_scale * delta.sum(0)
+            if i:
+                delta = layer.root * (delta @ layer.weight)
+        return out.T
+
+    def jvp(self, t: Tensor) -> Tensor:
+        k = t.shape[1]
+        rows = t.T.contiguous()
+        dx: Tensor | None = None  # (N, K, d), tangent of the layer's input
+        for layer in self.layers:
+            p, d = layer.weight.shape
+            dz = torch.zeros(self.n_samples, k, p, dtype=self.dtype, device=self.device)
+            if layer.weight_at is not None:
+                w = rows[:, layer.weight_at].reshape(k * p, d)
+                dz = (layer.sign * layer.root) * (layer.input @ w.T).view(dz.shape)
+            if layer.bias_at is not None:
+                dz = dz + layer.bias_scale * rows[:, layer.bias_at]
+            if dx is not None:
+                dz = dz + layer.root * (dx @ layer.weight.T)
+            dx = _masked(dz, layer.slope)
+        assert dx is not None
+        return dx.transpose(1, 2).reshape(self.rows, k)
+
+    def ntk(self, u: Tensor) -> Tensor:
+        if not self._trainable:
+            return self.jvp(self.vjp(u))
+        k = u.shape[1]
+        grams = self._cached_grams()
+        delta = u.reshape(self.n_samples, self.n_outputs, k).transpose(1, 2)
+        deltas: list[Tensor] = []
+        for layer in reversed(self.layers):
+            if deltas:
+                above = self.layers[len(self.layers) - len(deltas)]
+                delta = above.root * (deltas[-1] @ above.weight)
+            deltas.append(_masked(delta, layer.slope))
+        dx: Tensor | None = None
+        for layer, gram, delta in zip(self.layers, grams, reversed(deltas), strict=True):
+            flat = delta.reshape(self.n_samples, -1)
+            if gram is not None:
+                dz = (gram @ flat).view(delta.shape)
+            else:
+                dz = (layer.scale * (layer.input @ (flat.T @ layer.input).T)).view(delta.shape)
+                dz = dz + layer.bias * delta.sum(0)
+            if dx is not None:
+                dz = dz + layer.root * (dx @ layer.weight.T)
+            dx = _masked(dz, layer.slope)
+        assert dx is not None
+        return dx.transpose(1, 2).reshape(self.rows, k)
+
+    def _cached_grams(self) -> list[Tensor | None]:
+        """scale A A' + bias where the sample-space source is the cheaper one: N < 2 d."""
+        if self._grams is None:
+            self._grams = [
+                layer.scale * (layer.input @ layer.input.T) + layer.bias
+                if self.n_samples < 2 * layer.input.shape[1]
+                else None
+                for layer in self.layers
+            ]
+        return self._grams
+
+    def factors(self) -> list[Tensor]:
+        """Derivatives g_l (N, O, p_l) of every output by every pre-activation, batched over O."""
+        eye = torch.eye(self.n_outputs, dtype=self.dtype, device=self.device)
+        delta = eye.expand(self.n_samples, -1, -1)
+        out: list[Tensor] = []
+        for i in reversed(range(len(self.layers))):
+            delta = _masked(delta, self.layers[i].slope)
+            out.insert(0, delta.contiguous())
+            if i:
+                delta = self.layers[i].root * (delta @ self.layers[i].weight)
+        return out
+
+    def kernel(self, other: Frozen | None, outputs: str) -> Tensor | None:
+        if other is not None and not isinstance(other, LayersFrozen):
+            return None
+        return ops.gram(
+            [layer.input for layer in self.layers],
+            self.factors(),
+            scale=[layer.scale for layer in self.layers],
+            bias=[layer.bias for layer in self.layers],
+            a2=None if other is None else [layer.input for layer in other.layers],
+            g2=None if other is None else other.factors(),
+            outputs=outputs,
+        )
+
+
+def _slope(z: Tensor, after: Tensor | None) -> Tensor | None:
+    """Elementwise derivative of ``after`` by ``z``, from the graph between them; None if it is 1."""
+    assert after is not None
+    if after is z:
+        return None
+    (slope,) = torch.autograd.grad(after, z, torch.ones_like(after), retain_graph=True)
+    return slope.detach()
+
+
+def _masked(delta: Tensor, slope: Tensor | None) -> Tensor:
+    """Rows (N, K, p) times a slope (N, p)."""
+    return delta if slope is None else delta * slope.unsqueeze(1)

@@ -1,0 +1,244 @@
+"""Small float64 models, each with inputs, for comparison with brute force."""
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.nn.utils import parametrizations
+
+from catapult_ext.models import Abs, Erf, NTKLinear, small_cnn
+
+
+def chain(*activations, d=5, p=7, o=3, make=nn.Linear):
+    layers, width = [], d
+    for act in activations:
+        layers += [make(width, p), act()]
+        width = p
+    return nn.Sequential(*layers, make(width, o))
+
+
+class Functional(nn.Module):
+    """A chain in forward(): in-place ReLU, a scaled layer, an output activation, a squeeze."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.c = nn.Linear(5, 6), nn.Linear(6, 4, bias=False), nn.Linear(4, 1)
+        self.shift = nn.Parameter(torch.randn(4))
+
+    def forward(self, x):
+        x = F.relu(self.a(x - 0.1), inplace=True) * 1.5
+        x = -0.5 * self.b(x) + 0.3 * self.shift
+        return torch.tanh(self.c(F.softplus(x))).squeeze(-1)
+
+
+class Statement(nn.Module):
+    """In-place activation as a statement: not provably a chain, and must still be right."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Linear(5, 6), nn.Linear(6, 2)
+
+    def forward(self, x):
+        h = self.a(x)
+        h.relu_()
+        return self.b(h)
+
+
+class Residual(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Linear(5, 5), nn.Linear(5, 2)
+
+    def forward(self, x):
+        return self.b(x + torch.tanh(self.a(x)))
+
+
+class Tied(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.out = nn.Linear(5, 5), nn.Linear(5, 5), nn.Linear(5, 2)
+        self.b.weight = self.a.weight
+
+    def forward(self, x):
+        return self.out(torch.tanh(self.b(torch.tanh(self.a(x)))))
+
+
+class Reused(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a, self.out = nn.Linear(5, 5), nn.Linear(5, 2)
+
+    def forward(self, x):
+        return self.out(torch.tanh(self.a(torch.tanh(self.a(x)))))
+
+
+class Unused(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first, self.never = nn.Linear(5, 4), nn.Linear(3, 3)
+        self.last = nn.Linear(4, 2)
+
+    def forward(self, x):
+        return self.last(torch.relu(self.first(x)))
+
+
+class Counting(nn.Module):
+    """Integer parameter, integer buffer, and a buffer that forward writes."""
+
+    def __init__(self):
+        super().__init__()
+        self.a = nn.Linear(5, 3)
+        self.kind = nn.Parameter(torch.tensor([1, 2]), requires_grad=False)
+        self.register_buffer("calls", torch.tensor(0))
+        self.register_buffer("mean", torch.zeros(3))
+
+    def forward(self, x):
+        self.calls += 1
+        h = self.a(x)
+        self.mean.lerp_(h.detach().mean(0), 0.5)
+        return torch.tanh(h) * self.kind[1]
+
+
+class Attention(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.embed = nn.Embedding(11, 8)
+        self.block = nn.TransformerEncoderLayer(8, 2, 12, dropout=0.1, batch_first=True)
+        self.norm = nn.LayerNorm(8)
+
+    def forward(self, x):
+        h = self.norm(self.block(self.embed(x)))
+        return h[:, 0] @ self.embed.weight[:3].T  # tied with the input embedding
+
+
+class TwoInputs(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a = nn.Linear(5, 3)
+
+    def forward(self, left, right):
+        return torch.tanh(self.a(left)) * right
+
+
+def frozen_parts():
+    net = chain(nn.ReLU, nn.ReLU)
+    net[0].weight.requires_grad_(False)
+    net[2].bias.requires_grad_(False)
+    return net
+
+
+def first_frozen():
+    net = chain(nn.Tanh, nn.ReLU)
+    net[0].requires_grad_(False)
+    return net
+
+
+def conv():
+    return nn.Sequential(
+        nn.Conv2d(2, 4, 3, padding=1, groups=2, bias=False),
+        nn.BatchNorm2d(4),
+        nn.ReLU(inplace=True),
+        nn.MaxPool2d(2),
+        nn.Conv2d(4, 5, 2, stride=2, dilation=1),
+        nn.GroupNorm(1, 5),
+        nn.GELU(),
+        nn.Flatten(),
+        nn.Dropout(0.5),
+        nn.Linear(5, 3),
+    )
+
+
+def ntk_chain():
+    return nn.Sequential(
+        nn.Flatten(),
+        NTKLinear(6, 8, 1.4, 0.2),
+        nn.ReLU(),
+        nn.Sequential(NTKLinear(8, 7, 1.1, 0.0), Erf(), nn.Dropout(0.3)),
+        nn.Identity(),
+        NTKLinear(7, 2, 1.0, 0.5),
+    )
+
+
+SMOOTH = (nn.Tanh, nn.GELU, nn.Sigmoid, nn.SiLU, nn.Softplus, nn.ELU, nn.SELU, nn.Mish, nn.CELU)
+KINKED = (nn.ReLU, nn.LeakyReLU, nn.Hardtanh, nn.ReLU6, nn.Hardswish, Abs, nn.Softsign)
+
+
+def vectors(n=6, d=5):
+    return torch.randn(n, d)
+
+
+# name: (model, inputs, engine expected of engine=None)
+ZOO = {
+    "smooth": (lambda: chain(*SMOOTH), vectors, "layers"),
+    "kinked": (lambda: chain(*KINKED), vectors, "layers"),
+    "linear": (lambda: nn.Linear(5, 3), vectors, "layers"),
+    "deep_linear": (lambda: chain(nn.Identity, nn.Identity), vectors, "layers"),
+    "ntk_chain": (ntk_chain, lambda: torch.randn(6, 2, 3), "layers"),
+    "functional": (Functional, vectors, "layers"),
+    "unused": (Unused, vectors, "layers"),
+    "frozen_parts": (frozen_parts, vectors, "layers"),
+    "first_frozen": (first_frozen, vectors, "layers"),
+    "statement": (Statement, vectors, "autograd"),
+    "residual": (Residual, vectors, "autograd"),
+    "tied": (Tied, vectors, "autograd"),
+    "reused": (Reused, vectors, "autograd"),
+    "counting": (Counting, vectors, "autograd"),
+    "prelu": (lambda: chain(nn.PReLU), vectors, "autograd"),
+    "softmax": (lambda: chain(lambda: nn.Softmax(1)), vectors, "autograd"),
+    "weight_norm": (
+        lambda: nn.Sequential(parametrizations.weight_norm(nn.Linear(5, 4)), nn.Linear(4, 2)),
+        vectors,
+        "autograd",
+    ),
+    "conv": (conv, lambda: torch.randn(4, 2, 4, 4), "autograd"),
+    "small_cnn": (lambda: small_cnn(8, out_features=3), lambda: torch.randn(4, 1, 8, 8), "autograd"),
+    "attention": (Attention, lambda: torch.randint(0, 11, (4, 5)), "autograd"),
+    "tuple": (TwoInputs, lambda: (torch.randn(6, 5), torch.randn(6, 3)), "autograd"),
+    "mapping": (
+        TwoInputs,
+        lambda: {"right": torch.randn(6, 3), "left": torch.randn(6, 5)},
+        "autograd",
+    ),
+}
+
+
+def build(name, dtype=torch.float64):
+    """Model in eval mode and inputs, the same every time."""
+    torch.manual_seed(0)
+    make, inputs, _ = ZOO[name]
+    model = make().double().eval()
+    for b in model.buffers():
+        if b.is_floating_point():
+            b.uniform_(0.5, 1.5)
+    return model.to(dtype), cast(inputs(), dtype)
+
+
+def cast(x, dtype):
+    if isinstance(x, dict):
+        return {k: cast(v, dtype) for k, v in x.items()}
+    if isinstance(x, tuple):
+        return tuple(cast(v, dtype) for v in x)
+    return x.to(dtype) if x.is_floating_point() else x
+
+
+def call(model, x):
+    if isinstance(x, dict):
+        return model(**x)
+    return model(*x) if isinstance(x, tuple) else model(x)
+
+
+def trainable(model):
+    return [p for p in model.parameters() if p.requires_grad]
+
+
+def jacobian(model, x):
+    """Brute force: one backward pass per output of the plain model, (N*O, P)."""
+    params = trainable(model)
+    rows = []
+    for out in call(model, x).reshape(-1):
+        grads = torch.autograd.grad(out, params, retain_graph=True, allow_unused=True)
+        flat = [
+            torch.zeros(p.numel(), dtype=p.dtype) if g is None else g.reshape(-1)
+            for g, p in zip(grads, params, strict=True)
+        ]
+        rows.append(torch.cat(flat))
+    return torch.stack(rows)
