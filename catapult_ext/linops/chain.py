@@ -89,7 +89,7 @@ class ChainTracer(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if self.why:
+        if self.why or not torch.is_grad_enabled():  # as inside a custom autograd Function
             return func(*args, **kwargs)
         touched = [t for t in tree_leaves((args, kwargs)) if _depends(t)]
         if not touched:

@@ -71,6 +71,10 @@ class LayersFrozen(Frozen):
                 )
             )
         self._trainable = all(layer.weight_at is not None for layer in self.layers)
+        self._slopes = [
+            (torch.ones_like(after.input) if layer.slope is None else layer.slope).unsqueeze(0)
+            for layer, after in zip(self.layers[:-1], self.layers[1:], strict=True)
+        ]
         self._grams: list[Tensor | None] | None = None
 
     def vjp(self, u: Tensor) -> Tensor:
@@ -108,36 +112,28 @@ class LayersFrozen(Frozen):
         return dx.transpose(1, 2).reshape(self.rows, k)
 
     def ntk(self, u: Tensor) -> Tensor:
-        if not self._trainable:
+        if not self._trainable or self.device.type != "cpu":
             return self.jvp(self.vjp(u))
-        k = u.shape[1]
-        grams = self._cached_grams()
-        delta = u.reshape(self.n_samples, self.n_outputs, k).transpose(1, 2)
-        deltas: list[Tensor] = []
-        for layer in reversed(self.layers):
-            if deltas:
-                above = self.layers[len(self.layers) - len(deltas)]
-                delta = above.root * (deltas[-1] @ above.weight)
-            deltas.append(_masked(delta, layer.slope))
-        dx: Tensor | None = None
-        for layer, gram, delta in zip(self.layers, grams, reversed(deltas), strict=True):
-            flat = delta.reshape(self.n_samples, -1)
-            if gram is not None:
-                dz = (gram @ flat).view(delta.shape)
-            else:
-                dz = (layer.scale * (layer.input @ (flat.T @ layer.input).T)).view(delta.shape)
-                dz = dz + layer.bias * delta.sum(0)
-            if dx is not None:
-                dz = dz + layer.root * (dx @ layer.weight.T)
-            dx = _masked(dz, layer.slope)
-        assert dx is not None
-        return dx.transpose(1, 2).reshape(self.rows, k)
+        last = self.layers[-1].slope
+        if last is not None:  # an activation after the last layer
+            u = u * last.reshape(-1, 1)
+        out = ops.ntk_matvec(
+            u.unsqueeze(0),
+            weights=[layer.weight.unsqueeze(0) for layer in self.layers],
+            inputs=[layer.input.unsqueeze(0) for layer in self.layers],
+            slopes=self._slopes,
+            scale=[layer.scale for layer in self.layers],
+            bias=[layer.bias for layer in self.layers],
+            grams=self._cached_grams(),
+        )
+        out = out.squeeze(0)
+        return out if last is None else out * last.reshape(-1, 1)
 
     def _cached_grams(self) -> list[Tensor | None]:
-        """scale A A' + bias where the sample-space source is the cheaper one: N < 2 d."""
+        """A A' (1, N, N) where the sample-space source is the cheaper one: N < 2 d."""
         if self._grams is None:
             self._grams = [
-                layer.scale * (layer.input @ layer.input.T) + layer.bias
+                (layer.input @ layer.input.T).unsqueeze(0)
                 if self.n_samples < 2 * layer.input.shape[1]
                 else None
                 for layer in self.layers

@@ -245,7 +245,7 @@ def require_second_derivatives(grads: list[Tensor], where: str) -> None:
         if node in seen:
             continue
         seen.add(node)
-        if "DelayedError" in node.name():
+        if node.name() == "torch::autograd::Error":
             raise RuntimeError(
                 f"catapult_ext.{where}: an operation of the model has no second derivative: its "
                 "backward is marked once_differentiable"

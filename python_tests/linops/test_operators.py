@@ -196,7 +196,9 @@ def test_eigsh_of_ggn_through_its_dual(name, k):
     assert vectors.shape == (ggn.shape[0], k)
     rest = (ggn @ vectors - vectors * result.eigenvalues).norm(dim=0)
     close(rest, result.residuals, exact[0])
-    torch.testing.assert_close(vectors.T @ vectors, torch.eye(k, dtype=torch.float64), atol=1e-6, rtol=0)
+    torch.testing.assert_close(
+        vectors.T @ vectors, torch.eye(k, dtype=torch.float64), atol=1e-6, rtol=0
+    )
     warm = cx.eigsh(ggn, k, v0=vectors, tol=1e-8)
     close(warm.eigenvalues, result.eigenvalues, exact[0])
 

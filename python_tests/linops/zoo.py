@@ -190,7 +190,11 @@ ZOO = {
         "autograd",
     ),
     "conv": (conv, lambda: torch.randn(4, 2, 4, 4), "autograd"),
-    "small_cnn": (lambda: small_cnn(8, out_features=3), lambda: torch.randn(4, 1, 8, 8), "autograd"),
+    "small_cnn": (
+        lambda: small_cnn(8, out_features=3),
+        lambda: torch.randn(4, 1, 8, 8),
+        "autograd",
+    ),
     "attention": (Attention, lambda: torch.randint(0, 11, (4, 5)), "autograd"),
     "tuple": (TwoInputs, lambda: (torch.randn(6, 5), torch.randn(6, 3)), "autograd"),
     "mapping": (
