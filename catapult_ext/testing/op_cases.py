@@ -121,17 +121,14 @@ def _toy(full: bool, replicas: int, steps: int, goal: str) -> OpCase:
     c = torch.linspace(0.5, 3.5, replicas)
     problem = toy_problem(c, width=width, inputs=inputs, samples=samples, dtype=torch.float32)
 
-    def call(*mine: Any) -> tuple[Tensor, ...]:
-        return (ops.toy_gd(*mine, steps)[0], mine[0], mine[1])
-
-    def oracle(*mine: Any) -> tuple[Tensor, ...]:
-        return (reference.toy_gd(*mine, steps)[0], mine[0], mine[1])
+    def run(op: Callable[..., Any], *mine: Tensor) -> tuple[Tensor, ...]:
+        return (op(*mine, steps)[0], mine[0], mine[1])
 
     return OpCase(
         "toy_gd",
         lambda: tuple(t.clone() for t in problem),
-        call,
-        oracle,
+        lambda *mine: run(ops.toy_gd, *mine),
+        lambda *mine: run(reference.toy_gd, *mine),
         tolerance=5e-3,
         baseline=lambda *mine: lean_torch_gd(ToyProblem(*mine), steps),
         flops=replicas * steps * (6.0 * width * inputs + 4.0 * samples * inputs),
