@@ -3,6 +3,7 @@
 from catapult_ext import losses, ops, toy
 from catapult_ext._native import build_info
 from catapult_ext.eig import EigshResult, eigsh
+from catapult_ext.experiments import SweepResult, sweep
 from catapult_ext.linops import GGN, NTK, Hessian
 
 __version__: str = build_info()["version"]
@@ -12,10 +13,12 @@ __all__ = [
     "NTK",
     "EigshResult",
     "Hessian",
+    "SweepResult",
     "__version__",
     "build_info",
     "eigsh",
     "losses",
     "ops",
+    "sweep",
     "toy",
 ]

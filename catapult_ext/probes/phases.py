@@ -104,6 +104,7 @@ def classify(
     lambda_end: float | None = None,
     diverged_at: int | None = None,
     inactive: float | None = None,
+    c: float | None = None,
 ) -> Verdict:
     """Phase of one run.
 
@@ -118,6 +119,7 @@ def classify(
         lambda_end: the same eigenvalue at the end.
         diverged_at: step at which the run was given up; None or -1 if it was not.
         inactive: fraction of inactive units at the end, of the worst layer.
+        c: eta * lambda0, where it was given and eta derived from it (spares a rounding at 2).
 
     Raises:
         ValueError: eta not positive and finite, lambda0 negative or not finite, or no loss.
@@ -135,7 +137,7 @@ def classify(
     grown = None if growth is None else [g for g in growth if math.isfinite(g)]
     rose_at = first_above(loss, loss[0])
     evidence = Evidence(
-        c=eta * lambda0,
+        c=eta * lambda0 if c is None else c,
         loss_rose_at=diverged_at if rose_at is None else rose_at,
         loss_peak=max(finite) / start,
         loss_end=finite[-1] / start,

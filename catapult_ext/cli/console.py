@@ -1,0 +1,116 @@
+"""How the commands talk to a person: errors in one line, tables, progress bars."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from catapult_ext.experiments import Progress, SweepResult, ToyResult
+
+
+class MissingExtra(RuntimeError):
+    """A package of the extra ``experiments`` is not installed."""
+
+
+def load(name: str) -> Any:
+    """Import an optional package or raise :class:`MissingExtra`, which names the extra."""
+    import importlib
+
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        raise MissingExtra(
+            f"catapult-ext needs {name.split('.')[0]}, which the extra 'experiments' brings: "
+            "pip install 'catapult_ext[experiments]'"
+        ) from error
+
+
+@contextmanager
+def report_errors() -> Iterator[None]:
+    """Print the package's own errors as one line and exit with 1, without a traceback."""
+    try:
+        yield
+    except (ValueError, TypeError, RuntimeError) as error:
+        message = str(error)
+        if not message.startswith(("catapult_ext", "catapult-ext")):
+            raise  # a bug: the traceback is what helps
+        print(f"error: {message}", file=sys.stderr)
+        sys.exit(1)
+
+
+@contextmanager
+def sweep_progress(resume_with: str) -> Iterator[Progress]:
+    """Progress bars of a sweep on stderr; Ctrl-C says how to go on and exits with 130."""
+    rich = load("rich.progress")
+    console = load("rich.console").Console(stderr=True)
+    bars = rich.Progress(
+        rich.SpinnerColumn(),
+        rich.TextColumn("{task.description}"),
+        rich.BarColumn(),
+        rich.MofNCompleteColumn(),
+        rich.TimeElapsedColumn(),
+        rich.TextColumn("left"),
+        rich.TimeRemainingColumn(elapsed_when_finished=False),
+        console=console,
+    )
+    try:
+        with bars:
+            yield _Bars(bars)
+    except KeyboardInterrupt:
+        console.print(
+            "\nInterrupted. Finished learning rates are stored; go on with:\n  " + resume_with,
+            highlight=False,
+            soft_wrap=True,
+        )
+        sys.exit(130)
+
+
+class _Bars(Progress):
+    """One bar over the learning rates, one over the steps of the present rate."""
+
+    def __init__(self, bars: Any) -> None:
+        self.bars = bars
+        self.rates = self.steps = None
+
+    def begin(self, rates: list[float], steps: int, finished: int) -> None:
+        if finished:
+            self.bars.console.print(f"{finished} of {len(rates)} learning rates are done already")
+        self.rates = self.bars.add_task("learning rates", total=len(rates), completed=finished)
+        self.steps = self.bars.add_task("steps", total=steps)
+
+    def rate(self, index: int, c: float) -> None:
+        self.bars.reset(self.steps, description=f"steps of c = {c:.4g}")
+
+    def step(self, step: int, loss: float) -> None:
+        self.bars.update(self.steps, completed=step)
+
+    def done(self, index: int, c: float, phase: str) -> None:
+        self.bars.advance(self.rates)
+
+    def stage(self, name: str) -> None:
+        self.bars.console.print(f"[dim]{name} ...[/dim]", highlight=False)
+
+
+def print_result(result: SweepResult | ToyResult, title: str) -> None:
+    """The table of an experiment, the closing paragraph and where the files are, on stdout."""
+    console = load("rich.console").Console()
+    colours = {"lazy": "blue", "catapult": "dark_orange", "divergent": "bright_black"}
+    box = load("rich.box").SIMPLE_HEAD
+    table = load("rich.table").Table(
+        title=title, header_style="bold", box=box, padding=(0, 1, 0, 0)
+    )
+    rows = result.table()
+    hidden = (
+        () if console.width >= 120 else ("eta", "lambda end", "train acc.", "|theta|", "inactive")
+    )
+    names = [name for name in rows[0] if name not in hidden]
+    for name in names:
+        table.add_column(name.replace(" ", "\n", 1), justify="right")
+    for row in rows:
+        table.add_row(*(row[n] for n in names), style=colours[row["phase"].split()[0]])
+    console.print(table)
+    console.print(result.closing(), highlight=False)
+    if result.path is not None:
+        console.print(f"\nReport: {result.path / 'report.html'}", highlight=False, soft_wrap=True)

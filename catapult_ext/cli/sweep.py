@@ -1,0 +1,100 @@
+"""catapult-ext sweep: a learning-rate sweep of a built-in network on built-in data."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from enum import Enum
+from pathlib import Path
+from typing import Any
+
+from catapult_ext import data, models
+from catapult_ext._validate import fail
+from catapult_ext.cli.console import print_result, sweep_progress
+from catapult_ext.experiments.sweep import SweepConfig, run
+
+
+class DataName(str, Enum):
+    """Built-in data sets."""
+
+    digits = "digits"
+    digits28 = "digits28"
+    teacher = "teacher"
+
+
+class ModelName(str, Enum):
+    """Built-in networks."""
+
+    fc = "fc"
+    cnn = "cnn"
+
+
+def rates(text: str | None, option: str) -> tuple[float, ...] | None:
+    """Comma-separated numbers."""
+    if text is None:
+        return None
+    try:
+        return tuple(float(part) for part in text.split(",") if part.strip())
+    except ValueError:
+        fail("sweep", f"{option} must be numbers separated by commas", repr(text))
+        raise AssertionError from None  # fail raises
+
+
+def register(app: Any, typer: Any) -> None:
+    """Add the command."""
+    option = typer.Option
+
+    @app.command()
+    def sweep(
+        c: str = option(None, help="Learning rates in units of 1/lambda_0: 0.5,1,2.1,3"),
+        eta: str = option(None, help="Learning rates as they are (instead of --c)."),
+        name: str = option("sweep", help="Run folder under ./catapult-runs."),
+        out: Path = option(None, help="Run folder (instead of --name)."),  # noqa: B008
+        fresh: bool = option(False, "--fresh", help="Start anew in an existing run folder."),
+        data_name: DataName = option(DataName.digits, "--data", help="Data set."),  # noqa: B008
+        samples: int = option(512, help="Training samples."),
+        model_name: ModelName = option(ModelName.fc, "--model", help="Network."),  # noqa: B008
+        width: int = option(512, help="Hidden units, or channels of the CNN."),
+        depth: int = option(3, help="Hidden layers of the fully connected network."),
+        activation: str = option("relu", help=", ".join(models.ACTIVATIONS)),
+        parameterisation: str = option("ntk", help="ntk or standard."),
+        init: str = option(None, help="Named initialisation; default normal (ntk), he (standard)."),
+        steps: int = option(200, help="Full-batch gradient steps of every learning rate."),
+        loss: str = option("half_mse", help="half_mse (1/2N sum) or half_mse_mean (1/2NO sum)."),
+        linearised: bool = option(False, "--linearised", help="Also sweep the linearised net."),
+        seed: int = option(0, help="Of weights and data."),
+    ) -> None:
+        """Train one network at many learning rates and follow its curvature."""
+        config = SweepConfig(
+            c=rates(c, "--c"), eta=rates(eta, "--eta"), steps=steps, linearised=linearised
+        )
+        image = model_name is ModelName.cnn
+        if image and data_name is DataName.teacher:
+            fail("sweep", "--model cnn needs images: --data digits or digits28", "teacher")
+        if data_name is DataName.teacher:
+            found = data.teacher(samples, seed=seed)
+        else:
+            size = 28 if data_name is DataName.digits28 else 8
+            found = data.digits(size, train=samples, flatten=not image)
+        settings: dict[str, Any] = {
+            "activation_name": activation,
+            "parameterisation": parameterisation,
+            "init": init,
+            "seed": seed,
+        }
+        if image:
+            side = found.x_train.shape[-1]
+            model = models.small_cnn(side, found.outputs, channels=width, **settings)
+        else:
+            features = found.x_train.shape[1]
+            model = models.fully_connected(
+                features, found.outputs, width=width, depth=depth, **settings
+            )
+        folder = out if out is not None else Path("catapult-runs") / name
+        command = "catapult-ext " + shlex.join(a for a in sys.argv[1:] if a != "--fresh")
+        title = f"Learning-rate sweep: {model_name.value} on {found.name}"
+        with sweep_progress(command) as progress:
+            result = run(
+                config, model, found, loss, out=folder, fresh=fresh, title=title, progress=progress
+            )
+        print_result(result, title)

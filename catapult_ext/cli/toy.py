@@ -1,0 +1,31 @@
+"""catapult-ext toy: the two-layer linear model of the paper, exact at any width."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from catapult_ext.cli.console import print_result
+from catapult_ext.cli.sweep import rates
+from catapult_ext.experiments.toy_phases import TITLE, ToyConfig, run_toy
+
+
+def register(app: Any, typer: Any) -> None:
+    """Add the command."""
+    option = typer.Option
+
+    @app.command()
+    def toy(
+        c: str = option(None, help="Learning rates in units of 1/lambda_0: 0.5,2.1,3,4.1"),
+        width: float = option(1e6, help="Hidden units; the exact form costs the same at any."),
+        samples: int = option(20, help="Training samples."),
+        in_features: int = option(5, help="Input dimension."),
+        steps: int = option(300, help="Gradient steps."),
+        seed: int = option(0, help="Of data and weights."),
+        out: Path = option(Path("catapult-runs/toy"), help="Run folder."),  # noqa: B008
+        fresh: bool = option(False, "--fresh", help="Start anew in an existing run folder."),
+    ) -> None:
+        """Show the lazy, catapult and divergent phases of f(x) = v.Ux / sqrt(width)."""
+        chosen = rates(c, "--c") or ToyConfig.c
+        config = ToyConfig(chosen, int(width), samples, in_features, steps, seed)
+        print_result(run_toy(config, out=out, fresh=fresh), TITLE)

@@ -1,0 +1,21 @@
+"""Experiments: each a config dataclass, a function that runs it, and a result dataclass."""
+
+from __future__ import annotations
+
+from catapult_ext.experiments.demo import DemoConfig, run_demo
+from catapult_ext.experiments.result import SweepResult
+from catapult_ext.experiments.sweep import Progress, SweepConfig, run, sweep
+from catapult_ext.experiments.toy_phases import ToyConfig, ToyResult, run_toy
+
+__all__ = [
+    "DemoConfig",
+    "Progress",
+    "SweepConfig",
+    "SweepResult",
+    "ToyConfig",
+    "ToyResult",
+    "run",
+    "run_demo",
+    "run_toy",
+    "sweep",
+]

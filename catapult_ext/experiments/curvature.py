@@ -1,0 +1,69 @@
+"""The eigenvalue that a sweep follows: top of the Gauss-Newton matrix of the loss trained."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from catapult_ext import losses
+from catapult_ext.eig import eigsh
+from catapult_ext.linops import GGN, NTK
+
+# Along a run the last eigenvector is the start, so a lighter check that nothing larger hides
+# beside it is enough: it saves a third of the products. The start of the sweep is checked fully.
+CONFIDENCE = 0.9
+
+
+@dataclass(frozen=True)
+class TopSpace:
+    """Top eigenspace of the kernel at the start, on the training inputs.
+
+    Attributes:
+        lambda0: top eigenvalue of the GGN of the loss; eta_crit is 2 / lambda0.
+        error: bound of lambda0's own error.
+        ratios: NTK eigenvalues over the largest one, descending.
+        vectors: (N*O, k) orthonormal NTK eigenvectors, flat index n*O + o.
+        vector: eigenvector belonging to lambda0, the start of later solves.
+    """
+
+    lambda0: float
+    error: float
+    ratios: list[float]
+    vectors: Tensor
+    vector: Tensor
+
+
+@torch.no_grad()
+def top_space(
+    model: nn.Module, loss: losses.Loss, x: Tensor, y: Tensor, k: int, tol: float
+) -> TopSpace:
+    """Solve for the k top NTK eigenpairs and lambda0 at the model's present parameters."""
+    kernel = NTK(model, x)
+    found = eigsh(kernel, k=min(k, kernel.shape[0]), tol=tol)
+    ratios = [float(v) for v in found.eigenvalues / found.eigenvalues[0]]
+    if isinstance(loss, losses.SquaredLoss):
+        m = loss.normaliser(model(x), y)
+        value, error = float(found.eigenvalues[0]) / m, float(found.errors[0]) / m
+        return TopSpace(value, error, ratios, found.eigenvectors, found.eigenvectors[:, :1])
+    value, error, vector = top_curvature(model, loss, x, y, None, tol)
+    return TopSpace(value, error, ratios, found.eigenvectors, vector)
+
+
+@torch.no_grad()
+def top_curvature(
+    model: nn.Module, loss: losses.Loss, x: Tensor, y: Tensor, v0: Tensor | None, tol: float
+) -> tuple[float, float, Tensor]:
+    """Lambda at the model's present parameters: (value, its error bound, eigenvector (n, 1)).
+
+    For squared losses the NTK is solved, which has the GGN's non-zero spectrum times the loss's
+    normaliser; otherwise the GGN. ``v0`` is the eigenvector of an earlier call on the same run.
+    """
+    if isinstance(loss, losses.SquaredLoss):
+        found = eigsh(NTK(model, x), tol=tol, v0=v0, confidence=CONFIDENCE)
+        m = loss.normaliser(model(x), y)
+    else:
+        found = eigsh(GGN(model, loss, (x, y)), tol=tol, v0=v0, confidence=CONFIDENCE)
+        m = 1.0
+    return float(found.eigenvalues[0]) / m, float(found.errors[0]) / m, found.eigenvectors

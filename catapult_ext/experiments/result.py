@@ -1,0 +1,109 @@
+"""Result of a sweep."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from catapult_ext.experiments.summary import closing, verdict_of
+from catapult_ext.probes import Verdict
+from catapult_ext.runs import plots
+
+if TYPE_CHECKING:
+    from catapult_ext.experiments.sweep import SweepConfig
+
+
+@dataclass(frozen=True)
+class SweepResult:
+    """What a sweep measured and found; one entry per learning rate, ascending.
+
+    Attributes:
+        config: the sweep's settings.
+        summary: thresholds and one row per rate (summary.json).
+        records: curves of every rate: ``loss``, ``projection``, ``growth`` per step; ``lambda``,
+            ``test_accuracy``, ``weight_norm``, ... at ``probe_steps``.
+        linearised: curves of the model linearised at its start, if asked for.
+        path: the run folder, or None.
+    """
+
+    config: SweepConfig
+    summary: dict[str, Any]
+    records: list[dict[str, Any]]
+    linearised: list[dict[str, Any]] | None = None
+    path: Path | None = None
+
+    @property
+    def lambda0(self) -> float:
+        """Top GGN eigenvalue of the loss at the start."""
+        return self.summary["lambda0"]
+
+    @property
+    def rows(self) -> list[dict[str, Any]]:
+        """One dictionary per rate (summary.csv)."""
+        return self.summary["rates"]
+
+    @property
+    def c(self) -> list[float]:
+        """Learning rates times lambda_0."""
+        return [row["c"] for row in self.rows]
+
+    @property
+    def eta(self) -> list[float]:
+        """Learning rates."""
+        return [row["eta"] for row in self.rows]
+
+    @property
+    def phases(self) -> list[str]:
+        """``lazy``, ``catapult`` or ``divergent``, per rate."""
+        return [row["phase"] for row in self.rows]
+
+    @property
+    def verdicts(self) -> list[Verdict]:
+        """Phase, flags and evidence, per rate."""
+        return [verdict_of(record, self.lambda0) for record in self.records]
+
+    def table(self) -> list[dict[str, str]]:
+        """The rows as short text, for people."""
+        return [_cells(row) for row in self.rows]
+
+    def closing(self) -> str:
+        """What was found, in one paragraph."""
+        return closing(self.summary)
+
+    def plot(self, path: Path | str | None = None) -> Any:
+        """Overview of the sweep as a matplotlib Figure; saved to ``path`` where given.
+
+        Raises:
+            RuntimeError: matplotlib is missing; the message names the extra.
+        """
+        figure = plots.overview(self.summary, self.records, self.linearised)
+        if path is not None:
+            figure.savefig(path, dpi=150)
+        return figure
+
+
+def _cells(row: dict[str, Any]) -> dict[str, str]:
+    def text(value: float | None, form: str = "{:.3g}") -> str:
+        return "" if value is None else form.format(value)
+
+    rose = "" if row["loss_rose_at"] is None else f"x{row['loss_peak']:.3g}"
+    cells = {
+        "c": text(row["c"], "{:.4g}"),
+        "eta": text(row["eta"], "{:.4g}"),
+        "phase": " ".join((row["phase"], *(f"({f})" for f in row["flags"].split()))),
+        "proj. growth": text(row["projection_peak"], "x{:.3g}"),
+        "loss peak": rose,
+        "loss end": text(row["loss_end"]),
+        "lambda end": text(row["lambda_end"]),
+        "eta*lam. end": text(row["eta_lambda_end"], "{:.2f}"),
+        "train acc.": text(row["train_accuracy"], "{:.1%}"),
+        "test acc.": text(row["test_accuracy"], "{:.1%}"),
+        "inactive": text(row["inactive"], "{:.0%}"),
+        "|theta|": text(row["weight_norm_end"], "{:.4g}"),
+    }
+    if row["phase"] == "divergent":
+        cells["loss end"] = f"step {row['diverged_at']}: out"
+    if "linearised_projection_peak" in row:
+        cells["linearised growth"] = text(row["linearised_projection_peak"], "x{:.3g}")
+    return cells

@@ -1,0 +1,137 @@
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from catapult_ext import build_info, cli
+from catapult_ext.cli import console
+
+SMALL = ["--samples", "24", "--width", "12", "--depth", "1", "--steps", "4"]
+
+
+def run(capsys, *arguments):
+    """Exit code, stdout and stderr of the command line, in this process."""
+    with pytest.raises(SystemExit) as stop:
+        cli.main([str(a) for a in arguments])
+    captured = capsys.readouterr()
+    return stop.value.code or 0, captured.out, captured.err
+
+
+def test_help_names_the_commands(capsys):
+    code, out, _ = run(capsys, "--help")
+    assert code == 0
+    for name in ("demo", "toy", "sweep", "info"):
+        assert name in out
+    assert run(capsys, "no-such-command")[0] == 2
+
+
+def test_info_shows_what_the_binary_can_do(capsys):
+    code, out, _ = run(capsys, "info")
+    assert code == 0
+    assert "active_isa" in out
+    assert build_info()["active_isa"] in out
+    assert build_info()["torch"] in out
+
+
+def test_python_m_is_the_same_command():
+    command = [sys.executable, "-m", "catapult_ext", "--help"]
+    result = subprocess.run(command, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    assert "catapult-ext" in result.stdout
+
+
+def test_sweep_prints_the_table_and_writes_the_folder(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    code, out, err = run(capsys, "sweep", "--c", "0.5,2.5", "--name", "mine", *SMALL)
+    assert code == 0, err
+    assert "lazy" in out
+    assert "catapult" in out
+    assert "eta_crit" in out
+    folder = tmp_path / "catapult-runs" / "mine"
+    assert str(folder.relative_to(tmp_path) / "report.html") in out
+    assert [row["c"] for row in json.loads((folder / "summary.json").read_text())["rates"]] == [
+        0.5,
+        2.5,
+    ]
+
+
+def test_toy_shows_the_phases(capsys, tmp_path):
+    code, out, err = run(capsys, "toy", "--c", "1.5,2.6,3.3,4.5", "--out", tmp_path / "toy")
+    assert code == 0, err
+    said = " ".join(out.split())
+    assert "The largest stable c is 3.3, the first divergent one 4.5" in said
+    assert "eta*lambda ends at or below 2" in said
+    assert (tmp_path / "toy" / "fig_toy.png").read_bytes().startswith(b"\x89PNG")
+    rows = json.loads((tmp_path / "toy" / "summary.json").read_text())["rates"]
+    assert [r["phase"] for r in rows] == ["lazy", "catapult", "catapult", "divergent"]
+    # At c = 2.6 and large width lambda ends in a band that does not depend on the data: theory 2.2.
+    assert 0.7 < rows[1]["eta_lambda_end"] < 1.3
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--model", "cnn", "--data", "digits", "--width", "2"],
+        ["--data", "teacher", "--loss", "half_mse_mean", "--parameterisation", "standard"],
+    ],
+)
+def test_sweep_of_other_nets_and_data(capsys, tmp_path, arguments):
+    options = ["--eta", "0.01", "--out", tmp_path / "run", *SMALL, *arguments]
+    code, out, err = run(capsys, "sweep", *options)
+    assert code == 0, err
+    assert "lazy" in out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--eta", "0"], "error: catapult_ext.sweep: eta must be finite and > 0, got 0.0"),
+        (["--eta", "0.1,x"], "--eta must be numbers separated by commas, got '0.1,x'"),
+        ([], "give either c or eta"),
+        (["--c", "1", "--model", "cnn", "--data", "teacher"], "--model cnn needs images"),
+        (["--c", "1", "--samples", "5000"], "train must be in 1..1796, got 5000"),
+        (["--c", "1", "--activation", "sine"], "name must be one of linear"),
+        (["--c", "1", "--loss", "mse"], "loss name must be one of"),
+    ],
+)
+def test_bad_arguments_are_one_line_and_leave_nothing(capsys, tmp_path, arguments, message):
+    code, out, err = run(capsys, "sweep", "--out", tmp_path / "run", *arguments)
+    assert code == 1
+    assert message in err
+    assert "Traceback" not in err
+    assert out == ""
+    assert not (tmp_path / "run").exists()
+
+
+def test_foreign_folder_is_refused_untouched(capsys, tmp_path):
+    (tmp_path / "thesis.txt").write_text("my only copy")
+    code, _, err = run(capsys, "demo", "--out", tmp_path, "--width", "8", "--steps", "1")
+    assert code == 1
+    assert "is not a run folder" in err
+    assert [p.name for p in tmp_path.iterdir()] == ["thesis.txt"]
+
+
+def test_interrupt_says_how_to_go_on(capsys, tmp_path, monkeypatch):
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("catapult_ext.cli.demo.run_demo", interrupted)
+    code, _, err = run(capsys, "demo", "--out", tmp_path / "run", "--seed", "3")
+    assert code == 130
+    assert f"catapult-ext demo --out {tmp_path / 'run'} --seed 3" in err
+
+
+def test_missing_extra_is_named(capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "typer", None)
+    code, _, err = run(capsys, "info")
+    assert code == 1
+    assert "error: catapult-ext needs typer" in err
+    assert "pip install 'catapult_ext[experiments]'" in err
+
+
+def test_bugs_keep_their_traceback():
+    with pytest.raises(ValueError, match="oops"), console.report_errors():
+        raise ValueError("oops")

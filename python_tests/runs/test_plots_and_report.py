@@ -1,0 +1,137 @@
+from __future__ import annotations
+
+import sys
+from html.parser import HTMLParser
+
+import pytest
+
+from catapult_ext.experiments.summary import closing, summarise
+from catapult_ext.runs import plots, report
+
+
+def record(c, *, diverged_at=-1, growth=(1.0, 0.5), loss=(1.0, 0.5), lam=(1.0, 0.3), acc=0.8):
+    return {
+        "c": c,
+        "eta": c,
+        "diverged_at": diverged_at,
+        "loss": list(loss),
+        "projection": list(growth),
+        "growth": list(growth),
+        "probe_steps": [0, 1],
+        "lambda": list(lam),
+        "lambda_error": [0.0, 0.0],
+        "weight_norm": [1.0, 1.0],
+        "train_accuracy": [0.1, acc],
+        "test_accuracy": [0.1, acc],
+        "test_loss": [1.0, 0.6],
+        "inactive": [0.5, 0.5],
+        "worst_inactive": [0.5, 0.5],
+        "dead_units": [0.0, 0.0],
+    }
+
+
+LAZY = record(0.5, lam=(1.0, 0.9), acc=0.7)
+QUIET = record(2.1)
+GROWN = record(2.5, growth=(1.0, 1.2), acc=0.9)
+RISEN = record(4.0, growth=(1.0, 2.0), loss=(1.0, 3.0, 0.4), lam=(1.0, 0.1))
+OUT = record(9.0, diverged_at=2, growth=(1.0, 8.0), loss=(1.0, 80.0))
+INITIAL = {"lambda0": 1.0, "lambda0_error": 1e-4}
+
+
+def test_thresholds_come_with_the_grid_spacing():
+    s = summarise(INITIAL, [LAZY, QUIET, GROWN, RISEN, OUT], None, 10)
+    assert (s["eta_crit"], s["divergent"]) == (2.0, [9.0])
+    assert s["c_proj"] == {"c": 2.5, "below": 2.1, "uncertainty": pytest.approx(0.4)}
+    assert s["c_loss"] == {"c": 4.0, "below": 2.5, "uncertainty": 1.5}
+    assert s["largest_stable"] == {"c": 4.0, "above": 9.0, "uncertainty": 5.0}
+    assert s["flattest"]["c"] == 4.0
+    assert s["best"] == {"c": 2.5, "phase": "catapult", "by": "test_accuracy", "value": 0.9}
+    assert s["catapult_bound_holds"] is True
+    text = closing(s)
+    assert "lambda_0 = 1, so eta_crit = 2/lambda_0 = 2." in text
+    assert "c_proj = 2.5 (between 2.1 and 2.5)" in text
+    assert "c_loss = 4 (between 2.5 and 4)" in text
+    assert "largest stable c is 4 (the limit lies between 4 and 9); divergent: c = 9." in text
+
+
+def test_a_broken_bound_is_said():
+    unsettled = record(4.0, lam=(1.0, 0.8))
+    s = summarise(INITIAL, [LAZY, unsettled], None, 10)
+    assert s["rates"][1]["flags"] == "unsettled"
+    assert s["catapult_bound_holds"] is False
+    assert "does NOT stay below 2" in closing(s)
+
+
+def test_dead_nets_are_neither_stable_nor_flattest_nor_best():
+    dead = {**record(9.0, lam=(1.0, 0.0), acc=1.0), "worst_inactive": [0.5, 1.0]}
+    s = summarise(INITIAL, [LAZY, RISEN, dead], None, 10)
+    assert s["largest_stable"]["c"] == 4.0
+    assert s["flattest"]["c"] == 4.0
+    assert s["best"]["c"] != 9.0
+
+
+class Strict(HTMLParser):
+    """Checks that tags close in order and that nothing is loaded from elsewhere."""
+
+    def __init__(self):
+        super().__init__()
+        self.open, self.cells = [], []
+
+    def handle_starttag(self, tag, attrs):
+        assert all(not str(v).startswith(("http", "//", "file")) for _, v in attrs)
+        if tag not in ("meta", "img"):
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, text):
+        if self.open and self.open[-1] in ("td", "h1", "p"):
+            self.cells.append(text)
+
+
+def test_report_is_well_formed_self_contained_and_escaped():
+    rows = [{"c": "0.5", "phase": "lazy"}, {"c": "<9>", "phase": "divergent"}]
+    page = report.page("A & B", ["<found>"], rows, {"a < b": b"png"}, {"Config": {"x": "</pre>"}})
+    parser = Strict()
+    parser.feed(page)
+    assert parser.open == []
+    assert parser.cells == ["A & B", "<found>", "0.5", "lazy", "<9>", "divergent"]
+    assert '<tr class="divergent">' in page
+    assert "data:image/png;base64,cG5n" in page
+
+
+@pytest.mark.parametrize(
+    "records",
+    [[LAZY], [OUT], [LAZY, GROWN], [LAZY, QUIET, GROWN, RISEN, OUT]],
+    ids=["one lazy", "one divergent", "no divergent", "all"],
+)
+def test_pictures_of_any_mixture(records):
+    summary = summarise(INITIAL, records, None, 10)
+    figures = plots.sweep_figures(summary, records, None)
+    assert set(figures) == set(plots.CAPTIONS)
+    for name, png in figures.items():
+        assert png.startswith(b"\x89PNG"), name
+        assert 5_000 < len(png) < 400_000, name
+
+
+def test_pictures_without_test_set_classes_or_activity():
+    bare = {k: [None, None] for k in ("train_accuracy", "test_accuracy", "test_loss", "inactive")}
+    bare |= {"worst_inactive": [None, None], "dead_units": [None, None]}
+    records = [{**r, **bare} for r in (LAZY, GROWN)]
+    summary = summarise(INITIAL, records, None, 10)
+    assert summary["best"]["by"] == "loss_end"
+    assert "training loss" in closing(summary)
+    assert plots.sweep_figures(summary, records, None)
+
+
+def test_equal_runs_give_equal_pictures():
+    summary = summarise(INITIAL, [LAZY, RISEN], None, 10)
+    first = plots.png(plots.overview(summary, [LAZY, RISEN], None), 60)
+    assert plots.png(plots.overview(summary, [LAZY, RISEN], None), 60) == first
+
+
+def test_missing_matplotlib_names_the_extra(monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    with pytest.raises(RuntimeError, match=r"pip install 'catapult_ext\[experiments\]'"):
+        plots.sweep_figures({}, [], None)
