@@ -10,7 +10,7 @@ from typing import Any
 import torch  # first, so that the native module shares torch's OpenMP runtime
 
 try:
-    from catapult_ext import _C  # type: ignore[attr-defined]
+    from catapult_ext import _C
 except ImportError as error:
     raise ImportError(
         "catapult_ext._C, the native module, is missing or does not load. In a checkout, build it "

@@ -1,7 +1,8 @@
 """Losses as the curvature operators see them: value, normaliser and output Hessian H_L = S S'.
 
-The library never divides by N or O silently: every loss says its normaliser.  For the squared losses
-``L = |f - y|^2 / (2 m)`` the Gauss-Newton matrix is ``J'J / m`` and ``m`` is :meth:`Loss.normaliser`.
+The library never divides by N or O silently: every loss says its normaliser.  For the squared
+losses ``L = |f - y|^2 / (2 m)`` the Gauss-Newton matrix is ``J'J / m``, and ``m`` is
+:meth:`Loss.normaliser`.
 """
 
 from __future__ import annotations
@@ -46,28 +47,33 @@ class DiagonalFactor(OutputFactor):
     root: Tensor
 
     def apply(self, u: Tensor) -> Tensor:
+        """See :class:`OutputFactor`."""
         return u * self.root.unsqueeze(-1)
 
     def apply_t(self, u: Tensor) -> Tensor:
+        """See :class:`OutputFactor`."""
         return self.apply(u)
 
     def hessian(self, u: Tensor) -> Tensor:
+        """See :class:`OutputFactor`."""
         return u * self.root.square().unsqueeze(-1)
 
 
 @dataclass(frozen=True, eq=False)
 class SoftmaxFactor(OutputFactor):
-    """S_n = root_n (diag(sqrt p_n) - p_n sqrt(p_n)'), so S_n S_n' = root_n^2 (diag p_n - p_n p_n')."""
+    """S_n = root_n (diag(sqrt p_n) - p_n sqrt(p_n)'): S_n S_n' = root_n^2 (diag p_n - p_n p_n')."""
 
     root: Tensor  # (N, 1)
     p: Tensor  # (N, O), rows sum to one
 
     def apply(self, u: Tensor) -> Tensor:
+        """See :class:`OutputFactor`."""
         s = self.p.sqrt().unsqueeze(-1)
         inner = (s * u).sum(1, keepdim=True)
         return self.root.unsqueeze(-1) * (s * u - self.p.unsqueeze(-1) * inner)
 
     def apply_t(self, u: Tensor) -> Tensor:
+        """See :class:`OutputFactor`."""
         s = self.p.sqrt().unsqueeze(-1)
         inner = (self.p.unsqueeze(-1) * u).sum(1, keepdim=True)
         return self.root.unsqueeze(-1) * (s * u - s * inner)
@@ -146,19 +152,22 @@ class SquaredLoss(Loss):
     per: str
 
     def targets(self, f: Tensor, y: Tensor) -> Tensor:
+        """See :class:`Loss`."""
         return _float_targets(self.name, f, y)
 
     def _divisor(self, f: Tensor) -> int:
         return {"samples": f.shape[0], "entries": f.numel(), "none": 1}[self.per]
 
     def value(self, f: Tensor, y: Tensor) -> Tensor:
+        """See :class:`Loss`."""
         return (f - y).square().sum() * (self.weight / self._divisor(f))
 
     def normaliser(self, f: Tensor, y: Tensor) -> float:
-        """m of L = |f - y|^2 / (2 m)."""
+        """The m of L = |f - y|^2 / (2 m)."""
         return self._divisor(f) / (2.0 * self.weight)
 
     def factor(self, f: Tensor, y: Tensor) -> OutputFactor:
+        """See :class:`Loss`."""
         return DiagonalFactor(f.new_full((1, 1), self.normaliser(f, y) ** -0.5))
 
 
@@ -174,6 +183,7 @@ class CrossEntropy(Loss):
     name: str = "CrossEntropyLoss"
 
     def targets(self, f: Tensor, y: Tensor) -> Tensor:
+        """See :class:`Loss`."""
         where = f"losses.{self.name}"
         if not isinstance(y, Tensor):
             v.fail(where, "targets must be a torch.Tensor", type(y).__name__, TypeError)
@@ -204,6 +214,7 @@ class CrossEntropy(Loss):
         return y
 
     def value(self, f: Tensor, y: Tensor) -> Tensor:
+        """See :class:`Loss`."""
         m = self.module
         weight = None if m.weight is None else m.weight.to(f.dtype)
         return F.cross_entropy(
@@ -228,9 +239,11 @@ class CrossEntropy(Loss):
         return mass, float(own.sum()) if mean else 1.0
 
     def normaliser(self, f: Tensor, y: Tensor) -> float:
+        """See :class:`Loss`."""
         return self._masses(f, self.targets(f, y))[1]
 
     def factor(self, f: Tensor, y: Tensor) -> OutputFactor:
+        """See :class:`Loss`."""
         y = self.targets(f, y)
         mass, divisor = self._masses(f, y)
         nonnegative = divisor > 0 and bool((mass >= 0).all())
@@ -248,6 +261,7 @@ class BinaryCrossEntropy(Loss):
     name: str = "BCEWithLogitsLoss"
 
     def targets(self, f: Tensor, y: Tensor) -> Tensor:
+        """See :class:`Loss`."""
         return _float_targets(self.name, f, y)
 
     def _weights(self, f: Tensor) -> tuple[Tensor | None, Tensor | None]:
@@ -257,15 +271,18 @@ class BinaryCrossEntropy(Loss):
         )
 
     def value(self, f: Tensor, y: Tensor) -> Tensor:
+        """See :class:`Loss`."""
         weight, pos = self._weights(f)
         return F.binary_cross_entropy_with_logits(
             f, y, weight=weight, pos_weight=pos, reduction=self.module.reduction
         )
 
     def normaliser(self, f: Tensor, y: Tensor) -> float:
+        """See :class:`Loss`."""
         return float(f.numel()) if self.module.reduction == "mean" else 1.0
 
     def factor(self, f: Tensor, y: Tensor) -> OutputFactor:
+        """See :class:`Loss`."""
         y = self.targets(f, y)
         weight, pos = self._weights(f)
         mass = torch.ones_like(f) if pos is None else 1 + (pos - 1) * y
@@ -283,16 +300,18 @@ class BinaryCrossEntropy(Loss):
 
 @dataclass(frozen=True, eq=False)
 class CallableLoss(Loss):
-    """Any ``fn(outputs, targets) -> scalar``: no convention is known, so only the Hessian takes it."""
+    """Any ``fn(outputs, targets) -> scalar``: without a convention, so for the Hessian only."""
 
     fn: Callable[[Tensor, Tensor], Tensor]
     name: str
     convex: bool = False
 
     def targets(self, f: Tensor, y: Tensor) -> Tensor:
+        """See :class:`Loss`."""
         return y
 
     def value(self, f: Tensor, y: Tensor) -> Tensor:
+        """See :class:`Loss`."""
         out = self.fn(f, y)
         scalar = isinstance(out, Tensor) and out.numel() == 1
         v.require(

@@ -1,11 +1,12 @@
 """Error bounds of Ritz values, and what backs the claim that they are the wanted ones.
 
-Bounds: design formula ``min(|R|_2, r_i^2 / gap_i) + c_n eps |A|``.  Claims: an eigenvalue hidden beyond
-``theta_i + e`` is excluded either by counting (inertia of A - shift) or, with stated probability, by
-the start vectors: an eigenvector x that the basis V misses obeys ``V x = (lambda - T)^-1 E C (Q x)``, so its
-overlap with the random start block is at most |H(lambda)|, H the transfer function of T from residual to
-start; but that overlap is chi-distributed with known quantiles (van Dorsselaer, Hochstenbach, van der
-Vorst 2001 prove the single-vector case).
+Bounds: ``min(|R|_2, r_i^2 / gap_i) + c_n eps |A|``.  Claims: an eigenvalue hidden beyond
+``theta_i + e`` is excluded either by counting (inertia of A - shift) or, with stated probability,
+by the start vectors: an eigenvector x that the basis V misses obeys
+``V x = (lambda - T)^-1 E C (Q x)``, so its overlap with the random start block is at most
+|H(lambda)|, H the transfer function of T from residual to start; but that overlap is
+chi-distributed with known quantiles (van Dorsselaer, Hochstenbach, van der Vorst 2001 prove the
+single-vector case).
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ def rounding(n: int, eps: float) -> float:
 
 
 def wanted(theta: Tensor, which: str, k: int) -> list[tuple[int, int]]:
-    """(index, side) of the k wanted values in order of rank; side +1 from above, -1 below, 0 both."""
+    """(index, side) of the k wanted values by rank; side +1 from above, -1 from below, 0 both."""
     m = len(theta)
     if which == "LA":
         return [(m - 1 - i, 1) for i in range(min(k, m))]
@@ -40,7 +41,7 @@ def wanted(theta: Tensor, which: str, k: int) -> list[tuple[int, int]]:
 
 
 def bounds(theta: Tensor, r: Tensor, chosen: list[int], block_norm: float) -> Tensor:
-    """min(|R|_2, r_i^2 / gap_i) for the chosen Ritz values; theta ascending (m,), r residual norms."""
+    """Min(|R|_2, r_i^2 / gap_i) of the chosen Ritz values; theta ascending, r residual norms."""
     out = []
     for i in chosen:
         gaps = [
@@ -79,7 +80,7 @@ class Overlap:
 
     def _transfer(self, value: float, found: list[int]) -> float:
         total = 1.0
-        for cycle, ranked in zip(self.cycles, self._ranked):
+        for cycle, ranked in zip(self.cycles, self._ranked, strict=True):
             weights = 1.0 / (value - cycle.theta)
             for rank in found:
                 if rank < len(ranked):
@@ -95,7 +96,7 @@ class Overlap:
 
 @cache
 def _chi_quantile(dof: int, share: float) -> float:
-    """c with P(chi_dof < c) = share."""
+    """Quantile c with P(chi_dof < c) = share."""
     low, high = 0.0, math.sqrt(dof) + 10
     a = torch.tensor(dof / 2.0, dtype=torch.float64)
     for _ in range(60):
@@ -106,7 +107,7 @@ def _chi_quantile(dof: int, share: float) -> float:
 
 
 class Inertia:
-    """Exact counts of the eigenvalues of an explicit symmetric matrix beyond a shift, in float64."""
+    """Exact counts of eigenvalues of an explicit symmetric matrix beyond a shift, in float64."""
 
     def __init__(self, matrix: Tensor, scale: float, which: str, k: int) -> None:
         self.matrix = (matrix.double() / (scale or 1.0)).contiguous()

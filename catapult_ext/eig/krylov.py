@@ -1,8 +1,8 @@
 """Block Krylov basis with thick restart: V, A V and the projection T = V A V'.
 
 Rows are vectors.  The invariant is ``A V' = V' T + Q' C E'``: only the last block of rows has a
-residual, spanned by the ``next`` block Q with coefficients C.  Keeping A V beside V costs memory but no
-products: residuals are formed from it, never guessed, and restarts only rotate rows.
+residual, spanned by the ``next`` block Q with coefficients C.  Keeping A V beside V costs memory
+but no products: residuals are formed from it, never guessed, and restarts only rotate rows.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from catapult_ext import _validate as v
+from catapult_ext import ops
 from catapult_ext.eig.operand import Operand
 
 
@@ -30,8 +31,9 @@ class Krylov:
 
     def __init__(self, a: Operand, capacity: int, seed: int, where: str) -> None:
         self.a, self.where, self.capacity = a, where, capacity
-        self.v = torch.empty(capacity, a.n, dtype=a.dtype, device=a.device)
-        self.w = torch.empty_like(self.v)
+        # one row more, where a fused step leaves the next vector
+        self.v = torch.empty(capacity + 1, a.n, dtype=a.dtype, device=a.device)
+        self.w = self.v.new_empty(capacity, a.n)
         self.t = torch.zeros(capacity, capacity, dtype=torch.float64)
         self.m = 0
         self.scale = 0.0  # products are divided by it, so that any magnitude behaves alike
@@ -55,8 +57,8 @@ class Krylov:
         basis = self.v[: self.m]
         for _ in range(2):
             block = block - (block @ basis.T) @ basis
-        self.next, _ = self._orthonormal(block, 0.0)
-        self.coupling = torch.zeros(len(self.next), self.last.stop - self.last.start).double()
+        self.next, _ = self._orthonormal(block, basis, 0.0)
+        self.coupling = self.t.new_zeros(len(self.next), self.last.stop - self.last.start)
         self.start = slice(self.m, self.m + len(self.next))
         self.cycles = []
 
@@ -67,21 +69,46 @@ class Krylov:
         rows = slice(m, m + b)
         w = self._product(q)
         self.v[rows], self.w[rows] = q, w
-        basis = self.v[: m + b]
-        rest = w
-        h = torch.zeros(m + b, b, dtype=self.a.dtype, device=self.a.device)
-        for _ in range(2):  # twice is enough
-            step = basis @ rest.T
-            rest = rest - step.T @ basis
-            h += step
-        t = h.double().cpu()
+        fused = b == 1 and self.a.device.type == "cpu"
+        t = (self._fused_step if fused else self._block_step)(w, m + b)
         if m and m <= 8:
             self._check_symmetry(t[:m], self.w[:m], q)
         t[m:] = (t[m:] + t[m:].T) / 2
         self.t[: m + b, rows] = t
         self.t[rows, : m + b] = t.T
         self.m, self.last = m + b, rows
-        self.next, self.coupling = self._orthonormal(rest, 4 * self.eps * self.norm)
+
+    def _fused_step(self, w: Tensor, rows: int) -> Tensor:
+        """One vector: the native recurrence.  Returns the new column of T, sets the next block."""
+        column = self.v.new_empty(1, rows)
+        alpha, beta = self.v.new_zeros(1, rows), self.v.new_zeros(1, rows)
+        basis = self.v.unsqueeze(0)
+        ops.lanczos_step(
+            basis,
+            alpha,
+            beta,
+            w,
+            rows - 1,
+            rows=rows,
+            coefficients=column,
+            breakdown=4 * self.eps,
+        )
+        rest = beta[0, -1].double().cpu()
+        self.next = self.v[rows : rows + int(rest > 0)].clone()
+        self.coupling = rest.reshape(1, 1)[: len(self.next)]
+        return column.double().cpu().T.contiguous()
+
+    def _block_step(self, w: Tensor, rows: int) -> Tensor:
+        """A block of vectors, by GEMMs.  Returns new columns of T, sets the next block."""
+        basis = self.v[:rows]
+        rest = w
+        h = torch.zeros(rows, len(w), dtype=self.a.dtype, device=self.a.device)
+        for _ in range(2):  # twice is enough
+            step = basis @ rest.T
+            rest = rest - step.T @ basis
+            h += step
+        self.next, self.coupling = self._orthonormal(rest, basis, 4 * self.eps * self.norm)
+        return h.double().cpu()
 
     def ritz(self) -> tuple[Tensor, Tensor, Tensor]:
         """Ritz values ascending (m,), their vectors (m, m) in the basis, residual rows (m, b)."""
@@ -104,7 +131,7 @@ class Krylov:
         self.start = slice(kept, kept + len(self.next))
 
     def vectors(self, s: Tensor) -> tuple[Tensor, Tensor]:
-        """Unit vectors with coefficients ``s`` (m, k) and their scaled products, (k, n), float64."""
+        """Unit vectors with coefficients ``s`` (m, k) and scaled products, (k, n), float64."""
         rotate = s.double().to(self.a.device)
         x = torch.stack([_combine(rotate[:, i], self.v[: self.m]) for i in range(s.shape[1])])
         ax = torch.stack([_combine(rotate[:, i], self.w[: self.m]) for i in range(s.shape[1])])
@@ -133,13 +160,13 @@ class Krylov:
         self.norm = max(self.norm, rows.double().norm(dim=1).max().item())
         return rows
 
-    def _orthonormal(self, block: Tensor, drop: float) -> tuple[Tensor, Tensor]:
+    def _orthonormal(self, block: Tensor, basis: Tensor, drop: float) -> tuple[Tensor, Tensor]:
         """Orthonormal rows Q with block' = Q' C, for a block orthogonal to the basis already.
 
         Rows whose remainder is at most ``drop`` are left out: they lie in the space already.
         """
-        basis, accepted = self.v[: self.m], self.v.new_empty(block.shape)
-        count, room = 0, self.a.n - self.m
+        accepted = self.v.new_empty(block.shape)
+        count, room = 0, self.a.n - len(basis)
         coefficients = torch.zeros(len(block), len(block), dtype=torch.float64)
         for i, row in enumerate(block):
             before = row.double().norm().item()
@@ -173,7 +200,7 @@ class Krylov:
 
 
 def _combine(coefficients: Tensor, rows: Tensor) -> Tensor:
-    """coefficients @ rows in float64, a few million entries at a time."""
+    """Product coefficients @ rows in float64, a few million entries at a time."""
     out = torch.empty(rows.shape[1], dtype=torch.float64, device=rows.device)
     step = max(1, (1 << 22) // max(1, rows.shape[0]))
     for start in range(0, rows.shape[1], step):

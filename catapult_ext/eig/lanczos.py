@@ -30,8 +30,9 @@ class EigshResult:
         errors: (k,) bounds of |lambda_i - eigenvalues_i|; what they rest on is ``index_check``.
         matvecs: products with A (or its dual), in columns.
         converged: all errors within max(tol |lambda|, 2 c_n eps |A|).
-        index_check: ``"inertia"`` (eigenvalues counted by LDL', exact) or ``"random(p)"`` (the start
-            vectors exclude hidden eigenvalues with probability p over the seed; an estimate for k > 1).
+        index_check: ``"inertia"`` (eigenvalues counted by LDL', exact) or ``"random(p)"`` (the
+            start vectors exclude hidden eigenvalues with probability p over the seed; an estimate
+            for k > 1).
     """
 
     eigenvalues: Tensor
@@ -55,12 +56,13 @@ def eigsh(
     precision: str = "full",
     confidence: float = 0.99,
 ) -> EigshResult:
-    """k extreme eigenpairs of a symmetric operator by block Lanczos with thick restart.
+    """Find k extreme eigenpairs of a symmetric operator by block Lanczos with thick restart.
 
     Args:
-        A: dense tensor or array, sparse tensor, an operator of this package, a SciPy LinearOperator,
-            or any object with ``shape`` and ``@``; float32 or float64.  If it offers ``dual()`` (GGN),
-            the smaller operator is solved and its eigenvectors are mapped back.
+        A: dense tensor or array, sparse tensor, an operator of this package, a SciPy
+            LinearOperator, or any object with ``shape`` and ``@``; float32 or float64.  If it
+            offers ``dual()`` (GGN), the smaller operator is solved and its eigenvectors are mapped
+            back.
         k: number of pairs; blocks have k columns, so multiplicities up to k are seen.
         which: ``"LA"`` largest, ``"SA"`` smallest, ``"LM"`` largest magnitude, ``"BE"`` both ends.
         tol: relative eigenvalue error asked for.
@@ -182,7 +184,7 @@ def _overlap(
 def _settled(
     space: Krylov, ritz: tuple[Tensor, Tensor, Tensor], o: _Options, columns: int, exact: bool
 ) -> bool:
-    """Errors within tol by the formula, and (unless inertia will tell) nothing hidden within tol."""
+    """Errors within tol by the formula, and (unless inertia will tell) nothing hidden."""
     theta, _, residual = ritz
     pairs = wanted(theta, o.which, o.k)
     chosen = [i for i, _ in pairs]
@@ -206,7 +208,7 @@ def _spectral_norm(residual: Tensor) -> float:
 
 
 def _beyond(theta: float, side: int, error: float) -> float:
-    """theta moved outwards by ``error``."""
+    """A Ritz value moved outwards by ``error``."""
     if side == 0:
         return abs(theta) + error
     return theta + side * error
@@ -305,12 +307,12 @@ def _lifted(small: _Pairs, dual: Any, a: Operand) -> _Pairs:
 def _package(p: _Pairs, o: _Options, a: Operand) -> EigshResult:
     key = p.values.abs() if o.which == "LM" else p.values
     order = key.argsort(descending=True, stable=True)
-    kind = {"dtype": a.dtype, "device": a.device}
+    like = torch.empty(0, dtype=a.dtype, device=a.device)
     return EigshResult(
-        (p.values[order] * p.scale).to(**kind),
-        p.x[order].T.to(**kind).contiguous(),
-        (p.rest.norm(dim=1)[order] * p.scale).to(**kind),
-        (p.errors[order.cpu()] * p.scale).to(**kind),
+        (p.values[order] * p.scale).to(like),
+        p.x[order].T.to(like).contiguous(),
+        (p.rest.norm(dim=1)[order] * p.scale).to(like),
+        (p.errors[order.cpu()] * p.scale).to(like),
         p.matvecs,
         p.converged,
         p.index,

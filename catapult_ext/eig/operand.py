@@ -14,7 +14,7 @@ from catapult_ext import _validate as v
 
 @dataclass(frozen=True, eq=False)
 class Operand:
-    """A symmetric operator: ``product`` maps (n, b) to (n, b); ``explicit`` is its matrix if there."""
+    """A symmetric operator: ``product`` maps (n, b) to (n, b); ``explicit`` its matrix, if any."""
 
     n: int
     dtype: torch.dtype

@@ -23,6 +23,7 @@ class AutogradFrozen(Frozen):
         self._pullback: tuple[list[int], list[Tensor], Tensor] | None = None
 
     def vjp(self, u: Tensor) -> Tensor:
+        """See :class:`~catapult_ext.linops.engine.Frozen`."""
         columns = [
             self.snapshot.join(
                 torch.autograd.grad(
@@ -51,6 +52,7 @@ class AutogradFrozen(Frozen):
         return self._pullback
 
     def jvp(self, t: Tensor) -> Tensor:
+        """See :class:`~catapult_ext.linops.engine.Frozen`."""
         used, grads, dummy = self._backward_graph()
         columns = []
         for k in range(t.shape[1]):
@@ -80,7 +82,7 @@ class LinearizeFrozen(AutogradFrozen):
         names = snapshot.names
 
         def of_params(*params: Tensor) -> Tensor:
-            return snapshot.outputs(dict(zip(names, params)))
+            return snapshot.outputs(dict(zip(names, params, strict=True)))
 
         leaves = [p.detach() for p in self._leaves]
         try:
@@ -94,6 +96,7 @@ class LinearizeFrozen(AutogradFrozen):
             ) from error
 
     def jvp(self, t: Tensor) -> Tensor:
+        """See :class:`~catapult_ext.linops.engine.Frozen`."""
         with torch.no_grad():
             columns = [
                 self._tangent(*self.snapshot.split(t[:, k].contiguous())).reshape(-1)

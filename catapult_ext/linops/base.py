@@ -18,8 +18,8 @@ _DENSE_CHUNK = 64  # columns of the identity multiplied at once
 class Dual:
     """A smaller operator with the same non-zero spectrum.
 
-    ``lift`` maps its vectors (m, K) to the large space so that an eigenvector u with eigenvalue l > 0
-    becomes ``lift(u) / sqrt(l)``, a unit eigenvector there; ``restrict`` is its transpose.
+    ``lift`` maps its vectors (m, K) to the large space so that an eigenvector u with eigenvalue
+    l > 0 becomes ``lift(u) / sqrt(l)``, a unit eigenvector there; ``restrict`` is its transpose.
     """
 
     operator: LinearOperator

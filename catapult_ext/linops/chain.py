@@ -18,12 +18,12 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
-_ELEMENTWISE_NAMES = (
-    "abs absolute arctan atan celu celu_ cos elu elu_ erf exp gelu hardshrink hardsigmoid hardswish "
-    "hardtanh hardtanh_ leaky_relu leaky_relu_ log1p logsigmoid mish neg relu relu6 relu_ selu selu_ "
-    "sigmoid sigmoid_ silu sin sinh softplus softshrink softsign square tanh tanh_ tanhshrink "
-    "threshold threshold_ asinh arcsinh expm1 erf_ abs_ sin_ cos_ square_ exp_"
-).split()
+_ELEMENTWISE_NAMES = """
+    abs absolute arctan atan celu celu_ cos elu elu_ erf exp gelu hardshrink hardsigmoid
+    hardswish hardtanh hardtanh_ leaky_relu leaky_relu_ log1p logsigmoid mish neg relu relu6
+    relu_ selu selu_ sigmoid sigmoid_ silu sin sinh softplus softshrink softsign square tanh
+    tanh_ tanhshrink threshold threshold_ asinh arcsinh expm1 erf_ abs_ sin_ cos_ square_ exp_
+""".split()  # noqa: SIM905
 _ELEMENTWISE = {
     getattr(home, name)
     for name in _ELEMENTWISE_NAMES
@@ -212,7 +212,7 @@ def _argument(args: Any, kwargs: Any, position: int, name: str, default: Any) ->
 
 def _linear_arguments(args: Any, kwargs: Any) -> tuple[Tensor, Tensor, Tensor | None]:
     names = ("input", "weight", "bias")
-    return tuple(_argument(args, kwargs, i, n, None) for i, n in enumerate(names))  # type: ignore
+    return tuple(_argument(args, kwargs, i, n, None) for i, n in enumerate(names))
 
 
 def _replace(args: Any, kwargs: Any, value: Tensor | None) -> tuple[Any, Any]:

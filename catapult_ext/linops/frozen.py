@@ -1,9 +1,9 @@
-"""A model frozen at its parameters on given inputs: Jacobian products without another forward pass.
+"""A model frozen at its parameters on given inputs: Jacobian products from one forward pass.
 
-Engines: ``layers`` (chains of dense layers, native products), ``linearize`` (torch.func.linearize and
-a stored backward graph: cheapest products of any model, seconds of set-up), ``autograd`` (double
-backward on the stored graph).  ``engine=None`` takes ``layers`` where the model is proven to be such
-a chain and ``autograd`` elsewhere.
+Engines: ``layers`` (chains of dense layers, native products), ``linearize`` (torch.func.linearize
+and a stored backward graph: cheapest products of any model, seconds of set-up), ``autograd``
+(double backward on the stored graph).  ``engine=None`` takes ``layers`` where the model is proven
+to be such a chain and ``autograd`` elsewhere.
 """
 
 from __future__ import annotations

@@ -8,9 +8,9 @@ from typing import Any
 from torch import Tensor, nn
 
 from catapult_ext import _validate as v
-from catapult_ext.losses import Loss, OutputFactor, resolve
 from catapult_ext.linops.base import Dual, LinearOperator
 from catapult_ext.linops.frozen import Frozen, freeze
+from catapult_ext.losses import Loss, OutputFactor, resolve
 
 
 def unpack(data: object, where: str) -> tuple[Any, Any]:

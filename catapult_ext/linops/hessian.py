@@ -6,10 +6,10 @@ import torch
 from torch import Tensor, nn
 
 from catapult_ext import _validate as v
-from catapult_ext.losses import resolve
 from catapult_ext.linops.base import LinearOperator
 from catapult_ext.linops.ggn import unpack
 from catapult_ext.linops.snapshot import Snapshot, _frozen_context, require_second_derivatives
+from catapult_ext.losses import resolve
 
 
 class Hessian(LinearOperator):
@@ -19,12 +19,13 @@ class Hessian(LinearOperator):
 
     Args:
         model: any module with outputs (N, O) or (N,).
-        loss: a name, torch loss module or any callable ``(outputs, targets) -> scalar``, which gets
-            the outputs as the model returns them (see :func:`catapult_ext.losses.resolve`).
+        loss: a name, torch loss module or any callable ``(outputs, targets) -> scalar``, which
+            gets the outputs as the model returns them (see :func:`catapult_ext.losses.resolve`).
         data: ``(x, y)``, the full batch.
 
     Raises:
-        ValueError: targets that do not fit, a non-finite loss, an operation without second derivative.
+        ValueError: targets that do not fit, a non-finite loss.
+        RuntimeError: an operation without second derivative.
     """
 
     name = "Hessian"
@@ -79,6 +80,7 @@ class Hessian(LinearOperator):
             if "derivative" not in str(error):
                 raise
             raise RuntimeError(
-                f"catapult_ext.{self.name}: an operation of the model has no second derivative: {error}"
+                f"catapult_ext.{self.name}: an operation of the model has no second "
+                f"derivative: {error}"
             ) from error
         return self.snapshot.join(second)

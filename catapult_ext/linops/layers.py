@@ -1,7 +1,7 @@
 """Engine ``layers``: a chain of dense layers from its frozen activations, K vectors at once.
 
-Layer l maps its input a_l to z_l = c_l a_l W_l' + s_l b_l; the next input is phi(z_l), and only its slope
-phi'(z_l) is kept.  Products are a few GEMMs per layer; the kernel comes from layer factors.
+Layer l maps its input a_l to z_l = c_l a_l W_l' + s_l b_l; the next input is phi(z_l), and only its
+slope phi'(z_l) is kept.  Products are a few GEMMs per layer; the kernel comes from layer factors.
 """
 
 from __future__ import annotations
@@ -78,6 +78,7 @@ class LayersFrozen(Frozen):
         self._grams: list[Tensor | None] | None = None
 
     def vjp(self, u: Tensor) -> Tensor:
+        """See :class:`~catapult_ext.linops.engine.Frozen`."""
         k = u.shape[1]
         out = torch.zeros(k, self.n_params, dtype=self.dtype, device=self.device)
         delta = u.reshape(self.n_samples, self.n_outputs, k).transpose(1, 2)
@@ -94,6 +95,7 @@ class LayersFrozen(Frozen):
         return out.T
 
     def jvp(self, t: Tensor) -> Tensor:
+        """See :class:`~catapult_ext.linops.engine.Frozen`."""
         k = t.shape[1]
         rows = t.T.contiguous()
         dx: Tensor | None = None  # (N, K, d), tangent of the layer's input
@@ -112,6 +114,7 @@ class LayersFrozen(Frozen):
         return dx.transpose(1, 2).reshape(self.rows, k)
 
     def ntk(self, u: Tensor) -> Tensor:
+        """See :class:`~catapult_ext.linops.engine.Frozen`."""
         if not self._trainable or self.device.type != "cpu":
             return self.jvp(self.vjp(u))
         last = self.layers[-1].slope
@@ -153,6 +156,7 @@ class LayersFrozen(Frozen):
         return out
 
     def kernel(self, other: Frozen | None, outputs: str) -> Tensor | None:
+        """See :class:`~catapult_ext.linops.engine.Frozen`."""
         if other is not None and not isinstance(other, LayersFrozen):
             return None
         return ops.gram(
@@ -167,7 +171,7 @@ class LayersFrozen(Frozen):
 
 
 def _slope(z: Tensor, after: Tensor | None) -> Tensor | None:
-    """Elementwise derivative of ``after`` by ``z``, from the graph between them; None if it is 1."""
+    """Elementwise derivative of ``after`` by ``z`` from the graph between them; None if it is 1."""
     assert after is not None
     if after is z:
         return None

@@ -7,8 +7,8 @@ afterwards does not change an operator built before.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from contextlib import contextmanager, nullcontext
-from typing import Any, ContextManager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -20,11 +20,15 @@ Inputs = Tensor | tuple[Any, ...] | Mapping[str, Any]
 
 
 class _PolicyMode(TorchDispatchMode):
-    """Refuses what would make a product silently wrong: random ops, samples coupled by a batch norm."""
+    """Refuses what would make products silently wrong: random ops, batch statistics."""
 
     def __init__(self, where: str) -> None:
         super().__init__()
         self.where = where
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # True makes torch import its compiler, seconds, on the first forward pass
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -35,19 +39,19 @@ class _PolicyMode(TorchDispatchMode):
             )
         if "batch_norm" in func.name() and "backward" not in func.name():
             names = [a.name for a in func._schema.arguments]
-            bound = dict(zip(names, args)) | kwargs
+            bound = dict(zip(names, args, strict=False)) | kwargs
             # one row is not coupled to another: InstanceNorm arrives here as a batch of one
             if bound.get("training", False) and bound["input"].shape[0] > 1:
                 raise ValueError(
-                    f"catapult_ext.{self.where}: a batch norm uses batch statistics ({func}), which "
-                    "couples the samples: call model.eval()"
+                    f"catapult_ext.{self.where}: a batch norm uses batch statistics ({func}), "
+                    "which couples the samples: call model.eval()"
                 )
         return func(*args, **kwargs)
 
 
 @contextmanager
 def _frozen_context() -> Any:
-    """Gradients on whatever the caller's mode; the math kernel for attention, which has derivatives."""
+    """Gradients on in any caller's mode; attention by the math kernel, which has derivatives."""
     from torch.nn.attention import SDPBackend, sdpa_kernel
 
     with torch.inference_mode(False), torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):
@@ -167,7 +171,7 @@ class Snapshot:
         return torch.func.functional_call(self.model, state, args)
 
     def outputs(
-        self, params: Mapping[str, Tensor], tracer: ContextManager[Any] | None = None
+        self, params: Mapping[str, Tensor], tracer: AbstractContextManager[Any] | None = None
     ) -> Tensor:
         """Outputs as (N, O); a model with outputs (N,) has O = 1."""
         with tracer or nullcontext():
@@ -189,7 +193,7 @@ class Snapshot:
         self.vector_outputs = out.dim() == 1
         return out.unsqueeze(1) if out.dim() == 1 else out
 
-    def forward(self, tracer: ContextManager[Any] | None = None) -> Tensor:
+    def forward(self, tracer: AbstractContextManager[Any] | None = None) -> Tensor:
         """One policed forward pass with graph; outputs (N, O), finite, depending on parameters."""
         with _frozen_context():
             # fresh constants: a module that writes its buffers must not change the next forward
@@ -221,13 +225,13 @@ class Snapshot:
 
     def split(self, vector: Tensor) -> list[Tensor]:
         """A flat (P,) vector as views of the parameters' shapes."""
-        return [a.view(s) for a, s in zip(vector.split(self.sizes), self.shapes)]
+        return [a.view(s) for a, s in zip(vector.split(self.sizes), self.shapes, strict=True)]
 
     def join(self, grads: list[Tensor | None] | tuple[Tensor | None, ...]) -> Tensor:
         """Per-parameter tensors as one flat (P,) vector; None (an unused parameter) is zero."""
         blocks = [
             p.new_zeros(p.numel()) if g is None else g.reshape(-1)
-            for g, p in zip(grads, self.params.values())
+            for g, p in zip(grads, self.params.values(), strict=True)
         ]
         return torch.cat([b.detach() for b in blocks])
 

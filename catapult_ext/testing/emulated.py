@@ -1,6 +1,6 @@
 """Loads ``_C_emulated``: the CUDA sources compiled by g++ and run on the CPU.
 
-Test-only: it needs the source tree (``csrc``), a C++ compiler and pybind11.
+Test-only: it needs the source tree (``csrc``) and a C++ compiler.
 """
 
 from __future__ import annotations
@@ -33,8 +33,6 @@ def why_unavailable() -> str:
         return "the CUDA sources are not here: run the tests from a checkout"
     if compiler() is None:
         return "no C++ compiler (CXX, g++, clang++) for the emulation"
-    if importlib.util.find_spec("pybind11") is None:
-        return "pybind11, needed to build the emulation, is not installed"
     return ""
 
 

@@ -44,10 +44,8 @@ def _units(csrc: Path) -> list[list[Path]]:
 
 
 def _flags(csrc: Path, files: list[Path]) -> list[str]:
-    import pybind11
-
     if files[0].parent.name == "bindings":
-        include = [sysconfig.get_paths()["include"], pybind11.get_include()]
+        include = [sysconfig.get_paths()["include"], _pybind11()]
         return [
             f"-DCATAPULT_MODULE_NAME={MODULE}",
             '-DCATAPULT_VERSION="emulated"',
@@ -60,6 +58,17 @@ def _flags(csrc: Path, files: list[Path]) -> list[str]:
         names = {p.parent.name.upper() for p in csrc.glob("ops/*/*_cuda.cu")}
         return [f"-DCATAPULT_CUDA_{name}=1" for name in sorted(names)]
     return []
+
+
+def _pybind11() -> str:
+    """The package's headers, or the copy that every torch carries."""
+    try:
+        import pybind11
+    except ImportError:
+        import torch
+
+        return str(Path(torch.__file__).parent / "include")
+    return pybind11.get_include()
 
 
 class Unit:
