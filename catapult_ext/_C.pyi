@@ -12,6 +12,7 @@ def gram(
     scale: list[float],
     bias: list[float],
     outputs: int,
+    precision: int,
     out: Tensor,
     device: int,
     stream: int,

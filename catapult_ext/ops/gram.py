@@ -12,6 +12,7 @@ from catapult_ext.ops._registry import register
 
 _WHERE = "gram"
 _OUTPUTS = ("all", "trace", "diagonal")
+_PRECISIONS = ("full", "tf32", "3xtf32")
 
 
 def gram(
@@ -23,6 +24,7 @@ def gram(
     a2: Sequence[Tensor] | None = None,
     g2: Sequence[Tensor] | None = None,
     outputs: str = "all",
+    precision: str = "full",
 ) -> Tensor:
     """Sum over dense layers of (scale A A2' + bias) o (G G2'), the NTK in the sum convention.
 
@@ -39,6 +41,9 @@ def gram(
         a2: inputs (N2, d_l) of the second batch; None for the symmetric kernel of a and g.
         g2: derivatives (N2, O, p_l) of the second batch, given together with a2.
         outputs: ``"all"``, ``"trace"`` (sum over o = q) or ``"diagonal"`` (n = m and o = q).
+        precision: of float32 products on a GPU: ``"full"``, ``"tf32"`` (tensor cores, inputs
+            rounded to 10 bits of mantissa) or ``"3xtf32"`` (tensor cores, three products, near
+            full). The CPU and float64 compute in full precision whatever it says.
 
     Returns:
         ``"all"``: (N1*O, N2*O), flat index n*O + o. ``"trace"``: (N1, N2). ``"diagonal"``: (N1*O,).
@@ -57,6 +62,9 @@ def gram(
     """
     _validate.require(len(a) > 0, _WHERE, "a must list at least one layer", len(a))
     _validate.require(outputs in _OUTPUTS, _WHERE, f"outputs must be one of {_OUTPUTS}", outputs)
+    _validate.require(
+        precision in _PRECISIONS, _WHERE, f"precision must be one of {_PRECISIONS}", precision
+    )
     both = (a2 is None) == (g2 is None)
     _validate.require(both, _WHERE, "a2 and g2 must be given together", "one of them")
     tensors = _check_side("a", "g", a, g, a, g)
@@ -82,6 +90,7 @@ def gram(
         [float(s) for s in scale],
         [float(b) for b in bias],
         _OUTPUTS.index(outputs),
+        _PRECISIONS.index(precision),
     )
 
 
@@ -123,6 +132,7 @@ def _fake(
     scale: list[float],
     bias: list[float],
     outputs: int,
+    precision: int,
 ) -> Tensor:
     samples, width = g[0].shape[0], g[0].shape[1]
     samples2 = g2[0].shape[0] if g2 else samples
@@ -141,16 +151,17 @@ def _impl(
     scale: list[float],
     bias: list[float],
     outputs: int,
+    precision: int,
 ) -> Tensor:
-    out = _fake(a, g, a2, g2, scale, bias, outputs)
+    out = _fake(a, g, a2, g2, scale, bias, outputs, precision)
     sides = [[t.contiguous() for t in side] for side in (a, g, a2, g2)]
-    _native.call("gram", out.device, *sides, scale, bias, outputs, out)
+    _native.call("gram", out.device, *sides, scale, bias, outputs, precision, out)
     return out
 
 
 register(
     "gram(Tensor[] a, Tensor[] g, Tensor[] a2, Tensor[] g2, float[] scale, float[] bias, "
-    "int outputs) -> Tensor",
+    "int outputs, int precision) -> Tensor",
     _impl,
     _fake,
 )

@@ -8,8 +8,8 @@ namespace py = pybind11;
 
 void bind_gram(py::module_& m) {
   m.def("gram", [](const py::list& a, const py::list& g, const py::list& a2, const py::list& g2,
-                   std::vector<double> scale, std::vector<double> bias, int outputs, TensorView out,
-                   int device, int64_t stream, int threads) {
+                   std::vector<double> scale, std::vector<double> bias, int outputs, int precision,
+                   TensorView out, int device, int64_t stream, int threads) {
     const GramArgs args{tensor_views(a),
                         tensor_views(g),
                         tensor_views(a2),
@@ -17,6 +17,7 @@ void bind_gram(py::module_& m) {
                         std::move(scale),
                         std::move(bias),
                         static_cast<GramOutputs>(outputs),
+                        static_cast<GramPrecision>(precision),
                         out};
     py::gil_scoped_release no_gil;
     gram(args, {device, stream, threads});

@@ -1,5 +1,5 @@
 # The native operations, one line each.
-catapult_add_op(gram SIMD)
+catapult_add_op(gram SIMD CUDA)
 catapult_add_op(lanczos_dense SIMD)
 catapult_add_op(lanczos_step SIMD)
 catapult_add_op(ntk_matvec SIMD)

@@ -88,6 +88,28 @@ def test_around_the_contraction_depth(backend, dtype, generator, width):
     assert_agrees(got, args, **options())
 
 
+@pytest.mark.parametrize(("precision", "eps"), [("tf32", 2.0**-11), ("3xtf32", 2.0**-21)])
+@pytest.mark.parametrize("outputs", [1, 3])
+def test_reduced_precision(backend, generator, precision, eps, outputs):
+    """Tensor cores round the operands: two roundings a product, and float32 sums."""
+    args = factors(49 // outputs, outputs, torch.float32, generator)
+    got = backend.run(ops.gram, *args, **options(), precision=precision)
+    exact = reference.gram(*[[t.double() for t in side] for side in args], **options())
+    scale = magnitude(args, **options())
+    assert torch.equal(got, got.T)
+    assert max_error(got, exact) <= (5 * eps + 8 * torch.finfo(torch.float32).eps) * scale
+
+
+def test_many_layers(backend, dtype, generator):
+    """More layers than one CUDA launch takes."""
+    layers = 29
+    args = factors(7, 2, dtype, generator, [(4, 3)] * layers)
+    numbers = {"scale": [1.0 / (1 + n) for n in range(layers)], "bias": [0.5] * layers}
+    for mode in OUTPUTS:
+        got = backend.run(ops.gram, *args, **numbers, outputs=mode)
+        assert_agrees(got, args, **numbers, outputs=mode)
+
+
 def test_symmetric_to_the_bit_and_positive_semidefinite(backend, dtype, generator):
     args = factors(67, 5, dtype, generator)
     got = backend.run(ops.gram, *args, **options())
@@ -166,9 +188,9 @@ def test_strided_views(backend, dtype, generator):
 def test_registration(generator, mode):
     a, g = factors(5, 2, torch.float64, generator)
     index = OUTPUTS.index(mode)
-    schema_args = (a, g, a[::1], g[::1], [1.0, 0.5], [0.0, 1.0], index)
+    schema_args = (a, g, a[::1], g[::1], [1.0, 0.5], [0.0, 1.0], index, 0)
     torch.library.opcheck(torch.ops.catapult.gram, schema_args)
-    torch.library.opcheck(torch.ops.catapult.gram, (a, g, [], [], [1.0, 0.5], [0.0, 1.0], index))
+    torch.library.opcheck(torch.ops.catapult.gram, (a, g, [], [], [1.0, 0.5], [0.0, 1.0], index, 0))
 
     def call(a, g):
         return ops.gram(a, g, **options(), outputs=mode)
@@ -194,6 +216,7 @@ def call(a, g, **kwargs):
         (lambda a, g: call(a, [g[0], g[1][:, :1]]), ValueError, r"g\[1\] must have shape"),
         (lambda a, g: call(a, g, scale=[1.0]), ValueError, "scale must list 2 layers, got 1"),
         (lambda a, g: call(a, g, outputs="some"), ValueError, "outputs must be one of"),
+        (lambda a, g: call(a, g, precision="half"), ValueError, "precision must be one of"),
         (lambda a, g: call(a, g, a2=a), ValueError, "a2 and g2 must be given together"),
         (lambda a, g: call(a, g, a2=a[::-1], g2=g), ValueError, r"a2\[0\] must have shape"),
         (lambda a, g: call(a, g, a2=a, g2=[t[:, :1] for t in g]), ValueError, r"g2\[0\] must"),

@@ -10,6 +10,10 @@
 
 namespace catapult {
 
+// Of float32 products on a GPU: FMA units, or TF32 tensor cores with one or three products. The CPU
+// and float64 are always full.
+enum class GramPrecision { kFull = 0, kTf32 = 1, kTf32x3 = 2 };
+
 enum class GramOutputs { kAll = 0, kTrace = 1, kDiagonal = 2 };
 
 struct GramArgs {
@@ -20,6 +24,7 @@ struct GramArgs {
   std::vector<double> scale;   // L
   std::vector<double> bias;    // L
   GramOutputs outputs = GramOutputs::kAll;
+  GramPrecision precision = GramPrecision::kFull;
   TensorView out;  // kAll (N1*O, N2*O), kTrace (N1, N2), kDiagonal (N1*O,)
 
   bool symmetric() const { return a2.empty(); }

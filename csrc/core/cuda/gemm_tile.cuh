@@ -1,0 +1,260 @@
+// One block's tile of a matrix product: operands stream through shared memory in stages, the sums
+// stay in registers. Engines differ in who multiplies: FMA units or tensor cores. The order of
+// every sum is fixed, so results are the same on every run.
+#pragma once
+
+#include <cstdint>
+
+#include "core/cuda/mma.cuh"
+#include "core/cuda/runtime.cuh"
+#include "core/cuda/vec_io.cuh"
+
+namespace catapult::device {
+
+// A tile of kRows x kCols computed by kDown x kAcross warps. Shared memory holds [row][k] and
+// [column][k] of kDepth values at a pitch that keeps the fragment reads free of bank conflicts.
+template <typename T_, int kRows_, int kCols_, int kDown_, int kAcross_>
+struct TileShape {
+  using T = T_;
+  static constexpr int kRows = kRows_, kCols = kCols_, kDown = kDown_, kAcross = kAcross_;
+  static constexpr int kThreads = kWarpSize * kDown * kAcross;
+  static constexpr int kDepth = 16, kPitch = 20, kStages = 3;
+  static constexpr int kStageSize = (kRows + kCols) * kPitch;
+  static constexpr int kSharedSize = kStages * kStageSize;    // elements
+  static constexpr int kElements = kRows * kCols / kThreads;  // sums of one thread
+  static constexpr int kWarpRows = kRows / kDown, kWarpCols = kCols / kAcross;
+};
+
+// One operand: rows or columns of the result ("free") times the contraction.
+template <typename T>
+struct TileSource {
+  const T* data;
+  int64_t ld;
+  int count;     // of free indices
+  bool by_free;  // element (free, k) at data[free * ld + k], otherwise at data[k * ld + free]
+  bool packed;   // by_free, and rows and depth allow 16-byte copies
+
+  __host__ __device__ static TileSource rows(const T* data, int count, int depth) {
+    const bool packed = depth % kPackWidth<T> == 0 && is_aligned(data, 16);
+    return {data, depth, count, true, packed};
+  }
+};
+
+// Copies the k range [k, k + kDepth) of kFree free indices from `first` to shared memory; what lies
+// outside reads as zero.
+template <int kFree, typename Shape, typename T>
+__device__ __forceinline__ void load_side(T* to, const TileSource<T>& from, int first, int k,
+                                          int depth) {
+  if (from.packed) {
+    constexpr int width = kPackWidth<T>, per_row = Shape::kDepth / width;
+#pragma unroll
+    for (int c = threadIdx.x; c < kFree * per_row; c += Shape::kThreads) {
+      const int i = c / per_row, at = c % per_row * width;
+      const bool valid = in_bounds(first + i < from.count) && in_bounds(k + at < depth);
+      copy_async<16>(to + i * Shape::kPitch + at,
+                     valid ? from.data + (first + i) * from.ld + k + at : from.data, valid);
+    }
+    return;
+  }
+#pragma unroll 1
+  for (int c = threadIdx.x; c < kFree * Shape::kDepth; c += Shape::kThreads) {
+    const int i = from.by_free ? c / Shape::kDepth : c % kFree;
+    const int at = from.by_free ? c % Shape::kDepth : c / kFree;
+    const bool valid = in_bounds(first + i < from.count) && in_bounds(k + at < depth);
+    const int64_t offset =
+        from.by_free ? (first + i) * from.ld + k + at : (k + at) * from.ld + first + i;
+    copy_async<sizeof(T)>(to + i * Shape::kPitch + at, valid ? from.data + offset : from.data,
+                          valid);
+  }
+}
+
+// engine.sum += left right' for the tile at (row, col). The shared memory is free again on return.
+template <typename Engine, typename T>
+__device__ __forceinline__ void multiply_tile(Engine& engine, T* smem, const TileSource<T>& left,
+                                              const TileSource<T>& right, int row, int col,
+                                              int depth) {
+  using Shape = typename Engine::Shape;
+  const int pieces = (depth + Shape::kDepth - 1) / Shape::kDepth;
+  const auto fetch = [&](int piece) {
+    T* to = smem + piece % Shape::kStages * Shape::kStageSize;
+    if (piece < pieces) {
+      const int k = piece * Shape::kDepth;
+      load_side<Shape::kRows, Shape>(to, left, row, k, depth);
+      load_side<Shape::kCols, Shape>(to + Shape::kRows * Shape::kPitch, right, col, k, depth);
+    }
+    copy_commit();  // also where nothing was asked for: copy_wait counts groups
+  };
+#pragma unroll
+  for (int piece = 0; piece < Shape::kStages - 1; ++piece) fetch(piece);
+  for (int piece = 0; piece < pieces; ++piece) {
+    copy_wait<Shape::kStages - 2>();
+    __syncthreads();  // the piece is there, and everybody has read the stage that is filled next
+    fetch(piece + Shape::kStages - 1);
+    const T* a = smem + piece % Shape::kStages * Shape::kStageSize;
+    engine.multiply(a, a + Shape::kRows * Shape::kPitch);
+  }
+  copy_wait<0>();
+  __syncthreads();
+}
+
+// Left factors become x * factor + offset as they are read, where kAffine asks for it.
+template <typename T, bool kAffine>
+struct LeftTransform {
+  T factor, offset;
+  __device__ __forceinline__ T operator()(T x) const { return kAffine ? x * factor + offset : x; }
+};
+
+// FMA units. Thread (ty, tx) of a warp's 4 x 8 takes every kTy-th row and kTx-th column.
+template <typename Shape_, bool kAffine = false>
+struct FmaEngine {
+  using Shape = Shape_;
+  using T = typename Shape::T;
+  static constexpr int kTy = 4 * Shape::kDown, kTx = 8 * Shape::kAcross;
+  static constexpr int kI = Shape::kRows / kTy, kJ = Shape::kCols / kTx;
+  T sum[Shape::kElements];
+  LeftTransform<T, kAffine> left;
+
+  __device__ static int ty() {
+    return threadIdx.x / kWarpSize / Shape::kAcross * 4 + threadIdx.x % kWarpSize / 8;
+  }
+  __device__ static int tx() {
+    return threadIdx.x / kWarpSize % Shape::kAcross * 8 + threadIdx.x % 8;
+  }
+  __device__ static int row(int e) { return ty() + kTy * (e / kJ); }
+  __device__ static int col(int e) { return tx() + kTx * (e % kJ); }
+
+  __device__ __forceinline__ void multiply(const T* a, const T* b) {
+    constexpr int width = kPackWidth<T>;
+    a += ty() * Shape::kPitch;
+    b += tx() * Shape::kPitch;
+#pragma unroll
+    for (int k = 0; k < Shape::kDepth; k += width) {
+      Pack<T, width> y[kJ];
+#pragma unroll
+      for (int j = 0; j < kJ; ++j) y[j] = load_pack<width>(b + j * kTx * Shape::kPitch + k);
+#pragma unroll
+      for (int i = 0; i < kI; ++i) {
+        Pack<T, width> x = load_pack<width>(a + i * kTy * Shape::kPitch + k);
+#pragma unroll
+        for (int w = 0; w < width; ++w) {
+          x[w] = left(x[w]);
+#pragma unroll
+          for (int j = 0; j < kJ; ++j) sum[i * kJ + j] += x[w] * y[j][w];
+        }
+      }
+    }
+  }
+};
+
+// Where lane (g, t) = (lane / 4, lane % 4) of a warp's tile finds its operands.
+template <typename Shape>
+struct MmaPlace {
+  int g = threadIdx.x % kWarpSize / 4, t = threadIdx.x % 4;
+  int row = threadIdx.x / kWarpSize / Shape::kAcross * Shape::kWarpRows;
+  int col = threadIdx.x / kWarpSize % Shape::kAcross * Shape::kWarpCols;
+};
+
+// TF32 tensor cores on float32 operands: rounded once, or split in two for near float32 accuracy.
+template <typename Shape_, bool kSplit>
+struct Tf32Engine {
+  using Shape = Shape_;
+  using T = float;
+  static constexpr int kI = Shape::kWarpRows / 16, kJ = Shape::kWarpCols / 8;
+  float sum[Shape::kElements];
+
+  __device__ static int row(int e) {
+    const MmaPlace<Shape> place;
+    return place.row + e / 4 / kJ * 16 + place.g + e % 4 / 2 * 8;
+  }
+  __device__ static int col(int e) {
+    const MmaPlace<Shape> place;
+    return place.col + e / 4 % kJ * 8 + 2 * place.t + e % 2;
+  }
+
+  template <int kCount>
+  __device__ __forceinline__ static void convert(const float (&x)[kCount], float (&high)[kCount],
+                                                 float (&low)[kCount]) {
+#pragma unroll
+    for (int i = 0; i < kCount; ++i) {
+      if (kSplit) {
+        split_tf32(x[i], high[i], low[i]);
+      } else {
+        high[i] = to_tf32(x[i]);
+      }
+    }
+  }
+
+  __device__ __forceinline__ void multiply(const float* a, const float* b) {
+    const MmaPlace<Shape> place;
+    constexpr int pitch = Shape::kPitch;
+    a += (place.row + place.g) * pitch + place.t;
+    b += (place.col + place.g) * pitch + place.t;
+#pragma unroll
+    for (int k = 0; k < Shape::kDepth; k += 8) {
+      float b_high[kJ][2], b_low[kJ][2];
+#pragma unroll
+      for (int j = 0; j < kJ; ++j) {
+        const float* at = b + j * 8 * pitch + k;
+        const float y[2] = {at[0], at[4]};
+        convert(y, b_high[j], b_low[j]);
+      }
+#pragma unroll
+      for (int i = 0; i < kI; ++i) {
+        const float* at = a + i * 16 * pitch + k;
+        const float x[4] = {at[0], at[8 * pitch], at[4], at[8 * pitch + 4]};
+        float a_high[4], a_low[4];
+        convert(x, a_high, a_low);
+#pragma unroll
+        for (int j = 0; j < kJ; ++j) {
+          auto& d = reinterpret_cast<float (&)[4]>(sum[4 * (i * kJ + j)]);
+          if constexpr (kSplit) {
+            mma_3xtf32(d, a_high, a_low, b_high[j], b_low[j]);
+          } else {
+            mma_tf32(d, a_high, b_high[j]);
+          }
+        }
+      }
+    }
+  }
+};
+
+// float64 tensor cores: full accuracy.
+template <typename Shape_, bool kAffine = false>
+struct F64Engine {
+  using Shape = Shape_;
+  using T = double;
+  static constexpr int kI = Shape::kWarpRows / 8, kJ = Shape::kWarpCols / 8;
+  double sum[Shape::kElements];
+  LeftTransform<double, kAffine> left;
+
+  __device__ static int row(int e) {
+    const MmaPlace<Shape> place;
+    return place.row + e / 2 / kJ * 8 + place.g;
+  }
+  __device__ static int col(int e) {
+    const MmaPlace<Shape> place;
+    return place.col + e / 2 % kJ * 8 + 2 * place.t + e % 2;
+  }
+
+  __device__ __forceinline__ void multiply(const double* a, const double* b) {
+    const MmaPlace<Shape> place;
+    constexpr int pitch = Shape::kPitch;
+    a += (place.row + place.g) * pitch + place.t;
+    b += (place.col + place.g) * pitch + place.t;
+#pragma unroll
+    for (int k = 0; k < Shape::kDepth; k += 4) {
+      double y[kJ];
+#pragma unroll
+      for (int j = 0; j < kJ; ++j) y[j] = b[j * 8 * pitch + k];
+#pragma unroll
+      for (int i = 0; i < kI; ++i) {
+        const double x = left(a[i * 8 * pitch + k]);
+#pragma unroll
+        for (int j = 0; j < kJ; ++j)
+          mma_f64(reinterpret_cast<double (&)[2]>(sum[2 * (i * kJ + j)]), x, y[j]);
+      }
+    }
+  }
+};
+
+}  // namespace catapult::device
