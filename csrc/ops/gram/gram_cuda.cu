@@ -1,3 +1,5 @@
+// PTX: mma.sync.aligned.m16n8k8, mma.sync.aligned.m8n8k4, cp.async.cg, ld.shared.v4
+
 #include "core/cuda/launch.cuh"
 #include "core/dispatch.hpp"
 #include "ops/gram/gram.hpp"
