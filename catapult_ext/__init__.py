@@ -1,6 +1,6 @@
 """Curvature of neural networks (NTK, GGN, Hessian) and the catapult phase of training."""
 
-from catapult_ext import losses, ops, toy
+from catapult_ext import data, losses, models, ops, toy
 from catapult_ext._native import build_info
 from catapult_ext.eig import EigshResult, eigsh
 from catapult_ext.experiments import SweepResult, sweep
@@ -16,8 +16,10 @@ __all__ = [
     "SweepResult",
     "__version__",
     "build_info",
+    "data",
     "eigsh",
     "losses",
+    "models",
     "ops",
     "sweep",
     "toy",
