@@ -1,7 +1,7 @@
 # The native operations, one line each.
 catapult_add_op(gram SIMD CUDA)
 catapult_add_op(lanczos_dense SIMD)
-catapult_add_op(lanczos_step SIMD)
+catapult_add_op(lanczos_step SIMD CUDA)
 catapult_add_op(ntk_matvec SIMD)
 catapult_add_op(toy_gd SIMD)
 catapult_add_op(toy_gd_reduced SIMD)

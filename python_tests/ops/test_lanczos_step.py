@@ -98,10 +98,11 @@ def test_full_run_reconstructs_the_matrix(backend, dtype, generator):
     assert beta[:, -1].abs().max() <= 64 * torch.finfo(dtype).eps * float(exact.abs().max())
 
 
-def test_second_pass_when_w_nearly_lies_in_the_span(backend, dtype, generator):
+@pytest.mark.parametrize("n", [600, 4200])  # one block of columns, and several
+def test_second_pass_when_w_nearly_lies_in_the_span(backend, dtype, generator, n):
     eps = torch.finfo(dtype).eps
-    basis, alpha, beta = start(3, 600, 8, dtype, generator)
-    q = torch.linalg.qr(torch.randn(3, 600, 8, dtype=torch.float64, generator=generator)).Q.mT
+    basis, alpha, beta = start(3, n, 8, dtype, generator)
+    q = torch.linalg.qr(torch.randn(3, n, 8, dtype=torch.float64, generator=generator)).Q.mT
     basis[:, :7] = q[:, :7].to(dtype)
     alpha[:, :6] = beta[:, :6] = 1
     w = (q[:, :7].sum(1) + 300 * eps * q[:, 7]).to(dtype)

@@ -7,7 +7,8 @@ namespace {
 constexpr const char* kOp = "lanczos_step";
 }
 
-int64_t lanczos_step_workspace(int64_t replicas, int64_t n, int64_t rows, const Exec&) {
+int64_t lanczos_step_workspace(int64_t replicas, int64_t n, int64_t rows, const Exec& exec) {
+  if (!exec.on_cpu()) return lanczos_step_device_workspace(replicas, rows);
   return replicas * lanczos_step_config(n, rows).per_replica;
 }
 

@@ -1,7 +1,8 @@
-// How a replica's vectors are cut up. Chunks depend on n alone, and partial sums are added in chunk
-// order: results do not depend on the number of threads.
+// How a replica's vectors are cut up. On the CPU chunks depend on n alone, and partial sums are
+// added in chunk order: results do not depend on the number of threads.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 
 namespace catapult {
@@ -21,6 +22,34 @@ inline LanczosStepConfig lanczos_step_config(int64_t n, int64_t rows) {
   // Totals of both passes, then one row of partial sums per chunk; each ends with a squared norm.
   config.per_replica = (2 + config.chunks) * (rows + 1);
   return config;
+}
+
+// On the device a team of blocks takes a replica; teams are larger than one only as far as all
+// blocks are resident, because the blocks of a team wait for each other.
+struct LanczosStepTeams {
+  int64_t team;   // blocks per replica at a time
+  int64_t teams;  // replicas at a time
+  int64_t chunk;  // columns of a block
+};
+
+constexpr int64_t kLanczosStepDeviceChunk = 2048;
+constexpr int64_t kLanczosStepMaxBlocks = 512;  // of teams of several blocks
+
+inline LanczosStepTeams lanczos_step_teams(int64_t replicas, int64_t n, int64_t resident) {
+  const int64_t blocks = std::min(resident, kLanczosStepMaxBlocks);
+  const int64_t useful = n <= 2 * kLanczosStepDeviceChunk
+                             ? 1
+                             : (n + kLanczosStepDeviceChunk - 1) / kLanczosStepDeviceChunk;
+  LanczosStepTeams c;
+  c.team = std::clamp<int64_t>(blocks / std::max<int64_t>(replicas, 1), 1, useful);
+  c.teams = c.team == 1 ? replicas : std::min(replicas, blocks / c.team);
+  c.chunk = (n + c.team - 1) / c.team;
+  return c;
+}
+
+// Float64 entries: partial sums of every block, and a counter for every team.
+inline int64_t lanczos_step_device_workspace(int64_t replicas, int64_t rows) {
+  return std::max(replicas, kLanczosStepMaxBlocks) * (2 * (rows + 1) + 1) + kLanczosStepMaxBlocks;
 }
 
 }  // namespace catapult
