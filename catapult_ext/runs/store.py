@@ -15,6 +15,7 @@ from typing import Any
 
 FORMAT = "catapult_ext run 1"
 _OWN_FILES = ("summary.json", "summary.csv", "timing.json", "report.html", "fig_*.png")
+_OWN_FILES += ("claims.json", "table_*.csv", "fig_*.svg")
 
 
 class RunFolderError(RuntimeError):

@@ -1,0 +1,282 @@
+"""The largest stable c for activations and depths (arXiv SM C.4, ICLR App. E.4; theory 2.4)."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from catapult_ext.data import Dataset
+from catapult_ext.experiments.reproduce.context import Context
+from catapult_ext.experiments.reproduce.outcome import (
+    Claim,
+    Outcome,
+    Panel,
+    Row,
+    Series,
+    mean,
+    median,
+    standard_error,
+)
+from catapult_ext.experiments.stacked import StackedDense
+from catapult_ext.models import fully_connected
+from catapult_ext.probes import divergence_cut
+from catapult_ext.probes.phases import DEAD_FRACTION
+
+TITLE = "largest stable c by activation and depth"
+SOURCE = "Lewkowycz et al., SM C.4 (numbers not in the main text); independent runs of the table"
+
+# (activation, hidden layers): lowest and highest value that independent runs found.
+KNOWN = {
+    ("linear", 1): (3.5, 4.5),
+    ("relu", 1): (4.0, 5.0),
+    ("leaky_relu", 1): (4.25, 5.25),
+    ("abs", 1): (3.25, 4.25),
+    ("tanh", 1): (3.75, 4.75),
+    ("gelu", 1): (4.0, 5.0),
+    ("softplus", 1): (3.5, 4.5),
+    ("linear", 3): (4.5, 5.5),
+    ("relu", 3): (10.0, 15.0),
+    ("leaky_relu", 3): (5.0, 6.0),
+    ("abs", 3): (4.0, 5.0),
+    ("tanh", 3): (5.5, 6.5),
+    ("gelu", 3): (8.0, 10.0),
+    ("softplus", 3): (20.0, math.inf),
+    ("relu", 2): (14.0, 16.0),
+    ("relu", 4): (10.0, 11.0),
+    ("tanh", 2): (5.0, 6.0),
+    ("tanh", 4): (5.5, 6.5),
+}
+ONE_SIDED = ("relu", "gelu", "silu", "softplus", "leaky_relu", "abs")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Settings of c-act-table; Gaussian inputs, labels +-1, one output, loss 1/(2 N) sum.
+
+    Attributes:
+        activations: names in ``models.ACTIVATIONS``.
+        depths: hidden layers.
+        train: samples.
+        in_features: input dimension.
+        width: units of each hidden layer.
+        low: first rate of the scan in units of 1 / lambda_0.
+        high: last rate.
+        factor: from one rate of the scan to the next.
+        refine: rates between the last stable and the first unstable one, in a second scan.
+        seeds: number of initialisations (and data sets).
+        steps: gradient steps.
+    """
+
+    activations: tuple[str, ...] = (
+        *("linear", "relu", "leaky_relu", "abs", "tanh", "erf", "gelu", "silu", "softplus"),
+    )
+    depths: tuple[int, ...] = (1, 3)
+    train: int = 32
+    in_features: int = 40
+    width: int = 256
+    low: float = 2.5
+    high: float = 32.0
+    factor: float = 1.19
+    refine: int = 3
+    seeds: int = 5
+    steps: int = 200
+
+
+SETTINGS = {
+    "smoke": Settings(
+        ("linear", "relu", "tanh"),
+        train=8,
+        in_features=8,
+        width=32,
+        low=3.0,
+        high=24.0,
+        factor=2.0,
+        refine=0,
+        seeds=2,
+        steps=30,
+    ),
+    "cpu": Settings(),
+    "full": Settings(
+        depths=(1, 2, 3, 4), train=64, in_features=50, width=1024, factor=1.09, seeds=10, steps=400
+    ),
+}
+
+
+def run(settings: Settings, context: Context) -> Outcome:
+    """Scan every activation and depth, all rates and seeds of one as a single program."""
+    s = settings
+    context.expect(len(s.activations) * len(s.depths))
+    cells = []
+    for activation in s.activations:
+        for depth in s.depths:
+
+            def compute(activation: str = activation, depth: int = depth) -> dict[str, Any]:
+                return _cell(s, context, activation, depth)
+
+            cells.append(context.part(f"{activation}_{depth}", compute))
+    rows = [_row(cell) for cell in cells]
+    claims = [_claim(row) for row in rows if (row["activation"], row["depth"]) in KNOWN]
+    claims += [_claim_strong(rows)]
+    notes = [
+        f"Largest stable c such that it and all smaller rates of the scan stay bounded for "
+        f"{s.steps} steps; N = {s.train}, D = {s.in_features}, width {s.width}, {s.seeds} seeds. "
+        f"A seed is flagged dead where a layer has more than {DEAD_FRACTION:.0%} inactive units "
+        "at its largest stable c."
+    ]
+    return Outcome(claims, {"c_act": rows}, {"c_act": _panel(rows, s)}, notes)
+
+
+def _scan(s: Settings) -> list[float]:
+    count = math.floor(math.log(s.high / s.low) / math.log(s.factor) + 1e-9) + 1
+    return [s.low * s.factor**i for i in range(count)]
+
+
+def _cell(s: Settings, context: Context, activation: str, depth: int) -> dict[str, Any]:
+    """Last stable and first unstable c of every seed, by a scan and a refinement."""
+    problems = [_Problem(s, context, activation, depth, seed) for seed in range(s.seeds)]
+    results = _try(problems, [_scan(s)] * s.seeds, s.steps)
+    brackets = [_bracket(found) for found in results]
+    if s.refine:
+        finer = [
+            []
+            if above is None or below is None
+            else [below * (above / below) ** (i / (s.refine + 1)) for i in range(1, s.refine + 1)]
+            for below, above in brackets
+        ]
+        more = _try(problems, finer, s.steps)
+        results = [sorted(a + b, key=lambda r: r["c"]) for a, b in zip(results, more, strict=True)]
+        brackets = [_bracket(found) for found in results]
+    seeds = []
+    for found, (below, above) in zip(results, brackets, strict=True):
+        at = next((r for r in found if r["c"] == below), None)
+        seeds.append({"last_stable": below, "first_unstable": above, "at_last_stable": at})
+    return {"activation": activation, "depth": depth, "seeds": seeds}
+
+
+class _Problem:
+    """One initialisation with its own data."""
+
+    def __init__(
+        self, s: Settings, context: Context, activation: str, depth: int, seed: int
+    ) -> None:
+        self.data: Dataset = context.data(
+            "gaussian", train=s.train, in_features=s.in_features, seed=seed
+        )
+        self.model = fully_connected(
+            s.in_features,
+            1,
+            width=s.width,
+            depth=depth,
+            activation_name=activation,
+            sigma_w=math.sqrt(2.0) if activation in ONE_SIDED else 1.0,
+            seed=seed,
+        ).to(self.data.x_train.device)
+        alone = StackedDense([self.model], *self.data.train)
+        self.lambda0 = alone.top_eigenvalue().item()
+        with torch.no_grad():
+            f, _, _ = alone.forward()
+            loss0 = (f - self.data.y_train[:, 0]).square().mean().item() / 2
+        self.cut = divergence_cut(loss0, s.width, self.lambda0)
+
+
+def _try(problems: list[_Problem], cs: list[list[float]], steps: int) -> list[list[Row]]:
+    """Every seed at each of its rates; the rates of a seed are one program."""
+    results: list[list[Row]] = []
+    for problem, rates in zip(problems, cs, strict=True):
+        if not rates:
+            results.append([])
+            continue
+        data = problem.data
+        stack = StackedDense([problem.model] * len(rates), *data.train)
+        eta = torch.tensor(rates, device=data.x_train.device) / problem.lambda0
+        record = stack.descend(eta, steps, torch.full_like(eta, problem.cut))
+        results.append(
+            [
+                {
+                    "c": c,
+                    "diverged_at": int(record.diverged_at[i]),
+                    "loss_ratio": float(record.loss[i, -1] / record.loss[i, 0]),
+                    "eta_lambda": c / problem.lambda0 * float(record.lambda_end[i]),
+                    "inactive": float(record.inactive[i]),
+                }
+                for i, c in enumerate(rates)
+            ]
+        )
+    return results
+
+
+def _bracket(found: list[Row]) -> tuple[float | None, float | None]:
+    """Largest c up to which nothing diverged, and the next one."""
+    below = None
+    for row in found:
+        if row["diverged_at"] >= 0:
+            return below, row["c"]
+        below = row["c"]
+    return below, None
+
+
+def _row(cell: dict[str, Any]) -> Row:
+    values = [x["last_stable"] for x in cell["seeds"] if x["last_stable"] is not None]
+    ends = [x["at_last_stable"] for x in cell["seeds"] if x["at_last_stable"] is not None]
+    dead = sum((x["inactive"] or 0.0) > DEAD_FRACTION for x in ends)
+    return {
+        "activation": cell["activation"],
+        "depth": cell["depth"],
+        "c_act": median(values) if values else None,
+        "mean": mean(values),
+        "se": standard_error(values),
+        "lowest": min(values, default=None),
+        "highest": max(values, default=None),
+        "open_above": sum(x["first_unstable"] is None for x in cell["seeds"]),
+        "dead": dead,
+        "above_start": sum(x["loss_ratio"] >= 1 for x in ends),
+        "inactive": mean(x["inactive"] for x in ends),
+        "eta_lambda_end": mean(x["eta_lambda"] for x in ends),
+    }
+
+
+def _claim(row: Row) -> Claim:
+    low, high = KNOWN[row["activation"], row["depth"]]
+    value = row["c_act"]
+    expected = f"{low:g} to {high:g}" if math.isfinite(high) else f"at least {low:g}"
+    text = "no stable rate" if value is None else f"median {value:.3g}"
+    if value is not None:
+        text += f" (seeds {row['lowest']:.3g} to {row['highest']:.3g})"
+        text += f", {row['open_above']} seeds stable at every rate" if row["open_above"] else ""
+        text += f", {row['dead']} dead" if row["dead"] else ""
+    near = value is not None and 0.93 * low <= value <= 1.07 * high
+    why = "" if near else "width, sample and input scale shift the boundary, which is fractal"
+    return Claim(
+        f"c_act {row['activation']}, {row['depth']} hidden",
+        f"largest stable c {expected} (within 7 %)",
+        text,
+        None if value is None else near,
+        why if value is not None else "the scan starts too high",
+    )
+
+
+def _claim_strong(rows: list[Row]) -> Claim:
+    """c_act depends strongly on the activation."""
+    deep = max(r["depth"] for r in rows)
+    kept = {r["activation"]: r["c_act"] for r in rows if r["depth"] == deep and r["c_act"]}
+    text = ", ".join(f"{k} {v:.3g}" for k, v in kept.items())
+    ok = len(kept) > 1 and max(kept.values()) > 1.5 * min(kept.values())
+    return Claim(
+        "c_act depends on the activation",
+        "c_act differs strongly between activations (4 linear, about 12 deep ReLU)",
+        f"at {deep} hidden layers: {text}",
+        ok if len(kept) > 1 else None,
+    )
+
+
+def _panel(rows: list[Row], s: Settings) -> Panel:
+    series = []
+    for activation in s.activations:
+        kept = [r for r in rows if r["activation"] == activation and r["c_act"]]
+        error = [r["se"] or 0.0 for r in kept]
+        x, y = [float(r["depth"]) for r in kept], [r["c_act"] for r in kept]
+        series.append(Series(activation, x, y, error))
+    return Panel("Largest stable c (median of seeds)", "hidden layers", "c_act", series, ylog=True)

@@ -1,0 +1,205 @@
+"""The CNN at equal eta * t, without and with a common final rate (ICLR version, figure 3 b)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from catapult_ext.experiments.descent import Recipe, Start, start
+from catapult_ext.experiments.reproduce import grid
+from catapult_ext.experiments.reproduce.cnn_fixed_steps import image_data, network
+from catapult_ext.experiments.reproduce.context import Context
+from catapult_ext.experiments.reproduce.outcome import (
+    Claim,
+    Outcome,
+    Panel,
+    Row,
+    correlation,
+    mean,
+    show,
+    standard_error,
+)
+
+TITLE = "CNN at equal physical time"
+SOURCE = (
+    "Lewkowycz et al., figure 3 b: the CNN of 3 a for 475/eta steps, then 50k steps at 2e-5 "
+    "(a fifth of eta_crit)"
+)
+
+UNEVEN = (
+    "a small task is not learnt to saturation at this eta * t, or the few large steps through the "
+    "catapult cost accuracy"
+)
+LEARNT = 0.3  # accuracy below which flatness says nothing
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Settings of cnn-physical-time; data, network and loss as in cnn-fixed-steps.
+
+    Attributes:
+        data: name of the data set.
+        train: training samples; None for all.
+        test: test samples; None for all others.
+        width: factor on the layers of ``models.paper_cnn``.
+        batch: samples of a step.
+        l2: alpha; c counts lambda_0 + alpha.
+        c: learning rates in units of 1 / (lambda_0 + l2).
+        seeds: number of initialisations.
+        time: eta * t of every run, in units of eta_crit of the first seed.
+        final: rate of the common last stage in units of that eta_crit.
+        final_steps: its steps.
+        probe_samples: training samples that the curvature is measured on.
+    """
+
+    data: str = "digits"
+    train: int | None = 512
+    test: int | None = None
+    width: float = 0.1
+    batch: int = 128
+    l2: float = 5e-4
+    c: tuple[float, ...] = (0.5, 1, 1.5, 2.5, 3, 4, 6, 8, 12)
+    seeds: int = 3
+    time: float = 150.0
+    final: float = 0.2
+    final_steps: int = 60
+    probe_samples: int = 128
+
+
+SETTINGS = {
+    "smoke": Settings(
+        train=48,
+        test=64,
+        width=0.03,
+        batch=16,
+        c=(1, 3, 300),
+        seeds=1,
+        time=6.0,
+        final_steps=4,
+        probe_samples=16,
+    ),
+    "cpu": Settings(),
+    "full": Settings(
+        "cifar-10",
+        None,
+        None,
+        1.0,
+        256,
+        seeds=1,
+        time=4.75e6,
+        final_steps=50_000,
+        probe_samples=1024,
+    ),
+}
+
+
+def run(settings: Settings, context: Context) -> Outcome:
+    """Train the grid and judge the claims of the figure."""
+    s = settings
+    data = image_data(s, context)
+    bare = Recipe(steps=1, probe_samples=s.probe_samples)
+    first = context.part(
+        "lambda0",
+        lambda: {"value": start(network(s, data, 0), data, "half_mse_mean", bare).lambda0},
+    )
+    critical = 2 / (first["value"] + s.l2)
+    recipe = Recipe(
+        time=s.time * critical,
+        batch=s.batch,
+        l2=s.l2,
+        final_rate=s.final * critical,
+        final_steps=s.final_steps,
+        probe_factor=8.0,
+        probe_samples=s.probe_samples,
+    )
+
+    def make(seed: int) -> Start:
+        return start(network(s, data, seed), data, "half_mse_mean", recipe)
+
+    records = grid.run_grid(context, "cnn", make, s.c, s.seeds, recipe)
+    rows = grid.by_rate(records)
+    for row in rows:
+        held = [r for r in records if r["c"] == row["c"]]
+        after = [grid.last(r, "test_accuracy", "final") for r in held]
+        row["steps"] = held[0]["steps"]
+        row["final_accuracy"], row["final_accuracy_se"] = mean(after), standard_error(after)
+    claims = [
+        _claim_flat(rows, "test_accuracy", "before the common final rate"),
+        _claim_flat(rows, "final_accuracy", "after it"),
+        _claim_decay(records),
+        _claim_no_correlation(records),
+    ]
+    both = [
+        grid.accuracy_series(rows, "at equal eta * t"),
+        grid.accuracy_series(rows, "after the common final rate", "final_accuracy"),
+    ]
+    panels = {
+        "accuracy": Panel(
+            f"Test accuracy at eta * t = {s.time:g} eta_crit",
+            "c = eta * (lambda_0 + l2)",
+            "test accuracy",
+            both,
+            xlog=True,
+            vlines={"eta_crit": 2.0},
+        ),
+        "curvature": grid.panel_lambda(rows, "eta_lambda_end", "eta * lambda at equal eta * t"),
+    }
+    notes = [f"eta_crit = {critical:.4g} (first seed); every run covers the same eta * t."]
+    return Outcome(claims, {"rates": rows}, panels, notes)
+
+
+def _claim_flat(rows: list[Row], key: str, when: str) -> Claim:
+    kept = [r for r in rows if r[key] is not None and r["diverged"] == 0 and r["dead"] == 0]
+    predicted = "at equal eta * t the accuracy is flat up to eta_max"
+    if len(kept) < 2:
+        return Claim(f"flat {when}", predicted, "fewer than two stable rates", None, "grid")
+    best, worst = max(kept, key=lambda r: r[key]), min(kept, key=lambda r: r[key])
+    spread = best[key] - worst[key]
+    noise = max((r[f"{key}_se"] or 0.0) for r in kept)
+    allowed = max(0.02, 3 * noise)
+    learnt = best[key] >= LEARNT
+    holds = spread <= allowed if learnt else None
+    why = "the nets have not learnt the task in this time" if not learnt else ""
+    return Claim(
+        f"flat {when}",
+        predicted,
+        f"accuracies of the stable rates span {worst[key]:.4f} (c = {worst['c']:g}) to "
+        f"{best[key]:.4f} (c = {best['c']:g}); allowed {allowed:.3f}",
+        holds,
+        why or ("" if holds else UNEVEN),
+    )
+
+
+def _claim_decay(records: list[grid.Record]) -> Claim:
+    gains = [
+        b - a
+        for r in records
+        if (a := grid.last(r, "test_accuracy")) is not None
+        and (b := grid.last(r, "test_accuracy", "final")) is not None
+    ]
+    gain, error = mean(gains), standard_error(gains)
+    holds = None if gain is None else abs(gain) <= max(0.01, 2 * (error or 0.0))
+    return Claim(
+        "decay makes no difference",
+        "further steps at a small common rate change the accuracy insignificantly",
+        f"mean change {show(gain, '+.4f')} (standard error {show(error, '.2g')}, "
+        f"{len(gains)} runs)",
+        holds,
+        "" if holds else "mini-batch noise at the end differs with the rate on so small a set",
+    )
+
+
+def _claim_no_correlation(records: list[grid.Record]) -> Claim:
+    pairs = [
+        (a, b)
+        for r in records
+        if (a := grid.last(r, "lambda")) is not None
+        and (b := grid.last(r, "test_accuracy")) is not None
+    ]
+    r = correlation([a for a, _ in pairs], [b for _, b in pairs])
+    return Claim(
+        "no correlation of lambda and accuracy",
+        "at equal eta * t the final lambda does not predict the accuracy",
+        f"Pearson r = {show(r, '.2f')} over {len(pairs)} converged runs",
+        None if r is None else abs(r) < 0.5,
+        "fewer than three runs" if r is None else "",
+    )

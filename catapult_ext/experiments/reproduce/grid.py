@@ -1,0 +1,255 @@
+"""Learning rates x seeds of one network, its table by rate, and the claims such a grid decides."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from catapult_ext.experiments.descent import Recipe, Start, train
+from catapult_ext.experiments.reproduce.context import Context
+from catapult_ext.experiments.reproduce.outcome import (
+    Claim,
+    Panel,
+    Row,
+    Series,
+    mean,
+    median,
+    show,
+    standard_error,
+    with_error,
+)
+from catapult_ext.probes import Verdict, classify
+
+Record = dict[str, Any]
+
+
+def run_grid(
+    context: Context,
+    label: str,
+    make: Callable[[int], Start],
+    cs: Sequence[float],
+    seeds: int,
+    recipe: Recipe,
+) -> list[Record]:
+    """Every rate c / lambda_0 for every seed; each pair is a part of the run, stored when done.
+
+    Args:
+        context: of the experiment.
+        label: prefix of the parts' names.
+        make: the network and data of a seed at their start; called only where a part is missing.
+        cs: learning rates in units of 1 / (lambda_0 + l2), each seed with its own lambda_0.
+        seeds: number of seeds.
+        recipe: how to train.
+    """
+    context.expect(seeds * len(cs))
+    records = []
+    for seed in range(seeds):
+        held: list[Start] = []
+        for c in cs:
+
+            def compute(seed: int = seed, c: float = c, held: list[Start] = held) -> Record:
+                if not held:
+                    held.append(make(seed))
+                record = train(held[0], held[0].eta(c, recipe), recipe, seed=seed)
+                return {"seed": seed, **record, "c": c}
+
+            records.append(context.part(f"{label}_s{seed}_c{c:g}", compute))
+    return records
+
+
+def last(record: Record, key: str, mark: str = "end") -> float | None:
+    """A value of the run's last probe with the given mark; None if the run diverged."""
+    if record["diverged_at"] >= 0:
+        return None
+    rows = [r for r in record["probes"] if r["mark"] == mark]
+    return rows[-1].get(key) if rows else None
+
+
+def at_time(record: Record, time: float, key: str) -> float | None:
+    """A value at physical time eta * t: of the first probe there; None if diverged before it."""
+    for row in record["probes"]:
+        if row["time"] >= time * (1 - 1e-9):
+            return row.get(key)
+    return last(record, key)
+
+
+def verdict(record: Record) -> Verdict:
+    """Phase and flags of a run."""
+    return classify(
+        record["eta"],
+        record["c"] / record["eta"],
+        record["loss"],
+        lambda_end=last(record, "lambda"),
+        diverged_at=record["diverged_at"],
+        inactive=last(record, "worst_inactive"),
+    )
+
+
+def stable(record: Record) -> bool:
+    """Neither diverged nor dead."""
+    return verdict(record).stable
+
+
+def by_rate(records: list[Record], time: float | None = None) -> list[Row]:
+    """One row per c over the seeds: means with standard errors (``*_se``), medians of peaks."""
+    rows = []
+    for c in sorted({r["c"] for r in records}):
+        held = [r for r in records if r["c"] == c]
+        good = [r for r in held if r["diverged_at"] < 0]
+        ratio = [r["eta"] * v for r in good if (v := last(r, "lambda")) is not None]
+        accuracy = [last(r, "test_accuracy") for r in good]
+        row: Row = {
+            "c": c,
+            "eta": mean(r["eta"] for r in held),
+            "runs": len(held),
+            "diverged": len(held) - len(good),
+            "dead": sum("dead" in verdict(r).flags for r in good),
+            "loss_rose": sum(r["rose_at"] >= 0 for r in held),
+            "loss_peak_ratio": median([r["loss_peak"] / r["loss0"] for r in held]),
+            "peak_step": median([r["loss_peak_at"] for r in held]),
+            "eta_lambda_end": mean(ratio),
+            "eta_lambda_end_se": standard_error(ratio),
+            "eta_lambda_end_max": max(ratio, default=None),
+            "lambda_ratio": mean(v / r["lambda0"] for r in good if (v := last(r, "lambda"))),
+            "train_loss": mean(last(r, "train_loss") for r in good),
+            "test_accuracy": mean(accuracy),
+            "test_accuracy_se": standard_error(accuracy),
+            "inactive": mean(last(r, "inactive") for r in good),
+        }
+        if time is not None:
+            at = [r["eta"] * v for r in good if (v := at_time(r, time, "lambda")) is not None]
+            row["eta_lambda_at_time"], row["eta_lambda_at_time_max"] = (
+                mean(at),
+                max(at, default=None),
+            )
+        rows.append(row)
+    return rows
+
+
+def claim_lazy(rows: list[Row], slack: float = 0.0) -> Claim:
+    """Below 2 the loss never exceeds its start (by more than the share ``slack``, for SGD)."""
+    lazy = [r for r in rows if r["c"] < 2]
+    rose = [r for r in lazy if r["loss_rose"] and r["loss_peak_ratio"] > 1 + slack]
+    named = ", ".join(f"{r['c']:g} (x{r['loss_peak_ratio']:.3g})" for r in rose)
+    margin = f" by more than {slack:.0%} (batches differ)" if slack else ""
+    return Claim(
+        "lazy below 2/lambda_0",
+        f"for c = eta*lambda_0 < 2 the loss never exceeds its start{margin}",
+        f"it rose at c = {named}" if rose else f"it never did, at {len(lazy)} rates",
+        not rose if lazy else None,
+        "finite width or mini-batch noise moves the threshold" if rose else "",
+    )
+
+
+def claim_bound(rows: list[Row], key: str = "eta_lambda_end", where: str = "at the end") -> Claim:
+    """Test eta * lambda below 2 after the catapult, for every seed of every rate that converged."""
+    caught = [r for r in rows if r["c"] > 2 and r[f"{key}_max"] is not None]
+    over = [r for r in caught if r[f"{key}_max"] > 2]
+    worst = max((r[f"{key}_max"] for r in caught), default=None)
+    found = f"largest eta*lambda {where} over all rates and seeds: {show(worst)}"
+    if over:
+        found += "; above 2 at c = " + ", ".join(f"{r['c']:g}" for r in over)
+    why = "those runs have not settled yet or sharpen again towards the edge" if over else ""
+    return Claim(
+        f"lambda <= 2/eta {where}",
+        "in the catapult phase lambda drops until it is below 2/eta",
+        found,
+        not over if caught else None,
+        why,
+    )
+
+
+def largest_stable(records: list[Record]) -> list[float]:
+    """Of every seed: the largest c of the grid such that this and all smaller ones are stable."""
+    found = []
+    for seed in sorted({r["seed"] for r in records}):
+        held = sorted((r for r in records if r["seed"] == seed), key=lambda r: r["c"])
+        kept = 0.0
+        for record in held:
+            if not stable(record):
+                break
+            kept = record["c"]
+        found.append(kept)
+    return found
+
+
+def claim_best(rows: list[Row], largest: float | None, mark: str = "") -> Claim:
+    """The best test accuracy lies between 2 and the largest stable c."""
+    scored = [r for r in rows if r["test_accuracy"] is not None and r["diverged"] == 0]
+    predicted = "the best test accuracy lies in the catapult phase, often near its upper end"
+    if not scored:
+        return Claim(f"best accuracy{mark}", predicted, "no accuracies", None, "no class labels")
+    best = max(scored, key=lambda r: r["test_accuracy"])
+    lazy = [r for r in scored if r["c"] < 2]
+    rival = max(lazy, key=lambda r: r["test_accuracy"], default=None)
+    found = f"{with_error(best['test_accuracy'], best['test_accuracy_se'])} at c = {best['c']:g}"
+    if rival is not None:
+        value = with_error(rival["test_accuracy"], rival["test_accuracy_se"])
+        found += f"; best below 2: {value} at c = {rival['c']:g}"
+    if largest is not None:
+        found += f"; largest stable c {largest:g}"
+    holds = best["c"] > 2
+    why = "" if holds else "the task is learnt as well by small rates, or the grid is too coarse"
+    return Claim(f"best accuracy{mark}", predicted, found, holds, why)
+
+
+def panel_lambda(rows: list[Row], key: str, title: str) -> Panel:
+    """Draw eta * lambda against c with the bound 2."""
+    kept = [r for r in rows if r[key] is not None]
+    error = [r.get(f"{key}_se") or 0.0 for r in kept]
+    line = Series("mean over seeds", [r["c"] for r in kept], [r[key] for r in kept], error)
+    return Panel(
+        title,
+        "c = eta * lambda_0",
+        "eta * lambda",
+        [line],
+        xlog=True,
+        vlines={"eta_crit": 2.0},
+        hlines={"2/eta": 2.0},
+    )
+
+
+def panel_peak(rows: list[Row]) -> Panel:
+    """Largest loss over the initial one against c."""
+    line = Series("median over seeds", [r["c"] for r in rows], [r["loss_peak_ratio"] for r in rows])
+    return Panel(
+        "Largest loss of the run over the initial loss",
+        "c = eta * lambda_0",
+        "peak / start",
+        [line],
+        xlog=True,
+        ylog=True,
+        vlines={"eta_crit": 2.0},
+    )
+
+
+def panel_accuracy(rows: list[Row], title: str, label: str = "test accuracy") -> Panel:
+    """Test accuracy against c."""
+    return Panel(
+        title,
+        "c = eta * lambda_0",
+        "test accuracy",
+        [accuracy_series(rows, label)],
+        xlog=True,
+        vlines={"eta_crit": 2.0},
+    )
+
+
+def accuracy_series(rows: list[Row], label: str, key: str = "test_accuracy") -> Series:
+    """Accuracies with error bars against c."""
+    kept = [r for r in rows if r[key] is not None]
+    error = [r.get(f"{key}_se") or 0.0 for r in kept]
+    return Series(label, [r["c"] for r in kept], [r[key] for r in kept], error)
+
+
+def panel_losses(records: list[Record], title: str, seed: int = 0, steps: int = 60) -> Panel:
+    """Early loss curves of one seed, up to seven rates."""
+    held = sorted((r for r in records if r["seed"] == seed), key=lambda r: r["c"])
+    stride = max(1, -(-len(held) // 7))
+    series = []
+    for r in held[::stride]:
+        kept = [(s, v) for s, v in zip(r["loss_steps"], r["loss"], strict=True) if s <= steps]
+        kept = [(s, v) for s, v in kept if v is not None and v > 0]
+        name = f"c = {r['c']:g}" + (" (diverged)" if r["diverged_at"] >= 0 else "")
+        series.append(Series(name, [float(s) for s, _ in kept], [v for _, v in kept], style="-"))
+    return Panel(title, "step", "training loss", series, ylog=True)

@@ -1,0 +1,236 @@
+"""Linearise the net after its catapult and train both on (arXiv version, figure 6)."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from catapult_ext.experiments.curvature import top_curvature
+from catapult_ext.linops import freeze
+from catapult_ext.losses import SquaredLoss
+
+from catapult_ext.data import Dataset
+from catapult_ext.experiments.descent import Recipe, Start, start, train
+from catapult_ext.experiments.reproduce.context import Context
+from catapult_ext.experiments.reproduce.outcome import (
+    Claim,
+    Outcome,
+    Panel,
+    Row,
+    Series,
+    mean,
+    show,
+    standard_error,
+)
+from catapult_ext.models import build
+from catapult_ext.probes import accuracy
+
+TITLE = "after the catapult the net is linear again"
+SOURCE = (
+    "Lewkowycz et al., arXiv version, figure 6: train of order log n steps, linearise, continue"
+)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Settings of linearise-after-catapult; full batch, loss 1/(2 N) sum |f - y|^2.
+
+    Attributes:
+        train: training samples of the digits.
+        test: test samples; None for all others.
+        width: units of each hidden layer.
+        depth: hidden layers.
+        c: learning rates in units of 1 / lambda_0.
+        seeds: number of initialisations.
+        logs: the net is linearised after logs * ln(width) steps.
+        steps: gradient steps of both continuations.
+    """
+
+    train: int = 256
+    test: int | None = None
+    width: int = 512
+    depth: int = 3
+    c: tuple[float, ...] = (2.25, 2.5, 3.0, 3.5, 4.0)
+    seeds: int = 5
+    logs: float = 5.0
+    steps: int = 100
+
+
+SETTINGS = {
+    "smoke": Settings(48, 100, 64, c=(2.5, 3.5), seeds=2, steps=10),
+    "cpu": Settings(),
+    "full": Settings(512, None, 2048, c=(2.25, 2.5, 2.75, 3, 3.25, 3.5, 3.75, 4), seeds=10),
+}
+
+
+def run(settings: Settings, context: Context) -> Outcome:
+    """Train every pair of rate and seed, linearise twice (start, after the catapult), judge."""
+    s = settings
+    data = context.data("digits", train=s.train, test=s.test)
+    before = math.ceil(s.logs * math.log(s.width))
+    recipe = Recipe(steps=before, probe_factor=float(before + 1))
+    context.expect(s.seeds * len(s.c))
+    cells = []
+    for seed in range(s.seeds):
+        held: list[Start] = []
+        for c in s.c:
+
+            def compute(seed: int = seed, c: float = c, held: list[Start] = held) -> dict[str, Any]:
+                if not held:
+                    model = build("fc", (64,), 10, width=s.width, depth=s.depth, seed=seed)
+                    held.append(start(model, data, "half_mse", recipe))
+                return {"seed": seed, "c": c, **_cell(held[0], data, c, recipe, s.steps)}
+
+            cells.append(context.part(f"s{seed}_c{c:g}", compute))
+    rows = [_row(c, [x for x in cells if x["c"] == c]) for c in s.c]
+    claims = [_claim_same(rows), _claim_start(rows), _claim_settled(rows)]
+    both = []
+    for key, label in (("nonlinear", "non-linear"), ("linear", "linearised after the catapult")):
+        kept = [r for r in rows if r[key] is not None]
+        error = [r[f"{key}_se"] or 0.0 for r in kept]
+        both.append(Series(label, [r["c"] for r in kept], [r[key] for r in kept], error))
+    panel = Panel(
+        f"Test accuracy {s.steps} steps after the linearisation",
+        "c = eta * lambda_0",
+        "test accuracy",
+        both,
+    )
+    notes = [f"Linearised after {before} steps ({s.logs:g} ln {s.width}); seeds: {s.seeds}."]
+    return Outcome(claims, {"rates": rows, "cells": cells}, {"accuracy": panel}, notes)
+
+
+def _cell(problem: Start, data: Dataset, c: float, recipe: Recipe, steps: int) -> dict[str, Any]:
+    """Both continuations of one run, and the linear one from the start."""
+    eta = problem.eta(c, recipe)
+    problem.model.load_state_dict(problem.state)
+    from_start = _linear(problem, data, eta, recipe.steps_at(eta) + steps)
+    first = train(problem, eta, recipe)
+    if first["diverged_at"] >= 0:
+        return {"diverged_at": first["diverged_at"], "eta_lambda": None} | {
+            "nonlinear": None,
+            "linear": None,
+            "linear_diverged": None,
+            "start_diverged": from_start is None,
+        }
+    x, y = data.train
+    value, _, _ = top_curvature(problem.model, problem.loss, x, y, problem.vector, recipe.tol)
+    linear = _linear(problem, data, eta, steps)
+    nonlinear = _continue(problem, data, eta, steps)
+    return {
+        "diverged_at": -1,
+        "eta_lambda": eta * value,
+        "nonlinear": nonlinear,
+        "linear": linear,
+        "linear_diverged": linear is None,
+        "start_diverged": from_start is None,
+    }
+
+
+@torch.no_grad()
+def _linear(problem: Start, data: Dataset, eta: float, steps: int) -> float | None:
+    """Test accuracy of the model linearised here and trained on; None if its loss passed the cut.
+
+    The residual follows r <- r - (eta/m) J J' r exactly; the weights have then moved by
+    -(eta/m) J' sum_t r_t, which gives the test outputs by one more product.
+    """
+    assert isinstance(problem.loss, SquaredLoss)
+    (x, y), (x_test, y_test) = data.train, data.test
+    frozen = freeze(problem.model, x)
+    m = problem.loss.normaliser(frozen.outputs, y)
+    residual = (frozen.outputs - y).reshape(-1, 1)
+    total = torch.zeros_like(residual)
+    for _ in range(steps):
+        total += residual
+        residual = residual - (eta / m) * frozen.ntk(residual)
+        if not residual.square().sum().item() / (2 * m) <= problem.cut:
+            return None
+    tested = freeze(problem.model, x_test)
+    moved = tested.jvp(frozen.vjp(total)) * (-eta / m)
+    return accuracy(tested.outputs + moved.reshape(tested.outputs.shape), y_test)
+
+
+def _continue(problem: Start, data: Dataset, eta: float, steps: int) -> float | None:
+    """Test accuracy of the net itself after further steps; its parameters move."""
+    (x, y), (x_test, y_test) = data.train, data.test
+    weights: list[torch.Tensor] = [p for p in problem.model.parameters() if p.requires_grad]
+    for _ in range(steps):
+        loss = problem.loss(problem.model(x), y)
+        if not loss.item() <= problem.cut:
+            return None
+        with torch.no_grad():
+            torch._foreach_add_(weights, list(torch.autograd.grad(loss, weights)), alpha=-eta)
+    with torch.no_grad():
+        return accuracy(problem.model(x_test), y_test)
+
+
+def _row(c: float, cells: list[dict[str, Any]]) -> Row:
+    pairs = [
+        (x["nonlinear"], x["linear"])
+        for x in cells
+        if x["nonlinear"] is not None and x["linear"] is not None
+    ]
+    return {
+        "c": c,
+        "runs": len(cells),
+        "diverged": sum(x["diverged_at"] >= 0 for x in cells),
+        "eta_lambda_then": mean(x["eta_lambda"] for x in cells),
+        "eta_lambda_then_max": max(
+            (x["eta_lambda"] for x in cells if x["eta_lambda"] is not None), default=None
+        ),
+        "nonlinear": mean(a for a, _ in pairs),
+        "nonlinear_se": standard_error(a for a, _ in pairs),
+        "linear": mean(b for _, b in pairs),
+        "linear_se": standard_error(b for _, b in pairs),
+        "linear_diverged": sum(bool(x["linear_diverged"]) for x in cells),
+        "start_diverged": sum(x["start_diverged"] for x in cells),
+    }
+
+
+def _claim_same(rows: list[Row]) -> Claim:
+    """Accuracies within two standard errors (their difference, errors added in squares)."""
+    kept = [r for r in rows if r["linear"] is not None and r["linear_se"] is not None]
+    apart = []
+    for r in kept:
+        error = math.hypot(r["linear_se"], r["nonlinear_se"])
+        if abs(r["linear"] - r["nonlinear"]) > 2 * error or r["linear_diverged"]:
+            apart.append(r["c"])
+    text = "; ".join(
+        f"c = {r['c']:g}: {show(r['nonlinear'], '.4f')} and {show(r['linear'], '.4f')}"
+        for r in kept
+    )
+    holds = not apart and len(kept) == len(rows)
+    return Claim(
+        "linear = non-linear after the catapult",
+        "for c in (2, 4) the accuracy of the continuation linearised after the catapult is that of "
+        "the net itself, within two standard errors",
+        f"non-linear and linearised: {text or 'no pair'}",
+        holds if kept else None,
+        ""
+        if holds
+        else "differs at c = "
+        + (", ".join(f"{c:g}" for c in apart) or "-")
+        + ": the kernel still moves at this width, or runs were lost",
+    )
+
+
+def _claim_start(rows: list[Row]) -> Claim:
+    lost, runs = sum(r["start_diverged"] for r in rows), sum(r["runs"] for r in rows)
+    return Claim(
+        "linearised at the start the same rates diverge",
+        "above 2/lambda_0 the model linearised at initialisation diverges",
+        f"{lost} of {runs} runs exceeded the cut",
+        lost == runs,
+        "" if lost == runs else "just above 2 the growth per step is too slow for these few steps",
+    )
+
+
+def _claim_settled(rows: list[Row]) -> Claim:
+    worst = max((r["eta_lambda_then_max"] or 0.0 for r in rows), default=None)
+    return Claim(
+        "settled by then",
+        "after of order log n steps lambda is below 2/eta",
+        f"largest eta*lambda at the linearisation: {show(worst)}",
+        None if not worst else worst < 2,
+    )

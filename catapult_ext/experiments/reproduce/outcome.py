@@ -1,0 +1,134 @@
+"""What an experiment of the paper hands back: claims, tables, pictures."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Claim:
+    """One statement of the paper, put to the test.
+
+    Attributes:
+        name: short and unique within the experiment.
+        predicted: the statement.
+        measured: what was found, with numbers.
+        holds: True, False, or None where this run could not decide.
+        why: the likely reason where it does not hold or could not be decided.
+    """
+
+    name: str
+    predicted: str
+    measured: str
+    holds: bool | None
+    why: str = ""
+
+
+@dataclass(frozen=True)
+class Series:
+    """One line of a panel; ``error`` draws bars, ``style`` is a matplotlib format."""
+
+    label: str
+    x: list[float]
+    y: list[float]
+    error: list[float] | None = None
+    style: str = "o-"
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One picture with axes; ``vlines`` and ``hlines`` mark values by their labels."""
+
+    title: str
+    xlabel: str
+    ylabel: str
+    series: list[Series]
+    xlog: bool = False
+    ylog: bool = False
+    vlines: dict[str, float] = field(default_factory=dict)
+    hlines: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """Result of one experiment; ``tables`` and ``panels`` by their names."""
+
+    claims: list[Claim]
+    tables: dict[str, list[Row]]
+    panels: dict[str, Panel]
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def verdict(self) -> str:
+        """How many claims hold, in one sentence."""
+        held = sum(c.holds is True for c in self.claims)
+        failed = sum(c.holds is False for c in self.claims)
+        open_ = len(self.claims) - held - failed
+        text = f"{held} of {len(self.claims)} claims hold"
+        return (
+            text
+            + (f", {failed} do not" if failed else "")
+            + (f", {open_} could not be decided" if open_ else "")
+        )
+
+
+def mean(values: Iterable[float | None]) -> float | None:
+    """Mean of the values that are there, None if none is."""
+    kept = [v for v in values if v is not None and math.isfinite(v)]
+    return sum(kept) / len(kept) if kept else None
+
+
+def standard_error(values: Iterable[float | None]) -> float | None:
+    """Standard error of the mean; None for fewer than two values."""
+    kept = [v for v in values if v is not None and math.isfinite(v)]
+    if len(kept) < 2:
+        return None
+    middle = sum(kept) / len(kept)
+    return math.sqrt(sum((v - middle) ** 2 for v in kept) / (len(kept) - 1) / len(kept))
+
+
+def median(values: Sequence[float]) -> float:
+    """Median; the mean of the two middle ones of an even number."""
+    ordered = sorted(values)
+    half = len(ordered) // 2
+    return ordered[half] if len(ordered) % 2 else (ordered[half - 1] + ordered[half]) / 2
+
+
+def show(value: float | None, form: str = ".3g") -> str:
+    """A number as text; a dash for None."""
+    return "-" if value is None else format(value, form)
+
+
+def with_error(value: float | None, error: float | None, form: str = ".3g") -> str:
+    """``value +- error``, or the value alone."""
+    return show(value, form) + ("" if error is None else f" +- {error:.2g}")
+
+
+def correlation(x: Sequence[float], y: Sequence[float]) -> float | None:
+    """Pearson's r; None for fewer than three points or a constant."""
+    n = len(x)
+    if n < 3:
+        return None
+    mx, my = sum(x) / n, sum(y) / n
+    sx = sum((a - mx) ** 2 for a in x)
+    sy = sum((b - my) ** 2 for b in y)
+    if sx == 0 or sy == 0:
+        return None
+    return sum((a - mx) * (b - my) for a, b in zip(x, y, strict=True)) / math.sqrt(sx * sy)
+
+
+def slope(x: Sequence[float], y: Sequence[float]) -> tuple[float, float | None]:
+    """Least-squares slope of y against x and its standard error (None for two points)."""
+    n = len(x)
+    mx, my = sum(x) / n, sum(y) / n
+    sx = sum((a - mx) ** 2 for a in x)
+    b = sum((p - mx) * (q - my) for p, q in zip(x, y, strict=True)) / sx
+    if n < 3:
+        return b, None
+    rest = sum((q - my - b * (p - mx)) ** 2 for p, q in zip(x, y, strict=True))
+    return b, math.sqrt(rest / (n - 2) / sx)

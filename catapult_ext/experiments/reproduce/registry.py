@@ -1,0 +1,127 @@
+"""The experiments by name, and how one is run, stored and reported."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from catapult_ext._validate import fail
+from catapult_ext.experiments import storage
+from catapult_ext.experiments.reproduce.context import Context
+from catapult_ext.experiments.reproduce.outcome import Outcome
+from catapult_ext.experiments.reproduce.report import write_report
+from catapult_ext.runs import RunFolder
+
+SCALES = ("smoke", "cpu", "full")
+VERSION = 1
+
+# Module of each experiment; it holds TITLE, SOURCE, SETTINGS (by scale) and run().
+MODULES = {
+    "fc-phases": "fc_phases",
+    "wrn-phases": "wrn_phases",
+    "cnn-fixed-steps": "cnn_fixed_steps",
+    "cnn-physical-time": "cnn_physical_time",
+    "width-sharpening": "width_sharpening",
+    "linearise-after-catapult": "linearise_after_catapult",
+    "c-act-table": "c_act_table",
+    "sgd-catapults": "sgd_catapults",
+}
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """One experiment: ``run(settings, context)`` gives its :class:`Outcome`."""
+
+    name: str
+    title: str
+    source: str
+    settings: dict[str, Any]
+    run: Callable[[Any, Context], Outcome]
+
+
+@dataclass(frozen=True)
+class Reproduction:
+    """A finished experiment: its outcome, settings, and run folder if there is one."""
+
+    experiment: Experiment
+    scale: str
+    settings: Any
+    outcome: Outcome
+    path: Path | None
+
+
+def names() -> list[str]:
+    """Names of all experiments."""
+    return list(MODULES)
+
+
+def experiment(name: str) -> Experiment:
+    """The experiment called ``name``.
+
+    Raises:
+        ValueError: unknown name.
+    """
+    if name not in MODULES:
+        fail("reproduce", f"name must be one of {', '.join(MODULES)}", repr(name))
+    module = importlib.import_module(f"{__package__}.{MODULES[name]}")
+    return Experiment(name, module.TITLE, module.SOURCE, module.SETTINGS, module.run)
+
+
+def reproduce(
+    name: str,
+    scale: str = "cpu",
+    *,
+    out: Path | str | None = None,
+    data_dir: Path | str | None = None,
+    fresh: bool = False,
+    tell: Callable[[str], None] | None = None,
+    device: str = "cpu",
+    **changes: Any,
+) -> Reproduction:
+    """Run one experiment of the paper and say claim by claim what was found.
+
+    Args:
+        name: one of :func:`names`.
+        scale: ``"smoke"`` (seconds: shows that it works, decides little), ``"cpu"`` (two cores,
+            built-in data) or ``"full"`` (the paper's setting: a GPU and a data folder).
+        out: run folder: every part is stored when done, a killed run goes on where it was, and
+            claims.json, tables, pictures and report.html are written. None keeps it in memory.
+        data_dir: folder of data files; default CATAPULT_DATA.
+        fresh: start anew in a folder that holds an earlier run.
+        tell: called with a line of text whenever a part is done.
+        device: where to train, such as ``"cuda"``; part of the run's identity.
+        **changes: settings of the experiment to change, by name.
+
+    Raises:
+        TypeError: a setting that the experiment does not have.
+        ValueError: an unknown name or scale.
+        RuntimeError: a run folder or data file that cannot be used; ``out`` without matplotlib.
+    """
+    chosen = experiment(name)
+    if scale not in SCALES:
+        fail("reproduce", f"scale must be one of {', '.join(SCALES)}", repr(scale))
+    settings = chosen.settings[scale]
+    unknown = set(changes) - {f.name for f in dataclasses.fields(settings)}
+    if unknown:
+        held = ", ".join(f.name for f in dataclasses.fields(settings))
+        fail("reproduce", f"settings of {name} are {held}", ", ".join(sorted(unknown)), TypeError)
+    settings = dataclasses.replace(settings, **changes)
+    if out is None:
+        outcome = chosen.run(settings, Context(None, data_dir, tell, device))
+        return Reproduction(chosen, scale, settings, outcome, None)
+    storage.require_reports()
+    identity = {
+        "experiment": name,
+        "version": VERSION,
+        "device": device,
+        **storage.describe(settings),
+    }
+    with RunFolder(out, identity, environment=storage.environment(), fresh=fresh) as folder:
+        outcome = chosen.run(settings, Context(folder, data_dir, tell, device))
+        done = Reproduction(chosen, scale, settings, outcome, folder.path)
+        write_report(folder, done)
+    return done

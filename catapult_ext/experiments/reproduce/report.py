@@ -1,0 +1,201 @@
+"""claims.json, CSV tables, PNG and SVG pictures and one self-contained HTML page per run."""
+
+from __future__ import annotations
+
+import base64
+import dataclasses
+import io
+import json
+from html import escape
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from catapult_ext.experiments.reproduce.outcome import Claim, Panel, Row
+from catapult_ext.runs import RunFolder, RunFolderError
+
+if TYPE_CHECKING:
+    from catapult_ext.experiments.reproduce.registry import Reproduction
+
+# Okabe-Ito colours, distinct for colour-blind readers; markers say the same again in print.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#E69F00", "#56B4E9", "#CC79A7", "#000000")
+HOLDS = {True: "holds", False: "does not hold", None: "undecided"}
+_STYLE = """
+body { font: 15px/1.5 system-ui, sans-serif; color: #1a1a1a; max-width: 62rem; margin: 2rem auto;
+  padding: 0 1rem; }
+h1 { font-size: 1.6rem; margin-bottom: .3rem; } h2 { font-size: 1.15rem; margin-top: 2rem; }
+.wide { overflow-x: auto; }
+table { border-collapse: collapse; font-size: .82rem; font-variant-numeric: tabular-nums; }
+th, td { padding: .25rem .6rem; border-bottom: 1px solid #ddd; text-align: left;
+  vertical-align: top; }
+th { border-bottom: 2px solid #555; }
+td.yes { color: #00563f; font-weight: 600; } td.no { color: #a33c00; font-weight: 600; }
+figure { margin: 1rem 0; } img { max-width: 100%; height: auto; }
+figcaption { color: #555; font-size: .85rem; }
+pre { background: #f6f6f6; padding: .7rem; font-size: .78rem; overflow-x: auto; }
+@media print { body { max-width: none; font-size: 11px; margin: 0; }
+  figure, tr { break-inside: avoid; } }
+"""
+
+
+def claim_rows(claims: list[Claim]) -> list[Row]:
+    """The claims as table rows."""
+    return [
+        {
+            "claim": c.name,
+            "predicted": c.predicted,
+            "measured": c.measured,
+            "verdict": HOLDS[c.holds],
+            "why": c.why,
+        }
+        for c in claims
+    ]
+
+
+def write_report(folder: RunFolder, done: Reproduction) -> None:
+    """Write everything about a finished experiment into its run folder."""
+    outcome = done.outcome
+    claims = [dataclasses.asdict(c) for c in outcome.claims]
+    head = {"experiment": done.experiment.name, "scale": done.scale, "verdict": outcome.verdict}
+    folder.write_json("claims.json", head | {"claims": claims, "notes": outcome.notes})
+    folder.write_json("summary.json", head | {"tables": outcome.tables})
+    for name, rows in outcome.tables.items():
+        folder.write_csv(f"table_{name}.csv", rows)
+    pictures = {}
+    for name, panel in outcome.panels.items():
+        pictures[name] = draw(panel, "png")
+        folder.write_bytes(f"fig_{name}.png", pictures[name])
+        folder.write_bytes(f"fig_{name}.svg", draw(panel, "svg"))
+    folder.write_bytes("report.html", page(folder, done, pictures).encode())
+
+
+def draw(panel: Panel, form: str) -> bytes:
+    """A panel as PNG or SVG bytes without date or version: equal pictures are equal files."""
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    settings: dict[Any, Any] = {
+        "font.size": 9,
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+    }
+    with matplotlib.rc_context(settings | {"svg.hashsalt": "catapult_ext"}):
+        figure = Figure(figsize=(7.0, 4.2), layout="constrained")
+        ax = figure.add_subplot()
+        for i, s in enumerate(panel.series):
+            colour = COLOURS[i % len(COLOURS)]
+            ax.errorbar(
+                s.x,
+                s.y,
+                s.error,
+                fmt=s.style,
+                color=colour,
+                label=s.label,
+                ms=3.5,
+                lw=1.2,
+                capsize=2,
+            )
+        for i, (label, x) in enumerate(panel.vlines.items()):
+            ax.axvline(x, color="#8A8A8A", ls=("--", ":", "-.")[i % 3], lw=1, label=label)
+        for label, y in panel.hlines.items():
+            ax.axhline(y, color="#8A8A8A", ls=":", lw=1, label=label)
+        ax.set(xlabel=panel.xlabel, ylabel=panel.ylabel)
+        ax.set_title(panel.title, loc="left", fontsize=9.5)
+        if panel.xlog:
+            ax.set_xscale("log")
+        if panel.ylog:
+            ax.set_yscale("log")
+        if ax.get_legend_handles_labels()[1]:
+            ax.legend(fontsize=7.5, framealpha=0.85)
+        buffer = io.BytesIO()
+        bare = {"Software": None} if form == "png" else {"Date": None, "Creator": None}
+        figure.savefig(buffer, format=form, dpi=130, metadata=bare)
+    return buffer.getvalue()
+
+
+def page(folder: RunFolder, done: Reproduction, pictures: dict[str, bytes]) -> str:
+    """The HTML page: verdict, claims, pictures, tables, configuration. Needs no other file."""
+    outcome, experiment = done.outcome, done.experiment
+    title = f"{experiment.name}: {experiment.title}"
+    parts = [
+        f"<h1>{escape(title)}</h1>",
+        f"<p>{escape(experiment.source)}. Scale: {escape(done.scale)}. "
+        f"<b>{escape(outcome.verdict)}.</b></p>",
+        *(f"<p>{escape(note)}</p>" for note in outcome.notes),
+        "<h2>Claims</h2>",
+        _table(claim_rows(outcome.claims)),
+    ]
+    for name, png in pictures.items():
+        data, text = base64.b64encode(png).decode(), escape(outcome.panels[name].title)
+        parts.append(
+            f'<figure><img alt="{text}" src="data:image/png;base64,{data}">'
+            f"<figcaption>{text}</figcaption></figure>"
+        )
+    for name, rows in outcome.tables.items():
+        parts += [f"<h2>{escape(name.replace('_', ' '))}</h2>", _table(rows)]
+    timing = folder.read_json("timing.json") or {}
+    total = timing.get("total_seconds")
+    facts = {"Configuration": folder.config, "Environment": folder.started_in}
+    facts["Seconds"] = {"total": total}
+    for heading, value in facts.items():
+        text = json.dumps(value, indent=1, sort_keys=True)
+        parts.append(f"<h2>{escape(heading)}</h2><pre>{escape(text)}</pre>")
+    return (
+        '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f"<title>{escape(title)}</title><style>{_STYLE}</style></head>\n"
+        "<body>\n" + "\n".join(parts) + "\n</body></html>\n"
+    )
+
+
+def _table(rows: list[Row]) -> str:
+    if not rows:
+        return "<p>No rows.</p>"
+    head = "".join(f"<th>{escape(str(name))}</th>" for name in rows[0])
+    lines = []
+    for row in rows:
+        cells = []
+        for value in row.values():
+            text = "" if value is None else f"{value:.4g}" if isinstance(value, float) else value
+            kind = {"holds": "yes", "does not hold": "no"}.get(str(text), "")
+            cells.append(f'<td class="{kind}">{escape(str(text))}</td>')
+        lines.append(f"<tr>{''.join(cells)}</tr>")
+    body = "".join(lines)
+    return (
+        f'<div class="wide"><table><thead><tr>{head}</tr></thead>'
+        f"<tbody>{body}</tbody></table></div>"
+    )
+
+
+def compare(first: Path | str, second: Path | str) -> list[Row]:
+    """Two finished runs claim by claim, and the settings in which they differ.
+
+    Raises:
+        RunFolderError: a folder without a finished reproduction.
+    """
+    (config_a, a), (config_b, b) = _finished(Path(first)), _finished(Path(second))
+    rows: list[Row] = []
+    for name in sorted({*config_a, *config_b}):
+        if config_a.get(name) != config_b.get(name):
+            rows.append(_row(f"setting {name}", config_a.get(name), config_b.get(name)))
+    for name in [*a, *(n for n in b if n not in a)]:
+        rows.append(_row(name, _short(a.get(name)), _short(b.get(name))))
+    return rows
+
+
+def _row(what: str, a: Any, b: Any) -> Row:
+    return {"what": what, "first": str(a), "second": str(b), "same": "yes" if a == b else "no"}
+
+
+def _short(claim: dict[str, Any] | None) -> str:
+    return "-" if claim is None else f"{HOLDS[claim['holds']]}: {claim['measured']}"
+
+
+def _finished(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    try:
+        config = json.loads((path / "config.json").read_text(encoding="utf-8"))["config"]
+        claims = json.loads((path / "claims.json").read_text(encoding="utf-8"))["claims"]
+        return config, {c["name"]: c for c in claims}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise RunFolderError(
+            f"catapult_ext.reproduce: {path} holds no finished reproduction ({error})"
+        ) from error

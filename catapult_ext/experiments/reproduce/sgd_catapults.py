@@ -1,0 +1,318 @@
+"""Catapults in SGD: spikes from steps above a batch's own 2/lambda (Zhu et al., 2306.04815)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from catapult_ext.eig import eigsh
+from catapult_ext.experiments.curvature import top_curvature
+from catapult_ext.linops import NTK
+from torch import Tensor
+
+from catapult_ext.data import Dataset
+from catapult_ext.experiments.descent import Recipe, Start, start
+from catapult_ext.experiments.reproduce.context import Context
+from catapult_ext.experiments.reproduce.outcome import (
+    Claim,
+    Outcome,
+    Panel,
+    Row,
+    Series,
+    mean,
+    show,
+    standard_error,
+)
+from catapult_ext.models import build
+
+TITLE = "catapults in SGD live in the top eigenspace and are told by the batch's own curvature"
+SOURCE = "Zhu, Liu, Radhakrishnan, Belkin: catapults in SGD (2306.04815), claims 1 and 2"
+SPIKE = 1.0  # a step spikes where the batch's loss after it is above this times the one before
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Settings of sgd-catapults; digits with labels +1 (even) and -1 (odd), loss 1/(2 N) sum.
+
+    Attributes:
+        train: training samples.
+        width: units of each hidden layer.
+        depth: hidden layers.
+        batches: batch sizes; the full batch is always run too.
+        c: learning rate of all runs in units of 1 / lambda_0 of the full batch.
+        gd_c: learning rate of the full-batch run whose catapult is taken apart.
+        steps: of every run.
+        seeds: initialisations.
+        top: dimension s of the eigenspace.
+    """
+
+    train: int = 256
+    width: int = 512
+    depth: int = 2
+    batches: tuple[int, ...] = (8, 32, 128)
+    c: float = 1.5
+    gd_c: float = 4.0
+    steps: int = 60
+    seeds: int = 3
+    top: int = 5
+
+
+SETTINGS = {
+    "smoke": Settings(32, 48, batches=(4, 16), steps=6, seeds=1),
+    "cpu": Settings(),
+    "full": Settings(1024, 2048, batches=(5, 10, 50, 250), steps=400, seeds=5),
+}
+
+
+def run(settings: Settings, context: Context) -> Outcome:
+    """SGD with the batch's own lambda at every step, GD with its residual taken apart; judge."""
+    s = settings
+    digits = context.data("digits", train=s.train, test=0)
+    sign = torch.where(torch.arange(10) % 2 == 0, 1.0, -1.0).to(digits.y_train)
+    y = (digits.y_train @ sign)[:, None]
+    data = replace(digits, y_train=y, y_test=y[:0], classes=False)
+    recipe = Recipe(steps=s.steps)
+    context.expect(s.seeds * (len(s.batches) + 1))
+    sgd, gd = [], []
+    for seed in range(s.seeds):
+        held: list[Start] = []
+
+        def problem(seed: int = seed, held: list[Start] = held) -> Start:
+            if not held:
+                model = build("fc", (64,), 1, width=s.width, depth=s.depth, seed=seed)
+                held.append(start(model, data, "half_mse", recipe))
+            return held[0]
+
+        for batch in s.batches:
+
+            def compute(batch: int = batch, seed: int = seed) -> dict[str, Any]:
+                return _sgd(problem(seed), data, batch, s, seed)
+
+            sgd.append(context.part(f"sgd_b{batch}_s{seed}", compute))
+
+        def descend(seed: int = seed) -> dict[str, Any]:
+            return _gd(problem(seed), data, s)
+
+        gd.append(context.part(f"gd_s{seed}", descend))
+    rows = [_row(batch, [r for r in sgd if r["batch"] == batch]) for batch in s.batches]
+    claims = [*_claims_space(gd), _claim_predicts(rows), _claim_smaller(rows)]
+    panels = {"space": _panel_space(gd[0], s.top), "batch": _panel_batch(sgd)}
+    notes = [
+        f"SGD at c = {s.c:g} of the full batch, GD at c = {s.gd_c:g}; a step spikes where the "
+        "loss of its own batch is higher after it. AGOP alignment (claim 3) is not measured."
+    ]
+    return Outcome(claims, {"batches": rows, "gd": [_thin(r) for r in gd]}, panels, notes)
+
+
+def _step(problem: Start, x: Tensor, y: Tensor, eta: float) -> tuple[float, float]:
+    """One SGD step; the batch's loss before and after it."""
+    weights: list[Tensor] = list(problem.model.parameters())
+    loss = problem.loss(problem.model(x), y)
+    gradients = torch.autograd.grad(loss, weights)
+    with torch.no_grad():
+        torch._foreach_add_(weights, list(gradients), alpha=-eta)
+        return loss.item(), problem.loss(problem.model(x), y).item()
+
+
+def _sgd(problem: Start, data: Dataset, batch: int, s: Settings, seed: int) -> dict[str, Any]:
+    """Per step: eta * lambda of the batch before it, and how much that batch's loss grew."""
+    problem.model.load_state_dict(problem.state)
+    generator = torch.Generator().manual_seed(seed)
+    eta = s.c / problem.lambda0
+    ratios, growth, diverged_at = [], [], -1
+    for step in range(s.steps):
+        index = torch.randperm(len(data.x_train), generator=generator)[:batch]
+        x, y = data.x_train[index], data.y_train[index]
+        value, _, _ = top_curvature(problem.model, problem.loss, x, y, None, 1e-3)
+        before, after = _step(problem, x, y, eta)
+        if not after <= problem.cut:
+            diverged_at = step
+            break
+        ratios.append(eta * value)
+        growth.append(after / max(before, 1e-30))
+    return {"batch": batch, "seed": seed, "diverged_at": diverged_at} | {
+        "eta_lambda": ratios,
+        "growth": growth,
+    }
+
+
+@torch.no_grad()
+def _shares(problem: Start, data: Dataset, s: Settings) -> tuple[float, float, float]:
+    """Loss, its part in the top-s eigenspace of the present kernel, and eta * lambda there."""
+    x, y = data.train
+    found = eigsh(NTK(problem.model, x), k=s.top, tol=1e-3)
+    residual = (problem.model(x) - y).reshape(-1)
+    inside = (found.eigenvectors.T @ residual).square().sum().item() / (2 * len(x))
+    total = residual.square().sum().item() / (2 * len(x))
+    return total, inside, float(found.eigenvalues[0]) / len(x)
+
+
+def _gd(problem: Start, data: Dataset, s: Settings) -> dict[str, Any]:
+    """Full-batch descent: loss and its part in the top-s space at every step."""
+    problem.model.load_state_dict(problem.state)
+    eta = s.gd_c / problem.lambda0
+    rows: list[Row] = []
+    for step in range(s.steps + 1):
+        total, inside, value = _shares(problem, data, s)
+        rows.append(
+            {"step": step, "loss": total, "top": inside, "rest": total - inside}
+            | {"eta_lambda": eta * value}
+        )
+        if step == s.steps or total > problem.cut:
+            break
+        _step(problem, *data.train, eta)
+    return {"rows": rows, "diverged": rows[-1]["loss"] > problem.cut}
+
+
+def _row(batch: int, runs: list[dict[str, Any]]) -> Row:
+    pairs = [
+        (v > 2, g > SPIKE) for r in runs for v, g in zip(r["eta_lambda"], r["growth"], strict=True)
+    ]
+    above = [spiked for over, spiked in pairs if over]
+    below = [spiked for over, spiked in pairs if not over]
+    spread = []
+    for r in runs:
+        middle = mean(r["eta_lambda"])
+        if middle and len(r["eta_lambda"]) > 1:
+            error = standard_error(r["eta_lambda"]) or 0.0
+            spread.append(error * len(r["eta_lambda"]) ** 0.5 / middle)
+    return {
+        "batch": batch,
+        "steps": len(pairs),
+        "diverged": sum(r["diverged_at"] >= 0 for r in runs),
+        "above_critical": len(above),
+        "spiked_above": sum(above),
+        "spiked_below": sum(below),
+        "agreement": mean(float(over == spiked) for over, spiked in pairs),
+        "relative_spread_of_lambda": mean(spread),
+        "spikes_per_step": mean(float(spiked) for _, spiked in pairs),
+    }
+
+
+def _peaks(runs: list[dict[str, Any]]) -> list[tuple[Row, Row]]:
+    """Of every run whose loss rose: the lowest row before its peak, and the peak."""
+    found = []
+    for r in runs:
+        peak = max(r["rows"], key=lambda row: row["loss"])
+        before = [row for row in r["rows"] if row["step"] <= peak["step"]]
+        low = min(before, key=lambda row: row["loss"])
+        if peak["loss"] > 1.01 * low["loss"]:
+            found.append((low, peak))
+    return found
+
+
+def _claims_space(runs: list[dict[str, Any]]) -> list[Claim]:
+    peaks = _peaks(runs)
+    shares = [(peak["top"] - low["top"]) / (peak["loss"] - low["loss"]) for low, peak in peaks]
+    drops = [
+        r["rows"][-1]["eta_lambda"] < r["rows"][0]["eta_lambda"] for r in runs if not r["diverged"]
+    ]
+    share = mean(shares)
+    none = "no run's loss rose"
+    return [
+        Claim(
+            "the spike lives in the top eigenspace",
+            "the part of the loss in the kernel's top-s eigenspace reproduces the spike",
+            f"share of the rise carried by it: {show(share, '.3f')} ({len(peaks)} runs)",
+            None if share is None else share >= 0.8,
+            none if share is None else "",
+        ),
+        Claim(
+            "the kernel's top eigenvalue drops at the spike",
+            "lambda is lower after a catapult",
+            f"lower in {sum(drops)} of {len(drops)} full-batch runs that converged",
+            all(drops) if drops else None,
+            "" if drops else "no run converged",
+        ),
+    ]
+
+
+def _claim_predicts(rows: list[Row]) -> Claim:
+    text = "; ".join(
+        f"batch {r['batch']}: {r['spiked_above']} of {r['above_critical']} above, "
+        f"{r['spiked_below']} of {r['steps'] - r['above_critical']} below"
+        for r in rows
+    )
+    above, below = sum(r["above_critical"] for r in rows), 0
+    below = sum(r["steps"] for r in rows) - above
+    high = sum(r["spiked_above"] for r in rows) / above if above else None
+    low = sum(r["spiked_below"] for r in rows) / below if below else None
+    decided = high is not None and low is not None
+    holds = decided and high is not None and low is not None and high > 0.5 and low < 0.1
+    return Claim(
+        "eta above the batch's 2/lambda makes that batch's loss spike",
+        "a step spikes its batch's loss where eta > 2/lambda(batch), and not below",
+        f"steps that spiked: {text}",
+        holds if decided else None,
+        ""
+        if holds
+        else (
+            "2/lambda is the threshold of the top direction; a residual with little in it, or a "
+            "finite width, moves the loss's own threshold above 2"
+            if decided
+            else "no steps on a side"
+        ),
+    )
+
+
+def _claim_smaller(rows: list[Row]) -> Claim:
+    kept = [r for r in rows if r["relative_spread_of_lambda"] is not None]
+    spread = [r["relative_spread_of_lambda"] for r in kept]
+    text = "; ".join(
+        f"batch {r['batch']}: spread {r['relative_spread_of_lambda']:.3f}, "
+        f"{show(r['spikes_per_step'], '.3f')} spikes per step"
+        for r in kept
+    )
+    spikes = [r["spikes_per_step"] for r in kept]
+    holds = len(kept) > 1 and spread[0] > spread[-1] and spikes[0] >= spikes[-1]
+    return Claim(
+        "smaller batches, more catapults",
+        "smaller batches have a wider spread of lambda(batch) and more spikes at the same eta",
+        text,
+        holds if len(kept) > 1 else None,
+    )
+
+
+def _thin(r: dict[str, Any]) -> Row:
+    peak = max(r["rows"], key=lambda row: row["loss"])
+    return {
+        "diverged": r["diverged"],
+        "loss_start": r["rows"][0]["loss"],
+        "loss_peak": peak["loss"],
+        "top_at_peak": peak["top"],
+        "rest_at_peak": peak["rest"],
+        "eta_lambda_start": r["rows"][0]["eta_lambda"],
+        "eta_lambda_end": r["rows"][-1]["eta_lambda"],
+    }
+
+
+def _panel_space(r: dict[str, Any], top: int) -> Panel:
+    steps = [float(row["step"]) for row in r["rows"]]
+    series = [
+        Series(label, steps, [max(row[key], 1e-12) for row in r["rows"]], style="-")
+        for key, label in (
+            ("loss", "loss"),
+            ("top", f"top {top} eigenvectors"),
+            ("rest", "the rest"),
+        )
+    ]
+    return Panel("The loss by kernel eigenspace, full batch", "step", "loss", series, ylog=True)
+
+
+def _panel_batch(runs: list[dict[str, Any]]) -> Panel:
+    series = []
+    for batch in sorted({r["batch"] for r in runs}):
+        held = [r for r in runs if r["batch"] == batch]
+        x = [v for r in held for v in r["eta_lambda"]]
+        y = [max(g, 1e-6) for r in held for g in r["growth"]]
+        series.append(Series(f"batch {batch}", x, y, style="."))
+    return Panel(
+        "One SGD step: growth of its batch's loss against eta * lambda of that batch",
+        "eta * lambda(batch)",
+        "loss after / before",
+        series,
+        ylog=True,
+        vlines={"2": 2.0},
+        hlines={"no change": 1.0},
+    )

@@ -1,0 +1,245 @@
+"""The transition sharpens with the width (appendix C); kernel and Hessian agree (D.6)."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from catapult_ext.eig import eigsh
+from catapult_ext.experiments.training import Projection
+from catapult_ext.linops import NTK, Hessian
+
+from catapult_ext.data import Dataset
+from catapult_ext.experiments.descent import Recipe, Start, start, train
+from catapult_ext.experiments.reproduce.context import Context
+from catapult_ext.experiments.reproduce.outcome import (
+    Claim,
+    Outcome,
+    Panel,
+    Row,
+    Series,
+    median,
+    show,
+    slope,
+)
+from catapult_ext.models import build
+
+TITLE = "the transition sharpens with the width"
+SOURCE = "Lewkowycz et al., appendix C and D.6 (lambda against eta for growing width)"
+LINEAR_CS = (1.96, 1.98, 2.02, 2.04)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Settings of width-sharpening; full batch, loss 1/(2 N) sum |f - y|^2.
+
+    Attributes:
+        train: training samples of the digits.
+        widths: units of each of the hidden layers.
+        depth: hidden layers.
+        c: rates tried in ascending order until projection and loss have both risen.
+        seeds: number of initialisations.
+        steps: gradient steps within which they must rise.
+        hessian_seeds: initialisations at which the Hessian is solved too.
+    """
+
+    train: int = 256
+    widths: tuple[int, ...] = (256, 512, 1024, 2048)
+    depth: int = 3
+    c: tuple[float, ...] = (
+        *(2.02, 2.05, 2.08, 2.11, 2.14, 2.17, 2.2, 2.25, 2.3, 2.35, 2.4, 2.5, 2.6, 2.7, 2.85),
+        *(3.0, 3.25, 3.5, 4.0, 5.0, 6.0),
+    )
+    seeds: int = 5
+    steps: int = 20
+    hessian_seeds: int = 3
+
+
+SETTINGS = {
+    "smoke": Settings(48, (32, 64), c=(2.1, 2.5, 3.5, 6.0), seeds=2, steps=8, hessian_seeds=1),
+    "cpu": Settings(),
+    "full": Settings(512, (256, 512, 1024, 2048, 4096, 8192), seeds=10, hessian_seeds=10),
+}
+
+
+def run(settings: Settings, context: Context) -> Outcome:
+    """Find c_proj and c_loss for every width and seed, the gap to the Hessian, and judge."""
+    s = settings
+    data = context.data("digits", train=s.train, test=0)
+    recipe = Recipe(steps=s.steps, top=data.outputs, probe_factor=float(s.steps + 1))
+    context.expect(len(s.widths) * s.seeds + 1)
+    cells = []
+    for width in s.widths:
+        for seed in range(s.seeds):
+
+            def compute(width: int = width, seed: int = seed) -> dict[str, Any]:
+                return _cell(s, data, width, seed, recipe)
+
+            cells.append(context.part(f"w{width}_s{seed}", compute))
+    linear = context.part("linearised", lambda: _linearised(s, data, recipe))
+    rows = [_row(width, [c for c in cells if c["width"] == width]) for width in s.widths]
+    claims = [
+        _claim_falls(rows, "c_proj", "c_proj falls with the width"),
+        *_claims_values(rows),
+        _claim_linear(linear),
+        _claim_falls(rows, "c_loss", "c_loss falls with the width"),
+        _claim_gap(rows),
+    ]
+    panels = {"thresholds": _panel_thresholds(rows), "gap": _panel_gap(rows)}
+    notes = [
+        f"Thresholds are the first c of the grid at which the quantity exceeds its start within "
+        f"{s.steps} steps; c_proj follows the residual's components along the top "
+        f"{data.outputs} kernel eigenvectors that carry at least a tenth of the projection."
+    ]
+    return Outcome(claims, {"widths": rows, "cells": _flat(cells)}, panels, notes)
+
+
+def _start(s: Settings, data: Dataset, width: int, seed: int, recipe: Recipe) -> Start:
+    model = build(
+        "fc", (data.x_train.shape[1],), data.outputs, width=width, depth=s.depth, seed=seed
+    )
+    return start(model, data, "half_mse", recipe)
+
+
+def _cell(s: Settings, data: Dataset, width: int, seed: int, recipe: Recipe) -> dict[str, Any]:
+    """Thresholds of one initialisation: first c of the grid whose projection, whose loss rises."""
+    problem = _start(s, data, width, seed, recipe)
+    found: dict[str, Any] = {"c_proj": None, "c_loss": None}
+    tried = []
+    for c in s.c:
+        record = train(problem, problem.eta(c, recipe), recipe, seed=seed)
+        tried.append({"c": c, "grew_at": record["grew_at"], "rose_at": record["rose_at"]})
+        for key, at in (("c_proj", "grew_at"), ("c_loss", "rose_at")):
+            rose = record[at] >= 0 or record["diverged_at"] >= 0
+            found[key] = c if found[key] is None and rose else found[key]
+        if None not in found.values():
+            break
+    gap = None
+    if seed < s.hessian_seeds:
+        problem.model.load_state_dict(problem.state)
+        hessian = Hessian(problem.model, problem.loss, data.train)
+        top = float(eigsh(hessian, k=1, tol=1e-3).eigenvalues[0])
+        gap = abs(top - problem.lambda0) / problem.lambda0
+    return {"width": width, "seed": seed, "lambda0": problem.lambda0, **found, "gap": gap} | {
+        "tried": tried
+    }
+
+
+@torch.no_grad()
+def _linearised(s: Settings, data: Dataset, recipe: Recipe) -> dict[str, Any]:
+    """Growth of the projection in the model linearised at its start: r <- r - (eta/m) Theta r."""
+    problem = _start(s, data, s.widths[0], 0, recipe)
+    problem.model.load_state_dict(problem.state)
+    x, y = data.train
+    outputs = problem.model(x)
+    kernel, m = NTK(problem.model, x), problem.loss.normaliser(outputs, y)
+    residual = (outputs - y).reshape(-1, 1).repeat(1, len(LINEAR_CS))
+    rates = torch.tensor(LINEAR_CS).to(residual) / problem.lambda0 / m
+    assert problem.vectors is not None
+    follow = Projection(problem.vectors[:, :1], columns=len(LINEAR_CS))
+    for step in range(s.steps + 1):
+        follow.follow(residual)
+        if step < s.steps:
+            residual = residual - (kernel @ residual) * rates
+    rising = [max(growth) > 1 + 1e-6 for growth in follow.growth]
+    return {"c": list(LINEAR_CS), "rises": rising}
+
+
+def _row(width: int, cells: list[dict[str, Any]]) -> Row:
+    def middle(key: str) -> float | None:
+        values = [c[key] for c in cells]
+        return None if None in values else median(values)
+
+    gaps = [c["gap"] for c in cells if c["gap"] is not None]
+    return {
+        "width": width,
+        "seeds": len(cells),
+        "c_proj": middle("c_proj"),
+        "c_loss": middle("c_loss"),
+        "hessian_gap": median(gaps) if gaps else None,
+        "lambda0": median([c["lambda0"] for c in cells]),
+    }
+
+
+def _flat(cells: list[dict[str, Any]]) -> list[Row]:
+    return [{k: v for k, v in c.items() if k != "tried"} for c in cells]
+
+
+def _claim_falls(rows: list[Row], key: str, name: str) -> Claim:
+    values = [r[key] for r in rows]
+    text = ", ".join(f"{show(r[key], '.4g')} at {r['width']}" for r in rows)
+    known = None not in values
+    falls = known and all(b <= a for a, b in itertools.pairwise(values))
+    falls = falls and values[-1] < values[0]
+    return Claim(
+        name,
+        "the threshold tends to 2 as the width grows",
+        f"medians: {text}",
+        falls if known else None,
+        "" if falls else "few seeds scatter, or the grid of rates is too coarse or too short",
+    )
+
+
+def _claims_values(rows: list[Row]) -> list[Claim]:
+    claims = []
+    for width, limit in ((512, 2.35), (2048, 2.14)):
+        row = next((r for r in rows if r["width"] == width), None)
+        if row is None:
+            continue
+        value = row["c_proj"]
+        claims.append(
+            Claim(
+                f"c_proj at width {width}",
+                f"the median is at most {limit}",
+                f"median {show(value, '.4g')}",
+                None if value is None else value <= limit,
+            )
+        )
+    return claims
+
+
+def _claim_linear(linear: dict[str, Any]) -> Claim:
+    below = [r for c, r in zip(linear["c"], linear["rises"], strict=True) if c < 2]
+    above = [r for c, r in zip(linear["c"], linear["rises"], strict=True) if c > 2]
+    grows = [c for c, r in zip(linear["c"], linear["rises"], strict=True) if r]
+    return Claim(
+        "linearised net crosses at 2",
+        "linearised at its start, the net's top component grows exactly from c = 2 on",
+        f"of c = {', '.join(f'{c:g}' for c in linear['c'])} it grows at "
+        + (", ".join(f"{c:g}" for c in grows) or "none"),
+        all(above) and not any(below),
+    )
+
+
+def _claim_gap(rows: list[Row]) -> Claim:
+    kept = [r for r in rows if r["hessian_gap"]]
+    predicted = "the top Hessian eigenvalue agrees with lambda at large width"
+    if len(kept) < 2:
+        return Claim("Hessian gap shrinks", predicted, "one width", None, "needs two widths")
+    steep, error = slope(
+        [math.log(r["width"]) for r in kept], [math.log(r["hessian_gap"]) for r in kept]
+    )
+    values = ", ".join(f"{r['hessian_gap']:.3g} at {r['width']}" for r in kept)
+    text = f"relative gap at the start: {values}; slope in log-log {steep:.2f}"
+    text += "" if error is None else f" +- {error:.2f}"
+    return Claim("Hessian gap shrinks", predicted, text, steep < 0)
+
+
+def _panel_thresholds(rows: list[Row]) -> Panel:
+    series = []
+    for key in ("c_proj", "c_loss"):
+        kept = [r for r in rows if r[key] is not None]
+        x, y = [float(r["width"]) for r in kept], [r[key] for r in kept]
+        series.append(Series(f"{key} (median)", x, y))
+    title = "Where the residual's top components and the loss begin to rise"
+    return Panel(title, "width", "c = eta * lambda_0", series, xlog=True, hlines={"c = 2": 2.0})
+
+
+def _panel_gap(rows: list[Row]) -> Panel:
+    kept = [r for r in rows if r["hessian_gap"]]
+    x, y = [float(r["width"]) for r in kept], [r["hessian_gap"] for r in kept]
+    title = "Relative gap between the top Hessian eigenvalue and lambda at the start"
+    return Panel(title, "width", "gap", [Series("median", x, y)], xlog=True, ylog=True)

@@ -1,0 +1,154 @@
+"""Lazy, catapult and divergent phase of a Wide ResNet (ICLR version, figure 2 d-f)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from catapult_ext.experiments.descent import Recipe, Start, start
+from catapult_ext.experiments.reproduce import grid
+from catapult_ext.experiments.reproduce.context import Context
+from catapult_ext.experiments.reproduce.outcome import Claim, Outcome, Panel, Series
+from catapult_ext.models import build
+
+TITLE = "three phases of a Wide ResNet"
+SOURCE = "Lewkowycz et al., figure 2 d-f: Wide ResNet 28-10, CIFAR-10, batch 128"
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Settings of wrn-phases; the loss is 1/(2 N O) sum |f - y|^2.
+
+    Attributes:
+        data: name of the data set.
+        train: training samples; None for all.
+        test: test samples; None for all.
+        model: ``wrn-d-k``.
+        norm: ``"batch"`` or ``"none"``.
+        batch: samples of a step.
+        c: learning rates in units of 1 / lambda_0.
+        seeds: number of initialisations.
+        steps: gradient steps of every rate.
+        read_at: eta * t, in units of eta_crit of the first seed, at which lambda is read.
+        probe_samples: training samples that the curvature is measured on.
+        batch_stats: what batch normalisation means to the curvature (``models.BATCH_STATS``).
+    """
+
+    data: str = "digits"
+    train: int | None = 512
+    test: int | None = 500
+    model: str = "wrn-10-1"
+    norm: str = "batch"
+    batch: int = 128
+    c: tuple[float, ...] = (0.5, 1, 1.5, 2.5, 3, 4, 6, 8, 12, 16, 24, 32)
+    seeds: int = 3
+    steps: int = 80
+    read_at: float = 60.0
+    probe_samples: int = 64
+    batch_stats: str = "coupled"
+
+
+SETTINGS = {
+    "smoke": Settings(
+        train=32,
+        test=32,
+        batch=16,
+        c=(1, 4, 400),
+        seeds=1,
+        steps=4,
+        read_at=2.0,
+        probe_samples=16,
+    ),
+    "cpu": Settings(),
+    "full": Settings(
+        "cifar-10", None, None, "wrn-28-10", steps=50_000, read_at=167.0, probe_samples=512
+    ),
+}
+
+
+def run(settings: Settings, context: Context) -> Outcome:
+    """Train the grid and judge the claims of the figure."""
+    s = settings
+    shape: dict[str, Any] = {"flatten": False} if s.data == "digits" else {}
+    data = context.data(s.data, train=s.train, test=s.test, **shape)
+
+    def network(seed: int) -> Any:
+        return build(s.model, data.x_train.shape[1:], data.outputs, norm=s.norm, seed=seed)
+
+    bare = Recipe(steps=1, probe_samples=s.probe_samples, batch_stats=s.batch_stats)
+    first = context.part(
+        "lambda0", lambda: {"value": start(network(0), data, "half_mse_mean", bare).lambda0}
+    )
+    time = s.read_at * 2 / first["value"]
+    recipe = Recipe(
+        steps=s.steps,
+        batch=s.batch,
+        probe_times=(time,),
+        probe_samples=s.probe_samples,
+        batch_stats=s.batch_stats,
+    )
+
+    def make(seed: int) -> Start:
+        return start(network(seed), data, "half_mse_mean", recipe)
+
+    records = grid.run_grid(context, "wrn", make, s.c, s.seeds, recipe)
+    rows = grid.by_rate(records, time)
+    stable = grid.largest_stable(records)
+    middle = grid.median(stable)
+    claims = [
+        grid.claim_lazy(rows, slack=0.25),
+        _claim_rise(records),
+        grid.claim_bound(rows, "eta_lambda_at_time", f"at eta*t = {s.read_at:g} eta_crit"),
+        grid.claim_bound(rows),
+        grid.claim_best(rows, middle),
+    ]
+    panels = {
+        "loss": grid.panel_losses(records, "Early loss of the first seed's batches"),
+        "early_curvature": _panel_early(records),
+        "curvature": grid.panel_lambda(
+            rows, "eta_lambda_at_time", f"eta * lambda at eta * t = {s.read_at:g} eta_crit"
+        ),
+        "accuracy": grid.panel_accuracy(rows, f"Test accuracy after {s.steps} steps"),
+    }
+    notes = [
+        f"{s.model}, norm {s.norm}: lambda_0 = {first['value']:.4g} on {s.probe_samples} training "
+        f"samples with {s.batch_stats} batch statistics. Largest stable c of the seeds: "
+        + ", ".join(f"{c:g}" for c in stable)
+        + "."
+    ]
+    return Outcome(claims, {"rates": rows}, panels, notes)
+
+
+def _claim_rise(records: list[grid.Record]) -> Claim:
+    """In the WRN lambda first rises, then settles."""
+    caught = [r for r in records if r["c"] > 2 and r["diverged_at"] < 0]
+    rose = [r for r in caught if max(p["lambda"] for p in r["probes"][1:]) > 1.05 * r["lambda0"]]
+    fell = [r for r in rose if r["probes"][-1]["lambda"] < max(p["lambda"] for p in r["probes"])]
+    both = len(fell)
+    holds = None if not caught else 2 * both > len(caught)
+    return Claim(
+        "lambda first rises, then settles",
+        "in the Wide ResNet lambda rises in the first steps before it comes down",
+        f"in {both} of {len(caught)} runs above 2/lambda_0 that converged lambda rose by more than "
+        "5 % and came down again",
+        holds,
+        ""
+        if holds
+        else "smaller net and images: the reduction starts at once, or sharpening goes "
+        "on to the end of these few steps",
+    )
+
+
+def _panel_early(records: list[grid.Record]) -> Panel:
+    held = sorted((r for r in records if r["seed"] == 0), key=lambda r: r["c"])
+    held = [r for r in held if r["diverged_at"] < 0]
+    stride = max(1, -(-len(held) // 7))
+    series = [
+        Series(
+            f"c = {r['c']:g}",
+            [float(p["step"]) for p in r["probes"]],
+            [p["lambda"] / r["lambda0"] for p in r["probes"]],
+        )
+        for r in held[::stride]
+    ]
+    return Panel("Curvature along the way", "step", "lambda / lambda_0", series)

@@ -1,0 +1,146 @@
+"""Many dense networks as one program: weights stacked along a replica axis, one batched product."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from catapult_ext._validate import require
+from catapult_ext.models import NTKLinear
+from catapult_ext.probes.observables import ONE_SIDED
+
+
+@dataclass(frozen=True)
+class StackedRecord:
+    """Full-batch descent of R replicas.
+
+    Attributes:
+        loss: (R, steps + 1); after a divergence the value stays at the last one.
+        diverged_at: (R,) int64, -1 for none.
+        lambda_end: (R,) top eigenvalue of the squared loss's Gauss-Newton matrix, NaN if diverged.
+        inactive: (R,) largest share, over the layers, of pre-activations <= 0 at the end; NaN
+            for activations that are not one-sided.
+    """
+
+    loss: Tensor
+    diverged_at: Tensor
+    lambda_end: Tensor
+    inactive: Tensor
+
+
+class StackedDense:
+    """R chains of :class:`~catapult_ext.models.NTKLinear` without bias and with one output.
+
+    Args:
+        models: networks of equal layout, as ``models.fully_connected`` builds them.
+        x: (N, D) inputs that all of them share.
+        y: (N, 1) targets.
+
+    Raises:
+        ValueError: layers of another kind, biases, or several outputs.
+    """
+
+    def __init__(self, models: Sequence[nn.Sequential], x: Tensor, y: Tensor) -> None:
+        where = "experiments.StackedDense"
+        first = [m for m in models[0] if isinstance(m, NTKLinear)]
+        ok = all(m.bias is None for m in first) and first[-1].out_features == 1
+        require(ok, where, "layers must have no bias, and one output", str(models[0]))
+        self.x, self.y = x, y
+        self.activation = next(
+            (m for m in models[0] if not isinstance(m, NTKLinear)), nn.Identity()
+        )
+        self.scales = [m.scale for m in first]
+        chains = [[m for m in net if isinstance(m, NTKLinear)] for net in models]
+        require(
+            all(len(chain) == len(first) for chain in chains),
+            where,
+            "depths must agree",
+            len(first),
+        )
+        self.weights = [
+            torch.stack([chain[i].weight.detach() for chain in chains]).requires_grad_()
+            for i in range(len(first))
+        ]
+
+    def forward(self) -> tuple[Tensor, list[Tensor], list[Tensor]]:
+        """Outputs (R, N), the input of every layer and every pre-activation, (R, N, width)."""
+        h = self.x.expand(len(self.weights[0]), *self.x.shape)
+        inputs, before = [], []
+        for i, (w, scale) in enumerate(zip(self.weights, self.scales, strict=True)):
+            inputs.append(h)
+            z = torch.bmm(h * math.sqrt(scale), w.transpose(1, 2))
+            before.append(z)
+            h = z if i == len(self.weights) - 1 else self.activation(z)
+        return h[..., 0], inputs, before
+
+    def top_eigenvalue(self) -> Tensor:
+        """(R,) lambda of the loss 1/(2N) sum (f - y)^2, from the explicit (N, N) kernels."""
+        with torch.enable_grad():
+            f, inputs, before = self.forward()
+            slopes = torch.autograd.grad(f.sum(), before)
+        kernel = torch.zeros(1, dtype=torch.float64, device=self.x.device)
+        for a, g, scale in zip(inputs, slopes, self.scales, strict=True):
+            a, g = a.detach().double(), g.double()
+            kernel = kernel + scale * (a @ a.transpose(1, 2)) * (g @ g.transpose(1, 2))
+        broken = ~torch.isfinite(kernel).all(dim=2).all(dim=1)
+        kernel[broken] = 0
+        top = torch.linalg.eigvalsh(kernel)[:, -1] / len(self.x)
+        return torch.where(broken, torch.nan, top)
+
+    def descend(self, eta: Tensor, steps: int, cut: Tensor) -> StackedRecord:
+        """Gradient descent of all replicas, each at its own rate.
+
+        A replica whose loss is not finite or above ``cut`` stops there. Nothing is read back
+        before the end, so that on a GPU the steps queue up.
+
+        Args:
+            eta: (R,) learning rates.
+            steps: number of steps.
+            cut: (R,) loss above which a replica is given up.
+        """
+        replicas = len(eta)
+        alive = torch.ones(replicas, dtype=torch.bool, device=self.x.device)
+        diverged = torch.full((replicas,), -1, dtype=torch.int64, device=self.x.device)
+        curves = torch.zeros(replicas, steps + 1, dtype=self.x.dtype, device=self.x.device)
+        value = torch.zeros(replicas, dtype=self.x.dtype, device=self.x.device)
+        for step in range(steps + 1):
+            with torch.enable_grad():
+                f, _, _ = self.forward()
+                losses = (f - self.y[:, 0]).square().sum(dim=1) / (2 * len(self.x))
+                if step < steps:
+                    gradients = torch.autograd.grad(losses.sum(), self.weights)
+            value = torch.where(alive, losses.detach(), value)
+            curves[:, step] = value
+            bad = alive & ~(value <= cut)
+            diverged = torch.where(bad, step, diverged)
+            alive = alive & ~bad
+            if step < steps:
+                self._move(gradients, eta, alive)
+        return self._record(curves, diverged, alive)
+
+    @torch.no_grad()
+    def _move(self, gradients: tuple[Tensor, ...], eta: Tensor, alive: Tensor) -> None:
+        for w, g in zip(self.weights, gradients, strict=True):
+            kept = alive.view(-1, 1, 1)
+            # where, not a product: a diverged replica's gradient may be inf or NaN
+            w.copy_(torch.where(kept, w - eta.view(-1, 1, 1) * g, 0))
+
+    @torch.no_grad()
+    def _record(self, curves: Tensor, diverged: Tensor, alive: Tensor) -> StackedRecord:
+        top = self.top_eigenvalue().to(curves.dtype)
+        inactive = torch.full_like(top, torch.nan)
+        if isinstance(self.activation, ONE_SIDED):
+            _, _, before = self.forward()
+            shares = [(z <= 0).float().mean(dim=(1, 2)) for z in before[:-1]]
+            inactive = torch.stack(shares).amax(dim=0)
+        nothing = torch.full_like(top, torch.nan)
+        return StackedRecord(
+            curves,
+            diverged,
+            torch.where(alive, top, nothing),
+            torch.where(alive, inactive, nothing),
+        )

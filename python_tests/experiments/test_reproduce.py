@@ -1,0 +1,201 @@
+"""Every experiment of the paper at smoke scale, and what surrounds them."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import xml.etree.ElementTree as ElementTree
+
+import pytest
+import torch
+
+from catapult_ext.experiments import reproduce as rp
+from catapult_ext.experiments.reproduce import grid, outcome
+from catapult_ext.runs import RunFolderError
+
+CORE = [
+    "fc-phases",
+    "wrn-phases",
+    "cnn-fixed-steps",
+    "cnn-physical-time",
+    "width-sharpening",
+    "linearise-after-catapult",
+    "c-act-table",
+    "sgd-catapults",
+]
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread():
+    """Tiny products: more threads only wait for each other."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def test_the_core_is_registered():
+    assert set(CORE) <= set(rp.names())
+
+
+@pytest.mark.parametrize("name", rp.names())
+def test_smoke(name, tmp_path):
+    lines = []
+    done = rp.reproduce(name, "smoke", out=tmp_path / "run", tell=lines.append)
+    folder = tmp_path / "run"
+    claims = json.loads((folder / "claims.json").read_text())
+    assert claims["verdict"] == done.outcome.verdict
+    assert len(claims["claims"]) == len(done.outcome.claims) >= 3
+    assert len({c["name"] for c in claims["claims"]}) == len(claims["claims"])
+    for claim in done.outcome.claims:
+        assert claim.predicted
+        assert claim.measured
+        assert claim.holds in (True, False, None)
+    page = (folder / "report.html").read_text()
+    for claim in done.outcome.claims:
+        assert claim.measured.split("<")[0][:20] in page
+    assert "http" not in page.replace("http-equiv", "")
+    for panel in done.outcome.panels:
+        assert (folder / f"fig_{panel}.png").stat().st_size > 3000
+        ElementTree.fromstring((folder / f"fig_{panel}.svg").read_text())
+    for table, rows in done.outcome.tables.items():
+        text = (folder / f"table_{table}.csv").read_text().splitlines()
+        assert len(text) == len(rows) + 1
+    assert lines
+    # A finished run reports again from its parts, without computing anything.
+    again = []
+    second = rp.reproduce(name, "smoke", out=folder, tell=again.append)
+    assert not again
+    assert second.outcome.claims == done.outcome.claims
+    assert json.loads((folder / "claims.json").read_text()) == claims
+
+
+def test_scales_are_complete():
+    for name in rp.names():
+        assert set(rp.experiment(name).settings) == set(rp.SCALES)
+
+
+KILLED = """
+import sys, torch
+torch.set_num_threads(1)
+from catapult_ext.experiments import reproduce as rp
+cs = tuple(0.5 + 0.5 * i for i in range(int(sys.argv[2])))
+rp.reproduce("fc-phases", "smoke", out=sys.argv[1], c=cs, seeds=3, train=32, test=20, width=32,
+             steps=6, read_at=2.0, tell=lambda line: print(line, flush=True))
+"""
+
+
+@pytest.mark.parametrize(
+    ("kills", "rates"), [(1, 4), pytest.param(5, 24, marks=pytest.mark.nightly)]
+)
+def test_a_killed_sweep_ends_like_an_undisturbed_one(kills, rates, tmp_path):
+    def begin(folder):
+        return subprocess.Popen(
+            [sys.executable, "-c", KILLED, str(folder), str(rates)],
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+
+    draw = random.Random(0)
+    folder, calm = tmp_path / "killed", tmp_path / "calm"
+    parts = 0
+    for _ in range(kills):
+        process = begin(folder)
+        for _ in range(draw.randint(1, 10)):  # so many parts, then a kill in the midst of the next
+            process.stdout.readline()
+        os.kill(process.pid, signal.SIGKILL)
+        process.wait()
+        process.stdout.close()
+        now = len(list((folder / "parts").glob("*.json")))
+        assert now > parts
+        parts = now
+    assert parts < 3 * rates
+    for path in (folder, calm):
+        process = begin(path)
+        process.communicate()
+        assert process.returncode == 0
+    for name in ("claims.json", "summary.json", "table_rates.csv"):
+        assert (folder / name).read_bytes() == (calm / name).read_bytes()
+    assert len(list((folder / "parts").glob("*.json"))) == 3 * rates
+
+
+def test_compare_names_settings_and_claims_that_differ(tmp_path):
+    for name, seeds in (("a", 1), ("b", 2)):
+        rp.reproduce("c-act-table", "smoke", out=tmp_path / name, seeds=seeds)
+    rows = {r["what"]: r for r in rp.compare(tmp_path / "a", tmp_path / "b")}
+    assert rows["setting seeds"]["first"] == "1"
+    assert rows["setting seeds"]["same"] == "no"
+    assert "c_act relu, 3 hidden" in rows
+    same = rp.compare(tmp_path / "a", tmp_path / "a")
+    assert {r["same"] for r in same} == {"yes"}
+    with pytest.raises(RunFolderError, match="holds no finished reproduction"):
+        rp.compare(tmp_path / "a", tmp_path)
+
+
+def test_bad_arguments(tmp_path):
+    with pytest.raises(ValueError, match="name must be one of fc-phases"):
+        rp.reproduce("fig-1")
+    with pytest.raises(ValueError, match="scale must be one of smoke, cpu, full, got 'gpu'"):
+        rp.reproduce("fc-phases", "gpu")
+    with pytest.raises(TypeError, match=r"settings of fc-phases are data, train, .* got wdith"):
+        rp.reproduce("fc-phases", "smoke", wdith=3)
+    rp.reproduce("c-act-table", "smoke", out=tmp_path / "run")
+    with pytest.raises(RunFolderError, match="another configuration"):
+        rp.reproduce("c-act-table", "smoke", out=tmp_path / "run", seeds=1)
+    rp.reproduce("c-act-table", "smoke", out=tmp_path / "run", seeds=1, fresh=True)
+
+
+def fake(c, seed=0, diverged=-1, lam=0.5, peak=1.0, rose=-1, accuracy=0.5, inactive=0.5):
+    """A record as descent.train returns them, with lambda_0 = 1."""
+    row = {"step": 10, "time": 10 * c, "mark": "end", "lambda": lam, "train_loss": 0.1}
+    row |= {"test_accuracy": accuracy, "inactive": inactive, "worst_inactive": inactive}
+    return {
+        "seed": seed, "eta": c, "c": c, "lambda0": 1.0, "diverged_at": diverged, "rose_at": rose,
+        "loss0": 1.0, "loss_peak": peak, "loss_peak_at": 3, "loss_steps": [0, 10],
+        "loss": [1.0, 0.1], "probes": [row],
+    }  # fmt: skip
+
+
+def test_bound_claim_takes_the_worst_seed():
+    good = grid.by_rate([fake(3.0, 0, lam=0.5), fake(3.0, 1, lam=0.6)])
+    assert grid.claim_bound(good).holds is True
+    bad = grid.by_rate([fake(3.0, 0, lam=0.5), fake(3.0, 1, lam=0.7)])
+    assert grid.claim_bound(bad).holds is False
+    lazy = grid.by_rate([fake(1.0, lam=5.0)])
+    assert grid.claim_bound(lazy).holds is None
+
+
+def test_largest_stable_stops_at_the_first_divergence_or_dead_net():
+    records = [fake(2.0), fake(4.0, diverged=3), fake(8.0)]
+    assert grid.largest_stable(records) == [2.0]
+    assert grid.largest_stable([fake(2.0), fake(4.0, inactive=0.99)]) == [2.0]
+    assert grid.largest_stable([fake(2.0), fake(4.0), fake(2.0, 1, diverged=1)]) == [4.0, 0.0]
+
+
+def test_lazy_and_best_claims():
+    rows = grid.by_rate([fake(1.0, accuracy=0.8), fake(3.0, accuracy=0.9, peak=5.0, rose=1)])
+    assert grid.claim_lazy(rows).holds is True
+    assert grid.claim_best(rows, 3.0).holds is True
+    rows = grid.by_rate([fake(1.0, accuracy=0.9, peak=1.1, rose=2), fake(3.0, accuracy=0.8)])
+    assert grid.claim_lazy(rows).holds is False
+    assert grid.claim_lazy(rows, slack=0.2).holds is True
+    assert grid.claim_best(rows, 3.0).holds is False
+    # A rate that diverged for some seed does not win.
+    rows = grid.by_rate([fake(1.0), fake(3.0, accuracy=0.9), fake(3.0, 1, diverged=4)])
+    assert grid.claim_best(rows, 3.0).holds is False
+
+
+def test_statistics():
+    assert outcome.mean([1.0, None, 3.0]) == 2.0
+    assert outcome.mean([None]) is None
+    assert outcome.standard_error([1.0, 3.0]) == pytest.approx(1.0)
+    assert outcome.standard_error([1.0]) is None
+    assert (outcome.median([3, 1, 2]), outcome.median([1, 2, 3, 4])) == (2, 2.5)
+    assert outcome.correlation([1, 2, 3], [2, 4, 6]) == pytest.approx(1.0)
+    assert outcome.correlation([1, 2, 3], [1, 1, 1]) is None
+    b, error = outcome.slope([0, 1, 2], [1, 3, 5])
+    assert (b, error) == (pytest.approx(2.0), pytest.approx(0.0))
