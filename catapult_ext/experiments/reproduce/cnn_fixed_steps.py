@@ -38,9 +38,9 @@ class Settings:
     width: float = 0.1
     batch: int = 128
     l2: float = 5e-4
-    c: tuple[float, ...] = (0.25, 0.5, 1, 1.5, 2.5, 3, 4, 6, 8, 12, 16, 24)
-    seeds: int = 3
-    steps: int = 150
+    c: tuple[float, ...] = (0.5, 1, 1.5, 2.5, 3, 4, 6, 8, 12, 16, 24)
+    seeds: int = 2
+    steps: int = 120
     probe_samples: int = 128
 
 

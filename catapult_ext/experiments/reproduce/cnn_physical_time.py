@@ -58,8 +58,8 @@ class Settings:
     batch: int = 128
     l2: float = 5e-4
     c: tuple[float, ...] = (0.5, 1, 1.5, 2.5, 3, 4, 6, 8, 12)
-    seeds: int = 3
-    time: float = 150.0
+    seeds: int = 2
+    time: float = 100.0
     final: float = 0.2
     final_steps: int = 60
     probe_samples: int = 128

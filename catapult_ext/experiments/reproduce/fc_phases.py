@@ -28,21 +28,21 @@ class Settings:
         activation: between them.
         c: learning rates in units of 1 / lambda_0.
         seeds: number of initialisations.
-        steps: gradient steps of every rate, more where eta * t needs them.
-        read_at: eta * t at which lambda is compared with 2/eta.
+        steps: gradient steps of every rate.
+        read_at: eta * t at which lambda is compared with 2/eta (or the end, if that is sooner).
         probe_samples: training samples that the curvature is measured on; None for all.
     """
 
     data: str = "digits"
-    train: int = 512
+    train: int = 256
     test: int | None = None
     batch: int | None = None
     width: int = 512
     depth: int = 3
     activation: str = "relu"
-    c: tuple[float, ...] = (0.5, 1, 1.5, 1.9, 2.25, 2.5, 3, 4, 5, 6, 7, 8, 10, 12, 14, 16, 20)
+    c: tuple[float, ...] = (0.5, 1, 1.5, 2.25, 2.5, 3, 4, 6, 8, 10, 12, 14, 16, 20)
     seeds: int = 5
-    steps: int = 150
+    steps: int = 60
     read_at: float = 250.0
     probe_samples: int | None = None
 

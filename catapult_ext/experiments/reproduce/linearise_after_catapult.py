@@ -52,10 +52,10 @@ class Settings:
     test: int | None = None
     width: int = 512
     depth: int = 3
-    c: tuple[float, ...] = (2.25, 2.5, 3.0, 3.5, 4.0)
-    seeds: int = 5
+    c: tuple[float, ...] = (2.25, 2.75, 3.25, 3.75)
+    seeds: int = 4
     logs: float = 5.0
-    steps: int = 100
+    steps: int = 60
 
 
 SETTINGS = {

@@ -53,7 +53,7 @@ class Settings:
     batches: tuple[int, ...] = (8, 32, 128)
     c: float = 1.5
     gd_c: float = 4.0
-    steps: int = 60
+    steps: int = 40
     seeds: int = 3
     top: int = 5
 

@@ -46,7 +46,7 @@ class Settings:
         hessian_seeds: initialisations at which the Hessian is solved too.
     """
 
-    train: int = 256
+    train: int = 128
     widths: tuple[int, ...] = (256, 512, 1024, 2048)
     depth: int = 3
     c: tuple[float, ...] = (

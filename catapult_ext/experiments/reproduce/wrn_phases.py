@@ -40,9 +40,9 @@ class Settings:
     model: str = "wrn-10-1"
     norm: str = "batch"
     batch: int = 128
-    c: tuple[float, ...] = (0.5, 1, 1.5, 2.5, 3, 4, 6, 8, 12, 16, 24, 32)
-    seeds: int = 3
-    steps: int = 80
+    c: tuple[float, ...] = (0.5, 1, 1.5, 3, 4, 6, 8, 12, 24)
+    seeds: int = 2
+    steps: int = 60
     read_at: float = 60.0
     probe_samples: int = 64
     batch_stats: str = "coupled"
@@ -61,7 +61,7 @@ SETTINGS = {
     ),
     "cpu": Settings(),
     "full": Settings(
-        "cifar-10", None, None, "wrn-28-10", steps=50_000, read_at=167.0, probe_samples=512
+        "cifar-10", None, None, "wrn-28-10", seeds=1, steps=50_000, read_at=167.0, probe_samples=512
     ),
 }
 

@@ -1,0 +1,132 @@
+"""catapult-ext reproduce and compare: the paper's experiments, claim by claim."""
+
+from __future__ import annotations
+
+import ast
+import shlex
+import sys
+from pathlib import Path
+from typing import Any
+
+from catapult_ext._validate import fail
+from catapult_ext.cli.console import load
+from catapult_ext.experiments import reproduce as experiments
+
+
+def changes(name: str, scale: str, assignments: list[str]) -> dict[str, Any]:
+    """``key=value`` texts as settings of the experiment, tuples where it has tuples.
+
+    Raises:
+        ValueError: a text that is no assignment.
+        TypeError: a value of another kind than the setting's.
+    """
+    where = "reproduce"
+    held = experiments.experiment(name).settings.get(scale)
+    found: dict[str, Any] = {}
+    for text in assignments:
+        key, equals, value = text.partition("=")
+        if not equals:
+            fail(where, "--set must be key=value", repr(text))
+        try:
+            parsed: Any = ast.literal_eval(value)
+        except (ValueError, SyntaxError):
+            parsed = value  # a word
+        present = getattr(held, key, None)
+        if isinstance(present, tuple):
+            parsed = parsed if isinstance(parsed, tuple) else (parsed,)
+        elif isinstance(present, float) and isinstance(parsed, int):
+            parsed = float(parsed)
+        elif present is not None and not isinstance(parsed, (type(present), type(None))):
+            wanted = f"--set {key} must be of type {type(present).__name__}"
+            fail(where, wanted, repr(value), TypeError)
+        found[key] = parsed
+    return found
+
+
+def _print_table(rows: list[dict[str, Any]], title: str, order: list[str]) -> None:
+    table = load("rich.table").Table(
+        title=title, header_style="bold", box=load("rich.box").SIMPLE_HEAD
+    )
+    for name in order:
+        table.add_column(name, overflow="fold")
+    colours = {"holds": "green", "does not hold": "dark_orange", "no": "dark_orange"}
+    for row in rows:
+        mark = row.get("verdict", row.get("same"))
+        table.add_row(*(str(row[n]) for n in order), style=colours.get(str(mark)))
+    load("rich.console").Console().print(table)
+
+
+def _print_names() -> None:
+    rows = []
+    for name in experiments.names():
+        found = experiments.experiment(name)
+        rows.append({"name": name, "what": found.title, "source": found.source})
+    _print_table(rows, "Experiments", ["name", "what", "source"])
+
+
+def _print_done(done: experiments.Reproduction) -> None:
+    console = load("rich.console").Console()
+    rows = experiments.claim_rows(done.outcome.claims)
+    title = f"{done.experiment.name}: {done.experiment.title} ({done.scale})"
+    _print_table(rows, title, ["claim", "predicted", "measured", "verdict"])
+    for note in done.outcome.notes:
+        console.print(note, highlight=False)
+    console.print(done.outcome.verdict + ".", highlight=False)
+    if done.path is not None:
+        console.print(f"\nReport: {done.path / 'report.html'}", highlight=False, soft_wrap=True)
+
+
+def register(app: Any, typer: Any) -> None:
+    """Add the commands."""
+    option, argument = typer.Option, typer.Argument
+
+    @app.command()
+    def reproduce(
+        name: str = argument(None, help="Experiment; without one, the list of them."),
+        scale: str = option("cpu", help="smoke (seconds), cpu (two cores) or full (the paper's)."),
+        out: Path = option(None, help="Run folder; default ./catapult-runs/NAME-SCALE."),  # noqa: B008
+        data_dir: Path = option(None, help="Folder of data files; default $CATAPULT_DATA."),  # noqa: B008
+        fresh: bool = option(False, "--fresh", help="Start anew in an existing run folder."),
+        device: str = option("cpu", help="Where to train, such as cuda."),
+        settings: list[str] = option([], "--set", help="key=value, such as seeds=3 or c=1,3,8."),  # noqa: B008
+    ) -> None:
+        """Run one experiment of the paper and judge its claims."""
+        if name is None:
+            _print_names()
+            return
+        changed = changes(name, scale, settings)
+        folder = out if out is not None else Path("catapult-runs") / f"{name}-{scale}"
+        console = load("rich.console").Console(stderr=True)
+
+        def tell(line: str) -> None:
+            console.print(line, highlight=False, style="dim")
+
+        try:
+            done = experiments.reproduce(
+                name,
+                scale,
+                out=folder,
+                data_dir=data_dir,
+                fresh=fresh,
+                device=device,
+                tell=tell,
+                **changed,
+            )
+        except KeyboardInterrupt:
+            command = shlex.join(a for a in sys.argv[1:] if a != "--fresh")
+            console.print(
+                f"\nInterrupted. Finished parts are stored; go on with:\n  catapult-ext {command}",
+                highlight=False,
+                soft_wrap=True,
+            )
+            sys.exit(130)
+        _print_done(done)
+
+    @app.command()
+    def compare(
+        first: Path = argument(..., help="Run folder."),  # noqa: B008
+        second: Path = argument(..., help="Run folder."),  # noqa: B008
+    ) -> None:
+        """Set two finished reproductions side by side: settings and claims that differ."""
+        rows = experiments.compare(first, second)
+        _print_table(rows, f"{first} and {second}", ["what", "first", "second", "same"])

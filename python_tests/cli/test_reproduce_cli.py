@@ -1,0 +1,64 @@
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from catapult_ext import cli
+
+
+def run(capsys, *arguments):
+    """Exit code, stdout and stderr of the command line, in this process."""
+    with pytest.raises(SystemExit) as stop:
+        cli.main([str(a) for a in arguments])
+    captured = capsys.readouterr()
+    return stop.value.code or 0, captured.out, captured.err
+
+
+SMALL = ("--scale", "smoke", "--set", "activations='relu','tanh'", "--set", "seeds=1")
+
+
+def test_without_a_name_the_experiments_are_listed(capsys):
+    code, out, _ = run(capsys, "reproduce")
+    assert code == 0
+    assert "fc-phases" in out
+    assert "sgd-catapults" in out
+
+
+def test_reproduce_prints_claims_and_writes_the_folder(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    code, out, err = run(capsys, "reproduce", "c-act-table", *SMALL)
+    assert code == 0, err
+    assert "claims hold" in out
+    assert "tanh_3" in err
+    folder = tmp_path / "catapult-runs" / "c-act-table-smoke"
+    config = json.loads((folder / "config.json").read_text())["config"]
+    assert config["activations"] == ["relu", "tanh"]
+    assert config["seeds"] == 1
+    code, out, err = run(capsys, "compare", folder, folder)
+    assert code == 0, err
+    assert "c_act relu" in out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("fig-1",), "name must be one of fc-phases"),
+        (("c-act-table", "--set", "seeds"), "--set must be key=value, got 'seeds'"),
+        (("c-act-table", "--set", "seeds=many"), "--set seeds must be of type int, got 'many'"),
+        (("c-act-table", "--set", "sedes=3", "--scale", "smoke"), "settings of c-act-table are"),
+        (("c-act-table", "--scale", "tiny"), "scale must be one of smoke, cpu, full, got 'tiny'"),
+    ],
+)
+def test_mistakes_are_told_in_one_line(capsys, tmp_path, arguments, message):
+    code, _, err = run(capsys, "reproduce", *arguments, "--out", tmp_path / "run")
+    assert code == 1
+    assert message in err
+    assert "Traceback" not in err
+
+
+def test_a_missing_data_folder_is_told(capsys, tmp_path, monkeypatch):
+    monkeypatch.delenv("CATAPULT_DATA", raising=False)
+    code, _, err = run(capsys, "reproduce", "fc-phases", "--scale", "full", "--out", tmp_path / "r")
+    assert code == 1
+    assert "pass data_dir or set CATAPULT_DATA" in err
