@@ -9,13 +9,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from catapult_ext.experiments.curvature import top_curvature, top_space
-from catapult_ext.experiments.training import Projection
 from torch import Tensor, nn
 
 from catapult_ext import losses
 from catapult_ext._validate import require
 from catapult_ext.data import Augment, Dataset
+from catapult_ext.experiments.curvature import top_curvature, top_space
+from catapult_ext.experiments.training import Projection
 from catapult_ext.models import has_batch_norm, with_batch_stats
 from catapult_ext.probes import accuracy, activity, divergence_cut, hidden_width, weight_norm
 

@@ -13,6 +13,8 @@ from catapult_ext._validate import require
 from catapult_ext.models import NTKLinear
 from catapult_ext.probes.observables import ONE_SIDED
 
+DROP_AT = (4, 16, 64, 256)  # steps after which diverged replicas leave the stack
+
 
 @dataclass(frozen=True)
 class StackedRecord:
@@ -92,55 +94,61 @@ class StackedDense:
         return torch.where(broken, torch.nan, top)
 
     def descend(self, eta: Tensor, steps: int, cut: Tensor) -> StackedRecord:
-        """Gradient descent of all replicas, each at its own rate.
+        """Gradient descent of all replicas, each at its own rate; moves the weights.
 
-        A replica whose loss is not finite or above ``cut`` stops there. Nothing is read back
-        before the end, so that on a GPU the steps queue up.
+        A replica whose loss is not finite or above ``cut`` is given up; at steps ``DROP_AT`` those
+        leave the stack, and only there is anything read back, so that on a GPU steps queue up.
 
         Args:
             eta: (R,) learning rates.
             steps: number of steps.
             cut: (R,) loss above which a replica is given up.
         """
-        replicas = len(eta)
-        alive = torch.ones(replicas, dtype=torch.bool, device=self.x.device)
-        diverged = torch.full((replicas,), -1, dtype=torch.int64, device=self.x.device)
-        curves = torch.zeros(replicas, steps + 1, dtype=self.x.dtype, device=self.x.device)
-        value = torch.zeros(replicas, dtype=self.x.dtype, device=self.x.device)
+        replicas, device = len(eta), self.x.device
+        diverged = torch.full((replicas,), -1, dtype=torch.int64, device=device)
+        curves = torch.zeros(replicas, steps + 1, dtype=self.x.dtype, device=device)
+        held = torch.arange(replicas, device=device)
         for step in range(steps + 1):
             with torch.enable_grad():
                 f, _, _ = self.forward()
                 losses = (f - self.y[:, 0]).square().sum(dim=1) / (2 * len(self.x))
                 if step < steps:
                     gradients = torch.autograd.grad(losses.sum(), self.weights)
-            value = torch.where(alive, losses.detach(), value)
-            curves[:, step] = value
-            bad = alive & ~(value <= cut)
-            diverged = torch.where(bad, step, diverged)
-            alive = alive & ~bad
+            curves[held, step] = losses.detach()
+            bad = (diverged[held] < 0) & ~(losses.detach() <= cut[held])
+            diverged[held] = torch.where(bad, step, diverged[held])
             if step < steps:
-                self._move(gradients, eta, alive)
-        return self._record(curves, diverged, alive)
+                self._move(gradients, eta[held])
+            if step in DROP_AT:
+                held = self._drop(held, diverged[held] < 0)
+        held = self._drop(held, diverged[held] < 0)
+        # What a diverged replica did after its divergence says nothing.
+        columns = torch.arange(steps + 1, device=device)
+        first = torch.where(diverged < 0, steps, diverged)[:, None]
+        at = curves.gather(1, first)
+        curves = torch.where(columns > first, torch.nan_to_num(at, nan=torch.inf), curves)
+        return self._record(curves, diverged, held)
 
     @torch.no_grad()
-    def _move(self, gradients: tuple[Tensor, ...], eta: Tensor, alive: Tensor) -> None:
+    def _move(self, gradients: tuple[Tensor, ...], eta: Tensor) -> None:
         for w, g in zip(self.weights, gradients, strict=True):
-            kept = alive.view(-1, 1, 1)
-            # where, not a product: a diverged replica's gradient may be inf or NaN
-            w.copy_(torch.where(kept, w - eta.view(-1, 1, 1) * g, 0))
+            w.addcmul_(g, eta.view(-1, 1, 1).to(g.dtype), value=-1)
+
+    def _drop(self, held: Tensor, kept: Tensor) -> Tensor:
+        """Take replicas out of the stack; indices of those that stay."""
+        if bool(kept.all()):
+            return held
+        self.weights = [w.detach()[kept].requires_grad_() for w in self.weights]
+        return held[kept]
 
     @torch.no_grad()
-    def _record(self, curves: Tensor, diverged: Tensor, alive: Tensor) -> StackedRecord:
-        top = self.top_eigenvalue().to(curves.dtype)
-        inactive = torch.full_like(top, torch.nan)
-        if isinstance(self.activation, ONE_SIDED):
-            _, _, before = self.forward()
-            shares = [(z <= 0).float().mean(dim=(1, 2)) for z in before[:-1]]
-            inactive = torch.stack(shares).amax(dim=0)
-        nothing = torch.full_like(top, torch.nan)
-        return StackedRecord(
-            curves,
-            diverged,
-            torch.where(alive, top, nothing),
-            torch.where(alive, inactive, nothing),
-        )
+    def _record(self, curves: Tensor, diverged: Tensor, held: Tensor) -> StackedRecord:
+        top = torch.full_like(curves[:, 0], torch.nan)
+        inactive = top.clone()
+        if len(held):
+            top[held] = self.top_eigenvalue().to(curves.dtype)
+            if isinstance(self.activation, ONE_SIDED):
+                _, _, before = self.forward()
+                shares = [(z <= 0).to(curves.dtype).mean(dim=(1, 2)) for z in before[:-1]]
+                inactive[held] = torch.stack(shares).amax(dim=0)
+        return StackedRecord(curves, diverged, top, inactive)

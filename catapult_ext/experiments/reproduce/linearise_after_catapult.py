@@ -7,11 +7,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from catapult_ext.experiments.curvature import top_curvature
-from catapult_ext.linops import freeze
-from catapult_ext.losses import SquaredLoss
 
 from catapult_ext.data import Dataset
+from catapult_ext.experiments.curvature import top_curvature
 from catapult_ext.experiments.descent import Recipe, Start, start, train
 from catapult_ext.experiments.reproduce.context import Context
 from catapult_ext.experiments.reproduce.outcome import (
@@ -24,6 +22,8 @@ from catapult_ext.experiments.reproduce.outcome import (
     show,
     standard_error,
 )
+from catapult_ext.linops import freeze
+from catapult_ext.losses import SquaredLoss
 from catapult_ext.models import build
 from catapult_ext.probes import accuracy
 

@@ -29,6 +29,7 @@ MODULES = {
     "linearise-after-catapult": "linearise_after_catapult",
     "c-act-table": "c_act_table",
     "sgd-catapults": "sgd_catapults",
+    "kalra-phase-diagram": "kalra_phase_diagram",
 }
 
 

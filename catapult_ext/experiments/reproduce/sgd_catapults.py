@@ -6,12 +6,11 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from catapult_ext.eig import eigsh
-from catapult_ext.experiments.curvature import top_curvature
-from catapult_ext.linops import NTK
 from torch import Tensor
 
 from catapult_ext.data import Dataset
+from catapult_ext.eig import eigsh
+from catapult_ext.experiments.curvature import top_curvature
 from catapult_ext.experiments.descent import Recipe, Start, start
 from catapult_ext.experiments.reproduce.context import Context
 from catapult_ext.experiments.reproduce.outcome import (
@@ -24,6 +23,7 @@ from catapult_ext.experiments.reproduce.outcome import (
     show,
     standard_error,
 )
+from catapult_ext.linops import NTK
 from catapult_ext.models import build
 
 TITLE = "catapults in SGD live in the top eigenspace and are told by the batch's own curvature"

@@ -8,11 +8,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from catapult_ext.eig import eigsh
-from catapult_ext.experiments.training import Projection
-from catapult_ext.linops import NTK, Hessian
 
 from catapult_ext.data import Dataset
+from catapult_ext.eig import eigsh
 from catapult_ext.experiments.descent import Recipe, Start, start, train
 from catapult_ext.experiments.reproduce.context import Context
 from catapult_ext.experiments.reproduce.outcome import (
@@ -25,6 +23,8 @@ from catapult_ext.experiments.reproduce.outcome import (
     show,
     slope,
 )
+from catapult_ext.experiments.training import Projection
+from catapult_ext.linops import NTK, Hessian
 from catapult_ext.models import build
 
 TITLE = "the transition sharpens with the width"
