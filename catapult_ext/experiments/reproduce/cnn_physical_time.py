@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from catapult_ext.experiments.descent import Recipe, Start, start
 from catapult_ext.experiments.reproduce import grid
-from catapult_ext.experiments.reproduce.cnn_fixed_steps import image_data, network
+from catapult_ext.experiments.reproduce.cnn_fixed_steps import augmentation, image_data, network
 from catapult_ext.experiments.reproduce.context import Context
 from catapult_ext.experiments.reproduce.outcome import (
     Claim,
@@ -49,6 +49,9 @@ class Settings:
         final: rate of the common last stage in units of that eta_crit.
         final_steps: its steps.
         probe_samples: training samples that the curvature is measured on.
+        model: name in ``models.build``.
+        crop: largest random shift of the training images, in pixels.
+        flip: mirror training images at random.
     """
 
     data: str = "digits"
@@ -63,6 +66,9 @@ class Settings:
     final: float = 0.2
     final_steps: int = 60
     probe_samples: int = 128
+    model: str = "cnn"
+    crop: int = 0
+    flip: bool = False
 
 
 SETTINGS = {
@@ -106,6 +112,7 @@ def run(settings: Settings, context: Context) -> Outcome:
         time=s.time * critical,
         batch=s.batch,
         l2=s.l2,
+        augment=augmentation(s),
         final_rate=s.final * critical,
         final_steps=s.final_steps,
         probe_factor=8.0,
@@ -115,7 +122,7 @@ def run(settings: Settings, context: Context) -> Outcome:
     def make(seed: int) -> Start:
         return start(network(s, data, seed), data, "half_mse_mean", recipe)
 
-    records = grid.run_grid(context, "cnn", make, s.c, s.seeds, recipe)
+    records = grid.run_grid(context, s.model, make, s.c, s.seeds, recipe)
     rows = grid.by_rate(records)
     for row in rows:
         held = [r for r in records if r["c"] == row["c"]]

@@ -29,6 +29,8 @@ MODULES = {
     "linearise-after-catapult": "linearise_after_catapult",
     "c-act-table": "c_act_table",
     "sgd-catapults": "sgd_catapults",
+    "wrn-fixed-steps": "wrn_fixed_steps",
+    "wrn-physical-time": "wrn_physical_time",
     "kalra-phase-diagram": "kalra_phase_diagram",
 }
 
