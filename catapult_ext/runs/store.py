@@ -14,8 +14,10 @@ from types import TracebackType
 from typing import Any
 
 FORMAT = "catapult_ext run 1"
-_OWN_FILES = ("summary.json", "summary.csv", "timing.json", "report.html", "fig_*.png")
-_OWN_FILES += ("claims.json", "table_*.csv", "fig_*.svg")
+_OWN_FILES = (
+    *("summary.json", "summary.csv", "timing.json", "report.html", "fig_*.png"),
+    *("claims.json", "table_*.csv", "fig_*.svg"),
+)
 
 
 class RunFolderError(RuntimeError):
