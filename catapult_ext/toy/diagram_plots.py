@@ -1,0 +1,123 @@
+"""Pictures of phase diagrams; matplotlib is imported inside the functions."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from catapult_ext.toy.maps import PHASE_NAMES, Bifurcation
+
+if TYPE_CHECKING:
+    from catapult_ext.toy.phase_diagram import PhaseDiagram
+
+PHASE_COLOURS = ("#4878a8", "#e8a33d", "#3b3b3b", "#c6dbef")
+LABELS = {
+    "width": "width W",
+    "f0": r"$|f_0|$",
+    "b": r"label $b = \eta y/\sqrt{W}$",
+    "momentum": r"momentum $\beta$",
+}
+PIXELS = 700  # more points than that a side are thinned out for the picture
+
+
+def pyplot() -> Any:
+    """matplotlib.pyplot without a display, or an error that names the extra.
+
+    Raises:
+        RuntimeError: matplotlib is not installed.
+    """
+    try:
+        import matplotlib
+    except ImportError as error:
+        raise RuntimeError(
+            "catapult_ext.toy: plots need matplotlib, which the extra 'experiments' brings: "
+            "pip install 'catapult_ext[experiments]'"
+        ) from error
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    return pyplot
+
+
+def save(figure: Any, path: Path) -> Path:
+    """Write the PNG and free the figure."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=130)
+    pyplot().close(figure)
+    return path
+
+
+def plot_phase_diagram(diagram: PhaseDiagram, path: Path) -> Path:
+    """Final eta * lambda, log peak loss and phase, with the boundaries at c = 2 and c = 4."""
+    plt = pyplot()
+    from matplotlib.colors import BoundaryNorm, ListedColormap
+
+    step = [max(1, -(-n // PIXELS)) for n in diagram.phase.shape]
+    thin = (slice(None, None, step[0]), slice(None, None, step[1]))
+    phase = np.asarray(diagram.phase[thin])
+    dead = phase == PHASE_NAMES.index("divergent")
+    curvature = np.where(dead, np.nan, diagram.eta_lambda[thin]).astype(np.float32)
+    with np.errstate(divide="ignore"):
+        peak = np.where(dead, np.nan, np.log10(diagram.peak_loss[thin])).astype(np.float32)
+    colours = ListedColormap(PHASE_COLOURS)
+    figure, axes = plt.subplots(1, 3, figsize=(13.5, 4.2), sharey=True, layout="constrained")
+    panels = (
+        (curvature, {"cmap": "viridis", "vmin": 0}, r"final $\eta\lambda$"),
+        (peak, {"cmap": "magma"}, r"$\log_{10}$ peak loss"),
+        (phase, {"cmap": colours, "norm": BoundaryNorm(range(5), 4)}, "phase"),
+    )
+    for ax, (image, style, title) in zip(axes, panels, strict=True):
+        drawn = _image(ax, diagram, image, style)
+        bar = figure.colorbar(drawn, ax=ax)
+        if title == "phase":
+            bar.set_ticks([0.5, 1.5, 2.5, 3.5], labels=PHASE_NAMES)
+        ax.set(title=title, xlabel=r"$c = \eta\lambda_0$")
+    axes[0].set_ylabel(LABELS[diagram.axis])
+    return save(figure, path)
+
+
+def _image(ax: Any, diagram: PhaseDiagram, image: np.ndarray, style: dict[str, Any]) -> Any:
+    """One panel; a logarithmic axis is drawn in decades, as images need even spacing."""
+    logarithmic = diagram.axis in ("width", "f0") and diagram.values[0] > 0
+    y = np.log10(diagram.values) if logarithmic else diagram.values
+    x = diagram.c
+    margins = [(v[-1] - v[0]) / max(2 * (len(v) - 1), 1) for v in (x, y)]
+    extent = (x[0] - margins[0], x[-1] + margins[0], y[0] - margins[1], y[-1] + margins[1])
+    drawn = ax.imshow(
+        image, origin="lower", aspect="auto", extent=extent, interpolation="nearest", **style
+    )
+    if logarithmic:
+        ax.yaxis.set_major_formatter(lambda value, _: f"$10^{{{value:g}}}$")
+    line = {"color": "white", "linestyle": "--", "linewidth": 0.9}
+    if diagram.axis == "momentum":
+        ax.plot(2 * (1 + y), y, **line)
+    else:
+        threshold = 2 * (1 + diagram.settings["momentum"])
+        for c in (threshold, 4.0):
+            if x[0] < c < x[-1]:
+                ax.axvline(c, **line)
+    ax.set(xlim=extent[:2], ylim=extent[2:])
+    return drawn
+
+
+def plot_bifurcation(result: Bifurcation, path: Path) -> Path:
+    """Late eta * lambda and residual against the label b."""
+    plt = pyplot()
+    alive = (result.diverged_at < 0).numpy()
+    b = result.b.numpy()[alive]
+    figure, axes = plt.subplots(2, 1, figsize=(9, 7), sharex=True, layout="constrained")
+    for ax, values, name in (
+        (axes[0], result.eta_lambda.numpy()[alive], r"late $\eta\lambda$"),
+        (axes[1], result.a.numpy()[alive], r"late residual $a = \eta(f-y)/\sqrt{W}$"),
+    ):
+        points = np.repeat(b, values.shape[1])
+        ax.plot(points, values.ravel(), ",", color="#1f3b57", alpha=0.25, rasterized=True)
+        ax.set_ylabel(name)
+        for doubling in (1.0, 5**0.5 - 1, 1.28803, 1.29923):
+            ax.axvline(doubling, color="#c44e52", linewidth=0.6, alpha=0.6)
+    axes[0].plot(b, 1 + b, color="#e8a33d", linewidth=1, label="$1 + b$: mean on the 2-cycle")
+    axes[0].legend(loc="upper left")
+    axes[1].set_xlabel(r"label $b = \eta y/\sqrt{W}$")
+    return save(figure, path)

@@ -1,0 +1,247 @@
+"""The one-sample toy model as a scalar map: any width, label and momentum, millions of lanes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from catapult_ext import ops
+from catapult_ext._validate import FLOAT_DTYPES, fail, require
+
+Real = float | Tensor
+PHASE_NAMES = ("lazy", "catapult", "divergent", "unsettled")
+
+
+def uv_step(u: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+    """One step for label 0: u = eta^2 |x|^2 f^2 / W, v = eta * lambda (Lewkowycz et al. 2020).
+
+    u' = (1 - v + u)^2 u,  v' = v - u (4 - v): neither eta nor the width is left in it.
+    """
+    return (1 - v + u).square() * u, v - u * (4 - v)
+
+
+def pm_step(P: Tensor, M: Tensor, b: Real) -> tuple[Tensor, Tensor]:
+    """One step for label b = eta |x| y / sqrt(W), in P = eta |u + v|^2 / W, M = eta |u - v|^2 / W.
+
+    a = (P - M) / 4 - b,  P' = (1 - a)^2 P,  M' = (1 + a)^2 M;  v = (P + M) / 2.
+    """
+    a = (P - M) / 4 - b
+    return (1 - a).square() * P, (1 + a).square() * M
+
+
+def state_of(v: Tensor, g: Tensor) -> tuple[Tensor, Tensor]:
+    """The state (h, k) of ``ops.toy_scalar`` with h^2 + k^2 = v and h k = g.
+
+    Args:
+        v: eta * lambda, >= 2 |g|, which holds for every network (a violation by rounding is cut).
+        g: eta |x| f / sqrt(W), signed; broadcasts with v.
+    """
+    v, g = torch.broadcast_tensors(v, g)
+    h = ((v + (v * v - 4 * g * g).clamp(min=0).sqrt()) / 2).sqrt()
+    return h, torch.where(h > 0, g / h, torch.zeros_like(g))
+
+
+@dataclass(frozen=True)
+class ScalarRuns:
+    """Runs of the one-sample model, one per lane (R lanes, or the broadcast shape of the inputs).
+
+    Attributes:
+        c: eta * lambda_0.
+        eta: learning rate, c / lambda_0.
+        width: W.
+        momentum: beta.
+        eta_lambda: eta * lambda at the end; at the last accepted step where the run diverged.
+        loss: (f - y)^2 / 2 at the end, the same way.
+        peak_loss: its largest value.
+        peak_step: when, int64.
+        diverged_at: int64, -1 for none (the rule of ``ops.toy_scalar``).
+        loss_record: (..., M) loss at steps 0, s, 2s, ...; M = 0 when nothing is recorded.
+        eta_lambda_record: (..., M).
+    """
+
+    c: Tensor
+    eta: Tensor
+    width: Tensor
+    momentum: Tensor
+    eta_lambda: Tensor
+    loss: Tensor
+    peak_loss: Tensor
+    peak_step: Tensor
+    diverged_at: Tensor
+    loss_record: Tensor
+    eta_lambda_record: Tensor
+
+    @property
+    def u_peak(self) -> Tensor:
+        """2 eta^2 L_peak / W, the peak in the units of the universal map."""
+        return 2 * self.eta.square() * self.peak_loss / self.width
+
+    @property
+    def phase(self) -> Tensor:
+        """int8 index into ``PHASE_NAMES``.
+
+        lazy: c < 2 (1 + beta); catapult: beyond, and eta * lambda ends below that; unsettled: it
+        does not; divergent: the run was given up.
+        """
+        threshold = 2 * (1 + self.momentum)
+        phase = (self.c >= threshold).to(torch.int8)
+        phase = torch.where(self.eta_lambda >= threshold, 3, phase)
+        return torch.where(self.diverged_at >= 0, 2, phase).to(torch.int8)
+
+    @property
+    def phases(self) -> list[str]:
+        """Name of the phase of every lane, flattened."""
+        return [PHASE_NAMES[i] for i in self.phase.flatten().tolist()]
+
+
+def run_scalar(
+    c: Real,
+    *,
+    steps: int,
+    width: Real = 1e6,
+    f0: Real = 1.0,
+    label: Real = 0.0,
+    momentum: Real = 0.0,
+    lambda0: Real = 2.0,
+    record_every: int = 0,
+    dtype: torch.dtype = torch.float64,
+) -> ScalarRuns:
+    """Train f(x) = W^-1/2 v . U x on one sample with |x| = 1, exactly, at any width.
+
+    Args:
+        c: eta * lambda_0, >= 0. This and all the others below: a number or a tensor; they broadcast.
+        steps: number of steps of gradient descent on (f - y)^2 / 2.
+        width: W, any positive number.
+        f0: output at the start; |f0| <= sqrt(W) lambda_0 / 2, which holds for every network.
+        label: y.
+        momentum: heavy-ball beta in [0, 1), started from rest.
+        lambda0: curvature at the start, (|u|^2 + |v|^2) / W; 2 is its mean for N(0, 1) weights.
+        record_every: record loss and curvature at steps 0, s, 2s, ...; 0 records nothing.
+        dtype: float32 or float64.
+
+    Raises:
+        TypeError: dtype is not float32 or float64.
+        ValueError: an argument out of its range, or shapes that do not broadcast.
+
+    Cost:
+        About ten flops per lane and step; see ``ops.toy_scalar``.
+    """
+    where = "toy.run_scalar"
+    if dtype not in FLOAT_DTYPES:
+        fail(where, "dtype must be torch.float32 or torch.float64", dtype, TypeError)
+    values = [torch.as_tensor(value, dtype=dtype) for value in
+              (c, width, f0, label, momentum, lambda0)]  # fmt: skip
+    try:
+        c, width, f0, label, momentum, lambda0 = torch.broadcast_tensors(*values)
+    except RuntimeError:
+        fail(where, "arguments must broadcast", [tuple(value.shape) for value in values])
+    require(bool((c >= 0).all()), where, "c must be >= 0", c)
+    require(bool((width > 0).all()), where, "width must be positive", width)
+    require(bool((lambda0 > 0).all()), where, "lambda0 must be positive", lambda0)
+    require(bool(((momentum >= 0) & (momentum < 1)).all()), where, "momentum must be in [0, 1)",
+            momentum)  # fmt: skip
+    root = width.sqrt()
+    ok = f0.abs() <= root * lambda0 / 2 * (1 + 8 * torch.finfo(dtype).eps)
+    require(bool(ok.all()), where, "|f0| must be at most sqrt(width) * lambda0 / 2", f0[~ok][:3])
+    eta = c / lambda0
+    h, k = state_of(c, eta * f0 / root)
+    b = (eta * label / root).flatten()
+    with_momentum = bool((momentum > 0).any())
+    end = ops.toy_scalar(
+        h.flatten(), k.flatten(), steps, b=b,
+        beta=momentum.flatten() if with_momentum else None, record_every=record_every,
+    )  # fmt: skip
+    # At c = 0 nothing moves: the loss is that of the start.
+    scale = torch.where(eta > 0, width / (2 * eta.square()), torch.zeros_like(eta))
+    loss0 = torch.where(eta > 0, torch.zeros_like(eta), (f0 - label).square() / 2)
+    shape = c.shape
+
+    def loss_of(squares: Tensor) -> Tensor:
+        return squares.reshape(shape) * scale + loss0
+
+    columns = end.record_a.shape[1]
+    records = end.record_a.square().reshape(*shape, columns)
+    return ScalarRuns(
+        c=c,
+        eta=eta,
+        width=width,
+        momentum=momentum,
+        eta_lambda=(end.h.square() + end.k.square()).reshape(shape),
+        loss=loss_of((end.h * end.k - b).square()),
+        peak_loss=loss_of(end.peak),
+        peak_step=end.peak_step.reshape(shape),
+        diverged_at=end.diverged_at.reshape(shape),
+        loss_record=records * scale[..., None] + loss0[..., None],
+        eta_lambda_record=end.record_v.reshape(*shape, columns),
+    )
+
+
+@dataclass(frozen=True)
+class Bifurcation:
+    """Long-time behaviour of the labelled model against b = eta |x| y / sqrt(W).
+
+    Attributes:
+        b: (R,).
+        a: (R, keep) residual eta |x| (f - y) / sqrt(W) at consecutive late steps.
+        eta_lambda: (R, keep).
+        diverged_at: (R,) int64.
+    """
+
+    b: Tensor
+    a: Tensor
+    eta_lambda: Tensor
+    diverged_at: Tensor
+
+    def period(self, tolerance: float = 1e-6, longest: int = 64) -> Tensor:
+        """(R,) int64: smallest period up to ``longest`` of the kept orbit; 0 for none.
+
+        Raises:
+            ValueError: fewer than 2 * longest steps were kept.
+        """
+        keep = self.a.shape[1]
+        require(keep >= 2 * longest, "toy.Bifurcation.period", f"keep must be >= {2 * longest}", keep)
+        found = torch.zeros(len(self.b), dtype=torch.int64)
+        for p in range(longest, 0, -1):
+            repeats = (self.a[:, p:] - self.a[:, :-p]).abs().amax(1) <= tolerance
+            found = torch.where(repeats & (self.diverged_at < 0), p, found)
+        return found
+
+
+def bifurcation(
+    b: Tensor, *, burn_in: int = 4000, keep: int = 256, start: float = 0.1, aligned: bool = True
+) -> Bifurcation:
+    """Run the labelled one-sample model for ``burn_in`` steps and keep the next ``keep`` (float64).
+
+    Below b = 1 gradient descent converges; beyond, no minimum has eta * lambda < 2, the two layers
+    align (M = 0) and the residual follows a' = a ((1 - a)^2 - b (2 - a)): period two from b = 1, then
+    doublings at 1.2359, 1.2880, 1.2992, ..., chaos, and divergence from b = 2 (Kalra et al., arXiv
+    2311.02076).
+
+    Args:
+        b: (R,) labels, positive.
+        burn_in: steps before the first one kept; close to a doubling many are needed.
+        keep: steps kept.
+        start: residual a at the start.
+        aligned: start with equal layers, on the manifold M = 0; otherwise off it by a tenth.
+
+    Raises:
+        ValueError: b not positive, or start <= -b.
+    """
+    where = "toy.bifurcation"
+    b = torch.as_tensor(b, dtype=torch.float64)
+    require(b.dim() == 1, where, "b must have shape (R,)", tuple(b.shape))
+    require(bool((b > 0).all()), where, "b must be positive", b)
+    require(bool((b + start > 0).all()), where, "start must be above -b", start)
+    tilt = 1.0 if aligned else 1.1
+    root = (b + start).sqrt()
+    first = ops.toy_scalar(root * tilt, root / tilt, burn_in, b=b, early_exit=False)
+    last = ops.toy_scalar(first.h, first.k, max(keep - 1, 0), b=b, record_every=1)
+    late = torch.where(last.diverged_at >= 0, last.diverged_at + burn_in, -1)
+    return Bifurcation(
+        b=b,
+        a=last.record_a,
+        eta_lambda=last.record_v,
+        diverged_at=torch.where(first.diverged_at >= 0, first.diverged_at, late),
+    )

@@ -1,0 +1,253 @@
+"""Phase diagrams of the one-sample toy model, at any resolution in bounded memory, resumable."""
+
+from __future__ import annotations
+
+import os
+import zipfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from catapult_ext._validate import FLOAT_DTYPES, fail, require
+from catapult_ext.runs.store import RunFolder
+from catapult_ext.toy.maps import PHASE_NAMES, ScalarRuns, run_scalar
+
+WHERE = "toy.phase_diagram"
+LANES = 1 << 17  # points computed at a time: about 15 MB of state
+Progress = Callable[[int, int], None]
+
+# Second axis -> default range (low, high) and whether it is logarithmic.
+AXES = {
+    "width": (1e1, 1e12, True),
+    "f0": (1e-3, 1e3, True),
+    "b": (0.0, 2.2, False),
+    "momentum": (0.0, 0.95, False),
+}
+FIELDS = {
+    "eta_lambda": np.float64,
+    "peak_loss": np.float64,
+    "peak_step": np.int32,
+    "diverged_at": np.int32,
+    "phase": np.int8,
+}
+
+
+@dataclass(frozen=True)
+class PhaseDiagram:
+    """A plane (c, axis); every array is (len(values), len(c)), row i belongs to ``values[i]``.
+
+    Attributes:
+        axis: "width", "f0", "b" (label: b = eta y / sqrt(W)) or "momentum".
+        c: eta * lambda_0 of the columns.
+        values: of the rows.
+        settings: the fixed ones: steps, width, f0, lambda0, ...
+        eta_lambda: at the end; at the last accepted step where the run diverged.
+        peak_loss: largest loss (f - y)^2 / 2 over the accepted steps.
+        peak_step: when.
+        diverged_at: step of the divergence, -1 for none.
+        phase: index into ``catapult_ext.toy.PHASE_NAMES``.
+        path: folder that holds the arrays (``diagram.npz``), or None.
+    """
+
+    axis: str
+    c: np.ndarray
+    values: np.ndarray
+    settings: dict[str, Any]
+    eta_lambda: np.ndarray
+    peak_loss: np.ndarray
+    peak_step: np.ndarray
+    diverged_at: np.ndarray
+    phase: np.ndarray
+    path: Path | None = field(default=None, compare=False)
+
+    def fractions(self) -> dict[str, float]:
+        """Share of each phase in the plane."""
+        counts = np.bincount(self.phase.ravel(), minlength=len(PHASE_NAMES))
+        return {n: float(k) / self.phase.size for n, k in zip(PHASE_NAMES, counts, strict=True)}
+
+    def save(self, path: Path | str) -> Path:
+        """Write everything to an ``.npz`` file, one array at a time."""
+        path = Path(path)
+        arrays = {"c": self.c, "values": self.values}
+        arrays |= {name: getattr(self, name) for name in FIELDS}
+        arrays |= {"axis": np.array(self.axis), "phase_names": np.array(PHASE_NAMES)}
+        arrays |= {f"setting_{name}": np.array(value) for name, value in self.settings.items()}
+        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+        with zipfile.ZipFile(temporary, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
+            for name, array in arrays.items():
+                with archive.open(f"{name}.npy", "w", force_zip64=True) as file:
+                    _write_npy(file, array)
+        os.replace(temporary, path)
+        return path
+
+    def plot(self, path: Path | str) -> Path:
+        """Draw final eta * lambda, peak loss and phase side by side into a PNG (matplotlib)."""
+        from catapult_ext.toy.diagram_plots import plot_phase_diagram
+
+        return plot_phase_diagram(self, Path(path))
+
+
+def _write_npy(file: Any, array: np.ndarray) -> None:
+    """As ``np.save``, but a mapped array is copied a few rows at a time."""
+    header = np.lib.format.header_data_from_array_1_0(np.asarray(array))
+    np.lib.format.write_array_header_1_0(file, {**header, "fortran_order": False})
+    rows = np.atleast_1d(array)
+    stride = max(1, (1 << 24) // max(1, rows[:1].nbytes))
+    for start in range(0, len(rows), stride):
+        file.write(np.ascontiguousarray(rows[start : start + stride]).tobytes())
+
+
+def phase_diagram(
+    axis: str = "f0",
+    *,
+    c: tuple[float, float] | Tensor | np.ndarray = (0.02, 5.0),
+    values: tuple[float, float] | Tensor | np.ndarray | None = None,
+    resolution: int | tuple[int, int] = 500,
+    steps: int = 1000,
+    width: float = 1e6,
+    f0: float = 1.0,
+    b: float = 0.0,
+    momentum: float = 0.0,
+    lambda0: float = 2.0,
+    dtype: torch.dtype = torch.float64,
+    out: Path | str | None = None,
+    fresh: bool = False,
+    progress: Progress | None = None,
+) -> PhaseDiagram:
+    """Final curvature, peak loss and phase of the one-sample model over a plane (c, ``axis``).
+
+    Args:
+        axis: "width", "f0", "b" or "momentum": what changes from row to row.
+        c: (low, high) of eta * lambda_0, spaced evenly, or the values themselves.
+        values: (low, high) of ``axis`` (logarithmic for "width" and "f0"), or the values. Default:
+            widths 10 to 1e12, f0 1e-3 to 1e3, b 0 to 2.2, momentum 0 to 0.95. |f0| is at most
+            sqrt(width) lambda0 / 2 for any network; larger values of f0 are cut there.
+        resolution: points per axis, or (columns, rows); for axes given as a range.
+        steps: gradient descent steps per point.
+        width, f0, b, momentum, lambda0: those that do not vary; see :func:`run_scalar`.
+        dtype: float32 or float64.
+        out: a run folder: rows are stored as they finish, an interrupted call goes on where it
+            stopped, and ``diagram.npz`` is written at the end. None keeps everything in memory.
+        fresh: forget what ``out`` holds.
+        progress: called with (rows done, rows).
+
+    Raises:
+        TypeError: dtype is not float32 or float64.
+        ValueError: an unknown axis, or values out of range.
+        RunFolderError: ``out`` holds another diagram or cannot be written.
+
+    Cost:
+        About ten flops per point and step until the point has settled or diverged. Memory: 15 MB of
+        state and 25 bytes per point; the latter on disk where ``out`` is given.
+    """
+    require(axis in AXES, WHERE, f"axis must be one of {', '.join(AXES)}", repr(axis))
+    if dtype not in FLOAT_DTYPES:
+        fail(WHERE, "dtype must be torch.float32 or torch.float64", dtype, TypeError)
+    require(isinstance(steps, int) and steps >= 0, WHERE, "steps must be an int >= 0", steps)
+    columns, rows = (resolution, resolution) if isinstance(resolution, int) else resolution
+    low, high, logarithmic = AXES[axis]
+    c_grid = _grid("c", c, columns, False)
+    row_grid = _grid(axis, (low, high) if values is None else values, rows, logarithmic)
+    fixed = {"width": width, "f0": f0, "b": b, "momentum": momentum}
+    del fixed[axis]
+    settings = {"steps": steps, **fixed, "lambda0": lambda0, "dtype": str(dtype).split(".")[-1]}
+
+    def compute(part: slice) -> ScalarRuns:
+        row = torch.from_numpy(row_grid[part])[:, None].to(dtype)
+        return _run_rows(axis, row, torch.from_numpy(c_grid).to(dtype), settings, dtype)
+
+    shape = (len(row_grid), len(c_grid))
+    if out is None:
+        arrays = {name: np.empty(shape, kind) for name, kind in FIELDS.items()}
+        for part in _parts(shape):
+            _fill(arrays, part, compute(part))
+            if progress is not None:
+                progress(part.stop, shape[0])
+        return PhaseDiagram(axis, c_grid, row_grid, settings, **arrays)
+    config = {"kind": "toy phase diagram", "axis": axis, **settings}
+    config |= {"c": c_grid.tolist(), "values": row_grid.tolist()}
+    with RunFolder(out, config, fresh=fresh) as folder:
+        stored = _compute_stored(folder, shape, compute, progress)
+        diagram = PhaseDiagram(axis, c_grid, row_grid, settings, **stored, path=folder.path)
+        diagram.save(folder.path / "diagram.npz")
+        fractions = diagram.fractions()
+        folder.write_json("summary.json", {"fractions": fractions, "shape": list(shape)})
+    return diagram
+
+
+def _grid(name: str, given: Any, count: int, logarithmic: bool) -> np.ndarray:
+    if isinstance(given, tuple) and len(given) == 2:
+        low, high = (float(x) for x in given)
+        require(count >= 2, WHERE, "resolution must be at least 2", count)
+        require(low < high, WHERE, f"{name} must be (low, high) with low < high", given)
+        require(not logarithmic or low > 0, WHERE, f"{name} must start above 0", low)
+        return np.geomspace(low, high, count) if logarithmic else np.linspace(low, high, count)
+    grid = np.atleast_1d(np.asarray(given, dtype=np.float64))
+    require(grid.ndim == 1 and grid.size > 0, WHERE, f"{name} must be a range or 1-D", grid.shape)
+    require(bool(np.isfinite(grid).all()), WHERE, f"{name} must be finite", grid)
+    return grid
+
+
+def _parts(shape: tuple[int, int]) -> Iterator[slice]:
+    stride = max(1, LANES // shape[1])
+    for start in range(0, shape[0], stride):
+        yield slice(start, min(shape[0], start + stride))
+
+
+def _run_rows(
+    axis: str, row: Tensor, c: Tensor, settings: dict[str, Any], dtype: torch.dtype
+) -> ScalarRuns:
+    chosen = {name: settings.get(name, row) for name in AXES}
+    lambda0 = settings["lambda0"]
+    width = torch.as_tensor(chosen["width"], dtype=dtype)
+    f0 = torch.as_tensor(chosen["f0"], dtype=dtype)
+    limit = width.sqrt() * lambda0 / 2
+    # b = eta y / sqrt(W) is given, so that the label follows from the learning rate.
+    eta = c / lambda0
+    label = chosen["b"] * width.sqrt() / torch.where(eta > 0, eta, torch.ones_like(eta))
+    return run_scalar(
+        c,
+        steps=settings["steps"],
+        width=width,
+        f0=torch.minimum(torch.maximum(f0, -limit), limit),
+        label=label,
+        momentum=chosen["momentum"],
+        lambda0=lambda0,
+        dtype=dtype,
+    )
+
+
+def _fill(arrays: dict[str, np.ndarray], part: slice, runs: ScalarRuns) -> None:
+    for name, array in arrays.items():
+        array[part] = getattr(runs, name).numpy()
+
+
+def _compute_stored(
+    folder: RunFolder,
+    shape: tuple[int, int],
+    compute: Callable[[slice], ScalarRuns],
+    progress: Progress | None,
+) -> dict[str, np.ndarray]:
+    """Rows go into mapped files; a part file says which of them are finished."""
+    arrays = {}
+    for name, kind in FIELDS.items():
+        path = folder.path / f"{name}.npy"
+        mode = "r+" if folder.resumed and path.exists() else "w+"
+        arrays[name] = np.lib.format.open_memmap(
+            path, mode=mode, dtype=kind, shape=None if mode == "r+" else shape
+        )
+    for part in _parts(shape):
+        name = f"rows-{part.start:06d}"
+        if folder.load_part(name) is None:
+            _fill(arrays, part, compute(part))
+            for array in arrays.values():
+                array.flush()
+            folder.save_part(name, {"rows": [part.start, part.stop]})
+        if progress is not None:
+            progress(part.stop, shape[0])
+    return arrays
