@@ -2,7 +2,46 @@
 
 from __future__ import annotations
 
+from catapult_ext.toy.companions import (
+    QuadraticModel,
+    QuadraticRun,
+    neural_quadratic,
+    quadratic_net,
+    second_order_regression,
+)
 from catapult_ext.toy.initial import ReducedState, draw_reduced, draw_weights
+from catapult_ext.toy.maps import (
+    PHASE_NAMES,
+    Bifurcation,
+    ScalarRuns,
+    bifurcation,
+    pm_step,
+    run_scalar,
+    state_of,
+    uv_step,
+)
+from catapult_ext.toy.phase_diagram import PhaseDiagram, phase_diagram
 from catapult_ext.toy.simulate import Trajectory, simulate
 
-__all__ = ["ReducedState", "Trajectory", "draw_reduced", "draw_weights", "simulate"]
+__all__ = [
+    "PHASE_NAMES",
+    "Bifurcation",
+    "PhaseDiagram",
+    "QuadraticModel",
+    "QuadraticRun",
+    "ReducedState",
+    "ScalarRuns",
+    "Trajectory",
+    "bifurcation",
+    "draw_reduced",
+    "draw_weights",
+    "neural_quadratic",
+    "phase_diagram",
+    "pm_step",
+    "quadratic_net",
+    "run_scalar",
+    "second_order_regression",
+    "simulate",
+    "state_of",
+    "uv_step",
+]

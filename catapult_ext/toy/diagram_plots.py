@@ -63,7 +63,7 @@ def plot_phase_diagram(diagram: PhaseDiagram, path: Path) -> Path:
         peak = np.where(dead, np.nan, np.log10(diagram.peak_loss[thin])).astype(np.float32)
     colours = ListedColormap(PHASE_COLOURS)
     figure, axes = plt.subplots(1, 3, figsize=(13.5, 4.2), sharey=True, layout="constrained")
-    panels = (
+    panels: tuple[tuple[np.ndarray, dict[str, Any], str], ...] = (
         (curvature, {"cmap": "viridis", "vmin": 0}, r"final $\eta\lambda$"),
         (peak, {"cmap": "magma"}, r"$\log_{10}$ peak loss"),
         (phase, {"cmap": colours, "norm": BoundaryNorm(range(5), 4)}, "phase"),

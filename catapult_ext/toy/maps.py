@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -111,7 +112,7 @@ def run_scalar(
     """Train f(x) = W^-1/2 v . U x on one sample with |x| = 1, exactly, at any width.
 
     Args:
-        c: eta * lambda_0, >= 0. This and all the others below: a number or a tensor; they broadcast.
+        c: eta * lambda_0, >= 0; this and the others: a number or a tensor, they broadcast.
         steps: number of steps of gradient descent on (f - y)^2 / 2.
         width: W, any positive number.
         f0: output at the start; |f0| <= sqrt(W) lambda_0 / 2, which holds for every network.
@@ -134,47 +135,60 @@ def run_scalar(
     values = [torch.as_tensor(value, dtype=dtype) for value in
               (c, width, f0, label, momentum, lambda0)]  # fmt: skip
     try:
-        c, width, f0, label, momentum, lambda0 = torch.broadcast_tensors(*values)
+        given = torch.broadcast_tensors(*values)
     except RuntimeError:
         fail(where, "arguments must broadcast", [tuple(value.shape) for value in values])
-    require(bool((c >= 0).all()), where, "c must be >= 0", c)
-    require(bool((width > 0).all()), where, "width must be positive", width)
-    require(bool((lambda0 > 0).all()), where, "lambda0 must be positive", lambda0)
-    require(bool(((momentum >= 0) & (momentum < 1)).all()), where, "momentum must be in [0, 1)",
-            momentum)  # fmt: skip
-    root = width.sqrt()
-    ok = f0.abs() <= root * lambda0 / 2 * (1 + 8 * torch.finfo(dtype).eps)
-    require(bool(ok.all()), where, "|f0| must be at most sqrt(width) * lambda0 / 2", f0[~ok][:3])
-    eta = c / lambda0
-    h, k = state_of(c, eta * f0 / root)
-    b = (eta * label / root).flatten()
-    with_momentum = bool((momentum > 0).any())
-    end = ops.toy_scalar(
-        h.flatten(), k.flatten(), steps, b=b,
-        beta=momentum.flatten() if with_momentum else None, record_every=record_every,
-    )  # fmt: skip
+    runs = _Start(*given)
+    _check(where, runs)
+    return _run(runs, steps, record_every)
+
+
+class _Start(NamedTuple):
+    """The arguments of :func:`run_scalar`, of one shape and dtype."""
+
+    c: Tensor
+    width: Tensor
+    f0: Tensor
+    label: Tensor
+    momentum: Tensor
+    lambda0: Tensor
+
+
+def _check(where: str, s: _Start) -> None:
+    require(bool((s.c >= 0).all()), where, "c must be >= 0", s.c)
+    require(bool((s.width > 0).all()), where, "width must be positive", s.width)
+    require(bool((s.lambda0 > 0).all()), where, "lambda0 must be positive", s.lambda0)
+    ok = (s.momentum >= 0) & (s.momentum < 1)
+    require(bool(ok.all()), where, "momentum must be in [0, 1)", s.momentum)
+    bound = s.width.sqrt() * s.lambda0 / 2 * (1 + 8 * torch.finfo(s.c.dtype).eps)
+    ok = s.f0.abs() <= bound
+    require(bool(ok.all()), where, "|f0| must be at most sqrt(width) * lambda0 / 2", s.f0[~ok][:3])
+
+
+def _run(s: _Start, steps: int, record_every: int) -> ScalarRuns:
+    root, eta = s.width.sqrt(), s.c / s.lambda0
+    h, k = state_of(s.c, eta * s.f0 / root)
+    b = (eta * s.label / root).flatten()
+    beta = s.momentum.flatten() if bool((s.momentum > 0).any()) else None
+    end = ops.toy_scalar(h.flatten(), k.flatten(), steps, b=b, beta=beta, record_every=record_every)
     # At c = 0 nothing moves: the loss is that of the start.
-    scale = torch.where(eta > 0, width / (2 * eta.square()), torch.zeros_like(eta))
-    loss0 = torch.where(eta > 0, torch.zeros_like(eta), (f0 - label).square() / 2)
-    shape = c.shape
-
-    def loss_of(squares: Tensor) -> Tensor:
-        return squares.reshape(shape) * scale + loss0
-
-    columns = end.record_a.shape[1]
-    records = end.record_a.square().reshape(*shape, columns)
+    moves, zero = eta > 0, torch.zeros_like(eta)
+    scale = torch.where(moves, s.width / (2 * eta.square()), zero)
+    still = torch.where(moves, zero, (s.f0 - s.label).square() / 2)
+    shape = s.c.shape
+    recorded = (*shape, end.record_a.shape[1])
     return ScalarRuns(
-        c=c,
+        c=s.c,
         eta=eta,
-        width=width,
-        momentum=momentum,
+        width=s.width,
+        momentum=s.momentum,
         eta_lambda=(end.h.square() + end.k.square()).reshape(shape),
-        loss=loss_of((end.h * end.k - b).square()),
-        peak_loss=loss_of(end.peak),
+        loss=(end.h * end.k - b).square().reshape(shape) * scale + still,
+        peak_loss=end.peak.reshape(shape) * scale + still,
         peak_step=end.peak_step.reshape(shape),
         diverged_at=end.diverged_at.reshape(shape),
-        loss_record=records * scale[..., None] + loss0[..., None],
-        eta_lambda_record=end.record_v.reshape(*shape, columns),
+        loss_record=end.record_a.square().reshape(recorded) * scale[..., None] + still[..., None],
+        eta_lambda_record=end.record_v.reshape(recorded),
     )
 
 
@@ -201,7 +215,9 @@ class Bifurcation:
             ValueError: fewer than 2 * longest steps were kept.
         """
         keep = self.a.shape[1]
-        require(keep >= 2 * longest, "toy.Bifurcation.period", f"keep must be >= {2 * longest}", keep)
+        require(
+            keep >= 2 * longest, "toy.Bifurcation.period", f"keep must be >= {2 * longest}", keep
+        )
         found = torch.zeros(len(self.b), dtype=torch.int64)
         for p in range(longest, 0, -1):
             repeats = (self.a[:, p:] - self.a[:, :-p]).abs().amax(1) <= tolerance
@@ -215,8 +231,9 @@ def bifurcation(
     """Run the labelled one-sample model for ``burn_in`` steps and keep the next ``keep`` (float64).
 
     Below b = 1 gradient descent converges; beyond, no minimum has eta * lambda < 2, the two layers
-    align (M = 0) and the residual follows a' = a ((1 - a)^2 - b (2 - a)): period two from b = 1, then
-    doublings at 1.2359, 1.2880, 1.2992, ..., chaos, and divergence from b = 2 (Kalra et al., arXiv
+    align (M = 0) and the residual follows a' = a ((1 - a)^2 - b (2 - a)), which for s = sqrt(a + b)
+    is the cubic map s' = (1 + b) s - s^3: period two from b = 1, then doublings at sqrt(5) - 1 =
+    1.2361, 1.2880, 1.2992, ..., chaos, and divergence beyond b = 2 (Kalra et al., arXiv
     2311.02076).
 
     Args:

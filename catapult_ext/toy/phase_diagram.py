@@ -20,6 +20,7 @@ from catapult_ext.toy.maps import PHASE_NAMES, ScalarRuns, run_scalar
 WHERE = "toy.phase_diagram"
 LANES = 1 << 17  # points computed at a time: about 15 MB of state
 Progress = Callable[[int, int], None]
+Arrays = dict[str, np.ndarray]
 
 # Second axis -> default range (low, high) and whether it is logarithmic.
 AXES = {
@@ -129,7 +130,11 @@ def phase_diagram(
             sqrt(width) lambda0 / 2 for any network; larger values of f0 are cut there.
         resolution: points per axis, or (columns, rows); for axes given as a range.
         steps: gradient descent steps per point.
-        width, f0, b, momentum, lambda0: those that do not vary; see :func:`run_scalar`.
+        width: W where it does not vary.
+        f0: output at the start where it does not vary.
+        b: label eta y / sqrt(W) where it does not vary.
+        momentum: heavy-ball beta where it does not vary.
+        lambda0: curvature at the start; 2 is its mean for N(0, 1) weights.
         dtype: float32 or float64.
         out: a run folder: rows are stored as they finish, an interrupted call goes on where it
             stopped, and ``diagram.npz`` is written at the end. None keeps everything in memory.
@@ -163,21 +168,43 @@ def phase_diagram(
 
     shape = (len(row_grid), len(c_grid))
     if out is None:
-        arrays = {name: np.empty(shape, kind) for name, kind in FIELDS.items()}
+        arrays: Arrays = {name: np.empty(shape, kind) for name, kind in FIELDS.items()}
         for part in _parts(shape):
             _fill(arrays, part, compute(part))
             if progress is not None:
                 progress(part.stop, shape[0])
-        return PhaseDiagram(axis, c_grid, row_grid, settings, **arrays)
+        return _diagram(axis, c_grid, row_grid, settings, arrays, None)
     config = {"kind": "toy phase diagram", "axis": axis, **settings}
     config |= {"c": c_grid.tolist(), "values": row_grid.tolist()}
     with RunFolder(out, config, fresh=fresh) as folder:
         stored = _compute_stored(folder, shape, compute, progress)
-        diagram = PhaseDiagram(axis, c_grid, row_grid, settings, **stored, path=folder.path)
+        diagram = _diagram(axis, c_grid, row_grid, settings, stored, folder.path)
         diagram.save(folder.path / "diagram.npz")
         fractions = diagram.fractions()
         folder.write_json("summary.json", {"fractions": fractions, "shape": list(shape)})
     return diagram
+
+
+def _diagram(
+    axis: str,
+    c: np.ndarray,
+    values: np.ndarray,
+    settings: dict[str, Any],
+    arrays: Arrays,
+    path: Path | None,
+) -> PhaseDiagram:
+    return PhaseDiagram(
+        axis,
+        c,
+        values,
+        settings,
+        eta_lambda=arrays["eta_lambda"],
+        peak_loss=arrays["peak_loss"],
+        peak_step=arrays["peak_step"],
+        diverged_at=arrays["diverged_at"],
+        phase=arrays["phase"],
+        path=path,
+    )
 
 
 def _grid(name: str, given: Any, count: int, logarithmic: bool) -> np.ndarray:
@@ -222,7 +249,7 @@ def _run_rows(
     )
 
 
-def _fill(arrays: dict[str, np.ndarray], part: slice, runs: ScalarRuns) -> None:
+def _fill(arrays: Arrays, part: slice, runs: ScalarRuns) -> None:
     for name, array in arrays.items():
         array[part] = getattr(runs, name).numpy()
 
@@ -232,9 +259,9 @@ def _compute_stored(
     shape: tuple[int, int],
     compute: Callable[[slice], ScalarRuns],
     progress: Progress | None,
-) -> dict[str, np.ndarray]:
+) -> Arrays:
     """Rows go into mapped files; a part file says which of them are finished."""
-    arrays = {}
+    arrays: Arrays = {}
     for name, kind in FIELDS.items():
         path = folder.path / f"{name}.npy"
         mode = "r+" if folder.resumed and path.exists() else "w+"
@@ -246,6 +273,7 @@ def _compute_stored(
         if folder.load_part(name) is None:
             _fill(arrays, part, compute(part))
             for array in arrays.values():
+                assert isinstance(array, np.memmap)
                 array.flush()
             folder.save_part(name, {"rows": [part.start, part.stop]})
         if progress is not None:
