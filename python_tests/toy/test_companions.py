@@ -142,7 +142,7 @@ def test_both_directions_catapult_above_the_second_threshold(two_clouds):
     growth = run.projected_loss.amax(0) / run.projected_loss[0]
     assert run.diverged_at == -1
     assert (growth > 10).all()
-    assert (along(model.kernel(), run.model.kernel()) < 0.8 * values[:2]).all()
+    assert (along(model.kernel(), run.model.kernel()) < 0.9 * values[:2]).all()
     assert eta * run.eigenvalues[-1, 0] < 2
     # The other components never move: they lie outside the range of the kernel.
     rest = run.loss - run.projected_loss.sum(1)
