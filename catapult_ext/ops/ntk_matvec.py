@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import sqrt
 
 import torch
 from torch import Tensor
@@ -11,6 +12,10 @@ from catapult_ext import _native, _validate
 from catapult_ext.ops._registry import register
 
 _WHERE = "ntk_matvec"
+
+# Half the rate of torch's GEMM on 1.5e9 operations is 30 microseconds on an H200: the launches that
+# a composition of torch calls takes per layer. Predicted (docs/kernels.md), not yet measured.
+_TORCH_FLOPS = 1.5e9
 
 
 def ntk_matvec(
@@ -54,7 +59,8 @@ def ntk_matvec(
 
     Cost:
         Per layer and vector 2 N p d multiply-adds (N p d for the first layer, less) plus N^2 p in
-        sample space or 2 N p d in weight space; memory 2 N p K, and p d K in weight space.
+        sample space or 2 N p d in weight space; memory 2 N p K, and p d K in weight space. On a
+        GPU, layers of more than 1.5e9 operations go to torch's GEMMs instead of the kernel.
     """
     layers = len(weights)
     _validate.require(layers > 0, _WHERE, "weights must list at least one layer", layers)
@@ -128,6 +134,50 @@ def _fake(
     return v.new_empty(v.shape)
 
 
+def _by_torch(
+    v: Tensor,
+    weights: list[Tensor],
+    inputs: list[Tensor],
+    slopes: list[Tensor],
+    scale: list[float],
+    bias: list[float],
+    grams: list[Tensor | None],
+) -> Tensor:
+    """The same product from torch's GEMMs, vectors stacked in (R, K, N, width)."""
+    replicas, _, vectors = v.shape
+    samples = inputs[0].shape[1]
+
+    def stacked(x: Tensor, w: Tensor) -> Tensor:  # one GEMM over all vectors of a replica
+        return torch.bmm(x.flatten(1, 2), w).unflatten(1, (vectors, samples))
+
+    g = v.mT.reshape(replicas, vectors, samples, weights[-1].shape[1])
+    grads = [g]
+    for layer in reversed(range(1, len(weights))):
+        g = stacked(g, weights[layer]).mul_(slopes[layer - 1][:, None]).mul_(sqrt(scale[layer]))
+        grads.insert(0, g)
+    x = None
+    for layer, g in enumerate(grads):
+        gram, a = grams[layer], inputs[layer][:, None]
+        source = a @ (g.mT @ a).mT if gram is None else gram[:, None] @ g
+        source.mul_(scale[layer])
+        if bias[layer]:
+            source.add_(g.sum(2, keepdim=True), alpha=bias[layer])
+        if x is not None:
+            x.mul_(slopes[layer - 1][:, None])
+            source.add_(stacked(x, weights[layer].mT), alpha=sqrt(scale[layer]))
+        x = source
+    assert x is not None
+    return x.reshape(replicas, vectors, v.shape[1]).mT.contiguous()
+
+
+def _use_torch(v: Tensor, weights: list[Tensor], samples: int) -> bool:
+    """On a GPU, products this large are worth the launches of one GEMM each (predicted)."""
+    if v.device.type != "cuda":
+        return False
+    columns = v.shape[0] * v.shape[2] * samples
+    return max(2 * columns * w.shape[1] * w.shape[2] for w in weights) > _TORCH_FLOPS
+
+
 def _impl(
     v: Tensor,
     weights: list[Tensor],
@@ -137,6 +187,8 @@ def _impl(
     bias: list[float],
     grams: list[Tensor | None],
 ) -> Tensor:
+    if _use_torch(v, weights, inputs[0].shape[1]):
+        return _by_torch(v, weights, inputs, slopes, scale, bias, grams)
     out = v.new_empty(v.shape)
     size = _native.call(
         "ntk_matvec_workspace",

@@ -2,7 +2,7 @@
 catapult_add_op(gram SIMD CUDA)
 catapult_add_op(lanczos_dense SIMD)
 catapult_add_op(lanczos_step SIMD CUDA)
-catapult_add_op(ntk_matvec SIMD)
+catapult_add_op(ntk_matvec SIMD CUDA)
 catapult_add_op(toy_gd SIMD)
 catapult_add_op(toy_gd_reduced SIMD)
 catapult_add_op(toy_scalar SIMD CUDA)

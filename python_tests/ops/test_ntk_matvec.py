@@ -119,6 +119,17 @@ def test_sample_and_weight_space_agree(backend, dtype, generator):
     assert max_error(problem.run(backend), sample) <= allowed
 
 
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize(("vectors", "replicas"), [(1, 1), (3, 2), (0, 1)])
+def test_composition_for_large_layers(dtype, generator, form, vectors, replicas):
+    """What large layers are handed to on a GPU."""
+    from catapult_ext.ops.ntk_matvec import _by_torch
+
+    problem = Problem(dtype, generator, 14, (5, 12, 3, 2), vectors, replicas, form)
+    names = ("weights", "inputs", "slopes", "scale", "bias", "grams")
+    problem.assert_agrees(_by_torch(problem.v, *(problem.frozen[name] for name in names)))
+
+
 def test_vectors_are_independent(backend, dtype, generator):
     problem = Problem(dtype, generator, 24, (10, 12, 4), vectors=3, replicas=2)
     whole = problem.run(backend)

@@ -29,14 +29,20 @@ struct TileShape {
 template <typename T>
 struct TileSource {
   const T* data;
-  int64_t ld;
-  int count;     // of free indices
-  bool by_free;  // element (free, k) at data[free * ld + k], otherwise at data[k * ld + free]
-  bool packed;   // by_free, and rows and depth allow 16-byte copies
+  int64_t free_stride, k_stride;
+  int count;    // of free indices
+  bool packed;  // k_stride 1, and rows and depth allow 16-byte copies
 
+  __host__ __device__ static TileSource strided(const T* data, int64_t free_stride,
+                                                int64_t k_stride, int count, int depth) {
+    constexpr int width = kPackWidth<T>;
+    const bool packed =
+        k_stride == 1 && free_stride % width == 0 && depth % width == 0 && is_aligned(data, 16);
+    return {data, free_stride, k_stride, count, packed};
+  }
+  // The rows of a contiguous matrix of `depth` columns.
   __host__ __device__ static TileSource rows(const T* data, int count, int depth) {
-    const bool packed = depth % kPackWidth<T> == 0 && is_aligned(data, 16);
-    return {data, depth, count, true, packed};
+    return strided(data, depth, 1, count, depth);
   }
 };
 
@@ -52,17 +58,18 @@ __device__ __forceinline__ void load_side(T* to, const TileSource<T>& from, int 
       const int i = c / per_row, at = c % per_row * width;
       const bool valid = in_bounds(first + i < from.count) && in_bounds(k + at < depth);
       copy_async<16>(to + i * Shape::kPitch + at,
-                     valid ? from.data + (first + i) * from.ld + k + at : from.data, valid);
+                     valid ? from.data + (first + i) * from.free_stride + k + at : from.data,
+                     valid);
     }
     return;
   }
+  const bool k_fast = from.k_stride <= from.free_stride;  // neighbours in memory go to neighbours
 #pragma unroll 1
   for (int c = threadIdx.x; c < kFree * Shape::kDepth; c += Shape::kThreads) {
-    const int i = from.by_free ? c / Shape::kDepth : c % kFree;
-    const int at = from.by_free ? c % Shape::kDepth : c / kFree;
+    const int i = k_fast ? c / Shape::kDepth : c % kFree;
+    const int at = k_fast ? c % Shape::kDepth : c / kFree;
     const bool valid = in_bounds(first + i < from.count) && in_bounds(k + at < depth);
-    const int64_t offset =
-        from.by_free ? (first + i) * from.ld + k + at : (k + at) * from.ld + first + i;
+    const int64_t offset = (first + i) * from.free_stride + (k + at) * from.k_stride;
     copy_async<sizeof(T)>(to + i * Shape::kPitch + at, valid ? from.data + offset : from.data,
                           valid);
   }
