@@ -1,6 +1,7 @@
 """Builds catapult_ext._C with CMake; everything else about the package is in pyproject.toml."""
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -43,6 +44,8 @@ class CMakeBuild(build_ext):
             f"-DCMAKE_INSTALL_PREFIX={target}",
             f"-DPython_EXECUTABLE={sys.executable}",
             f"-Dpybind11_DIR={pybind11.get_cmake_dir()}",
+            # pip's build environment moves between installs, the build folder stays.
+            f"-DCMAKE_MAKE_PROGRAM={shutil.which('ninja')}",
             f"-DCATAPULT_VERSION={version}",
         ]
         for option in ("CATAPULT_CUDA", "CATAPULT_WERROR", "CATAPULT_SANITIZE"):
