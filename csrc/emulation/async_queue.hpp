@@ -14,7 +14,7 @@ class AsyncQueue {
   void clear() { first_ = last_ = group_ = 0; }
 
   void push(const AsyncCopy& copy) {
-    if (last_ - first_ == kMost) fail_runtime("emulation", "more than 64 copies in flight");
+    if (last_ - first_ == kMost) fail_runtime("emulation", "more than 128 copies in flight");
     entries_[last_++ % kMost] = {copy, group_};
   }
 
@@ -31,7 +31,7 @@ class AsyncQueue {
   }
 
  private:
-  static constexpr unsigned kMost = 64;
+  static constexpr unsigned kMost = 128;
   struct Entry {
     AsyncCopy copy;
     unsigned group;
