@@ -23,6 +23,15 @@ import torch  # noqa: E402
 from catapult_ext.testing import backends  # noqa: E402
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _outside_the_checkout(tmp_path_factory):
+    """Subprocesses (`python -m catapult_ext`) start where no checkout shadows the package."""
+    before = Path.cwd()
+    os.chdir(tmp_path_factory.mktemp("cwd"))
+    yield
+    os.chdir(before)
+
+
 @pytest.fixture(params=backends(), ids=lambda b: b.name)
 def backend(request):
     """One test per back end; one that cannot run is skipped with its reason."""
