@@ -1,0 +1,117 @@
+"""NTK, GGN and Hessian products in units of a forward pass of the same model, and lambda_max."""
+
+import pytest
+import torch
+from harness import Case
+from torch import nn
+
+import catapult_ext as cx
+
+# width, hidden layers, N, K; "at most 2.6 forward passes" is a speed-up of 1 / 2.6 over one.
+SHAPES = {
+    "w1024-n512-k1": (1024, 3, 512, 1),
+    "w1024-n256-k1": (1024, 3, 256, 1),
+    "w1024-n512-k8": (1024, 3, 512, 8),
+    "w64-n64-k1": (64, 2, 64, 1),
+}
+ASKED = {"w1024-n512-k1": 1 / 2.6}
+
+
+def problem(width, depth, samples, outputs=10, inputs=784):
+    torch.manual_seed(0)
+    layers = []
+    for i in range(depth):
+        layers += [nn.Linear(inputs if i == 0 else width, width), nn.ReLU()]
+    model = nn.Sequential(*layers, nn.Linear(width, outputs))
+    x = torch.randn(samples, inputs)
+    return model, x, torch.randn(samples, outputs)
+
+
+def forward(model, x):
+    with torch.no_grad():
+        return model(x)
+
+
+def functional_product(model, x, v):
+    """What a user writes with torch.func: the forward pass runs again in both halves."""
+    params = {k: p.detach() for k, p in model.named_parameters()}
+
+    def f(p):
+        return torch.func.functional_call(model, p, (x,))
+
+    _, back = torch.func.vjp(f, params)
+    return torch.func.jvp(f, (params,), back(v.reshape(len(x), -1)))[1].reshape(-1)
+
+
+def agrees(got, exact, tolerance=1e-4):
+    assert (got - exact).norm() <= tolerance * exact.norm()
+
+
+CASES = [(name, "layers") for name in SHAPES]
+CASES += [(name, "autograd") for name in ("w1024-n256-k1", "w64-n64-k1")]
+
+
+@pytest.mark.parametrize(("name", "engine"), CASES)
+def test_ntk_product(measure, name, engine):
+    width, depth, samples, columns = SHAPES[name]
+    model, x, _ = problem(width, depth, samples)
+    kernel = cx.NTK(model, x, engine=engine)
+    v = torch.randn(kernel.shape[0], columns)
+
+    def each(product):
+        return lambda: [product(v[:, k]) for k in range(columns)]
+
+    measure(
+        Case(
+            ours=lambda: kernel @ v,
+            baselines={
+                "K forward passes": each(lambda _: forward(model, x)),
+                "torch.func vjp + jvp": each(lambda u: functional_product(model, x, u)),
+            },
+            check=lambda: agrees(kernel @ v[:, 0], functional_product(model, x, v[:, 0])),
+            target={"K forward passes": ASKED[name]}
+            if engine == "layers" and name in ASKED
+            else {},
+        )
+    )
+
+
+def test_freeze(measure):
+    model, x, _ = problem(1024, 3, 512)
+    measure(
+        Case(
+            ours=lambda: cx.NTK(model, x),
+            baselines={"forward pass": lambda: forward(model, x)},
+            target={"forward pass": 1 / 3},
+        )
+    )
+
+
+def test_dense_kernel(measure, samples=128):
+    model, x, _ = problem(512, 3, samples)
+    kernel = cx.NTK(model, x)
+    measure(
+        Case(
+            ours=kernel.dense,
+            baselines={"forward pass": lambda: forward(model, x)},
+            check=lambda: agrees(kernel.dense()[:, 0], kernel @ torch.eye(samples * 10)[0]),
+        )
+    )
+
+
+@pytest.mark.parametrize("kind", ["GGN", "Hessian"])
+def test_lambda_max(measure, kind):
+    model, x, y = problem(512, 3, 512)
+    exact = cx.eigsh(getattr(cx, kind)(model, "half_mse", (x, y)), tol=1e-5).eigenvalues
+
+    def solve():
+        return cx.eigsh(getattr(cx, kind)(model, "half_mse", (x, y)))
+
+    measure(
+        Case(
+            ours=solve,
+            baselines={"forward pass": lambda: forward(model, x)},
+            check=lambda: agrees(solve().eigenvalues, exact, 1e-3),
+            unit=("products", solve().matvecs),
+        )
+    )
