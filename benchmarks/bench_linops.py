@@ -87,7 +87,8 @@ def test_freeze(measure):
     )
 
 
-def test_dense_kernel(measure, samples=128):
+def test_dense_kernel(measure):
+    samples = 128
     model, x, _ = problem(512, 3, samples)
     kernel = cx.NTK(model, x)
     measure(
