@@ -59,10 +59,17 @@ class Overlap:
     """Largest overlap with the random start that a hidden eigenvector at some value can have."""
 
     def __init__(
-        self, cycles: list[Cycle], which: str, n: int, columns: int, k: int, p: float
+        self,
+        cycles: list[Cycle],
+        which: str,
+        n: int,
+        chance: tuple[int, float],
+        k: int,
+        p: float,
     ) -> None:
         self.cycles, self.which, self.n = cycles, which, n
-        self.columns, self.k, self.p = columns, k, p
+        self.columns, self.share = chance  # start vectors, and the random part's share of each
+        self.k, self.p = k, p
         self._ranked = [[i for i, _ in wanted(c.theta, which, k)] for c in cycles]
 
     def excluded(self, rank: int, side: int, value: float) -> bool:
@@ -70,7 +77,8 @@ class Overlap:
         sides = (value,) if side else (abs(value), -abs(value))
         same = self._earlier(rank)
         level = _chi_quantile(max(1, self.columns - len(same)), (1 - self.p) / self.k)
-        return all(self._transfer(s, same) < level / math.sqrt(self.n) for s in sides)
+        least = self.share * level / math.sqrt(self.n)
+        return all(self._transfer(s, same) < least for s in sides)
 
     def _earlier(self, rank: int) -> list[int]:
         if self.which != "BE":

@@ -68,7 +68,7 @@ def eigsh(
         tol: relative eigenvalue error asked for.
         maxiter: stop after this many columns multiplied by A (default ``1000 + 20 k``), with
             ``converged=False`` and errors that still hold; at least one block is multiplied.
-        v0: start vector (n,) or block (n, j) of a previous solve; random vectors join it.
+        v0: start vector (n,) or block (n, j <= n) of a previous solve; random vectors are added.
         seed: of the random start; same seed, machine and threads, same bits.
         precision: ``"full"``.
         confidence: p of ``index_check="random(p)"``.
@@ -133,15 +133,25 @@ def _start_rows(v0: Tensor | None, a: Operand, where: str) -> Tensor:
     fits = v0.dim() in (1, 2) and v0.shape[0] == a.n and v0.numel() > 0
     v.require(fits, where, f"v0 must be ({a.n},) or ({a.n}, j)", tuple(v0.shape))
     v.require(bool(torch.isfinite(v0).all()), where, "v0 must be finite", "NaN or inf")
-    return v0.detach().reshape(a.n, -1).T.to(dtype=a.dtype, device=a.device)
+    rows = v0.detach().reshape(a.n, -1).T.to(dtype=a.dtype, device=a.device)
+    norms = rows.double().norm(dim=1, keepdim=True)
+    v.require(bool((norms > 0).all()), where, "v0 must have no zero column", "one")
+    return rows / norms.to(rows)
 
 
 def _solve(a: Operand, v0: Tensor | None, o: _Options) -> _Pairs:
     warm = _start_rows(v0, a, o.where)
-    random = min(a.n, max(1, o.k - len(warm)))
-    space = Krylov(a, _capacity(a, o.k, random + len(warm)), o.seed, o.where)
-    space.begin(torch.cat([warm, space.random(random)]))
+    random = min(a.n, max(o.k, len(warm)))
+    space = Krylov(a, _capacity(a, o.k, random), o.seed, o.where)
+    start, share = space.random(random), 1.0
     exact = a.explicit is not None and a.n <= _INERTIA_LIMIT
+    if len(warm):
+        # each start vector keeps a random part: half where the index check lives on it
+        share = 0.01 if exact else 0.5**0.5
+        start = start * (share / start.double().norm(dim=1, keepdim=True)).to(start)
+        start[: len(warm)] += (1 - share**2) ** 0.5 * warm[:random]
+    chance = (random, share)
+    space.begin(start)
     while True:
         space.extend()
         ritz = space.ritz()
@@ -150,8 +160,8 @@ def _solve(a: Operand, v0: Tensor | None, o: _Options) -> _Pairs:
             space.begin(space.random(o.k - space.m))
             continue
         spent = space.matvecs >= o.limit and space.m >= o.k
-        if space.m >= o.k and (whole or spent or _settled(space, ritz, o, random, exact)):
-            pairs = _finish(space, ritz, o, random, exact)
+        if space.m >= o.k and (whole or spent or _settled(space, ritz, o, chance, exact)):
+            pairs = _finish(space, ritz, o, chance, exact)
             if pairs.converged or whole or spent:
                 return pairs
         if exact and space.matvecs >= a.n and o.limit > a.n:
@@ -174,15 +184,19 @@ def _floor(space: Krylov, theta: Tensor) -> float:
 
 
 def _overlap(
-    space: Krylov, ritz: tuple[Tensor, Tensor, Tensor], o: _Options, columns: int
+    space: Krylov, ritz: tuple[Tensor, Tensor, Tensor], o: _Options, chance: tuple[int, float]
 ) -> Overlap:
     theta, s, residual = ritz
     cycles = [*space.cycles, Cycle(theta, s[space.start], residual)]
-    return Overlap(cycles, o.which, space.a.n, columns, o.k, o.confidence)
+    return Overlap(cycles, o.which, space.a.n, chance, o.k, o.confidence)
 
 
 def _settled(
-    space: Krylov, ritz: tuple[Tensor, Tensor, Tensor], o: _Options, columns: int, exact: bool
+    space: Krylov,
+    ritz: tuple[Tensor, Tensor, Tensor],
+    o: _Options,
+    chance: tuple[int, float],
+    exact: bool,
 ) -> bool:
     """Errors within tol by the formula, and (unless inertia will tell) nothing hidden."""
     theta, _, residual = ritz
@@ -196,7 +210,7 @@ def _settled(
         return False
     if exact:
         return True
-    overlap = _overlap(space, ritz, o, columns)
+    overlap = _overlap(space, ritz, o, chance)
     return all(
         overlap.excluded(rank, side, _beyond(theta[i].item(), side, allowed[rank].item()))
         for rank, (i, side) in enumerate(pairs)
@@ -238,7 +252,11 @@ class _Pairs:
 
 
 def _finish(
-    space: Krylov, ritz: tuple[Tensor, Tensor, Tensor], o: _Options, columns: int, exact: bool
+    space: Krylov,
+    ritz: tuple[Tensor, Tensor, Tensor],
+    o: _Options,
+    chance: tuple[int, float],
+    exact: bool,
 ) -> _Pairs:
     """Rayleigh quotients, residuals and errors in float64, and the index check."""
     theta, s, residual = ritz
@@ -258,7 +276,7 @@ def _finish(
         assert space.a.explicit is not None
         check = Inertia(space.a.explicit, space.scale, o.which, o.k)
     else:
-        check = _overlap(space, ritz, o, columns)
+        check = _overlap(space, ritz, o, chance)
     ceiling = 4 * max(space.norm, theta.abs().max().item())
     for rank, (i, side) in enumerate(pairs):
         error, limit = errors[rank].item(), allowed[rank].item() - floor
