@@ -69,7 +69,8 @@ struct ToyReplicaRecord {
     return squares < T(0) ? T(0) : static_cast<T>(sqrt(squares));
   }
 
-  // Takes the observables of step t (the norm squared); false where the replica has diverged and must stop. Then every
+  // Takes the observables of step t (the norm squared); false where the replica has diverged and
+  // must stop. Then every
   // later record is filled with the last accepted values (NaN if there is none).
   CATAPULT_HOST_DEVICE bool accept(int64_t t, T new_loss, T new_norm) {
     if (t == 0) *diverged_at = -1;
