@@ -70,8 +70,8 @@ struct ToyReplicaRecord {
   }
 
   // Takes the observables of step t (the norm squared); false where the replica has diverged and
-  // must stop. Then every
-  // later record is filled with the last accepted values (NaN if there is none).
+  // must stop. Then every later record is filled with the last accepted values (NaN if there is
+  // none).
   CATAPULT_HOST_DEVICE bool accept(int64_t t, T new_loss, T new_norm) {
     if (t == 0) *diverged_at = -1;
     if (!(new_loss <= cut) || !(new_norm <= static_cast<T>(FloatMax<T>::value))) {
