@@ -88,9 +88,13 @@ class Unit:
         elif folder != "bindings":
             self.flags += sanitizer_flags(sanitize) + (["-g"] if sanitize else [])
         self.flags += flags
+        # Places are told from the root of the checkout, so that all checkouts share the cache.
+        root = f"{csrc.parent}/"
+        self.flags.append(f"-ffile-prefix-map={root}=")
         closure = sorted({p for file in self.files for p in _closure(file, csrc)})
-        contents = [p.read_bytes() for p in closure] + [str(p) for p in closure]
-        self.key = _hash(contents, self.flags, _compiler_version(), sys.version)
+        contents = [p.read_bytes() for p in closure]
+        names = [word.replace(root, "") for word in [*map(str, closure), *self.flags]]
+        self.key = _hash(contents, names, _compiler_version(), sys.version)
 
     def path(self) -> Path:
         """Where the object lies in the cache."""
