@@ -62,14 +62,14 @@ def write_report(folder: RunFolder, done: Reproduction) -> None:
         folder.write_csv(f"table_{name}.csv", rows)
     pictures = {}
     for name, panel in outcome.panels.items():
-        pictures[name] = draw(panel, "png")
+        pictures[name], svg = draw(panel)
         folder.write_bytes(f"fig_{name}.png", pictures[name])
-        folder.write_bytes(f"fig_{name}.svg", draw(panel, "svg"))
+        folder.write_bytes(f"fig_{name}.svg", svg)
     folder.write_bytes("report.html", page(folder, done, pictures).encode())
 
 
-def draw(panel: Panel, form: str) -> bytes:
-    """A panel as PNG or SVG bytes without date or version: equal pictures are equal files."""
+def draw(panel: Panel) -> tuple[bytes, bytes]:
+    """A panel as PNG and SVG bytes without date or version: equal pictures are equal files."""
     import matplotlib
     from matplotlib.figure import Figure
 
@@ -77,39 +77,35 @@ def draw(panel: Panel, form: str) -> bytes:
         "font.size": 9,
         "axes.spines.top": False,
         "axes.spines.right": False,
+        "svg.hashsalt": "catapult_ext",
     }
-    with matplotlib.rc_context(settings | {"svg.hashsalt": "catapult_ext"}):
-        figure = Figure(figsize=(7.0, 4.2), layout="constrained")
-        ax = figure.add_subplot()
-        for i, s in enumerate(panel.series):
-            colour = COLOURS[i % len(COLOURS)]
-            ax.errorbar(
-                s.x,
-                s.y,
-                s.error,
-                fmt=s.style,
-                color=colour,
-                label=s.label,
-                ms=3.5,
-                lw=1.2,
-                capsize=2,
-            )
-        for i, (label, x) in enumerate(panel.vlines.items()):
-            ax.axvline(x, color="#8A8A8A", ls=("--", ":", "-.")[i % 3], lw=1, label=label)
-        for label, y in panel.hlines.items():
-            ax.axhline(y, color="#8A8A8A", ls=":", lw=1, label=label)
-        ax.set(xlabel=panel.xlabel, ylabel=panel.ylabel)
-        ax.set_title(panel.title, loc="left", fontsize=9.5)
-        if panel.xlog:
-            ax.set_xscale("log")
-        if panel.ylog:
-            ax.set_yscale("log")
-        if ax.get_legend_handles_labels()[1]:
-            ax.legend(fontsize=7.5, framealpha=0.85)
-        buffer = io.BytesIO()
-        bare = {"Software": None} if form == "png" else {"Date": None, "Creator": None}
-        figure.savefig(buffer, format=form, dpi=130, metadata=bare)
-    return buffer.getvalue()
+    with matplotlib.rc_context(settings):
+        figure = Figure(figsize=(7.0, 4.2))
+        figure.subplots_adjust(left=0.11, right=0.97, bottom=0.12, top=0.92)
+        _fill(figure.add_subplot(), panel)
+        png, svg = io.BytesIO(), io.BytesIO()
+        figure.savefig(png, format="png", dpi=130, metadata={"Software": None})
+        figure.savefig(svg, format="svg", metadata={"Date": None, "Creator": None})
+    return png.getvalue(), svg.getvalue()
+
+
+def _fill(ax: Any, panel: Panel) -> None:
+    for i, s in enumerate(panel.series):
+        colour = COLOURS[i % len(COLOURS)]
+        look = {"color": colour, "label": s.label, "ms": 3.5, "lw": 1.2, "capsize": 2}
+        ax.errorbar(s.x, s.y, s.error, fmt=s.style, **look)
+    for i, (label, x) in enumerate(panel.vlines.items()):
+        ax.axvline(x, color="#8A8A8A", ls=("--", ":", "-.")[i % 3], lw=1, label=label)
+    for label, y in panel.hlines.items():
+        ax.axhline(y, color="#8A8A8A", ls=":", lw=1, label=label)
+    ax.set(xlabel=panel.xlabel, ylabel=panel.ylabel)
+    ax.set_title(panel.title, loc="left", fontsize=9.5)
+    if panel.xlog:
+        ax.set_xscale("log")
+    if panel.ylog:
+        ax.set_yscale("log")
+    if ax.get_legend_handles_labels()[1]:
+        ax.legend(fontsize=7.5, framealpha=0.85)
 
 
 def page(folder: RunFolder, done: Reproduction, pictures: dict[str, bytes]) -> str:
