@@ -52,6 +52,9 @@ def lanczos_step(
     stream: int,
     threads: int,
 ) -> None: ...
+def toy_gd_workspace(
+    U: Tensor, samples: int, curvatures: int, device: int, stream: int, threads: int
+) -> int: ...
 def toy_gd(
     U: Tensor,
     v: Tensor,
@@ -62,6 +65,7 @@ def toy_gd(
     weight_norm: Tensor,
     diverged_at: Tensor,
     curvature: Tensor,
+    workspace: Tensor,
     steps: int,
     record_every: int,
     curvature_every: int,
@@ -69,6 +73,9 @@ def toy_gd(
     stream: int,
     threads: int,
 ) -> None: ...
+def toy_gd_reduced_workspace(
+    w: Tensor, samples: int, curvatures: int, device: int, stream: int, threads: int
+) -> int: ...
 def toy_gd_reduced(
     w: Tensor,
     S: Tensor,
@@ -80,6 +87,7 @@ def toy_gd_reduced(
     weight_norm: Tensor,
     diverged_at: Tensor,
     curvature: Tensor,
+    workspace: Tensor,
     width: float,
     steps: int,
     record_every: int,

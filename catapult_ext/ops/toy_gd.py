@@ -172,6 +172,7 @@ def _impl(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     check_rates("toy_gd", eta)
     out = empty_record(U, steps, record_every, curvature_every)
+    entries = _native.call("toy_gd_workspace", U.device, U, x.shape[0], out[3].shape[1])
     _native.call(
         "toy_gd",
         U.device,
@@ -181,6 +182,7 @@ def _impl(
         y.contiguous(),
         eta.contiguous(),
         *out,
+        U.new_empty(entries, dtype=torch.float64),
         steps,
         record_every,
         curvature_every,

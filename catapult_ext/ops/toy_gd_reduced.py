@@ -109,6 +109,7 @@ def _impl(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     check_rates("toy_gd_reduced", eta)
     out = empty_record(w, steps, record_every, curvature_every)
+    entries = _native.call("toy_gd_reduced_workspace", w.device, w, x.shape[0], out[3].shape[1])
     _native.call(
         "toy_gd_reduced",
         w.device,
@@ -119,6 +120,7 @@ def _impl(
         y.contiguous(),
         eta.contiguous(),
         *out,
+        w.new_empty(entries, dtype=torch.float64),
         width,
         steps,
         record_every,

@@ -27,6 +27,8 @@ void lanczos_step_cuda(const LanczosStepArgs&, const Exec&) { fail_without_cuda(
 
 #ifndef CATAPULT_CUDA_TOY_GD
 void toy_gd_cuda(const ToyGdArgs&, const Exec&) { fail_without_cuda("toy_gd"); }
+int64_t toy_gd_cuda_workspace(const ToyGdSizes&, const Exec&) { fail_without_cuda("toy_gd"); }
+void toy_curvature_cuda(const ToyCurvatureArgs&, const Exec&) { fail_without_cuda("toy_gd"); }
 #endif
 
 #ifndef CATAPULT_CUDA_TOY_GD_REDUCED

@@ -30,7 +30,7 @@ def assert_close(got, want, tolerance):
 
 def test_follows_explicit_gradient_descent(backend):
     """float64, through catapults, to 1e-12 of the largest loss at every step."""
-    steps = 200 if backend.name.startswith("cpu") else 40
+    steps = 200 if backend.name.startswith("cpu") else 20
     problem = toy_problem(RATES, width=300, inputs=4, samples=7)
     got, U, v = run(backend, problem, steps, curvature_every=10)
     want, exact_U, exact_v = oracle(problem, steps, curvature_every=10)
@@ -241,3 +241,19 @@ def test_bad_input(change, error, message):
     with pytest.raises(error, match=message):
         ops.toy_gd(**arguments)
     assert torch.equal(problem.U.detach(), before)
+
+
+@pytest.mark.parametrize(("width", "replicas"), [(5000, 3), (120_000, 1)])
+def test_weights_beyond_one_block(backend, width, replicas):
+    """On a GPU: several blocks per replica with a barrier over the grid, diverged ones included."""
+    problem = toy_problem([1.5, 9.0, 0.8][:replicas], width=width, inputs=8, samples=5)
+    steps = 12 if width == 5000 else 2
+    got, U, v = run(backend, problem, steps, curvature_every=steps)
+    want, exact_U, exact_v = oracle(problem, steps, curvature_every=steps)
+    assert got.diverged_at.tolist() == want.diverged_at.tolist()
+    assert_close(got.loss, want.loss, 1e-11)
+    assert_close(got.weight_norm, want.weight_norm, 1e-12)
+    assert_close(got.curvature, want.curvature, 1e-11)
+    calm = got.diverged_at < 0
+    assert_close(U[calm].flatten(1), exact_U[calm].flatten(1), 1e-11)
+    assert_close(v[calm], exact_v[calm], 1e-11)

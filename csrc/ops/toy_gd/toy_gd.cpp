@@ -1,5 +1,9 @@
 #include "ops/toy_gd/toy_gd.hpp"
 
+#include <algorithm>
+
+#include "ops/toy_gd/toy_gd_math.hpp"
+
 namespace catapult {
 
 void check_toy_problem(const char* op, const TensorView& x, const TensorView& y,
@@ -35,6 +39,21 @@ void check_toy_records(const char* op, const ToyRecords& records, int64_t replic
              records.curvature_every > 0 ? records.steps / records.curvature_every + 1 : 0);
 }
 
+int64_t toy_curvature_threads(int64_t records, int64_t each) {
+  return std::clamp<int64_t>((int64_t{1} << 25) / each, 1, std::min<int64_t>(records, 1 << 14));
+}
+
+int64_t toy_curvature_workspace(int64_t records, int64_t blocks, int64_t samples, int64_t inputs) {
+  if (records == 0) return 0;
+  const int64_t square = inputs * inputs, each = square + toy_curvature_work(samples, inputs);
+  return records * blocks * (square + 1) + toy_curvature_data_size(samples, inputs) +
+         toy_curvature_threads(records, each) * each;
+}
+
+int64_t toy_gd_workspace(const ToyGdSizes& sizes, const Exec& exec) {
+  return exec.on_cpu() || sizes.replicas == 0 ? 0 : toy_gd_cuda_workspace(sizes, exec);
+}
+
 void toy_gd(const ToyGdArgs& a, const Exec& exec) {
   constexpr const char* kOp = "toy_gd";
   const Dtype dtype = a.u.dtype;
@@ -48,6 +67,10 @@ void toy_gd(const ToyGdArgs& a, const Exec& exec) {
   check_size(kOp, "x", a.x, 1, a.u.size[2]);
   check_toy_records(kOp, a.records, replicas, dtype);
   if (replicas == 0) return;
+  const int64_t wanted = toy_gd_workspace(toy_gd_sizes(a), exec);
+  check_dense(kOp, "workspace", a.workspace, 1, Dtype::kFloat64);
+  check(a.workspace.size[0] >= wanted, kOp, "workspace must hold ", wanted, " numbers, got ",
+        a.workspace.size[0]);
   if (exec.on_cpu()) {
     toy_gd_cpu(a, exec);
   } else {

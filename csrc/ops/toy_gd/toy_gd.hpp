@@ -26,7 +26,24 @@ struct ToyGdArgs {
   TensorView y;    // (N,)
   TensorView eta;  // (R,)
   ToyRecords records;
+  TensorView workspace;  // float64, toy_gd_workspace() entries; unused on the CPU
 };
+
+struct ToyGdSizes {
+  int64_t replicas, width, inputs, samples, curvatures, element_bytes;
+};
+
+inline ToyGdSizes toy_gd_sizes(const ToyGdArgs& a) {
+  return {a.u.size[0],
+          a.u.size[1],
+          a.u.size[2],
+          a.x.size[0],
+          a.records.curvature.size[1],
+          a.u.dtype == Dtype::kFloat32 ? 4 : 8};
+}
+
+// Float64 entries of workspace for a run on exec.device.
+int64_t toy_gd_workspace(const ToyGdSizes& sizes, const Exec& exec);
 
 // Shared by the forms: shapes, dtypes and contiguity of the records and of the problem.
 void check_toy_problem(const char* op, const TensorView& x, const TensorView& y,
@@ -37,5 +54,21 @@ void toy_gd(const ToyGdArgs& args, const Exec& exec);
 
 void toy_gd_cpu(const ToyGdArgs& args, const Exec& exec);
 void toy_gd_cuda(const ToyGdArgs& args, const Exec& exec);
+int64_t toy_gd_cuda_workspace(const ToyGdSizes& sizes, const Exec& exec);
+
+// On CUDA the forms store S and q at the curvature steps; this turns them into the curvatures.
+struct ToyCurvatureArgs {
+  const ToyRecords& records;
+  TensorView x;
+  double width;
+  double* grams;   // (R, curvatures, blocks, D^2 + 1), followed by the rest of the workspace
+  int64_t blocks;  // pieces of S and q to add up
+};
+
+// Threads that work on curvature records at once, each with `each` float64 entries of scratch: as
+// many as stay below 256 MiB.
+int64_t toy_curvature_threads(int64_t records, int64_t each);
+int64_t toy_curvature_workspace(int64_t records, int64_t blocks, int64_t samples, int64_t inputs);
+void toy_curvature_cuda(const ToyCurvatureArgs& args, const Exec& exec);
 
 }  // namespace catapult

@@ -1,6 +1,7 @@
-// Problem -> tiles of the CPU kernel.
+// Problem -> tiles of the CPU kernel, blocks of the CUDA kernel.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 
 namespace catapult {
@@ -11,6 +12,47 @@ inline int toy_gd_group(int64_t inputs, int lanes, int64_t element_bytes) {
   const int64_t tile_bytes = inputs * lanes * element_bytes;
   constexpr int64_t kBudget = 16 * 1024;
   return 4 * tile_bytes <= kBudget ? 4 : 2 * tile_bytes <= kBudget ? 2 : 1;
+}
+
+// How a replica is spread over a GPU: `blocks` blocks of `rows` hidden units each.
+struct ToyGdPlan {
+  int64_t blocks, rows;
+  int threads;
+  bool resident;  // U and v stay in shared memory for all steps; otherwise in global memory
+  bool stage_x;   // X is copied to shared memory
+  int64_t shared_bytes;
+  int64_t replicas_per_launch;
+};
+
+constexpr int64_t kToyGdMaxThreads = 256;
+
+// Shared memory beside the rows: sums per warp, w, zeta, residuals, and X if staged.
+inline int64_t toy_gd_small_bytes(int64_t inputs, int64_t samples, int64_t element, bool stage_x) {
+  const int64_t warps = kToyGdMaxThreads / 32;
+  return 8 * (warps + 4) +
+         element * (warps * inputs + 2 * inputs + samples + (stage_x ? samples * inputs : 0));
+}
+
+// `blocks` of the plan is 0 where the small vectors alone do not fit into `shared_limit`.
+// A grid with a barrier between blocks holds at most one block per multiprocessor.
+inline ToyGdPlan toy_gd_plan(int64_t replicas, int64_t width, int64_t inputs, int64_t samples,
+                             int64_t element, int64_t shared_limit, int64_t multiprocessors) {
+  ToyGdPlan plan{};
+  plan.stage_x = samples * inputs * element <= shared_limit / 8;
+  const int64_t small = toy_gd_small_bytes(inputs, samples, element, plan.stage_x);
+  if (small > shared_limit) return plan;
+  const int64_t row_bytes = (inputs + 1) * element, room = (shared_limit - small) / row_bytes;
+  plan.blocks = room > 0 ? (width + room - 1) / room : multiprocessors + 1;
+  plan.resident = plan.blocks <= multiprocessors;
+  if (!plan.resident) plan.blocks = std::min(multiprocessors, (width + 1023) / 1024);
+  plan.rows = (width + plan.blocks - 1) / plan.blocks;
+  const int64_t lanes = (plan.rows + 3) / 4;  // a thread takes four rows at a time
+  plan.threads =
+      static_cast<int>(std::clamp<int64_t>((lanes + 31) / 32 * 32, 32, kToyGdMaxThreads));
+  plan.shared_bytes = small + (plan.resident ? plan.rows * row_bytes : 0);
+  plan.replicas_per_launch =
+      plan.blocks == 1 ? replicas : std::max<int64_t>(1, multiprocessors / plan.blocks);
+  return plan;
 }
 
 }  // namespace catapult

@@ -69,12 +69,16 @@ struct ToyReplicaRecord {
     return squares < T(0) ? T(0) : static_cast<T>(sqrt(squares));
   }
 
+  CATAPULT_HOST_DEVICE bool acceptable(T new_loss, T new_norm) const {
+    return new_loss <= cut && new_norm <= static_cast<T>(FloatMax<T>::value);
+  }
+
   // Takes the observables of step t (the norm squared); false where the replica has diverged and
   // must stop. Then every later record is filled with the last accepted values (NaN if there is
   // none).
   CATAPULT_HOST_DEVICE bool accept(int64_t t, T new_loss, T new_norm) {
     if (t == 0) *diverged_at = -1;
-    if (!(new_loss <= cut) || !(new_norm <= static_cast<T>(FloatMax<T>::value))) {
+    if (!acceptable(new_loss, new_norm)) {
       *diverged_at = t;
       if (t == 0) last_loss = last_norm = last_curvature = static_cast<T>(NAN);
       hold();
@@ -155,7 +159,7 @@ CATAPULT_HOST_DEVICE void toy_curvature_data(const T* x, int64_t samples, int64_
 // Doubles of workspace for toy_curvature.
 CATAPULT_HOST_DEVICE inline int64_t toy_curvature_work(int64_t samples, int64_t inputs) {
   const int64_t order = toy_curvature_order(samples, inputs);
-  return order * inputs + order * order + 3 * order;
+  return order * inputs + order * order + 4 * order;
 }
 
 // Lower Cholesky factor in place of the symmetric positive semi-definite s (n, n); a pivot that

@@ -17,7 +17,12 @@ struct ToyGdReducedArgs {
   TensorView eta;  // (R,)
   double width;
   ToyRecords records;
+  TensorView workspace;  // float64, toy_gd_reduced_workspace() entries; unused on the CPU
 };
+
+// Float64 entries of workspace for a run on exec.device.
+int64_t toy_gd_reduced_workspace(int64_t replicas, int64_t inputs, int64_t samples,
+                                 int64_t curvatures, const Exec& exec);
 
 void toy_gd_reduced(const ToyGdReducedArgs& args, const Exec& exec);
 

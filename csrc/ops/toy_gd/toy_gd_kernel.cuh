@@ -1,0 +1,342 @@
+// One replica per block (or several blocks with a barrier over the grid once a step). Its rows of U
+// and v stay in shared memory for all steps, U by columns, so that neighbouring threads read
+// neighbouring words; global memory sees the records only.
+#pragma once
+
+#include "core/cuda/grid.cuh"
+#include "core/cuda/reduce.cuh"
+#include "core/cuda/runtime.cuh"
+#include "ops/toy_gd/toy_gd_config.hpp"
+#include "ops/toy_gd/toy_gd_math.hpp"
+
+namespace catapult::device {
+
+template <typename T>
+struct ToyGdParams {
+  T* u;  // (R, width, inputs)
+  T* v;  // (R, width)
+  const T* x;
+  const T* y;
+  const T* eta;
+  T* loss;         // (R, columns)
+  T* weight_norm;  // (R, columns)
+  int64_t* diverged_at;
+  double* partials;  // (2, replicas of the launch, blocks, inputs + 2); used with several blocks
+  double* grams;     // (R, curvatures, blocks, inputs^2 + 1): U'U of the block's rows, |v|^2
+  int64_t first, width, rows;
+  int64_t steps, record_every, curvature_every, columns, curvatures;
+  int inputs, samples, blocks;
+  bool resident, stage_x;
+};
+
+// What a block works with; everything but the counters lives in shared memory (or, for u and v that
+// do not fit, in global memory).
+template <typename T>
+struct ToyGdBlock {
+  T *u, *v;
+  int64_t row_stride, input_stride, rows;
+  const T* x;
+  T *sums, *w, *zeta, *residual;
+  double* scratch;  // one per warp
+  double* totals;   // q of the replica, |U|^2 of the replica, q of the block
+  int* alive;
+  T rate, inverse_root_width;
+};
+
+template <typename T>
+__device__ ToyGdBlock<T> toy_gd_setup(const ToyGdParams<T>& p, unsigned char* smem, int block,
+                                      int64_t replica, double& u_norm) {
+  constexpr int kWarps = kToyGdMaxThreads / kWarpSize;
+  ToyGdBlock<T> b;
+  b.scratch = reinterpret_cast<double*>(smem);
+  b.totals = b.scratch + kWarps;
+  b.alive = reinterpret_cast<int*>(b.totals + 3);
+  b.sums = reinterpret_cast<T*>(b.totals + 4);
+  b.w = b.sums + kWarps * p.inputs;
+  b.zeta = b.w + p.inputs;
+  b.residual = b.zeta + p.inputs;
+  T* next = b.residual + p.samples;
+  b.x = p.x;
+  if (p.stage_x) {
+    for (int i = threadIdx.x; i < p.samples * p.inputs; i += blockDim.x) next[i] = p.x[i];
+    b.x = next;
+    next += p.samples * p.inputs;
+  }
+  const int64_t row0 = block * p.rows;
+  b.rows = p.width - row0 < p.rows ? p.width - row0 : p.rows;
+  if (b.rows < 0) b.rows = 0;
+  T* const u = p.u + (replica * p.width + row0) * p.inputs;
+  T* const v = p.v + replica * p.width + row0;
+  b.u = p.resident ? next : u;
+  b.v = p.resident ? next + p.rows * p.inputs : v;
+  b.row_stride = p.resident ? 1 : p.inputs;
+  b.input_stride = p.resident ? p.rows : 1;
+  u_norm = 0.0;
+  for (int64_t i = threadIdx.x; i < b.rows * p.inputs; i += blockDim.x) {
+    const T entry = u[i];
+    if (p.resident) b.u[i % p.inputs * b.input_stride + i / p.inputs] = entry;
+    u_norm += static_cast<double>(entry) * static_cast<double>(entry);
+  }
+  for (int64_t i = threadIdx.x; p.resident && i < b.rows; i += blockDim.x) b.v[i] = v[i];
+  for (int j = threadIdx.x; j < p.inputs; j += blockDim.x) b.zeta[j] = T(0);
+  b.rate = static_cast<T>(static_cast<double>(p.eta[replica]) / sqrt(static_cast<double>(p.width)));
+  b.inverse_root_width = static_cast<T>(1.0 / sqrt(static_cast<double>(p.width)));
+  return b;
+}
+
+// One step of size `rate` along zeta on the block's rows; sums[warp][j] holds the warps' shares of
+// w_j of the new weights, the return value this thread's share of |v|^2.
+template <typename T>
+__device__ double toy_gd_rows(const ToyGdParams<T>& p, const ToyGdBlock<T>& b, T rate) {
+  constexpr int kRows = 4;
+  const int warp = threadIdx.x / kWarpSize;
+  double q = 0.0;
+  for (int64_t base = 0; base == 0 || base < b.rows; base += kRows * int64_t{blockDim.x}) {
+    T fresh[kRows], pull[kRows];
+#pragma unroll
+    for (int k = 0; k < kRows; ++k) {
+      const int64_t i = base + k * int64_t{blockDim.x} + threadIdx.x;
+      fresh[k] = pull[k] = T(0);
+      if (!in_bounds(i < b.rows)) continue;
+      T uz = T(0);
+      for (int j = 0; j < p.inputs; ++j)
+        uz += b.u[i * b.row_stride + j * b.input_stride] * b.zeta[j];
+      const T old = b.v[i];
+      fresh[k] = old - rate * uz;
+      pull[k] = -rate * old;
+      b.v[i] = fresh[k];
+      q += static_cast<double>(fresh[k]) * static_cast<double>(fresh[k]);
+    }
+    for (int j = 0; j < p.inputs; ++j) {
+      const T z = b.zeta[j];
+      T sum = T(0);
+#pragma unroll
+      for (int k = 0; k < kRows; ++k) {
+        const int64_t i = base + k * int64_t{blockDim.x} + threadIdx.x;
+        if (!in_bounds(i < b.rows)) continue;
+        T* const entry = b.u + i * b.row_stride + j * b.input_stride;
+        const T row = *entry + pull[k] * z;
+        *entry = row;
+        sum += fresh[k] * row;
+      }
+      sum = warp_sum(sum);
+      if (threadIdx.x % kWarpSize == 0) {
+        T* const slot = b.sums + warp * p.inputs + j;
+        *slot = base == 0 ? sum : *slot + sum;
+      }
+    }
+  }
+  return q;
+}
+
+// Sums of all warps, and of all blocks of the replica, into w and totals. Ends with a barrier.
+template <typename T>
+__device__ void toy_gd_gather(const ToyGdParams<T>& p, const ToyGdBlock<T>& b, int block,
+                              int64_t local, int64_t round, double q, double u_norm) {
+  const int warps = blockDim.x / kWarpSize;
+  q = block_sum(q, b.scratch);  // its barriers publish sums as well
+  const int64_t entries = p.inputs + 2, replicas = gridDim.x / p.blocks;
+  double* const all =
+      p.partials + ((round % 2 * replicas + local) * p.blocks) * entries;  // of this replica
+  for (int j = threadIdx.x; j < p.inputs; j += blockDim.x) {
+    T sum = T(0);
+    for (int i = 0; i < warps; ++i) sum += b.sums[i * p.inputs + j];
+    if (p.blocks == 1) {
+      b.w[j] = sum;
+    } else {
+      all[block * entries + j] = static_cast<double>(sum);
+    }
+  }
+  if (threadIdx.x == 0) {
+    b.totals[0] = b.totals[2] = q;
+    if (round == 0) b.totals[1] = u_norm;
+    if (p.blocks > 1) {
+      all[block * entries + p.inputs] = q;
+      all[block * entries + p.inputs + 1] = u_norm;
+    }
+  }
+  if (p.blocks > 1) {
+    // The buffers alternate, so a block one step ahead does not overwrite what is being read.
+    grid_sync();
+    for (int j = threadIdx.x; j < p.inputs + 2; j += blockDim.x) {
+      double sum = 0.0;
+      for (int i = 0; i < p.blocks; ++i) sum += all[i * entries + j];
+      if (j < p.inputs) {
+        b.w[j] = static_cast<T>(sum);
+      } else if (j == p.inputs) {
+        b.totals[0] = sum;
+      } else if (round == 0) {
+        b.totals[1] = sum;
+      }
+    }
+  }
+  __syncthreads();
+}
+
+// The residuals and zeta of the weights as they are; returns the loss to every thread.
+template <typename T>
+__device__ T toy_gd_observe(const ToyGdParams<T>& p, const ToyGdBlock<T>& b) {
+  double squares = 0.0;
+  for (int a = threadIdx.x; a < p.samples; a += blockDim.x) {
+    T f = T(0);
+    for (int j = 0; j < p.inputs; ++j) f += b.x[a * p.inputs + j] * b.w[j];
+    const T r = f * b.inverse_root_width - p.y[a];
+    b.residual[a] = r;
+    squares += static_cast<double>(r) * static_cast<double>(r);
+  }
+  squares = block_sum(squares, b.scratch);  // its barriers publish the residuals as well
+  for (int j = threadIdx.x; j < p.inputs; j += blockDim.x) {
+    T sum = T(0);
+    for (int a = 0; a < p.samples; ++a) sum += b.x[a * p.inputs + j] * b.residual[a];
+    b.zeta[j] = sum / static_cast<T>(p.samples);
+  }
+  return static_cast<T>(squares / (2.0 * p.samples));
+}
+
+// Thread 0 tracks |U|^2: it follows from w, q and zeta exactly.
+template <typename T>
+__device__ void toy_gd_follow_norm(const ToyGdParams<T>& p, const ToyGdBlock<T>& b) {
+  double wz = 0.0, zz = 0.0;
+  for (int j = 0; j < p.inputs; ++j) {
+    const double z = static_cast<double>(b.zeta[j]);
+    wz += static_cast<double>(b.w[j]) * z;
+    zz += z * z;
+  }
+  const double rate = static_cast<double>(b.rate);
+  b.totals[1] += rate * (rate * b.totals[0] * zz - 2.0 * wz);
+}
+
+template <typename T>
+__device__ void toy_gd_store_gram(const ToyGdParams<T>& p, const ToyGdBlock<T>& b, double* out) {
+  const int d = p.inputs;
+  for (int e = threadIdx.x; e < d * d; e += blockDim.x) {
+    const int i = e / d, j = e % d;
+    double sum = 0.0;
+    for (int64_t r = 0; r < b.rows; ++r) {
+      const T* row = b.u + r * b.row_stride;
+      sum += static_cast<double>(row[i * b.input_stride]) *
+             static_cast<double>(row[j * b.input_stride]);
+    }
+    out[e] = sum;
+  }
+  if (threadIdx.x == 0) out[d * d] = b.totals[2];
+}
+
+template <typename T>
+__global__ void toy_gd_kernel(const ToyGdParams<T> p) {
+  CATAPULT_DYNAMIC_SMEM(unsigned char, smem);
+  const int block = blockIdx.x % p.blocks;
+  const int64_t local = blockIdx.x / p.blocks, replica = p.first + local;
+  double u_norm, xx = 0.0, yy = 0.0;
+  const ToyGdBlock<T> b = toy_gd_setup(p, smem, block, replica, u_norm);
+  for (int i = threadIdx.x; i < p.samples * p.inputs; i += blockDim.x)
+    xx += static_cast<double>(p.x[i]) * static_cast<double>(p.x[i]);
+  for (int i = threadIdx.x; i < p.samples; i += blockDim.x)
+    yy += static_cast<double>(p.y[i]) * static_cast<double>(p.y[i]);
+  const ToyDataNorms norms{block_sum(xx, b.scratch), block_sum(yy, b.scratch)};
+  u_norm = block_sum(u_norm, b.scratch);
+  // A step of size zero along zero leaves the weights as they are and gives their w and q.
+  toy_gd_gather(p, b, block, local, 0, toy_gd_rows(p, b, T(0)), u_norm);
+
+  ToyReplicaRecord<T> record{};
+  record.loss = p.loss + replica * p.columns;
+  record.weight_norm = p.weight_norm + replica * p.columns;
+  record.diverged_at = p.diverged_at + replica;
+  record.steps = p.steps;
+  record.record_every = p.record_every;
+  record.cut = toy_divergence_cut<T>(norms, p.samples, static_cast<double>(p.width),
+                                     b.totals[0] + b.totals[1]);
+  int64_t t = 0, next_curvature = 0, gram = replica * p.curvatures;
+  for (;; ++t) {
+    const T loss = toy_gd_observe(p, b);
+    if (threadIdx.x == 0) {
+      const T norm = static_cast<T>(b.totals[0] + b.totals[1]);
+      *b.alive = block == 0 ? record.accept(t, loss, norm) : record.acceptable(loss, norm);
+    }
+    __syncthreads();
+    if (!*b.alive) break;
+    if (p.curvature_every > 0 && t == next_curvature) {
+      toy_gd_store_gram(p, b,
+                        p.grams + (gram++ * p.blocks + block) * (int64_t{p.inputs} * p.inputs + 1));
+      next_curvature += p.curvature_every;
+      __syncthreads();  // before the rows change
+    }
+    if (t == p.steps) break;
+    const double q = toy_gd_rows(p, b, b.rate);
+    if (threadIdx.x == 0) toy_gd_follow_norm(p, b);
+    toy_gd_gather(p, b, block, local, t + 1, q, 0.0);
+  }
+  // The other replicas of the launch still wait for this one once a step.
+  for (; p.blocks > 1 && t < p.steps; ++t) grid_sync();
+  if (!p.resident) return;
+  const int64_t row0 = block * p.rows;
+  T* const u = p.u + (replica * p.width + row0) * p.inputs;
+  for (int64_t i = threadIdx.x; i < b.rows * p.inputs; i += blockDim.x)
+    u[i] = b.u[i % p.inputs * b.input_stride + i / p.inputs];
+  for (int64_t i = threadIdx.x; i < b.rows; i += blockDim.x)
+    p.v[replica * p.width + row0 + i] = b.v[i];
+}
+
+// --- curvature ----------------------------------------------------------------------------------
+// X / sqrt(N) where N < D, otherwise X'X / N.
+template <typename T>
+__global__ void toy_curvature_data_kernel(const T* x, int samples, int inputs, double* data) {
+  const int64_t entries = toy_curvature_data_size(samples, inputs);
+  const int64_t stride = int64_t{gridDim.x} * blockDim.x;
+  for (int64_t e = int64_t{blockIdx.x} * blockDim.x + threadIdx.x; e < entries; e += stride) {
+    if (samples < inputs) {
+      data[e] = static_cast<double>(x[e]) / sqrt(static_cast<double>(samples));
+      continue;
+    }
+    const int64_t i = e / inputs, j = e % inputs;
+    double sum = 0.0;
+    for (int64_t a = 0; a < samples; ++a)
+      sum += static_cast<double>(x[a * inputs + i]) * static_cast<double>(x[a * inputs + j]);
+    data[e] = sum / samples;
+  }
+}
+
+template <typename T>
+struct ToyCurvatureParams {
+  const double* grams;  // (records, blocks, inputs^2 + 1)
+  const double* data;
+  double* scratch;  // per thread of the grid: inputs^2 + toy_curvature_work
+  const int64_t* diverged_at;
+  T* curvature;  // (replicas, curvatures)
+  double width;
+  int64_t records, curvatures, curvature_every, threads;
+  int inputs, samples, blocks;
+};
+
+// One thread per record. A record after divergence repeats the last one before it.
+template <typename T>
+__global__ void toy_curvature_kernel(const ToyCurvatureParams<T> p) {
+  const int64_t thread = int64_t{blockIdx.x} * blockDim.x + threadIdx.x;
+  if (!in_bounds(thread < p.threads)) return;
+  const int64_t square = int64_t{p.inputs} * p.inputs;
+  double* const gram = p.scratch + thread * (square + toy_curvature_work(p.samples, p.inputs));
+  for (int64_t r = thread; r < p.records; r += p.threads) {
+    const int64_t at = p.diverged_at[r / p.curvatures], column = r % p.curvatures;
+    const int64_t last = at < 0 ? column : (at - 1) / p.curvature_every;
+    if (at == 0) {
+      p.curvature[r] = static_cast<T>(NAN);
+      continue;
+    }
+    const int64_t source = r - column + (column < last ? column : last);
+    const double* const from = p.grams + source * p.blocks * (square + 1);
+    double q = 0.0;
+    for (int64_t e = 0; e <= square; ++e) {
+      double sum = 0.0;
+      for (int i = 0; i < p.blocks; ++i) sum += from[i * (square + 1) + e];
+      if (e < square) {
+        gram[e] = sum;
+      } else {
+        q = sum;
+      }
+    }
+    p.curvature[r] =
+        static_cast<T>(toy_curvature(gram, q, p.width, p.data, p.samples, p.inputs, gram + square));
+  }
+}
+
+}  // namespace catapult::device
