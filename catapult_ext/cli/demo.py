@@ -20,7 +20,7 @@ def register(app: Any, typer: Any) -> None:
         width: int = typer.Option(512, help="Units of each of the three hidden layers."),
         steps: int = typer.Option(100, help="Gradient steps of every learning rate."),
     ) -> None:
-        """Train a ReLU network on handwritten digits at 24 learning rates, lazy to divergent.
+        """Train a ReLU network on handwritten digits at 21 learning rates, lazy to divergent.
 
         Follows the loss and the curvature at each, prints the table, and leaves pictures and
         report.html in the run folder. The same command again goes on where it was interrupted.

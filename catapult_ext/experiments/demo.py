@@ -13,9 +13,9 @@ from catapult_ext.experiments.sweep import Progress, SweepConfig, run
 TITLE = "The catapult: a ReLU network on handwritten digits"
 
 # Dense where the thresholds lie (2 to 3 and 8 to 12), and on into divergence.
-_LAZY = (0.5, 1.0, 1.5, 1.8, 1.95)
-_ONSET = (2.05, 2.15, 2.25, 2.35, 2.45, 2.6, 2.8)
-_BEYOND = (3.2, 4.0, 5.0, 6.0, 7.0, 8.0, 9.0, 10.0, 11.0, 12.0, 16.0, 24.0)
+_LAZY = (0.5, 1.0, 1.5, 1.95)
+_ONSET = (2.05, 2.2, 2.3, 2.4, 2.5, 2.75)
+_BEYOND = (3.25, 4.0, 5.0, 6.0, 7.0, 8.0, 9.0, 10.0, 12.0, 16.0, 24.0)
 RATES = (*_LAZY, *_ONSET, *_BEYOND)
 
 
@@ -63,7 +63,7 @@ def run_demo(
     config = config or DemoConfig()
     if progress is not None:
         progress.stage("the handwritten digits")
-    settings = SweepConfig(c=config.c, steps=config.steps, linearised=True)
+    settings = SweepConfig(c=config.c, steps=config.steps, probe_factor=2.5, linearised=True)
     data = digits(8, train=config.samples)
     model = models.fully_connected(64, 10, width=config.width, depth=3, seed=config.seed)
     return run(settings, model, data, out=out, fresh=fresh, title=TITLE, progress=progress)

@@ -105,5 +105,7 @@ def _cells(row: dict[str, Any]) -> dict[str, str]:
     if row["phase"] == "divergent":
         cells["loss end"] = f"step {row['diverged_at']}: out"
     if "linearised_projection_peak" in row:
-        cells["linearised growth"] = text(row["linearised_projection_peak"], "x{:.3g}")
+        out = row["linearised_diverged_at"]
+        grown = text(row["linearised_projection_peak"], "x{:.3g}")
+        cells["linearised growth"] = grown if out is None else f"step {out}: out"
     return cells

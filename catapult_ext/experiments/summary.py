@@ -52,6 +52,9 @@ def row_of(record: Record, lambda0: float, linear: Record | None) -> Record:
     if linear is not None:
         linear_e = classify(record["eta"], lambda0, linear["loss"], growth=linear["growth"])
         row["linearised_projection_peak"] = linear_e.evidence.projection_peak
+        row["linearised_diverged_at"] = (
+            linear["diverged_at"] if linear["diverged_at"] >= 0 else None
+        )
     return row
 
 

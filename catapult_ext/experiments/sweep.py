@@ -55,7 +55,7 @@ class SweepConfig:
         eta: learning rates as they are, > 0.
         steps: full-batch gradient steps of every rate.
         probe_factor: curvature is measured at steps 0, 1 and then at steps growing by this factor.
-        tol: relative tolerance of the curvature (lambda_0 is solved to a tenth of it).
+        tol: relative error bound asked for along the way (lambda_0: a tenth of it, at most 1e-4).
         top: dimension of the kernel's top eigenspace the residual is projected on; default O.
         cut: loss above which a run is divergent; default ``probes.divergence_cut``.
         linearised: also run the model linearised at its start (squared losses only).
@@ -236,7 +236,7 @@ class _Sweep:
         model = copy.deepcopy(self.model)
         x, y = self.data.train
         k = self.config.top or self.data.outputs
-        top = top_space(model, self.loss, x, y, k, self.config.tol / 10)
+        top = top_space(model, self.loss, x, y, k, min(self.config.tol / 10, 1e-4))
         with torch.no_grad():
             loss0 = self.loss.value(model(x), y).item()
         require(top.lambda0 > 0, WHERE, "lambda_0 must be > 0 (a constant model?)", top.lambda0)

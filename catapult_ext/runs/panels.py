@@ -141,20 +141,24 @@ def draw_thresholds(ax: Any, summary: Record) -> None:
     """Peak of projection, loss and linearised projection over their starts, against c."""
     rows = summary["rates"]
     _bands(ax, summary)
+    stable = [r for r in rows if _bounded(r)]
+    top = max([max(r["loss_peak"], r["projection_peak"] or 1) for r in stable], default=10.0)
+    limit = max(10.0, 30 * top)
     for key, colour, marker, style, label in (
         ("projection_peak", RED, "s", "-", "projection on the top eigenspace"),
         ("loss_peak", BLUE, "o", "-", "loss"),
         ("linearised_projection_peak", GREEN, "^", "--", "projection, net linearised at start"),
     ):
-        points = [(r["c"], r[key]) for r in rows if r.get(key) is not None]
+        # A run that was given up has no peak: it goes out at the top.
+        gone = "linearised_diverged_at" if key.startswith("linearised") else "diverged_at"
+        known = [r for r in rows if r.get(key) is not None]
+        points = [(r["c"], r[key] if r[gone] is None else limit) for r in known]
         if points:
             ax.plot(*zip(*points, strict=True), style, color=colour, marker=marker, ms=4, lw=1.1)
             ax.lines[-1].set_label(label)
     ax.axhline(1, color=BLACK, lw=0.8)
-    stable = [r for r in rows if _bounded(r)]
-    top = max([max(r["loss_peak"], r["projection_peak"] or 1) for r in stable], default=10.0)
     ax.set(yscale="log", xlabel=r"$c=\eta\lambda_0$", ylabel="largest value over its start")
-    ax.set_ylim(0.7, max(10.0, 30 * top))
+    ax.set_ylim(0.7, limit)
     marks = [
         (name, summary[key])
         for name, key in (
