@@ -49,6 +49,10 @@ KNOWN = {
     ("tanh", 2): (5.0, 6.0),
     ("tanh", 4): (5.5, 6.5),
 }
+WHY = (
+    "the boundary is fractal and shifts with width, samples and the scale of inputs and weights, "
+    "which the source of the table does not state"
+)
 ONE_SIDED = ("relu", "gelu", "silu", "softplus", "leaky_relu", "abs")
 
 
@@ -248,7 +252,7 @@ def _claim(row: Row) -> Claim:
         text += f", {row['open_above']} seeds stable at every rate" if row["open_above"] else ""
         text += f", {row['dead']} dead" if row["dead"] else ""
     near = value is not None and 0.93 * low <= value <= 1.07 * high
-    why = "" if near else "width, sample and input scale shift the boundary, which is fractal"
+    why = "" if near else WHY
     return Claim(
         f"c_act {row['activation']}, {row['depth']} hidden",
         f"largest stable c {expected} (within 7 %)",
