@@ -44,7 +44,7 @@ def pyplot() -> Any:
 def save(figure: Any, path: Path) -> Path:
     """Write the PNG and free the figure."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=130)
+    figure.savefig(path, dpi=110)
     pyplot().close(figure)
     return path
 
@@ -93,6 +93,15 @@ def _image(ax: Any, diagram: PhaseDiagram, image: np.ndarray, style: dict[str, A
     line = {"color": "white", "linestyle": "--", "linewidth": 0.9}
     if diagram.axis == "momentum":
         ax.plot(2 * (1 + y), y, **line)
+    elif (
+        diagram.axis == "b"
+    ):  # eta lambda_0 = 2, no stable minimum beyond 1, eta lambda_0 = 4 + a b
+        ax.axvline(2.0, **line)
+        ax.axhline(1.0, **line)
+        start = diagram.settings["f0"] / (
+            diagram.settings["lambda0"] * diagram.settings["width"] ** 0.5
+        )
+        ax.plot((4 - y**2) / (1 - y * start), y, **line)
     else:
         threshold = 2 * (1 + diagram.settings["momentum"])
         for c in (threshold, 4.0):

@@ -83,12 +83,13 @@ class ScalarRuns:
     def phase(self) -> Tensor:
         """int8 index into ``PHASE_NAMES``.
 
-        lazy: c < 2 (1 + beta); catapult: beyond, and eta * lambda ends below that; unsettled: it
-        does not; divergent: the run was given up.
+        lazy: c < 2 (1 + beta); catapult: beyond; divergent: the run was given up; unsettled: it was
+        not, but eta * lambda ends at 2 (1 + beta) or above, or the residual a is still above 0.01.
         """
         threshold = 2 * (1 + self.momentum)
         phase = (self.c >= threshold).to(torch.int8)
-        phase = torch.where(self.eta_lambda >= threshold, 3, phase)
+        moving = 2 * self.eta.square() * self.loss / self.width > 1e-4
+        phase = torch.where(moving | (self.eta_lambda >= threshold), 3, phase)
         return torch.where(self.diverged_at >= 0, 2, phase).to(torch.int8)
 
     @property

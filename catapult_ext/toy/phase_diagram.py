@@ -185,6 +185,16 @@ def phase_diagram(
     return diagram
 
 
+def default_range(axis: str) -> tuple[float, float]:
+    """The range of ``axis`` that :func:`phase_diagram` takes when none is given.
+
+    Raises:
+        ValueError: an unknown axis.
+    """
+    require(axis in AXES, WHERE, f"axis must be one of {', '.join(AXES)}", repr(axis))
+    return AXES[axis][:2]
+
+
 def _diagram(
     axis: str,
     c: np.ndarray,

@@ -69,6 +69,22 @@ def test_below_four_converges_and_above_diverges():
     assert (run_scalar(4.05 + 4 * draw[1], steps=2000, width=width, f0=0.4).diverged_at > 0).all()
 
 
+def test_with_a_label_the_limit_is_four_plus_a_b():
+    """s = v - 4 - a b obeys s' = s (1 + a (a + b)): its sign decides, for every |b| < 2."""
+    g = torch.Generator().manual_seed(0)
+    draw = torch.rand(3, 50_000, dtype=torch.float64, generator=g)
+    b, start = 3.9 * draw[0] - 1.95, 2 * draw[1] - 1
+    v = 2 * start.abs() + 6 * draw[2]
+    margin = v - 4 - b * (start - b)
+    run = ops.toy_scalar(*state_of(v, start), 2000, b=b)
+    assert torch.equal(run.diverged_at >= 0, margin > 0)
+    assert (run.peak[margin < 0] <= 4 + 1e-9).all()
+    short = ops.toy_scalar(*state_of(v, start), 8, b=b, record_every=1)
+    a, s = short.record_a, short.record_v - 4 - b[:, None] * short.record_a
+    step = (s[:, 1:] - s[:, :-1] * (1 + a * (a + b[:, None]))[:, :-1]).abs()
+    assert step[margin < 0].max() < 1e-12
+
+
 def test_exactly_four_is_the_chebyshev_map():
     angle = 0.3
     start = torch.tensor([4.0, 2 * math.cos(angle)], dtype=torch.float64)

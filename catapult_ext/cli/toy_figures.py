@@ -1,0 +1,93 @@
+"""catapult-ext toy diagram | figure: phase diagrams and the pictures of docs/toy.md."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from catapult_ext.cli.console import load
+
+RUNS = Path("catapult-runs")
+
+
+@contextmanager
+def row_progress(resume_with: str) -> Iterator[Callable[[int, int], None]]:
+    """A bar over the rows on stderr; Ctrl-C says how to go on and exits with 130."""
+    rich = load("rich.progress")
+    console = load("rich.console").Console(stderr=True)
+    bars = rich.Progress(
+        rich.TextColumn("rows"),
+        rich.BarColumn(),
+        rich.MofNCompleteColumn(),
+        rich.TimeRemainingColumn(),
+        console=console,
+    )
+    try:
+        with bars:
+            task = bars.add_task("rows")
+            yield lambda done, rows: bars.update(task, completed=done, total=rows)
+    except KeyboardInterrupt:
+        console.print(f"\nInterrupted. Finished rows are stored; go on with:\n  {resume_with}")
+        sys.exit(130)
+
+
+def register(group: Any, typer: Any) -> None:
+    """Add the subcommands to the group ``toy``."""
+    option = typer.Option
+
+    @group.command()
+    def diagram(
+        axis: str = option("f0", help="Against c: width, f0, b (label) or momentum."),
+        c_low: float = option(0.02, help="Smallest eta * lambda_0."),
+        c_high: float = option(5.0, help="Largest eta * lambda_0."),
+        low: float = option(None, help="Smallest value of the axis."),
+        high: float = option(None, help="Largest value of the axis."),
+        resolution: int = option(1000, help="Points per axis."),
+        steps: int = option(1000, help="Gradient steps per point."),
+        width: float = option(1e6, help="Hidden units, where they do not vary."),
+        f0: float = option(1.0, help="Output at the start, where it does not vary."),
+        b: float = option(0.0, help="Label eta y / sqrt(W), where it does not vary."),
+        momentum: float = option(0.0, help="Heavy-ball momentum, where it does not vary."),
+        out: Path = option(None, help="Run folder; default catapult-runs/toy-diagram-AXIS."),  # noqa: B008
+        fresh: bool = option(False, "--fresh", help="Start anew in an existing run folder."),
+    ) -> None:
+        """Phase diagram of the one-sample model: final curvature, peak loss, phase."""
+        from catapult_ext.toy import phase_diagram
+        from catapult_ext.toy.phase_diagram import default_range
+
+        bottom, top = default_range(axis)
+        bounds = (bottom if low is None else low, top if high is None else high)
+        folder = out or RUNS / f"toy-diagram-{axis}"
+        with row_progress(" ".join(["catapult-ext", *sys.argv[1:]])) as progress:
+            result = phase_diagram(
+                axis,
+                c=(c_low, c_high),
+                values=bounds,
+                resolution=resolution,
+                steps=steps,
+                width=width,
+                f0=f0,
+                b=b,
+                momentum=momentum,
+                out=folder,
+                fresh=fresh,
+                progress=progress,
+            )
+        picture = result.plot(folder / "fig_diagram.png")
+        shares = ", ".join(f"{name} {share:.1%}" for name, share in result.fractions().items())
+        print(f"{shares}\nPicture: {picture}\nArrays:  {folder / 'diagram.npz'}")
+
+    @group.command()
+    def figure(
+        name: str = typer.Argument(
+            help="plane, phases, curvature, doubling, quadratic, regression"
+        ),
+        out: Path = option(None, help="PNG file; default catapult-runs/toy-NAME.png."),  # noqa: B008
+    ) -> None:
+        """Draw one picture of docs/toy.md."""
+        from catapult_ext.toy.gallery import draw
+
+        print(f"Picture: {draw(name, out or RUNS / f'toy-{name}.png')}")
