@@ -71,39 +71,73 @@ CATAPULT_INLINE constexpr int64_t round_up(int64_t n, int64_t step) {
   return (n + step - 1) / step * step;
 }
 
-// One of the two vectors that come of exchanging the blocks of S lanes between a and b.
-template <typename T, int S, bool kHigh, size_t... J>
-CATAPULT_INLINE Vec<T> exchange(Vec<T> a, Vec<T> b, std::index_sequence<J...>) {
-  constexpr int lanes = kLanes<T>;
-#define CATAPULT_LANE(j) \
-  (((j) & S) ? int(j) + (kHigh ? lanes : lanes - S) : int(j) + (kHigh ? S : 0))
+// Lane j of the result is lane kIndex(j) of the pair a, b.
+template <typename T, typename Index, size_t... J>
+CATAPULT_INLINE Vec<T> shuffle(Vec<T> a, Vec<T> b, Index, std::index_sequence<J...>) {
 #ifdef __clang__
-  return __builtin_shufflevector(a, b, CATAPULT_LANE(J)...);
+  return __builtin_shufflevector(a, b, Index::at(int(J))...);
 #else
-  using Index = std::conditional_t<sizeof(T) == 4, int32_t, int64_t>;
-  typedef Index Mask __attribute__((vector_size(kVectorBytes)));
-  return __builtin_shuffle(a, b, Mask{CATAPULT_LANE(J)...});
+  using Lane = std::conditional_t<sizeof(T) == 4, int32_t, int64_t>;
+  typedef Lane Mask __attribute__((vector_size(kVectorBytes)));
+  return __builtin_shuffle(a, b, Mask{Index::at(int(J))...});
 #endif
-#undef CATAPULT_LANE
 }
 
-template <typename T, int S>
-CATAPULT_INLINE void transpose_stage(Vec<T>* rows) {
-  constexpr auto lanes = std::make_index_sequence<kLanes<T>>{};
-#pragma GCC unroll 16
-  for (int i = 0; i < kLanes<T>; ++i) {
-    if (i & S) continue;
-    const Vec<T> low = rows[i], high = rows[i + S];
-    rows[i] = exchange<T, S, false>(low, high, lanes);
-    rows[i + S] = exchange<T, S, true>(low, high, lanes);
+// Blocks of kBlock lanes change places between a and b: the low or the high half of each pair.
+template <int kBlock, int kLanesOf, bool kHigh>
+struct Exchanged {
+  static constexpr int at(int j) {
+    return j & kBlock ? j + (kHigh ? kLanesOf : kLanesOf - kBlock) : j + (kHigh ? kBlock : 0);
   }
-  if constexpr (S > 1) transpose_stage<T, S / 2>(rows);
+};
+// a0 b0 a1 b1 of every four lanes, or a2 b2 a3 b3: one instruction where exchanging takes two.
+template <int kLanesOf, bool kHigh>
+struct Interleaved {
+  static constexpr int at(int j) {
+    return j / 4 * 4 + j % 4 / 2 + (kHigh ? 2 : 0) + (j % 2 ? kLanesOf : 0);
+  }
+};
+
+template <template <int, bool> class Pattern, typename T>
+CATAPULT_INLINE void shuffle_rows(Vec<T>& a, Vec<T>& b) {
+  constexpr auto lanes = std::make_index_sequence<kLanes<T>>{};
+  const Vec<T> low = a, high = b;
+  a = shuffle<T>(low, high, Pattern<kLanes<T>, false>{}, lanes);
+  b = shuffle<T>(low, high, Pattern<kLanes<T>, true>{}, lanes);
+}
+
+template <int kBlock>
+struct ExchangedBy {
+  template <int kLanesOf, bool kHigh>
+  using Pattern = Exchanged<kBlock, kLanesOf, kHigh>;
+};
+
+template <typename T, int kBlock>
+CATAPULT_INLINE void exchange_stage(Vec<T>* rows) {
+#pragma GCC unroll 16
+  for (int i = 0; i < kLanes<T>; ++i)
+    if (!(i & kBlock))
+      shuffle_rows<ExchangedBy<kBlock>::template Pattern, T>(rows[i], rows[i + kBlock]);
 }
 
 // Transposes kLanes x kLanes values in registers.
 template <typename T>
 CATAPULT_INLINE void transpose_lanes(Vec<T>* rows) {
-  transpose_stage<T, kLanes<T> / 2>(rows);
+  if constexpr (kLanes<T> > 8) exchange_stage<T, 8>(rows);
+  if constexpr (kLanes<T> > 4) exchange_stage<T, 4>(rows);
+  if constexpr (sizeof(T) == 8) {
+    if constexpr (kLanes<T> > 2) exchange_stage<T, 2>(rows);
+    exchange_stage<T, 1>(rows);
+  } else {
+#pragma GCC unroll 4
+    for (int i = 0; i < kLanes<T>; i += 4) {
+      // Rows 0 2 and 1 3 interleaved, then the results: columns 0 1 and 2 3 of the four rows.
+      shuffle_rows<Interleaved, T>(rows[i], rows[i + 2]);
+      shuffle_rows<Interleaved, T>(rows[i + 1], rows[i + 3]);
+      shuffle_rows<Interleaved, T>(rows[i], rows[i + 1]);
+      shuffle_rows<Interleaved, T>(rows[i + 2], rows[i + 3]);
+    }
+  }
 }
 
 // What packing reads: x[row][col] * factor + offset, rows contiguous.
@@ -181,13 +215,20 @@ template <int kWidth, typename T, typename Matrix>
 CATAPULT_INLINE void pack_cols(const Matrix& m, int64_t row, int64_t depth, int64_t col,
                                int64_t cols, T* to) {
   constexpr int lanes = kLanes<T>;
-  for (int64_t first = 0; first < cols; first += kWidth, to += kWidth * depth) {
-    const int64_t here = smaller(kWidth, cols - first);
-    for (int64_t k = 0; k < depth; ++k) {
-      int i = 0;
-      for (; i + lanes <= here; i += lanes)
-        store(to + k * kWidth + i, m.vec(row + k, col + first + i));
-      for (; i < kWidth; ++i) to[k * kWidth + i] = i < here ? m.at(row + k, col + first + i) : T(0);
+  constexpr int64_t kTogether = 8;  // rows that are read side by side, each from front to back
+  for (int64_t start = 0; start < depth; start += kTogether) {
+    const int64_t stop = smaller(start + kTogether, depth);
+    for (int64_t first = 0; first < cols; first += kWidth) {
+      const int64_t here = smaller(kWidth, cols - first);
+      for (int64_t k = start; k < stop; ++k) {
+        T* panel = to + first * depth + k * kWidth;
+        int i = 0;
+        if (here == kWidth) {
+#pragma GCC unroll 4
+          for (; i + lanes <= kWidth; i += lanes) store(panel + i, m.vec(row + k, col + first + i));
+        }
+        for (; i < kWidth; ++i) panel[i] = i < here ? m.at(row + k, col + first + i) : T(0);
+      }
     }
   }
 }

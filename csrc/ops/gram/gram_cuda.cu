@@ -14,7 +14,10 @@ using device::TileShape;
 
 constexpr const char* kOp = "gram";
 
-// Large tiles reuse more, small ones spread small problems over the processors.
+// Large tiles reuse more, small ones spread small problems over the processors. With one
+// tensor-core product per pair of values the L2 cache would limit the large tile: hence the wide
+// one, where its shared memory is to be had.
+using WideShape = TileShape<float, 128, 128, 4, 2>;
 using LargeShape = TileShape<float, 128, 64, 4, 1>;
 using SmallShape = TileShape<float, 32, 32, 2, 1>;
 using LargeShape64 = TileShape<double, 64, 64, 4, 1>;
@@ -28,6 +31,11 @@ int64_t tile_count(int64_t rows, int64_t cols, bool symmetric) {
   return symmetric ? step * down * (down + 1) / 2 : down * across;
 }
 
+template <typename Shape>
+size_t shared_bytes() {
+  return sizeof(typename Shape::T) * (Shape::kSharedSize + Shape::kRows * Shape::kCols);
+}
+
 template <typename Engine, int kBlocksPerProcessor>
 void launch_tiles(GramParams<typename Engine::T> params, const Exec& exec) {
   using Shape = typename Engine::Shape;
@@ -35,21 +43,26 @@ void launch_tiles(GramParams<typename Engine::T> params, const Exec& exec) {
   check(blocks <= INT32_MAX, kOp, "too many tiles for one launch: ", blocks);
   params.row_tiles = (params.rows + Shape::kRows - 1) / Shape::kRows;
   params.col_tiles = (params.cols + Shape::kCols - 1) / Shape::kCols;
-  const size_t bytes =
-      sizeof(typename Engine::T) * (Shape::kSharedSize + Shape::kRows * Shape::kCols);
   device::launch(&device::gram_kernel<Engine, kBlocksPerProcessor>,
-                 {kOp, exec, dim3(static_cast<unsigned>(blocks)), dim3(Shape::kThreads), bytes},
+                 {kOp, exec, dim3(static_cast<unsigned>(blocks)), dim3(Shape::kThreads),
+                  shared_bytes<Shape>()},
                  params);
 }
 
 void launch_tiles_for(const GramParams<float>& params, GramPrecision precision, const Exec& exec) {
-  if (precision == GramPrecision::kTf32)
+  const device::DeviceFacts facts = device::device_facts(exec, kOp);
+  if (precision == GramPrecision::kTf32) {
+    const int64_t wide = tile_count<WideShape>(params.rows, params.cols, params.symmetric);
+    // The row and column tables are static shared memory, and count too.
+    const size_t wide_bytes = shared_bytes<WideShape>() + 2048;
+    if (wide >= facts.multiprocessors && wide_bytes <= static_cast<size_t>(facts.shared_per_block))
+      return launch_tiles<device::Tf32Engine<WideShape, false>, 1>(params, exec);
     return launch_tiles<device::Tf32Engine<LargeShape, false>, 2>(params, exec);
+  }
   if (precision == GramPrecision::kTf32x3)
     return launch_tiles<device::Tf32Engine<LargeShape, true>, 2>(params, exec);
   const int64_t large = tile_count<LargeShape>(params.rows, params.cols, params.symmetric);
-  if (large >= device::device_facts(exec, kOp).multiprocessors)
-    return launch_tiles<FmaEngine<LargeShape>, 2>(params, exec);
+  if (large >= facts.multiprocessors) return launch_tiles<FmaEngine<LargeShape>, 2>(params, exec);
   launch_tiles<FmaEngine<SmallShape>, 4>(params, exec);
 }
 

@@ -49,7 +49,7 @@ inline ProductConfig product_config(int64_t rows, int64_t cols, int64_t batch, i
                                     int tile_cols, int bytes, int threads) {
   // The left block, rows x depth, stays in the L2 cache; a right panel and a left one in the L1.
   constexpr int64_t kRowBytes = 1024, kColBytes = 4096, kDepthBytes = 1024;
-  constexpr int64_t kTasksPerThread = 4;
+  constexpr int64_t kTasksPerThread = 2;
   const auto pieces = [](int64_t n, int64_t piece) { return (n + piece - 1) / piece; };
   const auto split = [&](int64_t n, int64_t parts, int64_t tile) {
     return std::max(pieces(pieces(n, parts), tile), int64_t{1}) * tile;
