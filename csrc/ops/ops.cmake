@@ -1,6 +1,6 @@
 # The native operations, one line each.
 catapult_add_op(gram SIMD CUDA)
-catapult_add_op(lanczos_dense SIMD)
+catapult_add_op(lanczos_dense SIMD CUDA)
 catapult_add_op(lanczos_step SIMD CUDA)
 catapult_add_op(ntk_matvec SIMD CUDA)
 catapult_add_op(toy_gd SIMD CUDA)

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from catapult_ext import ops, reference
-from catapult_ext.testing import max_error
+from catapult_ext.testing import backends, max_error
 
 # Around the diagonal block (16 rows), a prime, and odd remainders of four rows.
 SIZES = [1, 2, 3, 15, 16, 17, 31, 67]
@@ -179,26 +179,49 @@ def test_strided_views(backend, dtype, generator):
     assert all(torch.equal(x, y) for x, y in zip(got, expected, strict=True))
 
 
-@pytest.mark.parametrize("k", [1, 2])
-def test_restart(generator, k):
+def assert_restarts(backend, generator, k):
     """More steps than the 384 basis rows: eigenvalues that crowd towards the top."""
     a = with_spectrum(1 - torch.linspace(0, 1, 401) ** 3, generator, torch.float64)
-    got = ops.lanczos_dense(a, k, tol=1e-12)
+    got = backend.run(ops.lanczos_dense, a, k, tol=1e-12)
     assert int(got.steps) > 384
     assert_solves(got, a, k, 1e-12)
 
 
-def test_threads_share_a_large_matrix(generator):
-    n = 1030  # from 1024 on, products are cut into slabs
+@pytest.mark.parametrize("k", [1, 2])
+def test_restart(backend, generator, k):
+    if backend.name == "cuda_emulated":
+        pytest.skip("a minute when emulated: test_restart_emulated, marked nightly")
+    assert_restarts(backend, generator, k)
+
+
+@pytest.mark.nightly
+def test_restart_emulated(generator):
+    backend = next(b for b in backends() if b.name == "cuda_emulated")
+    if backend.unavailable:
+        pytest.skip(backend.unavailable)
+    assert_restarts(backend, generator, 1)
+
+
+def large(generator, n=1030):
+    """One matrix that is cut up (from n = 1024 on), with a separated top eigenvalue."""
     a = torch.randn(1, n, n, generator=generator)
     vector = torch.ones(n) / n**0.5
-    a = (a + a.mT) / n**0.5 + 5 * torch.outer(vector, vector)
+    return (a + a.mT) / n**0.5 + 9 * torch.outer(vector, vector)
+
+
+def test_threads_share_a_large_matrix(generator):
+    a = large(generator)
     runs = []
     for count in (2, 1):
         torch.set_num_threads(count)
         runs.append(ops.lanczos_dense(a))
     assert all(torch.equal(x, y) for x, y in zip(*runs, strict=True))
     assert_solves(runs[0], a, 1, 1e-5)
+
+
+def test_blocks_share_a_large_matrix(backend, generator):
+    a = large(generator)
+    assert_solves(backend.run(ops.lanczos_dense, a, tol=1e-4), a, 1, 1e-4)
 
 
 def test_registration(generator):

@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "ops/lanczos_dense/lanczos_dense_config.hpp"
+#include "ops/lanczos_dense/lanczos_dense_device.hpp"
 
 namespace catapult {
 namespace {
@@ -12,6 +13,7 @@ constexpr const char* kOp = "lanczos_dense";
 int64_t lanczos_dense_workspace(int64_t replicas, int64_t n, int64_t k, Dtype dtype,
                                 const Exec& exec) {
   const int64_t item_size = dtype == Dtype::kFloat32 ? 4 : 8;
+  if (!exec.on_cpu()) return lanczos_dense_device_workspace(replicas, n, k, item_size);
   const int64_t solvers = std::min<int64_t>(replicas, std::max(exec.threads, 1));
   return solvers * lanczos_dense_config(n, k, item_size).total;
 }

@@ -1,10 +1,11 @@
-// Ritz values, residuals and the tridiagonal part of the Ritz vectors of one run, on the host.
+// Ritz values, residuals and the tridiagonal part of the Ritz vectors of one run, by one
+// thread of the CPU or the device.
 #pragma once
 
-#include <algorithm>
 #include <cmath>
 #include <cstdint>
 
+#include "core/host_device.hpp"
 #include "ops/tridiag_eigh/tridiag_eigh_math.hpp"
 
 namespace catapult {
@@ -18,11 +19,15 @@ struct RitzPairs {
 
   // alpha, beta (steps): the tridiagonal matrix; beta of the last step is `remainder`.
   template <typename T>
-  void find_values(const T* alpha, const T* beta, int64_t steps, double remainder) {
+  CATAPULT_HOST_DEVICE void find_values(const T* alpha, const T* beta, int64_t steps,
+                                        double remainder) {
     m = steps;
     double* e = load(alpha, beta);
     double scale = 0.0;
-    for (int64_t i = 0; i < m; ++i) scale = std::max({scale, std::fabs(work[i]), std::fabs(e[i])});
+    for (int64_t i = 0; i < m; ++i) {
+      scale = fabs(work[i]) > scale ? fabs(work[i]) : scale;
+      scale = fabs(e[i]) > scale ? fabs(e[i]) : scale;
+    }
     if (scale == 0.0) scale = 1.0;
     for (int64_t i = 0; i < m; ++i) {
       values[i] = work[i] / scale;
@@ -32,13 +37,14 @@ struct RitzPairs {
     sort_eigenpairs(values, residuals, e, m);
     for (int64_t i = 0; i < m; ++i) {
       values[i] *= scale;
-      residuals[i] = std::fabs(residuals[i]) * remainder;
+      residuals[i] = fabs(residuals[i]) * remainder;
     }
   }
 
   // Eigenvectors of the `count` largest values, one row each; norm > 0: of the matrix.
   template <typename T>
-  void find_vectors(const T* alpha, const T* beta, int64_t count, double norm) {
+  CATAPULT_HOST_DEVICE void find_vectors(const T* alpha, const T* beta, int64_t count,
+                                         double norm) {
     const double* e = load(alpha, beta);
     for (int64_t p = 0; p < count; ++p) {
       const double value = values[m - 1 - p];
@@ -52,7 +58,7 @@ struct RitzPairs {
  private:
   // Diagonal into work, off-diagonal behind it.
   template <typename T>
-  double* load(const T* alpha, const T* beta) {
+  CATAPULT_HOST_DEVICE double* load(const T* alpha, const T* beta) {
     double* e = work + m;
     for (int64_t i = 0; i < m; ++i) {
       work[i] = alpha[i];
