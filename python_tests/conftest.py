@@ -48,14 +48,3 @@ def dtype(request):
 @pytest.fixture
 def generator():
     return torch.Generator().manual_seed(0)
-
-
-@pytest.hookimpl(wrapper=True)
-def pytest_pyfunc_call(pyfuncitem):
-    """An op that has no CUDA kernel yet is skipped on the emulated back end."""
-    try:
-        return (yield)
-    except RuntimeError as error:
-        if "cuda_emulated" in pyfuncitem.name and "was built without CUDA" in str(error):
-            pytest.skip("this op has no CUDA kernel yet")
-        raise

@@ -40,7 +40,10 @@ void check_toy_records(const char* op, const ToyRecords& records, int64_t replic
 }
 
 int64_t toy_curvature_threads(int64_t records, int64_t each) {
-  return std::clamp<int64_t>((int64_t{1} << 25) / each, 1, std::min<int64_t>(records, 1 << 14));
+  constexpr int64_t kWarp = 32;  // whole warps: no thread without scratch of its own
+  const int64_t wanted =
+      std::clamp<int64_t>((int64_t{1} << 25) / each, 1, std::min<int64_t>(records, 1 << 14));
+  return wanted < kWarp ? wanted : (wanted + kWarp - 1) / kWarp * kWarp;
 }
 
 int64_t toy_curvature_workspace(int64_t records, int64_t blocks, int64_t samples, int64_t inputs) {

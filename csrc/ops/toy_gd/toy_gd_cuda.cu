@@ -92,12 +92,12 @@ void toy_curvature_cuda(const ToyCurvatureArgs& a, const Exec& exec) {
                                                records,
                                                r.curvature.size[1],
                                                r.curvature_every,
-                                               threads,
                                                static_cast<int>(inputs),
                                                static_cast<int>(samples),
                                                static_cast<int>(a.blocks)};
-    device::launch(&device::toy_curvature_kernel<T>, {kOp, exec, blocks(threads, 32), dim3(32)},
-                   params);
+    const int64_t block = std::min<int64_t>(threads, 32);
+    device::launch(&device::toy_curvature_kernel<T>,
+                   {kOp, exec, blocks(threads, block), dim3(static_cast<unsigned>(block))}, params);
   });
 }
 

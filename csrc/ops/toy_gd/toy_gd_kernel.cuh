@@ -304,7 +304,7 @@ struct ToyCurvatureParams {
   const int64_t* diverged_at;
   T* curvature;  // (replicas, curvatures)
   double width;
-  int64_t records, curvatures, curvature_every, threads;
+  int64_t records, curvatures, curvature_every;
   int inputs, samples, blocks;
 };
 
@@ -312,10 +312,10 @@ struct ToyCurvatureParams {
 template <typename T>
 __global__ void toy_curvature_kernel(const ToyCurvatureParams<T> p) {
   const int64_t thread = int64_t{blockIdx.x} * blockDim.x + threadIdx.x;
-  if (!in_bounds(thread < p.threads)) return;
+  const int64_t threads = int64_t{gridDim.x} * blockDim.x;
   const int64_t square = int64_t{p.inputs} * p.inputs;
   double* const gram = p.scratch + thread * (square + toy_curvature_work(p.samples, p.inputs));
-  for (int64_t r = thread; r < p.records; r += p.threads) {
+  for (int64_t r = thread; r < p.records; r += threads) {
     const int64_t at = p.diverged_at[r / p.curvatures], column = r % p.curvatures;
     const int64_t last = at < 0 ? column : (at - 1) / p.curvature_every;
     if (at == 0) {
