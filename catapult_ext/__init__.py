@@ -2,7 +2,7 @@
 
 from catapult_ext import data, losses, models, ops, toy
 from catapult_ext._native import build_info
-from catapult_ext.eig import EigshResult, eigsh
+from catapult_ext.eig import EigshResult, TopTracker, eigsh
 from catapult_ext.experiments import SweepResult, sweep
 from catapult_ext.linops import GGN, NTK, Hessian
 
@@ -14,6 +14,7 @@ __all__ = [
     "EigshResult",
     "Hessian",
     "SweepResult",
+    "TopTracker",
     "__version__",
     "build_info",
     "data",

@@ -78,6 +78,30 @@ class Krylov:
         self.t[rows, : m + b] = t.T
         self.m, self.last = m + b, rows
 
+    def append(self, directions: Tensor) -> None:
+        """Multiply the part of ``directions`` (b, n) outside the basis, and project.
+
+        For loops that choose their own directions: the Krylov invariant is given up, residuals come
+        from A V alone.
+        """
+        m, basis = self.m, self.v[: self.m]
+        sizes = directions.double().norm(dim=1, keepdim=True).clamp_min(1e-300)
+        block = (directions.double() / sizes).to(self.v)
+        for _ in range(2):
+            block = block - (block @ basis.T) @ basis
+        q, _ = self._orthonormal(block, basis, 8 * self.eps)
+        if not len(q):
+            return
+        q = q - (q @ basis.T) @ basis  # what normalising has blown up
+        q = (q / q.double().norm(dim=1, keepdim=True).to(q))[: self.capacity - m]
+        rows = slice(m, m + len(q))
+        self.v[rows], self.w[rows] = q, self._product(q)
+        t = (self.v[: rows.stop] @ self.w[rows].T).double().cpu()
+        t[m:] = (t[m:] + t[m:].T) / 2
+        self.t[: rows.stop, rows] = t
+        self.t[rows, : rows.stop] = t.T
+        self.m = rows.stop
+
     def _fused_step(self, w: Tensor, rows: int) -> Tensor:
         """One vector: the native recurrence.  Returns the new column of T, sets the next block."""
         column = self.v.new_empty(1, rows)

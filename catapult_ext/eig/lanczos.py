@@ -109,6 +109,7 @@ class _Options:
     seed: int
     confidence: float
     where: str
+    guards: int = 0
 
 
 def _check_options(
@@ -249,6 +250,8 @@ class _Pairs:
     matvecs: int
     scale: float
     index: str
+    guards: Tensor  # (g, n) further Ritz vectors next to the wanted ones, no better than they came
+    ceiling: float  # Ritz value beyond them, the first that no vector is kept for (-inf: none)
 
 
 def _finish(
@@ -297,7 +300,20 @@ def _finish(
         space.matvecs,
         space.scale or 1.0,
         "inertia" if exact else f"random({o.confidence:g})",
+        *_beside(space, ritz, o),
     )
+
+
+def _beside(
+    space: Krylov, ritz: tuple[Tensor, Tensor, Tensor], o: _Options
+) -> tuple[Tensor, float]:
+    """Guards, and the Ritz value that follows them; no products."""
+    theta, s, _ = ritz
+    following = [i for i, _ in wanted(theta, o.which, o.k + o.guards + 1)][o.k :]
+    kept = following[: o.guards]
+    guards = space.vectors(s[:, kept])[0] if kept else space.v.new_empty(0, space.a.n).double()
+    last = following[o.guards :]
+    return guards, theta[last[0]].item() if last else float("-inf")
 
 
 def _dense(space: Krylov, o: _Options) -> _Pairs:
@@ -310,7 +326,12 @@ def _dense(space: Krylov, o: _Options) -> _Pairs:
     x = vectors[:, chosen].T
     rest = x @ matrix - theta[chosen, None] * x
     errors = torch.full((o.k,), _floor(space, theta.cpu()), dtype=torch.float64)
-    return _Pairs(theta[chosen], x, rest, errors, True, space.matvecs, scale, "inertia")
+    following = [i for i, _ in wanted(theta.cpu(), o.which, o.k + o.guards + 1)][o.k :]
+    guards = vectors[:, following[: o.guards]].T
+    ceiling = theta[following[o.guards]].item() if len(following) > o.guards else float("-inf")
+    return _Pairs(
+        *(theta[chosen], x, rest, errors, True, space.matvecs, scale, "inertia", guards, ceiling)
+    )
 
 
 def _lifted(small: _Pairs, dual: Any, a: Operand) -> _Pairs:

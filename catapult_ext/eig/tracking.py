@@ -1,0 +1,191 @@
+"""The top eigenvalues of an operator that changes a little between calls.
+
+Between checked solves only the pairs followed and a few guards are multiplied.  With the rows of X
+spanning the guarded Ritz vectors, M = diag(theta), R their residuals and nu the largest eigenvalue
+outside (of the compression to the complement), counting by the Schur complement gives
+
+    theta_i <= lambda_i <= lambda_i(M + R R' / (theta_i - nu))   for theta_i > nu:
+
+quadratic in the residuals, and blind to a guard that lies close below.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from catapult_ext import _validate as v
+from catapult_ext.eig.certify import rounding
+from catapult_ext.eig.krylov import Krylov
+from catapult_ext.eig.lanczos import EigshResult, _lifted, _Options, _package, _Pairs, _solve
+from catapult_ext.eig.operand import Operand, as_operand
+
+_WHERE = "TopTracker"
+_ROUNDS = 6  # expansions of the space before a checked solve is the better use of products
+
+
+class TopTracker:
+    """Follows the k largest eigenpairs through a sequence of similar operators.
+
+    Every ``check_every``-th update, and whenever its error misses ``tol``, is a checked solve as
+    :func:`catapult_ext.eigsh` makes it, warm-started (``index_check`` ``"random(p)"``).  The others
+    cost k + guards products and a few more; their ``index_check`` is ``"inherited"``: the errors
+    suppose that what the last check found to lie below the guards still does, at no less than half
+    its distance from the k-th value.
+
+    Args:
+        k: number of pairs.
+        tol: relative error asked for.
+        guards: further vectors carried along, which catch crossings; default 1 + k // 4.
+        check_every: updates from one checked solve to the next; 1 checks always.
+        confidence: p of the checked solves.
+        seed: of their random vectors; every check draws fresh ones.
+
+    Raises:
+        ValueError: options out of range.
+    """
+
+    def __init__(
+        self,
+        k: int = 1,
+        *,
+        tol: float = 1e-3,
+        guards: int | None = None,
+        check_every: int = 10,
+        confidence: float = 0.99,
+        seed: int = 0,
+    ) -> None:
+        v.require(k >= 1, _WHERE, "k must be >= 1", k)
+        v.require(0 < tol < 1, _WHERE, "tol must be in (0, 1)", tol)
+        v.require(guards is None or guards >= 0, _WHERE, "guards must be >= 0", guards)
+        v.require(check_every >= 1, _WHERE, "check_every must be >= 1", check_every)
+        v.require(0 < confidence < 1, _WHERE, "confidence must be in (0, 1)", confidence)
+        self.k, self.tol, self.check_every = k, tol, check_every
+        self.guards = 1 + k // 4 if guards is None else guards
+        self.confidence, self.seed = confidence, seed
+        self.checks = 0
+        self._block: Tensor | None = None  # (k + guards, n) rows
+        self._gap = 0.0  # k-th value less what lies below the guards, over the first, at that check
+        self._since = 0
+
+    @property
+    def warm(self) -> bool:
+        """Whether the next update has something to start from."""
+        return self._block is not None
+
+    def grow(self, k: int) -> None:
+        """Follow ``k`` pairs from now on; the next update is a checked solve."""
+        v.require(k >= self.k, _WHERE, f"k can only grow beyond {self.k}", k)
+        self.k, self.guards = k, max(self.guards, 1 + k // 4)
+        self._since = self.check_every
+
+    def update(self, A: Any, *, check: bool = False) -> EigshResult:
+        """The k largest eigenpairs of ``A``, as in :func:`catapult_ext.eigsh`.
+
+        Args:
+            A: operator of the same kind and size as before (another size starts cold); where it
+                offers ``dual()``, the smaller one is followed.
+            check: make this one a checked solve.
+
+        Returns:
+            :class:`~catapult_ext.EigshResult` with k entries (n if that is fewer); ``matvecs``
+            counts everything this update multiplied, an attempt that missed ``tol`` included.
+        """
+        large = as_operand(A, _WHERE)
+        dual = A.dual() if hasattr(A, "dual") else None
+        if dual is not None and self.k <= dual.operator.shape[0]:
+            pairs = self._pairs(as_operand(dual.operator, _WHERE), self.k, check)
+            # the null space of the large operator is not in the image of the small one
+            floor = 10 * rounding(large.n, torch.finfo(large.dtype).eps) * pairs.values[0].abs()
+            if pairs.values[-1] > floor:
+                return _package(_lifted(pairs, dual, large), self._options(self.k, large), large)
+        k = min(self.k, large.n)
+        return _package(self._pairs(large, k, check), self._options(k, large), large)
+
+    def _pairs(self, a: Operand, k: int, check: bool) -> _Pairs:
+        if self._block is not None and self._block.shape[1] != a.n:
+            self._block = None
+        due = check or self._block is None or self._since + 1 >= self.check_every
+        pairs = None if due else self._refined(a, k)
+        if pairs is None or not pairs.converged:
+            pairs = self._checked(a, k, 0 if pairs is None else pairs.matvecs)
+        else:
+            self._since += 1
+        self._block = torch.cat([pairs.x, pairs.guards]).to(dtype=a.dtype, device=a.device)
+        return pairs
+
+    def _options(self, k: int, a: Operand) -> _Options:
+        limit = 1000 + 20 * k
+        guards = min(self.guards, a.n - k)
+        seed = self.seed + self.checks
+        return _Options(k, "LA", self.tol, limit, seed, self.confidence, _WHERE, guards)
+
+    def _checked(self, a: Operand, k: int, spent: int) -> _Pairs:
+        start = None if self._block is None else self._block[:k].T
+        pairs = _solve(a, start, self._options(k, a))
+        self.checks, self._since = self.checks + 1, 0
+        size = pairs.values.abs().max().item()
+        self._gap = (pairs.values[-1].item() - pairs.ceiling) / size if size > 0 else 0.0
+        return replace(pairs, matvecs=pairs.matvecs + spent)
+
+    def _refined(self, a: Operand, k: int) -> _Pairs | None:
+        """Rayleigh-Ritz on the carried block, enlarged along what its errors come from."""
+        assert self._block is not None
+        j = len(self._block)
+        space = Krylov(a, min(a.n, j + _ROUNDS * k), self.seed, _WHERE)
+        space.append(self._block)
+        if space.m < k:
+            return None
+        for rounds in range(_ROUNDS + 1):
+            pairs, wanted = self._judged(space, k, j)
+            before = space.m
+            if pairs.converged or rounds == _ROUNDS:
+                break
+            space.append(wanted)
+            if space.m == before:
+                break
+        return pairs
+
+    def _judged(self, space: Krylov, k: int, j: int) -> tuple[_Pairs, Tensor]:
+        """The k top Ritz pairs with their errors, and the directions that would lower these."""
+        theta, s = torch.linalg.eigh(space.t[: space.m, : space.m])
+        theta, s = theta.flip(0), s.flip(1)
+        x, ax = space.vectors(s[:, :j])
+        values = (x * ax).sum(1)
+        rest = ax - values[:, None] * x
+        theta[: len(values)] = values.cpu()
+        # half the distance that the last check found, in case it has shrunk since
+        below = theta[k - 1].item() - self._gap / 2 * theta[:k].abs().max().item()
+        ceiling = max(below, theta[j].item() if space.m > j else -math.inf)
+        gram = (rest @ rest.T).cpu()
+        block_norm = torch.linalg.eigvalsh(gram[:k, :k])[-1].clamp_min(0).sqrt().item()
+        floor = rounding(space.a.n, space.eps) * max(space.norm, abs(theta[0].item()))
+        errors, wanted = torch.full((k,), block_norm, dtype=torch.float64), []
+        for i in range(k):
+            gap = theta[i].item() - ceiling
+            if gap > 0:
+                upper, mix = torch.linalg.eigh(torch.diag(theta[: len(x)]) + gram / gap)
+                bound = upper[-1 - i].item() - theta[i].item()
+                errors[i] = min(block_norm, max(bound, 0.0))
+                direction = mix[:, -1 - i]
+            else:
+                direction = torch.eye(len(x), dtype=torch.float64)[i]
+            if errors[i] + floor > max(self.tol * abs(theta[i].item()), 2 * floor):
+                wanted.append(direction.to(rest) @ rest)
+        pairs = _Pairs(
+            values=values[:k],
+            x=x[:k],
+            rest=rest[:k],
+            errors=errors + floor,
+            converged=not wanted,
+            matvecs=space.matvecs,
+            scale=space.scale or 1.0,
+            index="inherited",
+            guards=x[k:],
+            ceiling=ceiling,
+        )
+        return pairs, torch.stack(wanted) if wanted else rest[:0]

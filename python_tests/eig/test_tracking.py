@@ -1,0 +1,147 @@
+"""TopTracker against LAPACK on operators that drift: errors hold, crossings are followed."""
+
+import pytest
+import torch
+
+import catapult_ext as cx
+from catapult_ext.eig import TopTracker
+
+N = 80
+
+
+class Wrapped:
+    """A matrix that shows only shape, dtype and @."""
+
+    def __init__(self, a):
+        self._a, self.shape, self.dtype = a, a.shape, a.dtype
+
+    def __matmul__(self, x):
+        return self._a @ x
+
+
+def drifting(steps, dtype, *, scale=1.0, lowest=-0.5):
+    """Two leading eigenvalues that cross, a third that falls into the rest; axes that turn."""
+    g = torch.Generator().manual_seed(3)
+    q = torch.linalg.qr(torch.randn(N, N, dtype=torch.float64, generator=g))[0]
+    turn = torch.randn(N, N, dtype=torch.float64, generator=g)
+    turn = torch.matrix_exp(0.002 * (turn - turn.T) / 2)
+    for t in range(steps):
+        e = torch.linspace(lowest, 0.6, N, dtype=torch.float64)
+        share = t / (steps - 1)
+        e[-3:] = torch.tensor([0.9 - 0.25 * share, 1.0, 0.8 + 0.4 * share], dtype=torch.float64)
+        a = (q * e) @ q.T * scale
+        yield ((a + a.T) / 2).to(dtype)
+        q = turn @ q
+
+
+@pytest.mark.parametrize("scale", [1.0, 1e-18, 1e18])
+@pytest.mark.parametrize("k", [1, 3])
+def test_errors_hold_and_crossings_are_followed(k, scale, dtype):
+    tracker = TopTracker(k)
+    checked = products = 0
+    for a in drifting(40, dtype, scale=scale):
+        found = tracker.update(Wrapped(a))
+        exact = torch.linalg.eigvalsh(a.double()).flip(0)[:k]
+        miss = (found.eigenvalues.double() - exact).abs()
+        assert bool((miss <= found.errors.double()).all()), (miss, found)
+        assert found.converged
+        assert bool((found.errors <= 1e-3 * found.eigenvalues).all())
+        rest = a.double() @ found.eigenvectors.double()
+        rest -= found.eigenvectors.double() * found.eigenvalues.double()
+        rounding = 1e-5 if dtype == torch.float32 else 1e-12
+        slack = rounding * scale + found.residuals.double()
+        assert bool((rest.norm(dim=0) <= slack).all())
+        checked += found.index_check == "random(0.99)"
+        products += found.matvecs
+    assert 4 <= checked < 30
+    cold = cx.eigsh(Wrapped(a), k).matvecs
+    assert products < 0.75 * 40 * cold
+
+
+def test_warm_updates_of_a_slow_drift_cost_few_products():
+    tracker, counts = TopTracker(check_every=100), []
+    for a in drifting(40, torch.float64):
+        counts.append(tracker.update(Wrapped(a)).matvecs)
+    assert sorted(counts[1:])[20] <= 4 < counts[0]
+
+
+def test_every_check_draws_fresh_vectors():
+    """A start that misses the top is found out by the next checked update."""
+    tracker = TopTracker(guards=0, check_every=3)
+    e = torch.linspace(0, 0.5, N, dtype=torch.float64)
+    e[-1] = 1.0
+    tracker.update(Wrapped(torch.diag(e)))
+    e[-2] = 2.0  # jumps from the bulk, orthogonal to all that is carried
+    a = Wrapped(torch.diag(e))
+    inherited = tracker.update(a)
+    assert inherited.index_check == "inherited"
+    assert inherited.eigenvalues.item() == pytest.approx(1.0)
+    tracker.update(a)
+    found = tracker.update(a)
+    assert found.index_check == "random(0.99)"
+    assert found.eigenvalues.item() == pytest.approx(2.0, rel=1e-3)
+
+
+def test_missed_tolerance_costs_a_checked_solve():
+    tracker = TopTracker(2)
+    g = torch.Generator().manual_seed(0)
+    matrices = [torch.randn(N, N, dtype=torch.float64, generator=g) for _ in range(2)]
+    first, second = (Wrapped(m + m.T) for m in matrices)
+    tracker.update(first)
+    assert tracker.update(second).index_check == "random(0.99)"
+
+
+def test_grow_and_another_size():
+    tracker = TopTracker(1)
+    a, b = torch.diag(torch.arange(1.0, 31)), torch.diag(torch.arange(1.0, 11))
+    assert tracker.update(Wrapped(a)).eigenvalues.tolist() == pytest.approx([30], rel=1e-3)
+    tracker.grow(3)
+    found = tracker.update(Wrapped(a))
+    assert found.index_check == "random(0.99)"
+    assert found.eigenvalues.tolist() == pytest.approx([30, 29, 28], rel=1e-3)
+    found = tracker.update(Wrapped(b))
+    assert found.eigenvalues.tolist() == pytest.approx([10, 9, 8], rel=1e-3)
+    with pytest.raises(ValueError, match="only grow"):
+        tracker.grow(2)
+
+
+@pytest.mark.parametrize("k", [1, 2, 5])
+def test_zero_negative_and_complete(k):
+    for e in (torch.zeros(5), -torch.arange(1.0, 6), torch.ones(5)):
+        tracker = TopTracker(k, check_every=4)
+        for _ in range(5):
+            found = tracker.update(Wrapped(torch.diag(e)))
+            exact = e.sort(descending=True).values[:k]
+            assert bool(((found.eigenvalues - exact).abs() <= found.errors).all())
+            assert found.converged
+
+
+def test_gauss_newton_is_followed_in_the_smaller_space():
+    data = cx.data.digits(train=32)
+    model = cx.models.fully_connected(64, 10, width=32, depth=2)
+    tracker = TopTracker(2)
+    for _ in range(4):
+        a = cx.GGN(model, "half_mse", data.train)
+        found = tracker.update(a)
+        exact = cx.eigsh(a, 2, tol=1e-6)
+        assert found.eigenvectors.shape == (a.shape[0], 2)
+        assert bool(((found.eigenvalues - exact.eigenvalues).abs() <= found.errors).all())
+        with torch.no_grad():
+            for p in model.parameters():
+                p.mul_(0.995)
+    assert found.index_check == "inherited"
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        ({"k": 0}, "k must be"),
+        ({"tol": 0.0}, "tol must be"),
+        ({"guards": -1}, "guards must be"),
+        ({"check_every": 0}, "check_every must be"),
+        ({"confidence": 1.0}, "confidence must be"),
+    ],
+)
+def test_refused(options, text):
+    with pytest.raises(ValueError, match=text):
+        TopTracker(**options)
