@@ -110,10 +110,8 @@ __global__ void __launch_bounds__(Engine::Shape::kThreads, kBlocksPerProcessor)
   for (int l = 0; l < p.layer_count; ++l) {
     const GramCudaLayer<T>& layer = p.layers[l];
     Engine engine;
-    if (p.outputs != 1) {
-      input_table<Shape>(layer, n0, n_count, m0, m_count, inputs);
-      __syncthreads();
-    }
+    // The barriers of multiply_tile complete the table.
+    if (p.outputs != 1) input_table<Shape>(layer, n0, n_count, m0, m_count, inputs);
     // One output: first the input Gram by the same product, each thread keeping its own elements.
 #pragma unroll 1
     for (int phase = p.outputs == 1 ? 0 : 1; phase < 2; ++phase) {

@@ -94,15 +94,14 @@ class DenseSolver {
     for (int64_t j = begin_ + threadIdx.x; j < end_; j += blockDim.x) f(j);
   }
 
+  // No barriers: those of the last solve and of the first product lie between.
   CATAPULT_CALL __device__ void load_matrix() {
     a_ = p_.a + replica_ * c_.n * c_.n;
     if (!p_.copy) return;
-    __syncthreads();  // the last matrix is no longer read
     for (int64_t i = threadIdx.x / kWarpSize; i < c_.n; i += blockDim.x / kWarpSize)
       for (int64_t j = threadIdx.x % kWarpSize; j <= i; j += kWarpSize)
         copied_[i * c_.n + j] = a_[i * c_.n + j];
     a_ = copied_;
-    __syncthreads();
   }
 
   // w = A x on this block's columns.

@@ -56,7 +56,8 @@ __device__ __forceinline__ Acc product_tile(const T* a, int64_t n, int64_t row, 
 }
 
 // This block's share of A x: columns + rows. Strips of rows are dealt to the team back and forth,
-// as their areas grow; a tile's column always belongs to the same warp.
+// as their areas grow. Entry j of both results is always written by thread j % blockDim.x, so that
+// a caller who reads it there needs no barrier.
 template <typename T, typename Acc>
 CATAPULT_CALL __device__ void symmetric_product(const T* a, int64_t n, int64_t padded,
                                                 const Team& team, const ProductShared<Acc>& s) {
@@ -76,14 +77,13 @@ CATAPULT_CALL __device__ void symmetric_product(const T* a, int64_t n, int64_t p
     Acc* const pieces = s.pieces + (turn % 2) * warps * kStrip;
     pieces[warp * kStrip + lane] = transpose_sum(sum);
     __syncthreads();
-    if (warp == turn % warps) {
+    if (warp == strip % warps) {
       Acc total = pieces[lane];
       for (int i = 1; i < warps; ++i) total += pieces[i * kStrip + lane];
       s.rows[row + lane] = total;
     }
     ++turn;
   }
-  __syncthreads();
 }
 
 }  // namespace catapult::device

@@ -60,6 +60,7 @@ __device__ T toy_reduced_observe(const ToyReducedParams<T>& g, const ToyReducedW
 
 // w' = w - e (S z + q z) + e^2 (w.z) z, S' = S + z p' + p z' with p = e^2 q z / 2 - e w,
 // q' = q - 2 e w.z + e^2 z'S z; the trace of S follows in the same way.
+// What it writes last (S, each column by its lane) is read by others after the next observation.
 template <typename T>
 __device__ void toy_reduced_advance(const ToyReducedParams<T>& g, ToyReducedWarp<T>& b) {
   const int d = g.inputs;
@@ -164,7 +165,6 @@ __global__ void toy_gd_reduced_kernel(const ToyReducedParams<T> g) {
     }
     if (t == g.steps) break;
     toy_reduced_advance(g, b);
-    __syncwarp();
   }
   T* const s = g.s + replica * d * d;
   for (int i = b.lane; i < d; i += kWarpSize) {
