@@ -5,12 +5,14 @@ from catapult_ext._native import build_info
 from catapult_ext.eig import EigshResult, TopTracker, eigsh
 from catapult_ext.experiments import SweepResult, sweep
 from catapult_ext.linops import GGN, NTK, Hessian
+from catapult_ext.probes import CurvatureTracker
 
 __version__: str = build_info()["version"]
 
 __all__ = [
     "GGN",
     "NTK",
+    "CurvatureTracker",
     "EigshResult",
     "Hessian",
     "SweepResult",

@@ -25,17 +25,18 @@ from catapult_ext.eig.lanczos import EigshResult, _lifted, _Options, _package, _
 from catapult_ext.eig.operand import Operand, as_operand
 
 _WHERE = "TopTracker"
+_MOVED = 0.25  # relative change of a value that calls for a checked solve
 _ROUNDS = 6  # expansions of the space before a checked solve is the better use of products
 
 
 class TopTracker:
     """Follows the k largest eigenpairs through a sequence of similar operators.
 
-    Every ``check_every``-th update, and whenever its error misses ``tol``, is a checked solve as
-    :func:`catapult_ext.eigsh` makes it, warm-started (``index_check`` ``"random(p)"``).  The others
-    cost k + guards products and a few more; their ``index_check`` is ``"inherited"``: the errors
-    suppose that what the last check found to lie below the guards still does, at no less than half
-    its distance from the k-th value.
+    Every ``check_every``-th update, and any that misses ``tol`` or finds values moved by a quarter
+    since, is a checked solve as :func:`catapult_ext.eigsh` makes it, warm-started
+    (``index_check`` ``"random(p)"``).  The others cost k + guards products and a few more; their
+    ``index_check`` is ``"inherited"``: the errors suppose that what the last check found to lie
+    below the guards still does, at no less than half its distance from the k-th value.
 
     Args:
         k: number of pairs.
@@ -70,6 +71,7 @@ class TopTracker:
         self.checks = 0
         self._block: Tensor | None = None  # (k + guards, n) rows
         self._gap = 0.0  # k-th value less what lies below the guards, over the first, at that check
+        self._values: Tensor | None = None  # found by that check
         self._since = 0
 
     @property
@@ -81,7 +83,7 @@ class TopTracker:
         """Follow ``k`` pairs from now on; the next update is a checked solve."""
         v.require(k >= self.k, _WHERE, f"k can only grow beyond {self.k}", k)
         self.k, self.guards = k, max(self.guards, 1 + k // 4)
-        self._since = self.check_every
+        self._since = self.check_every  # the next is checked
 
     def update(self, A: Any, *, check: bool = False) -> EigshResult:
         """The k largest eigenpairs of ``A``, as in :func:`catapult_ext.eigsh`.
@@ -111,12 +113,17 @@ class TopTracker:
             self._block = None
         due = check or self._block is None or self._since + 1 >= self.check_every
         pairs = None if due else self._refined(a, k)
-        if pairs is None or not pairs.converged:
+        if pairs is None or not pairs.converged or self._moved(pairs):
             pairs = self._checked(a, k, 0 if pairs is None else pairs.matvecs)
         else:
             self._since += 1
         self._block = torch.cat([pairs.x, pairs.guards]).to(dtype=a.dtype, device=a.device)
         return pairs
+
+    def _moved(self, pairs: _Pairs) -> bool:
+        assert self._values is not None
+        now = pairs.values * pairs.scale
+        return bool(((now - self._values).abs() > _MOVED * self._values.abs()).any())
 
     def _options(self, k: int, a: Operand) -> _Options:
         limit = 1000 + 20 * k
@@ -128,6 +135,7 @@ class TopTracker:
         start = None if self._block is None else self._block[:k].T
         pairs = _solve(a, start, self._options(k, a))
         self.checks, self._since = self.checks + 1, 0
+        self._values = pairs.values * pairs.scale
         size = pairs.values.abs().max().item()
         self._gap = (pairs.values[-1].item() - pairs.ceiling) / size if size > 0 else 0.0
         return replace(pairs, matvecs=pairs.matvecs + spent)

@@ -10,10 +10,12 @@ from catapult_ext.probes.observables import (
     weight_norm,
 )
 from catapult_ext.probes.phases import PHASES, Evidence, Verdict, classify, divergence_cut
+from catapult_ext.probes.tracker import CurvatureTracker
 
 __all__ = [
     "PHASES",
     "Activity",
+    "CurvatureTracker",
     "Evidence",
     "Verdict",
     "accuracy",

@@ -1,0 +1,46 @@
+"""What probing costs beside training, and whether one more probe fits a budget."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+
+class Overhead:
+    """Splits wall-clock time between training and probing.
+
+    Args:
+        budget: most that probing may take, as a share of training time; None for no limit.
+        clock: seconds; for tests.
+    """
+
+    def __init__(
+        self, budget: float | None = None, clock: Callable[[], float] = time.perf_counter
+    ) -> None:
+        self.budget, self.clock = budget, clock
+        self.training = self.probing = 0.0
+        self._mark: float | None = None
+
+    def enter(self) -> None:
+        """Training stops here; the first call only starts the clock."""
+        now = self.clock()
+        if self._mark is not None:
+            self.training += now - self._mark
+        self._mark = now
+
+    def leave(self) -> float:
+        """Training goes on; returns the seconds since :meth:`enter`."""
+        assert self._mark is not None
+        now = self.clock()
+        spent, self._mark = now - self._mark, now
+        self.probing += spent
+        return spent
+
+    @property
+    def share(self) -> float:
+        """Probing over training time; 0 before any training."""
+        return self.probing / self.training if self.training > 0 else 0.0
+
+    def affords(self, seconds: float) -> bool:
+        """Whether ``seconds`` more of probing keep within the budget."""
+        return self.budget is None or self.probing + seconds <= self.budget * self.training

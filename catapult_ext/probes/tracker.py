@@ -1,0 +1,365 @@
+"""CurvatureTracker: the top of the spectrum along any training loop, within an overhead budget."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from catapult_ext import _validate as v
+from catapult_ext.eig import EigshResult, TopTracker
+from catapult_ext.linops import GGN, NTK, Hessian
+from catapult_ext.losses import SquaredLoss, resolve
+from catapult_ext.models import has_batch_norm, with_batch_stats
+from catapult_ext.probes import free
+from catapult_ext.probes.observables import DROPOUT, activity, weight_norm
+from catapult_ext.probes.overhead import Overhead
+
+QUANTITIES = ("ggn", "hessian", "ntk")
+_WHERE = "CurvatureTracker"
+_TIMED_STEPS = 3  # a budget is split once so many steps have been timed
+_COLD_FORWARDS = 50  # a checked solve in forward passes: about 20 products and the freezing
+_FIRST_SHARE = 0.1  # of the budget of ``steps`` steps, for one checked solve
+_LEAST_SAMPLES = 16
+
+
+class CurvatureTracker:
+    """Top-k eigenvalues of the GGN, Hessian or NTK while a model trains, in any loop.
+
+    Call :meth:`step` (or the tracker) once after every optimizer step, before gradients are zeroed.
+    Probes are warm-started (see :class:`~catapult_ext.TopTracker`); the model, its gradients, modes
+    and buffers are left as they are.
+
+        with cx.CurvatureTracker(model, "half_mse", (x, y), optimizer=opt, every=10) as tracker:
+            for _ in range(steps):
+                opt.zero_grad()
+                loss = loss_fn(model(x), y)
+                loss.backward()
+                opt.step()
+                tracker.step(loss)
+        print(tracker.probes[-1]["values"], tracker.report())
+
+    Args:
+        model: the module trained, outputs (N, O) or (N,).
+        loss: the loss trained (:func:`catapult_ext.losses.resolve`).
+        data: fixed probe set ``(x, y)``; None probes the ``batch`` given to :meth:`step`.
+        quantity: ``"ggn"``, ``"hessian"`` or ``"ntk"`` (sum convention; needs a fixed probe set).
+        k: eigenvalues followed; ``grow_at`` may raise it to ``max_k``.
+        every: steps from probe to probe (with ``budget``: at least so many).
+        budget: most that probing may cost, as a share of training time, or None.  With a budget the
+            first probe comes after three timed steps and may run into debt; from then on a probe is
+            made only when even a checked solve would keep within it.  Unless ``samples`` is given,
+            so many probe samples are taken that such a solve costs at most a tenth of the budget of
+            ``steps`` steps.
+        steps: length of training that a budget is laid out for.
+        samples: use the first so many probe samples.
+        tol: relative error asked for.
+        optimizer: read for the learning rate; needed by ``grow_at`` and r_t.
+        grow_at: follow one more eigenvalue while eta times the smallest exceeds this (e.g. 1.5).
+        max_k: most eigenvalues followed.
+        kernel_samples: compare the trace kernel of so many probe samples with that at the first
+            probe (drift); 0 for none.
+        batch_stats: what batch normalisation means, ``models.BATCH_STATS``.  Dropout is off.
+        check_every: see :class:`~catapult_ext.TopTracker`.
+        seed: of random vectors.
+        out: run folder to write at the end; needs to be new or ``fresh``.
+        fresh: replace an earlier run in ``out``.
+
+    Attributes:
+        probes: one dictionary a probe: ``step``, ``values`` and ``errors`` (k), ``index_check``,
+            ``products``, ``flags`` (``checked``; ``missed``: error above tol), ``eta``,
+            ``eta_lambda``, ``weight_norm``, ``inactive``, ``top_shares`` of a squared loss,
+            ``drift`` and ``drift_norm``.
+        steps_seen: one dictionary a step where a loss was given: ``loss``, ``r``, ``lambda_r``
+            (:class:`~catapult_ext.probes.free.StepObservables`).
+        overhead: seconds of training and probing, and their ratio ``share``.
+
+    Raises:
+        ValueError: bad options; ``step`` without the batch it needs.
+        TypeError: data that is no pair; see also :class:`~catapult_ext.linops.snapshot.Snapshot`.
+
+    Cost:
+        Freezing the model (about 3 forward passes) and, for slow drift, k + guards + 1 products of
+        2-3 (NTK, GGN) or 4-5 (Hessian) forward passes; every ``check_every``-th probe a checked
+        solve.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        loss: object,
+        data: Any = None,
+        *,
+        quantity: str = "ggn",
+        k: int = 1,
+        every: int = 10,
+        budget: float | None = None,
+        steps: int = 500,
+        samples: int | None = None,
+        tol: float = 1e-3,
+        optimizer: torch.optim.Optimizer | None = None,
+        grow_at: float | None = None,
+        max_k: int = 16,
+        kernel_samples: int = 0,
+        batch_stats: str = "coupled",
+        check_every: int = 10,
+        seed: int = 0,
+        out: Path | str | None = None,
+        fresh: bool = False,
+    ) -> None:
+        known = quantity in QUANTITIES
+        v.require(known, _WHERE, f"quantity must be one of {QUANTITIES}", repr(quantity))
+        v.require(every >= 1, _WHERE, "every must be >= 1", every)
+        v.require(steps >= 1, _WHERE, "steps must be >= 1", steps)
+        within = budget is None or 0 < budget < math.inf
+        v.require(within, _WHERE, "budget must be None or > 0", budget)
+        v.require(samples is None or samples >= 1, _WHERE, "samples must be >= 1", samples)
+        v.require(max_k >= k, _WHERE, f"max_k must be >= k = {k}", max_k)
+        needs = grow_at is None or optimizer is not None
+        v.require(needs, _WHERE, "grow_at needs the optimizer", None)
+        fixed = data is not None or quantity != "ntk"
+        v.require(fixed, _WHERE, "quantity='ntk' needs a fixed probe set", "data=None")
+        v.require(kernel_samples == 0 or data is not None, _WHERE, "drift needs data", "data=None")
+        if data is not None and (not isinstance(data, (tuple, list)) or len(data) != 2):
+            v.fail(_WHERE, "data must be a pair (x, y)", type(data).__name__, TypeError)
+        self.model, self.loss, self.data, self.quantity = model, resolve(loss), data, quantity
+        self.every, self.planned, self.samples, self.tol = every, steps, samples, tol
+        self.optimizer, self.grow_at, self.max_k = optimizer, grow_at, max_k
+        self.kernel_samples, self.batch_stats = kernel_samples, batch_stats
+        self.out, self.fresh, self.seed = out, fresh, seed
+        self.overhead = Overhead(budget)
+        self.probes: list[dict[str, Any]] = []
+        self.count = 0
+        self._top = TopTracker(k, tol=tol, check_every=check_every, seed=seed)
+        self._free = free.StepObservables(self.loss)
+        self._costs: list[float] = []
+        self._last_probe = 0
+        self._kernel: Tensor | None = None
+        self._open = False
+
+    @property
+    def steps_seen(self) -> list[dict[str, Any]]:
+        """See the class."""
+        return self._free.rows
+
+    @property
+    def k(self) -> int:
+        """Eigenvalues followed at present."""
+        return self._top.k
+
+    def __enter__(self) -> CurvatureTracker:
+        self.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        value: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def start(self) -> None:
+        """Start the clock; without a budget and with a fixed probe set, probe the start."""
+        self._open = True
+        self.overhead.enter()
+        if self.overhead.budget is None and self.data is not None:
+            self._probe(self.data)
+        self.overhead.leave()
+
+    def step(self, loss: Tensor | float | None = None, *, batch: Any = None) -> dict | None:
+        """To be called after every optimizer step; returns the probe's record if one was made.
+
+        Args:
+            loss: the loss that this step used, for r_t and lambda_r.
+            batch: ``(x, y)`` of this step; needed where no fixed probe set was given.
+        """
+        if not self._open:
+            self.start()
+        self.overhead.enter()
+        if loss is not None:
+            eta, plain = free.learning_rate(self.optimizer), free.is_plain_descent(self.optimizer)
+            gradient = free.squared_gradient(self.model)
+            value = loss.item() if isinstance(loss, Tensor) else float(loss)
+            self._free.follow(self.count, value, gradient, eta, plain)
+        self.count += 1
+        made = None
+        if self._due():
+            data = self.data if self.data is not None else batch
+            v.require(data is not None, f"{_WHERE}.step", "batch is needed without data", None)
+            made = self._probe(data)
+        self.overhead.leave()
+        return made
+
+    __call__ = step
+
+    def _due(self) -> bool:
+        if self.overhead.budget is None:
+            first = not self.probes
+            return first or self.count - self._last_probe >= self.every
+        if self.count < _TIMED_STEPS:
+            return False
+        if not self.probes:
+            return True
+        waited = self.count - self._last_probe >= self.every
+        return waited and self.overhead.affords(max(self._costs))
+
+    def _probe(self, data: Any) -> dict[str, Any]:
+        began = self.overhead.clock()
+        with torch.no_grad(), _dropout_off(self.model):
+            row = self._measure(self._selected(data))
+        self._last_probe = self.count
+        self._costs.append(self.overhead.clock() - began)
+        self.probes.append(row)
+        smallest = (row["eta"] or 0.0) * row["values"][-1]
+        if self.grow_at is not None and smallest > self.grow_at and self.k < self.max_k:
+            self._top.grow(self.k + 1)
+        return row
+
+    def _selected(self, data: Any) -> tuple[Any, Any]:
+        """The probe samples; with a budget their number is chosen once."""
+        x, y = data
+        if self.overhead.budget is not None and self.samples is None and isinstance(x, Tensor):
+            still = with_batch_stats(self.model, "running")  # leaves running averages alone
+            began = self.overhead.clock()
+            still(x)
+            forward = self.overhead.clock() - began
+            step = self.overhead.training / self.count
+            allowed = _FIRST_SHARE * self.overhead.budget * self.planned * step
+            share = min(1.0, allowed / max(_COLD_FORWARDS * forward, 1e-12))
+            self.samples = max(min(_LEAST_SAMPLES, len(x)), int(share * len(x)))
+        if self.samples is None or not isinstance(x, Tensor) or self.samples >= len(x):
+            return x, y
+        return x[: self.samples], y[: self.samples]
+
+    def _measure(self, data: tuple[Any, Any]) -> dict[str, Any]:
+        x, y = data
+        held = self.model
+        if has_batch_norm(self.model):
+            held = with_batch_stats(self.model, self.batch_stats, x)
+        operator = self._operator(held, x, y)
+        found = self._solved(operator)
+        eta = free.learning_rate(self.optimizer)
+        value = found.eigenvalues[0].item()
+        row: dict[str, Any] = {
+            "step": self.count,
+            "values": found.eigenvalues.tolist(),
+            "errors": found.errors.tolist(),
+            "index_check": found.index_check,
+            "products": found.matvecs,
+            "flags": self._flags(found),
+            "eta": eta,
+            "eta_lambda": None if eta is None else eta * value,
+            "weight_norm": weight_norm(self.model),
+            "inactive": None,
+            "top_shares": self._shares(operator, found, y),
+            "drift": None,
+            "drift_norm": None,
+        }
+        if isinstance(x, Tensor):
+            active = activity(held, x)[1]
+            row["inactive"] = None if active is None else active.inactive
+            if self.kernel_samples:
+                kernel = NTK(held, x[: self.kernel_samples]).dense(outputs="trace")
+                self._kernel = kernel if self._kernel is None else self._kernel
+                row["drift"], row["drift_norm"] = free.kernel_drift(kernel, self._kernel)
+        return row
+
+    def _operator(self, model: nn.Module, x: Any, y: Any) -> Any:
+        if self.quantity == "ntk":
+            return NTK(model, x)
+        kind = GGN if self.quantity == "ggn" else Hessian
+        return kind(model, self.loss, (x, y))
+
+    def _solved(self, operator: Any) -> EigshResult:
+        if self.data is None and hasattr(operator, "dual"):
+            # another batch has another sample space: follow the vectors of parameter space
+            operator = _WithoutDual(operator)
+        return self._top.update(operator)
+
+    def _flags(self, found: EigshResult) -> list[str]:
+        flags = [] if found.index_check == "inherited" else ["checked"]
+        return flags if found.converged else [*flags, "missed"]
+
+    def _shares(self, operator: Any, found: EigshResult, y: Any) -> list[float] | None:
+        if isinstance(operator, Hessian) or not isinstance(self.loss, SquaredLoss):
+            return None
+        f = operator.frozen.outputs
+        targets = self.loss.targets(f, y)
+        residual = (f - targets).reshape(-1, 1)
+        if isinstance(operator, NTK):
+            parts = found.eigenvectors.double().T @ residual.double()
+            return (parts.square() / residual.double().square().sum())[:, 0].tolist()
+        gradient = operator.frozen.vjp(residual / self.loss.normaliser(f, y))[:, 0]
+        value = self.loss.value(f, targets).item()
+        return free.top_shares(found.eigenvectors, found.eigenvalues, gradient, value)
+
+    def report(self) -> str:
+        """What was probed, what it cost, and what was chosen, in one sentence."""
+        products = sorted(row["products"] for row in self.probes) or [0]
+        where = "the current batch" if self.data is None else "the probe set"
+        number = "all" if self.samples is None else str(self.samples)
+        budget = self.overhead.budget
+        allowed = "" if budget is None else f" (budget {budget:.0%})"
+        steps = [row["step"] for row in self.probes]
+        gaps = sorted(b - a for a, b in itertools.pairwise(steps)) or [self.every]
+        missed = sum("missed" in row["flags"] for row in self.probes)
+        return (
+            f"{len(self.probes)} probes of the {self.quantity} in {self.count} steps, on {number} "
+            f"samples of {where} in full precision, every {gaps[len(gaps) // 2]} steps "
+            f"(median); {products[len(products) // 2]} products a probe (median, at most "
+            f"{products[-1]}); {missed} missed tol; overhead {self.overhead.share:.1%} of "
+            f"training time{allowed}"
+        )
+
+    def close(self) -> None:
+        """Stop; writes the run folder where ``out`` was given."""
+        if self._open and self.out is not None:
+            from catapult_ext.probes.record import write_run
+
+            write_run(self)
+        self._open = False
+
+    def plot(self, path: Path | str | None = None) -> Any:
+        """Eigenvalues with 2/eta, and the loss, against the step: a matplotlib Figure.
+
+        Raises:
+            RuntimeError: matplotlib is missing; the message names the extra.
+        """
+        from catapult_ext.runs.curvature import curvature_figure
+
+        figure = curvature_figure(self.probes, self.steps_seen, self.quantity)
+        if path is not None:
+            figure.savefig(path, dpi=150)
+        return figure
+
+
+class _WithoutDual:
+    """An operator seen through shape, dtype, device and @ only."""
+
+    def __init__(self, operator: Any) -> None:
+        self._operator = operator
+        self.shape, self.dtype, self.device = operator.shape, operator.dtype, operator.device
+
+    def __matmul__(self, vectors: Tensor) -> Tensor:
+        return self._operator @ vectors
+
+
+@contextmanager
+def _dropout_off(model: nn.Module) -> Iterator[None]:
+    """Dropout switched off inside, put back after."""
+    active = [m for m in model.modules() if isinstance(m, DROPOUT) and m.training]
+    for module in active:
+        module.training = False
+    try:
+        yield
+    finally:
+        for module in active:
+            module.training = True

@@ -1,0 +1,55 @@
+"""Picture of a tracked spectrum: eigenvalues with the edge 2/eta, and the loss below."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from catapult_ext.runs.panels import BLACK, BLUE, GREY, ORANGE, load_matplotlib
+from catapult_ext.runs.plots import _STYLE, png
+
+_NAMES = {"ggn": "Gauss-Newton", "hessian": "Hessian", "ntk": "NTK"}
+
+
+def curvature_figure(
+    probes: list[dict[str, Any]], steps: list[dict[str, Any]], quantity: str
+) -> Any:
+    """A matplotlib Figure of probe records and step records as CurvatureTracker keeps them.
+
+    Raises:
+        RuntimeError: matplotlib is missing; the message names the extra.
+    """
+    matplotlib = load_matplotlib()
+    with matplotlib.rc_context(_STYLE):
+        figure = matplotlib.figure.Figure(figsize=(7.0, 5.2), layout="constrained")
+        top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=(2, 1))
+        _draw_values(top, probes, quantity)
+        bottom.plot([s["step"] for s in steps], [s["loss"] for s in steps], color=BLACK, lw=1)
+        if steps and min(s["loss"] for s in steps) > 0:
+            bottom.set_yscale("log")
+        bottom.set(xlabel="step", ylabel="training loss")
+    return figure
+
+
+def _draw_values(ax: Any, probes: list[dict[str, Any]], quantity: str) -> None:
+    deepest = max((len(p["values"]) for p in probes), default=0)
+    for rank in range(deepest):
+        rows = [p for p in probes if len(p["values"]) > rank]
+        x = [p["step"] for p in rows]
+        y = [p["values"][rank] for p in rows]
+        e = [p["errors"][rank] for p in rows]
+        style = {"color": BLUE if rank == 0 else GREY, "marker": ".", "ms": 4, "lw": 1}
+        ax.errorbar(x, y, yerr=e, label="largest" if rank == 0 else None, **style)
+    edges = [(p["step"], 2 / p["eta"]) for p in probes if p["eta"]]
+    if edges and quantity != "ntk":
+        ax.plot(*zip(*edges, strict=True), color=ORANGE, ls="--", lw=1, label=r"$2/\eta$")
+    ax.set_ylabel("eigenvalues")
+    ax.set_title(f"{_NAMES[quantity]} along training")
+    if deepest:
+        ax.legend(loc="best")
+
+
+def curvature_png(
+    probes: list[dict[str, Any]], steps: list[dict[str, Any]], quantity: str
+) -> bytes:
+    """The same as PNG bytes."""
+    return png(curvature_figure(probes, steps, quantity), 110)

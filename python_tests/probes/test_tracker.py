@@ -1,0 +1,262 @@
+"""CurvatureTracker: right values along training, an untouched model, an enforced budget."""
+
+import json
+
+import pytest
+import torch
+from torch import nn
+
+import catapult_ext as cx
+
+DATA = cx.data.digits(train=32)
+
+
+def network(dtype=torch.float32, seed=0):
+    return cx.models.fully_connected(64, 10, width=16, depth=2, seed=seed, dtype=dtype)
+
+
+def half_mse(model, x, y):
+    return (model(x) - y).square().sum() / (2 * len(x))
+
+
+def train(model, tracker, eta, steps, *, data=DATA.train, momentum=0.0, see=None):
+    optimizer = tracker.optimizer or torch.optim.SGD(model.parameters(), lr=eta, momentum=momentum)
+    x, y = data
+    for _ in range(steps):
+        optimizer.zero_grad()
+        loss = half_mse(model, x, y)
+        loss.backward()
+        optimizer.step()
+        row = tracker.step(loss, batch=data)
+        if row is not None and see is not None:
+            see(row)
+
+
+OPERATORS = {
+    "ggn": lambda m, x, y: cx.GGN(m, "half_mse", (x, y)),
+    "hessian": lambda m, x, y: cx.Hessian(m, "half_mse", (x, y)),
+    "ntk": lambda m, x, y: cx.NTK(m, x),
+}
+
+
+@pytest.mark.parametrize("fixed", [True, False], ids=["fixed", "batch"])
+@pytest.mark.parametrize("quantity", OPERATORS)
+def test_values_through_a_catapult(quantity, fixed):
+    if quantity == "ntk" and not fixed:
+        pytest.skip("the kernel of another batch is another space")
+    model = network()
+    lambda0 = float(cx.eigsh(OPERATORS["ggn"](model, *DATA.train)).eigenvalues[0])
+    eta = 6.0 / lambda0
+    optimizer = torch.optim.SGD(model.parameters(), lr=eta)
+    tracker = cx.CurvatureTracker(
+        model,
+        "half_mse",
+        DATA.train if fixed else None,
+        quantity=quantity,
+        k=2,
+        every=3,
+        optimizer=optimizer,
+    )
+
+    def compare(row):
+        exact = cx.eigsh(OPERATORS[quantity](model, *DATA.train), 2, tol=1e-6)
+        for value, error, true in zip(row["values"], row["errors"], exact.eigenvalues, strict=True):
+            assert abs(value - float(true)) <= error + 2e-6 * abs(value)
+
+    with tracker:
+        train(model, tracker, eta, 30, see=compare)
+    assert len(tracker.probes) == (11 if fixed else 10)
+    values = [row["values"][0] for row in tracker.probes]
+    assert values[-1] < 0.7 * values[0]
+    assert tracker.steps_seen[-1]["loss"] < tracker.steps_seen[0]["loss"]
+    assert tracker.probes[-1]["products"] > 0
+    assert {row["index_check"] for row in tracker.probes} >= {"random(0.99)"}
+    assert all("missed" not in row["flags"] for row in tracker.probes)
+
+
+def test_free_observables_on_a_quadratic():
+    """On a linear model the loss is quadratic: r is g'Hg/|g|^2 exactly, lambda_r the kernel's."""
+    model = nn.Linear(64, 10, bias=False).double()
+    x, y = (t.double() for t in DATA.train)
+    lambda0 = float(cx.eigsh(cx.GGN(model, "half_mse", (x, y)), tol=1e-8).eigenvalues[0])
+    eta = 2.2 / lambda0
+    optimizer = torch.optim.SGD(model.parameters(), lr=eta)
+    tracker = cx.CurvatureTracker(model, "half_mse", (x, y), optimizer=optimizer, every=100)
+    expected = []
+    with tracker:
+        for _ in range(12):
+            optimizer.zero_grad()
+            residual = model(x) - y
+            loss = residual.square().sum() / (2 * len(x))
+            loss.backward()
+            g = model.weight.grad
+            along = (x @ g.T).square().sum() / len(x) / g.square().sum()
+            kernel = (x.T @ residual).square().sum() / residual.square().sum() / len(x)
+            expected.append((along.item(), kernel.item()))
+            optimizer.step()
+            tracker.step(loss)
+    rows = tracker.steps_seen
+    assert rows[-1]["r"] is None  # the next loss is not known yet
+    for i, row in enumerate(rows[:-1]):
+        assert row["r"] == pytest.approx(expected[i][0], rel=1e-8)
+        assert row["lambda_r"] == pytest.approx(expected[i][1], rel=1e-10)
+        assert (row["r"] > 2 / eta) == (rows[i + 1]["loss"] > row["loss"])
+    assert any(row["r"] > 2 / eta for row in rows[:-1])
+
+
+def test_r_needs_plain_descent():
+    model = network()
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-3, momentum=0.9)
+    tracker = cx.CurvatureTracker(model, "half_mse", DATA.train, optimizer=optimizer, every=50)
+    train(model, tracker, 1e-3, 3)
+    assert [row["r"] for row in tracker.steps_seen] == [None] * 3
+
+
+@pytest.mark.parametrize("quantity", ["ggn", "ntk"])
+def test_shares_of_the_residual_and_drift(quantity):
+    model = network(torch.float64)
+    x, y = (t.double() for t in DATA.train)
+    options = {"quantity": quantity, "k": 3, "tol": 1e-8, "kernel_samples": 16}
+    tracker = cx.CurvatureTracker(model, "half_mse", (x, y), **options)
+    tracker.start()
+    start = cx.NTK(model, x[:16]).dense(outputs="trace")
+    _, vectors = torch.linalg.eigh(cx.NTK(model, x).dense())
+    residual = (model(x) - y).detach().reshape(-1)
+    exact = (vectors.flip(1)[:, :3].T @ residual).square() / residual.square().sum()
+    assert tracker.probes[0]["top_shares"] == pytest.approx(exact.tolist(), rel=1e-3)
+    assert tracker.probes[0]["drift"] == pytest.approx(0, abs=1e-12)
+    with torch.no_grad():
+        model[0].weight.mul_(1.5)
+    tracker.every = 1
+    row = tracker.step()
+    now = cx.NTK(model, x[:16]).dense(outputs="trace")
+    assert row["drift_norm"] == pytest.approx(float((now - start).norm() / start.norm()))
+    assert row["drift"] == pytest.approx(
+        1 - float((now * start).sum() / now.norm() / start.norm()), abs=1e-12
+    )
+
+
+def test_k_grows_at_the_threshold():
+    model = network()
+    value = float(cx.eigsh(cx.GGN(model, "half_mse", DATA.train)).eigenvalues[0])
+    optimizer = torch.optim.SGD(model.parameters(), lr=1.6 / value)
+    options = {"optimizer": optimizer, "every": 1, "max_k": 3, "grow_at": 0.2}
+    tracker = cx.CurvatureTracker(model, "half_mse", DATA.train, **options)
+    with tracker:
+        train(model, tracker, None, 4)
+    lengths = [len(row["values"]) for row in tracker.probes]
+    assert lengths[0] == 1
+    assert max(lengths) == 3
+    for row, length in zip(tracker.probes, lengths[1:], strict=False):
+        grew = length > len(row["values"])
+        may = len(row["values"]) < 3
+        assert grew == (may and row["eta"] * row["values"][-1] > 0.2)
+
+
+def test_the_model_is_left_as_it_was():
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Linear(64, 20), nn.BatchNorm1d(20), nn.ReLU(), nn.Dropout(0.5), nn.Linear(20, 10)
+    )
+    half_mse(model, *DATA.train).backward()
+    state = {name: t.clone() for name, t in model.state_dict().items()}
+    gradients = [p.grad.clone() for p in model.parameters()]
+    generator = torch.get_rng_state()
+    for budget in (None, 0.5):
+        tracker = cx.CurvatureTracker(model, "half_mse", DATA.train, every=1, budget=budget)
+        with tracker:
+            for _ in range(4):
+                tracker()
+        assert tracker.probes
+    assert all(m.training for m in model.modules())
+    assert all(torch.equal(t, state[name]) for name, t in model.state_dict().items())
+    pairs = zip(model.parameters(), gradients, strict=True)
+    assert all(torch.equal(p.grad, g) for p, g in pairs)
+    assert torch.equal(torch.get_rng_state(), generator)
+    assert all(not m._forward_hooks for m in model.modules())
+
+
+@pytest.mark.parametrize("budget", [0.03, 0.1, 0.5])
+def test_budget_is_kept(budget, monkeypatch):
+    """A clock that counts: a step takes 1, a forward pass 0.3, checked probes 12, others 2."""
+    model, now = network(), [0.0]
+    tracker = cx.CurvatureTracker(model, "half_mse", DATA.train, budget=budget, samples=8, every=2)
+    tracker.overhead.clock = lambda: now[0]
+    measure = tracker._measure
+
+    def timed(data):
+        row = measure(data)
+        now[0] += 12 if "checked" in row["flags"] else 2
+        return row
+
+    monkeypatch.setattr(tracker, "_measure", timed)
+    with tracker:
+        for _ in range(600):
+            now[0] += 1.0
+            tracker.step()
+            assert len(tracker.probes) <= 1 or tracker.overhead.share <= budget
+    assert tracker.overhead.share <= budget
+    assert tracker.overhead.training == 600
+    spent = sum(12 if "checked" in r["flags"] else 2 for r in tracker.probes)
+    assert tracker.overhead.probing == spent
+    assert spent > 0.5 * budget * 600 - 12
+    assert f"{budget:.0%}" in tracker.report()
+
+
+def test_budget_chooses_the_samples():
+    model, now = network(), [0.0]
+    tracker = cx.CurvatureTracker(model, "half_mse", DATA.train, budget=0.1, steps=200)
+    tracker.overhead.clock = lambda: now[0]
+    model.register_forward_hook(lambda *_: now.__setitem__(0, now[0] + 0.05))
+    tracker.start()
+    for _ in range(3):
+        now[0] += 1.0
+        tracker.step()
+    # a tenth of 0.1 * 200 steps is 2, a checked solve on all 32 samples 50 * 0.05
+    assert tracker.samples == 25
+    assert "25 samples" in tracker.report()
+
+
+def test_run_folder_and_plot(tmp_path):
+    model = network()
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
+    options = {"optimizer": optimizer, "every": 2, "out": tmp_path / "run"}
+    tracker = cx.CurvatureTracker(model, "half_mse", DATA.train, **options)
+    with tracker:
+        train(model, tracker, None, 4)
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert [row["step"] for row in summary["probes"]] == [0, 2, 4]
+    assert summary["probes"][0]["values"] == tracker.probes[0]["values"]
+    table = (tmp_path / "run" / "summary.csv").read_text().splitlines()
+    assert len(table) == 4
+    assert json.loads((tmp_path / "run" / "timing.json").read_text())["probing"] > 0
+    pytest.importorskip("matplotlib")
+    assert (tmp_path / "run" / "fig_curvature.png").read_bytes()[:4] == b"\x89PNG"
+    lines = tracker.plot(tmp_path / "a.png").axes[0].get_lines()
+    drawn = [line.get_ydata().tolist() for line in lines]
+    assert [row["values"][0] for row in tracker.probes] in [list(d) for d in drawn]
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "text"),
+    [
+        ({"quantity": "fisher"}, ValueError, "quantity must be"),
+        ({"every": 0}, ValueError, "every must be"),
+        ({"budget": 0.0}, ValueError, "budget must be"),
+        ({"samples": 0}, ValueError, "samples must be"),
+        ({"k": 3, "max_k": 2}, ValueError, "max_k must be"),
+        ({"grow_at": 1.5}, ValueError, "grow_at needs the optimizer"),
+        ({"data": None, "quantity": "ntk"}, ValueError, "fixed probe set"),
+        ({"data": None, "kernel_samples": 4}, ValueError, "drift needs data"),
+        ({"data": torch.ones(3)}, TypeError, "pair"),
+    ],
+)
+def test_refused(options, error, text):
+    with pytest.raises(error, match=text):
+        cx.CurvatureTracker(network(), "half_mse", **{"data": DATA.train, **options})
+
+
+def test_a_step_without_batch_is_refused():
+    tracker = cx.CurvatureTracker(network(), "half_mse")
+    with pytest.raises(ValueError, match="batch is needed"):
+        tracker.step()
