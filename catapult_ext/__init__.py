@@ -2,7 +2,16 @@
 
 from catapult_ext import data, losses, models, ops, toy
 from catapult_ext._native import build_info
-from catapult_ext.eig import EigshResult, TopTracker, eigsh
+from catapult_ext.eig import (
+    EigshResult,
+    Estimate,
+    SpectralDensity,
+    TopTracker,
+    diagonal,
+    eigsh,
+    spectral_density,
+    trace,
+)
 from catapult_ext.experiments import SweepResult, sweep
 from catapult_ext.linops import GGN, NTK, Hessian
 from catapult_ext.probes import CurvatureTracker
@@ -14,16 +23,21 @@ __all__ = [
     "NTK",
     "CurvatureTracker",
     "EigshResult",
+    "Estimate",
     "Hessian",
+    "SpectralDensity",
     "SweepResult",
     "TopTracker",
     "__version__",
     "build_info",
     "data",
+    "diagonal",
     "eigsh",
     "losses",
     "models",
     "ops",
+    "spectral_density",
     "sweep",
     "toy",
+    "trace",
 ]

@@ -1,0 +1,219 @@
+"""Estimates from random vectors: trace, diagonal and spectral density, with standard errors."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from catapult_ext import _validate as v
+from catapult_ext import ops
+from catapult_ext.eig.krylov import Krylov
+from catapult_ext.eig.operand import Operand, as_operand
+
+_AT_ONCE = 8  # random vectors multiplied together
+
+
+@dataclass(frozen=True, eq=False)
+class Estimate:
+    """A random estimate.
+
+    Attributes:
+        value: scalar (trace) or (n,) (diagonal), dtype of the operator.
+        error: its standard error, same shape; 0 where every vector of a basis was used.
+        samples: random vectors averaged.
+        matvecs: products with the operator, in columns.
+    """
+
+    value: Tensor
+    error: Tensor
+    samples: int
+    matvecs: int
+
+
+def trace(A: Any, samples: int = 32, *, seed: int = 0) -> Estimate:
+    """Estimate the trace of a symmetric operator: mean of z'Az over random signs z.
+
+    Args:
+        A: see :func:`catapult_ext.eigsh`.
+        samples: vectors, >= 2.
+        seed: of the vectors.
+
+    Returns:
+        :class:`Estimate`; the variance of one vector is 2 (|A|_F^2 - sum of squared diagonal
+        entries) (Hutchinson 1989), its estimate from the samples gives ``error``.
+
+    Raises:
+        TypeError, ValueError: as :func:`catapult_ext.eigsh`; samples < 2; non-finite products.
+
+    Cost:
+        ``samples`` products.
+    """
+    a, quadratic, _ = _probed(A, samples, seed, "trace")
+    mean, error = _mean(quadratic)
+    return Estimate(mean.to(a.dtype), error.to(a.dtype), samples, samples)
+
+
+def diagonal(A: Any, samples: int = 32, *, seed: int = 0) -> Estimate:
+    """Estimate the diagonal of a symmetric operator: mean of z * (Az) over random signs z.
+
+    Entry i has variance sum_{j != i} A_ij^2 for one vector (Bekas, Kokiopoulou, Saad 2007).
+    Arguments, result (n,), errors raised and cost as :func:`trace`; memory 2 n beside a few blocks.
+    """
+    a, _, (mean, squares) = _probed(A, samples, seed, "diagonal")
+    variance = (squares / samples - mean.square()).clamp_min(0) * samples / (samples - 1)
+    error = (variance / samples).sqrt()
+    return Estimate(mean.to(a.dtype), error.to(a.dtype), samples, samples)
+
+
+def _probed(
+    A: Any, samples: int, seed: int, where: str
+) -> tuple[Operand, Tensor, tuple[Tensor, Tensor]]:
+    """Values z'Az of every vector, and the mean and sum of squares of z * (Az), float64."""
+    a = as_operand(A, where)
+    v.require(samples >= 2, where, "samples must be >= 2", samples)
+    generator = torch.Generator().manual_seed(seed)
+    total = torch.zeros(a.n, dtype=torch.float64, device=a.device)
+    squares, quadratic = total.clone(), []
+    for start in range(0, samples, _AT_ONCE):
+        count = min(_AT_ONCE, samples - start)
+        signs = torch.randint(0, 2, (count, a.n), generator=generator) * 2 - 1
+        z = signs.to(dtype=a.dtype, device=a.device).T
+        parts = (z * a.product(z)).double()
+        v.require(
+            bool(torch.isfinite(parts).all()), where, "products with A must be finite", "NaN or inf"
+        )
+        quadratic.append(parts.sum(0).cpu())
+        total += parts.sum(1)
+        squares += parts.square().sum(1)
+    return a, torch.cat(quadratic), (total / samples, squares)
+
+
+def _mean(values: Tensor) -> tuple[Tensor, Tensor]:
+    return values.mean(), values.std(unbiased=True) / math.sqrt(len(values))
+
+
+@dataclass(frozen=True, eq=False)
+class SpectralDensity:
+    """Distribution of the eigenvalues of an n x n operator, as weighted points a random vector.
+
+    Attributes:
+        nodes: (samples, m) Ritz values, ascending; float64.
+        weights: (samples, m) their weights, summing to 1 a row.
+        error: estimated bound of the Wasserstein-1 distance between the mean distribution and that
+            of the eigenvalues; see :func:`spectral_density`.
+        low, high: least and greatest Ritz value met.
+        n: size of the operator.
+        matvecs: products, in columns.
+    """
+
+    nodes: Tensor
+    weights: Tensor
+    error: float
+    low: float
+    high: float
+    n: int
+    matvecs: int
+
+    def cdf(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Share of eigenvalues <= x and its standard error over the vectors; x (j,), float64."""
+        below = self.nodes[:, None, :] <= x.double()[None, :, None]
+        each = (below * self.weights[:, None, :]).sum(-1)
+        return each.mean(0), each.std(0, unbiased=True) / math.sqrt(len(each))
+
+    def density(self, x: Tensor, width: float | None = None) -> tuple[Tensor, Tensor]:
+        """Density smoothed by a Gaussian, and its standard error; x (j,), float64.
+
+        Args:
+            x: where.
+            width: standard deviation of the Gaussian; default 1 % of the range.
+        """
+        width = 0.01 * max(self.high - self.low, 1e-300) if width is None else width
+        v.require(width > 0, "SpectralDensity.density", "width must be > 0", width)
+        far = (x.double()[None, :, None] - self.nodes[:, None, :]) / width
+        bell = torch.exp(-far.square() / 2) / (width * math.sqrt(2 * math.pi))
+        each = (bell * self.weights[:, None, :]).sum(-1)
+        return each.mean(0), each.std(0, unbiased=True) / math.sqrt(len(each))
+
+    def distance(self, eigenvalues: Tensor) -> float:
+        """Wasserstein-1 distance to the distribution of given eigenvalues (j,)."""
+        mine = self.weights.reshape(-1) / len(self.weights)
+        exact = eigenvalues.double().reshape(-1)
+        points = torch.cat([self.nodes.reshape(-1), exact])
+        mass = torch.cat([mine, torch.full_like(exact, -1 / len(exact))])
+        order = points.argsort()
+        return float((mass[order].cumsum(0)[:-1].abs() * points[order].diff()).sum())
+
+
+def spectral_density(
+    A: Any, steps: int = 64, samples: int = 16, *, seed: int = 0, confidence: float = 3.0
+) -> SpectralDensity:
+    """Eigenvalue distribution by stochastic Lanczos quadrature.
+
+    Each of ``samples`` random vectors z gives, by m reorthogonalised Lanczos steps, the Gauss
+    quadrature of its spectral measure (Golub and Meurant 2010; Ubaru, Chen, Saad 2017); their mean
+    estimates the spectrum.  ``error`` adds two parts.  Sampling: ``confidence`` times the standard
+    error of the mean distribution function, integrated over the range.  Quadrature: a measure and
+    its Gauss rule share 2m moments, so that between two nodes their distribution functions differ
+    by no more than the larger of the two weights (Chebyshev-Markov-Stieltjes); integrated likewise.
+
+    Args:
+        A: see :func:`catapult_ext.eigsh`; ``dual()`` is not used.
+        steps: m, Lanczos steps a vector (n if that is fewer).
+        samples: random vectors, >= 2.
+        seed: of the vectors.
+        confidence: standard deviations of sampling error in ``error``.
+
+    Raises:
+        TypeError, ValueError: as :func:`catapult_ext.eigsh`; steps < 1, samples < 2.
+
+    Cost:
+        ``steps * samples`` products (fewer where a Krylov space ends), 2 (m + 1) n numbers.
+    """
+    where = "spectral_density"
+    a = as_operand(A, where)
+    v.require(steps >= 1, where, "steps must be >= 1", steps)
+    v.require(samples >= 2, where, "samples must be >= 2", samples)
+    v.require(confidence > 0, where, "confidence must be > 0", confidence)
+    m, products = min(steps, a.n), 0
+    nodes = torch.zeros(samples, m, dtype=torch.float64)
+    weights = torch.zeros_like(nodes)
+    open_ended = torch.ones(samples, dtype=torch.float64)
+    for i in range(samples):
+        space = Krylov(a, m, seed * samples + i, where)
+        space.begin(space.random(1))
+        while space.m < m and len(space.next):
+            space.extend()
+        t = space.t[: space.m, : space.m]
+        values, first, _ = ops.tridiag_eigh(t.diagonal()[None], t.diagonal(1)[None])
+        held = space.m  # a Krylov space that ended early: the last node repeats with no weight
+        nodes[i] = values[0, -1]
+        nodes[i, :held] = values[0]
+        nodes[i] *= space.scale or 1.0
+        weights[i, :held] = first[0].square()
+        open_ended[i] = float(len(space.next) > 0)  # else the measure is known exactly
+        products += space.matvecs
+    weights /= weights.sum(1, keepdim=True)
+    sampling = confidence * _sampling_error(nodes, weights)
+    error = sampling + _quadrature_error(nodes, weights * open_ended[:, None])
+    low, high = nodes.min().item(), nodes.max().item()
+    return SpectralDensity(nodes, weights, error, low, high, a.n, products)
+
+
+def _sampling_error(nodes: Tensor, weights: Tensor) -> float:
+    """Integral over x of the standard error of the mean distribution function."""
+    points, order = nodes.reshape(-1).sort()
+    row = torch.arange(len(nodes)).repeat_interleave(nodes.shape[1])[order]
+    jumps = torch.zeros(len(nodes), len(points), dtype=torch.float64)
+    jumps[row, torch.arange(len(points))] = weights.reshape(-1)[order]
+    spread = jumps.cumsum(1).std(0, unbiased=True) / math.sqrt(len(nodes))
+    return float((spread[:-1] * points.diff()).sum())
+
+
+def _quadrature_error(nodes: Tensor, weights: Tensor) -> float:
+    """Mean over the vectors of the distance between a measure and its Gauss rule, bounded."""
+    beside = torch.maximum(weights[:, 1:], weights[:, :-1])
+    return float((beside * nodes.diff(dim=1)).sum(1).mean())

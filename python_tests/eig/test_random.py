@@ -1,0 +1,132 @@
+"""Random estimates against dense linear algebra: errors that cover, and no more than they need."""
+
+import pytest
+import torch
+
+import catapult_ext as cx
+
+N = 60
+
+
+def matrix(eigenvalues, seed=0):
+    n = len(eigenvalues)
+    g = torch.Generator().manual_seed(seed)
+    q = torch.linalg.qr(torch.randn(n, n, dtype=torch.float64, generator=g))[0]
+    a = (q * eigenvalues.double()) @ q.T
+    return (a + a.T) / 2
+
+
+SPECTRA = {
+    "flat": torch.linspace(0.1, 1, N),
+    "indefinite": torch.linspace(-1, 0.7, N),
+    "geometric": 0.8 ** torch.arange(N),
+    "two_values": torch.cat([torch.zeros(N - 10), torch.ones(10)]),
+    "huge": torch.linspace(0.1, 1, N).double() * 1e20,
+}
+
+
+@pytest.mark.parametrize("name", SPECTRA)
+def test_trace_and_diagonal_errors_cover(name):
+    a = matrix(SPECTRA[name])
+    z_trace, z_diagonal = [], []
+    for seed in range(100):
+        t = cx.trace(a, 16, seed=seed)
+        d = cx.diagonal(a, 16, seed=seed)
+        assert t.matvecs == d.matvecs == 16
+        z_trace.append(((t.value - a.trace()) / t.error).item())
+        z_diagonal.append((d.value - a.diagonal()) / d.error)
+    z_trace = torch.tensor(z_trace)
+    # a t-variable with 15 degrees of freedom has standard deviation 1.07
+    assert 0.75 < z_trace.std() < 1.45
+    assert abs(z_trace.mean()) < 0.4
+    assert 0.95 < torch.cat(z_diagonal).std() < 1.25
+
+
+def test_diagonal_operator_is_exact():
+    d = torch.linspace(-1, 1, 9)
+    found = cx.diagonal(torch.diag(d), 3)
+    torch.testing.assert_close(found.value, d)
+    assert float(found.error.max()) < 1e-7
+    assert cx.trace(torch.diag(d), 3).value.item() == pytest.approx(0, abs=1e-6)
+
+
+@pytest.mark.parametrize("steps", [8, 24, N])
+@pytest.mark.parametrize("name", SPECTRA)
+def test_density_error_bounds_the_distance(name, steps):
+    e = SPECTRA[name].double()
+    a, size = matrix(e), float(e.max() - e.min())
+    for seed in range(3):
+        found = cx.spectral_density(a, steps, 12, seed=seed)
+        assert found.distance(e) <= found.error + 1e-9 * size
+        assert found.weights.sum(1).tolist() == pytest.approx([1] * 12)
+    assert found.distance(e + 0.2 * size) > found.error + 0.05 * size or steps == 8
+
+
+def test_cdf_and_density():
+    e = SPECTRA["indefinite"].double()
+    found = cx.spectral_density(matrix(e), N, 24)
+    x = torch.linspace(-1.2, 0.9, 50)
+    cdf, error = found.cdf(x)
+    exact = (e[None] <= x.double()[:, None]).double().mean(1)
+    assert bool(((cdf - exact).abs() <= 4 * error + 0.02).all())
+    assert cdf[0] == 0
+    assert cdf[-1] == pytest.approx(1)
+    grid = torch.linspace(-2, 2, 4001)
+    density, spread = found.density(grid, 0.05)
+    assert float(density.sum() * 0.001) == pytest.approx(1, abs=1e-3)
+    bell = torch.exp(-((grid.double()[:, None] - e) ** 2) / (2 * 0.05**2)).mean(1)
+    bell /= 0.05 * (2 * torch.pi) ** 0.5
+    assert bool(((density - bell).abs() <= 4.5 * spread + 2e-3).all())
+
+
+@pytest.mark.parametrize("kind", ["ggn", "hessian", "ntk"])
+def test_density_of_networks(kind):
+    """The bar holds the exact Wasserstein distance and is at most 2 % of the range."""
+    data = cx.data.digits(train=24)
+    model = cx.models.fully_connected(64, 10, width=8, depth=2, dtype=torch.float64)
+    x, y = (t.double() for t in data.train)
+    operators = {
+        "ggn": lambda: cx.GGN(model, "half_mse", (x, y)),
+        "hessian": lambda: cx.Hessian(model, "half_mse", (x, y)),
+        "ntk": lambda: cx.NTK(model, x),
+    }
+    a = operators[kind]().dense()
+    e = torch.linalg.eigvalsh(a)
+    found = cx.spectral_density(a, seed=1)
+    assert found.distance(e) <= found.error
+    assert found.error <= 0.02 * float(e[-1] - e[0])
+    assert found.high == pytest.approx(float(e[-1]), rel=1e-3)
+
+
+def test_repeatable_and_from_products():
+    a = matrix(SPECTRA["flat"]).float()
+
+    class Wrapped:
+        shape, dtype = a.shape, a.dtype
+
+        def __matmul__(self, x):
+            return a @ x
+
+    first, again = (cx.spectral_density(Wrapped(), 8, 3, seed=2) for _ in range(2))
+    assert torch.equal(first.nodes, again.nodes)
+    assert first.matvecs == 24
+    assert cx.trace(Wrapped(), 4, seed=1).value == cx.trace(a, 4, seed=1).value
+    other = cx.spectral_density(Wrapped(), 8, 3, seed=3)
+    assert not torch.equal(first.nodes, other.nodes)
+
+
+@pytest.mark.parametrize(
+    ("call", "text"),
+    [
+        (lambda: cx.trace(torch.eye(3), 1), "samples must be >= 2"),
+        (lambda: cx.diagonal(torch.eye(3), 0), "samples must be >= 2"),
+        (lambda: cx.spectral_density(torch.eye(3), 0), "steps must be"),
+        (lambda: cx.spectral_density(torch.eye(3), 3, 1), "samples must be >= 2"),
+        (lambda: cx.spectral_density(torch.ones(2, 3)), "square"),
+        (lambda: cx.spectral_density(torch.eye(3), 3, confidence=0.0), "confidence"),
+        (lambda: cx.spectral_density(torch.eye(3)).density(torch.ones(1), 0.0), "width"),
+    ],
+)
+def test_refused(call, text):
+    with pytest.raises(ValueError, match=text):
+        call()
