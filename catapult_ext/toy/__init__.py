@@ -1,7 +1,8 @@
-"""The two-layer linear network of the catapult paper, exact at any width."""
+"""Two-layer networks of the catapult paper: the linear one exact at any width."""
 
 from __future__ import annotations
 
+from catapult_ext.toy.activations import ACTIVATIONS
 from catapult_ext.toy.companions import (
     QuadraticModel,
     QuadraticRun,
@@ -21,9 +22,12 @@ from catapult_ext.toy.maps import (
     uv_step,
 )
 from catapult_ext.toy.phase_diagram import PhaseDiagram, phase_diagram
-from catapult_ext.toy.simulate import Trajectory, simulate
+from catapult_ext.toy.schedules import drop, staircase, warm_up
+from catapult_ext.toy.simulate import simulate
+from catapult_ext.toy.trajectory import Trajectory
 
 __all__ = [
+    "ACTIVATIONS",
     "PHASE_NAMES",
     "Bifurcation",
     "PhaseDiagram",
@@ -35,6 +39,7 @@ __all__ = [
     "bifurcation",
     "draw_reduced",
     "draw_weights",
+    "drop",
     "neural_quadratic",
     "phase_diagram",
     "pm_step",
@@ -42,6 +47,8 @@ __all__ = [
     "run_scalar",
     "second_order_regression",
     "simulate",
+    "staircase",
     "state_of",
     "uv_step",
+    "warm_up",
 ]

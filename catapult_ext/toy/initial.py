@@ -47,15 +47,41 @@ def draw_reduced(
         O(B D^3), whatever the width.
     """
     require(width > inputs, "toy.draw_reduced", f"width must exceed inputs = {inputs}", width)
+    U, v = draw_rotated(width, inputs, rng, batch)
+    q = v[:, 0].square()
+    return ReducedState(v[:, :1] * U[:, 0], U.mT @ U, q)
+
+
+def draw_rotated(
+    width: float, inputs: int, rng: np.random.Generator, batch: int = 1
+) -> tuple[Tensor, Tensor]:
+    """Gaussian (U, v) turned in the hidden space until only D + 1 rows are left, without drawing U.
+
+    v = (sqrt q, 0, ...), U = [g'; A'] in the notation of :func:`draw_reduced`, float64. With a
+    linear activation the turned weights train like the others.
+
+    Returns:
+        U (B, D + 1, D) and v (B, D + 1).
+    """
     q = rng.chisquare(width, size=batch)
     g = rng.standard_normal((batch, inputs))
     A = np.tril(rng.standard_normal((batch, inputs, inputs)), -1)
     freedom = width - 1 - np.arange(inputs)
     diagonal = np.arange(inputs)
     A[:, diagonal, diagonal] = np.sqrt(rng.chisquare(freedom, size=(batch, inputs)))
-    S = g[:, :, None] * g[:, None, :] + A @ A.transpose(0, 2, 1)
-    w = np.sqrt(q)[:, None] * g
-    return ReducedState(torch.from_numpy(w), torch.from_numpy(S), torch.from_numpy(q))
+    U = np.concatenate([g[:, None], A.transpose(0, 2, 1)], axis=1)
+    v = np.zeros((batch, inputs + 1))
+    v[:, 0] = np.sqrt(q)
+    return torch.from_numpy(U), torch.from_numpy(v)
+
+
+def rotate_weights(U: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+    """U (W, D) and v (W,) turned in the hidden space into at most D + 1 rows, in float64."""
+    U, v = U.double(), v.double()
+    if len(U) <= U.shape[1] + 1:
+        return U, v
+    rows = torch.linalg.qr(torch.cat([v[:, None], U], 1), mode="r").R
+    return rows[:, 1:].contiguous(), rows[:, 0].contiguous()
 
 
 def reduce_weights(U: Tensor, v: Tensor) -> ReducedState:

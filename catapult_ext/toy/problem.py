@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -52,19 +53,52 @@ def check_data(where: str, x: Any, y: Any, dtype: torch.dtype | None) -> Data:
     return Data(x.detach().to(dtype), y.detach().to(x.device, dtype))
 
 
-def check_rates(where: str, eta: Any, name: str = "eta") -> Tensor:
-    """A number, a sequence or a tensor of positive finite rates -> (R,) float64."""
-    rates = torch.as_tensor(eta).detach()
+def check_test(where: str, test: Any, data: Data) -> Data:
+    """Test data (x, y) in the dtype and on the device of the training data."""
+    if not isinstance(test, (tuple, list)) or len(test) != 2:
+        fail(where, "test must be a pair (x, y)", type(test).__name__, TypeError)
+    x, y = check_data(f"{where}: test", test[0], test[1], data.x.dtype)
+    inputs = data.x.shape[1]
+    require(x.shape[1] == inputs, where, f"test[0] must have shape (M, {inputs})", tuple(x.shape))
+    return Data(x.to(data.x.device), y.to(data.x.device))
+
+
+def check_rates(where: str, eta: Any, steps: int, name: str = "eta") -> Tensor:
+    """A number, a sequence or a tensor of positive finite rates -> (R,) or (R, steps) float64."""
+    # By way of numpy: torch would read a list of numbers in float32.
+    rates = (eta if isinstance(eta, Tensor) else torch.as_tensor(np.asarray(eta))).detach()
     if rates.is_complex() or rates.dtype == torch.bool:
         fail(where, f"{name} must be real numbers", rates.dtype, TypeError)
     rates = rates.double()
     rates = rates[None] if rates.dim() == 0 else rates
-    require(rates.dim() == 1, where, f"{name} must have shape (R,)", tuple(rates.shape))
+    ok = rates.dim() == 1 or (rates.dim() == 2 and rates.shape[1] == steps > 0)
+    require(ok, where, f"{name} must have shape (R,) or (R, {steps})", tuple(rates.shape))
     require(len(rates) > 0, where, f"{name} must hold at least one rate", tuple(rates.shape))
     bad = ~((rates > 0) & rates.isfinite())
     if bool(bad.any()):
         fail(where, f"{name} must be positive and finite", rates[bad][0].item())
     return rates
+
+
+def check_per_replica(
+    where: str, name: str, value: Any, replicas: int, below: float = math.inf
+) -> Tensor:
+    """A number or (R,) of them in [0, below) -> (R,) float64."""
+    value = torch.as_tensor(value, dtype=torch.float64).detach()
+    ok = value.shape in ((), (replicas,))
+    require(ok, where, f"{name} must be a number or have shape ({replicas},)", tuple(value.shape))
+    bad = ~((value >= 0) & (value < below))
+    require(not bool(bad.any()), where, f"{name} must be in [0, {below})", value[bad].flatten()[:3])
+    return value.expand(replicas)
+
+
+def check_batch(where: str, size: int | None, samples: int) -> None:
+    """None, or the number of samples of a batch."""
+    if size is None:
+        return
+    if not isinstance(size, int) or isinstance(size, bool):
+        fail(where, "batch_size must be an int", type(size).__name__, TypeError)
+    require(1 <= size <= samples, where, f"batch_size must be in [1, {samples}]", size)
 
 
 def check_width(where: str, width: Any) -> float:
@@ -133,3 +167,9 @@ def span_of(data: Data) -> Span:
     rows = torch.cat([torch.diag(values), x.new_zeros(1, rank)])
     scale = math.sqrt((rank + 1) / len(x))
     return Span(right.mT, rows * scale, torch.cat([inside, outside[None]]) * scale)
+
+
+def whole_space(data: Data) -> Span:
+    """The data as they are."""
+    x = data.x.double()
+    return Span(torch.eye(x.shape[1], dtype=x.dtype, device=x.device), x, data.y.double())

@@ -1,107 +1,38 @@
-"""Gradient descent of the toy model at many learning rates, in whichever exact form is cheaper."""
+"""Gradient descent of two-layer networks at many learning rates, in the cheapest exact form."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from catapult_ext import ops
 from catapult_ext._validate import fail, require
-from catapult_ext.ops import ToyRecord
 from catapult_ext.ops.toy_gd import check_schedule
-from catapult_ext.probes.phases import PHASES, Verdict, classify
-from catapult_ext.toy.initial import ReducedState, draw_reduced, draw_weights, reduce_weights
+from catapult_ext.toy.activations import find_activation
+from catapult_ext.toy.direct import Batches, DirectRecord, Network, Rule, Schedule, descend
 from catapult_ext.toy.problem import (
     Data,
+    check_batch,
     check_data,
+    check_per_replica,
     check_rates,
     check_seeds,
+    check_test,
     check_weights,
     check_width,
     span_of,
+    whole_space,
 )
+from catapult_ext.toy.start import Start, make_start
+from catapult_ext.toy.trajectory import Trajectory
 
 FORMS = ("auto", "direct", "reduced")
-# Below this many entries U is drawn itself, so that every form starts from the same weights.
-DRAW_LIMIT = 1 << 18
-DIRECT_LIMIT = 1 << 32
-CHUNK_BYTES = 1 << 27  # of replicated state at a time
-
-
-@dataclass(frozen=True)
-class Trajectory:
-    """R runs of the toy model.
-
-    Attributes:
-        eta: (R,) learning rates.
-        width: W.
-        form: "direct" or "reduced", the one that ran.
-        loss: (R, steps // record_every + 1), 1/(2N) sum (f - y)^2, the start included.
-        weight_norm: same shape, sqrt(|U|^2 + |v|^2).
-        diverged_at: (R,) int64, -1 for none. From that step on, the records hold the values of the
-            last step before it (see ``ops.toy_gd`` for the rule).
-        curvature: (R, M) top eigenvalue lambda of the kernel X (U'U + |v|^2) X' / (N W), which is
-            that of the Gauss-Newton matrix of the loss: eta_crit = 2 / lambda_0.
-        recorded_steps: steps of the columns of ``loss`` and ``weight_norm``.
-        curvature_steps: (M,) steps of the columns of ``curvature``.
-    """
-
-    eta: Tensor
-    width: float
-    form: str
-    loss: Tensor
-    weight_norm: Tensor
-    diverged_at: Tensor
-    curvature: Tensor
-    recorded_steps: Tensor
-    curvature_steps: Tensor
-
-    @property
-    def lambda0(self) -> Tensor:
-        """(R,) curvature at the start."""
-        return self.curvature[:, 0]
-
-    @property
-    def c(self) -> Tensor:
-        """(R,) eta * lambda_0."""
-        return self.eta * self.lambda0
-
-    @property
-    def eta_lambda(self) -> Tensor:
-        """(R, M) eta * lambda at the recorded curvature steps."""
-        return self.eta[:, None] * self.curvature
-
-    @cached_property
-    def phases(self) -> list[str]:
-        """``lazy``, ``catapult`` or ``divergent`` for every rate (see ``probes.classify``)."""
-        lazy, catapult, divergent = PHASES
-        above = (self.c >= 2).tolist()
-        gone = (self.diverged_at >= 0).tolist()
-        return [
-            divergent if g else catapult if a else lazy for g, a in zip(gone, above, strict=True)
-        ]
-
-    @cached_property
-    def verdicts(self) -> list[Verdict]:
-        """Phase, flags and evidence for every rate; built one by one, so meant for few rates."""
-        rows = zip(self.eta, self.curvature, self.loss, self.diverged_at, strict=True)
-        return [
-            classify(
-                float(eta),
-                float(curvature[0]),
-                loss.tolist(),
-                lambda_end=float(curvature[-1]),
-                diverged_at=int(at),
-            )
-            for eta, curvature, loss, at in rows
-        ]
+FUSED_CHUNK_BYTES = 1 << 27  # of replicated state at a time, for the fused kernels
+TORCH_CHUNK_BYTES = 1 << 24  # of state and temporaries, for the batched engine: about a cache
 
 
 def simulate(
@@ -118,15 +49,21 @@ def simulate(
     form: str = "auto",
     record_every: int = 1,
     curvature_every: int | None = None,
+    activation: str = "linear",
+    momentum: float | Sequence[float] | Tensor = 0.0,
+    l2: float | Sequence[float] | Tensor = 0.0,
+    batch_size: int | None = None,
+    test: tuple[Any, Any] | None = None,
 ) -> Trajectory:
-    """Full-batch gradient descent of f(x) = W^-1/2 v . U x at R learning rates.
+    """Gradient descent of f(x) = W^-1/2 v . phi(U x) at R learning rates.
 
     Loss 1/(2N) sum (f - y)^2; all weights N(0, 1) at the start (arXiv 2003.02218). Both forms are
-    exact: "direct" descends on U and v; "reduced" on w = U'v, S = U'U, q = v.v in the span of the
-    data, at a cost without the width. Every rate starts from the same weights.
+    exact: "direct" descends on U and v; "reduced", for the linear activation, on a state in the
+    span of the data, at a cost without the width. Every rate starts from the same weights.
 
     Args:
-        eta: (R,) learning rates (a number counts as one).
+        eta: (R,) learning rates (a number counts as one), or (R, steps): a rate for every step,
+            such as ``toy.warm_up``, ``toy.drop`` and ``toy.staircase`` make.
         width: W, a whole number up to 1e15 (direct form: as far as memory goes); may be left out
             with ``init``.
         x: (N, D) inputs, tensor or array.
@@ -134,23 +71,34 @@ def simulate(
         steps: number of steps, >= 0.
         c: instead of ``eta``: rates in units of 1 / lambda_0, lambda_0 of their own start.
         init: weights (U (W, D), v (W,)) to start from, or (R, W, D) and (R, W).
-        seed: of the initial weights; a sequence of R seeds makes the replicas independent. Where
-            W * D <= 2^18, the weights drawn are the same for both forms and any dtype.
+        seed: of the initial weights and the mini-batches; a sequence of R seeds makes the replicas
+            independent. Where W * D <= 2^18, the weights drawn are the same for both forms and any
+            dtype.
         dtype: torch.float32 or torch.float64; default: that of x and y, float64 for integers.
-        form: "direct", "reduced", or "auto": reduced unless W <= rank X.
-        record_every: loss and weight norm are recorded at steps 0, s, 2s, ...
+        form: "direct", "reduced", or "auto": reduced where it exists, unless W <= rank X.
+        record_every: loss, weight norm and test loss are recorded at steps 0, s, 2s, ...
         curvature_every: the same for the curvature; default: first and last step only.
+        activation: phi: "linear", "relu", "leaky(0.5)" (any slope), "abs", "tanh", "erf", "gelu",
+            "softplus" or "silu".
+        momentum: heavy-ball beta in [0, 1), a number or (R,), started from rest.
+        l2: weight of (|U|^2 + |v|^2) / 2 in the loss that is trained, a number or (R,).
+        batch_size: samples per step, drawn without replacement, reshuffled every epoch; default:
+            all. What an epoch leaves over is left out.
+        test: (x, y) whose loss is recorded too.
 
     Returns:
         A :class:`Trajectory` on the device of x.
 
     Raises:
         TypeError: arguments of the wrong type or dtype.
-        ValueError: wrong shapes, non-finite data, rates that are not positive, an unknown form, a
-            width that is missing, does not match ``init``, or is too large for the direct form.
+        ValueError: wrong shapes, non-finite data, numbers out of range, an unknown form or
+            activation, a width that is missing, does not match ``init``, or is too large for the
+            direct form.
 
     Cost:
-        Per replica and step 6 W D + 4 N D flops (direct) or about 8 r^2, r = rank X (reduced).
+        Per replica and step 6 W D + 4 N D flops (direct) or about 8 r^2, r = rank X (reduced), in
+        fused kernels; other than plain full-batch gradient descent of the linear network runs as
+        batched torch, at 6 W D N flops and several passes over (W, N) (direct).
 
     Example:
         >>> x, y = torch.randn(20, 5), torch.randn(20)
@@ -161,13 +109,11 @@ def simulate(
     where = "toy.simulate"
     data = check_data(where, x, y, dtype)
     require((eta is None) != (c is None), where, "exactly one of eta and c must be given", eta)
-    rates = check_rates(where, c if eta is None else eta, "c" if eta is None else "eta")
     require(form in FORMS, where, f"form must be one of {FORMS}", form)
     curvature_every = max(steps, 1) if curvature_every is None else curvature_every
     check_schedule(where, steps, record_every, curvature_every)
     require(curvature_every > 0, where, "curvature_every must be >= 1", curvature_every)
-    schedule = {"record_every": record_every, "curvature_every": curvature_every}
-
+    rates = check_rates(where, c if eta is None else eta, steps, "c" if eta is None else "eta")
     weights = None
     size = None if width is None else check_width(where, width)
     if init is not None:
@@ -176,21 +122,42 @@ def simulate(
     require(size is not None, where, "width must be given unless init is", width)
     assert size is not None
     seeds = check_seeds(where, seed, len(rates))
-    span = span_of(data)
+    check_batch(where, batch_size, len(data.x))
+    tested = None if test is None else check_test(where, test, data)
+    batches = None if batch_size is None else Batches(len(data.x), batch_size, seeds)
+    rule = Rule(
+        rates if rates.dim() == 2 else rates[:, None],
+        check_per_replica(where, "momentum", momentum, len(rates), below=1.0),
+        check_per_replica(where, "l2", l2, len(rates)),
+        batches,
+    )
+    phi = find_activation(where, activation)
+
+    # L2 shrinks the part of U outside the span too: the weight norm must follow it.
+    span = whole_space(data) if bool(rule.decay.any()) else span_of(data)
+    linear = phi.name == "linear"
+    require(linear or form != "reduced", where, "the reduced form is linear; activation", phi.name)
     if form == "auto":
-        form = "direct" if size <= span.x.shape[1] else "reduced"
-    start = _start(where, form, size, span.basis, seeds, weights)
-    run = _run_direct if form == "direct" else _run_reduced
-    problem = data if form == "direct" else Data(span.x.to(data.x), span.y.to(data.x))
+        form = "direct" if not linear or size <= span.x.shape[1] else "reduced"
+    start = make_start(where, form, size, span.basis, seeds, weights)
+    if form == "reduced":
+        tested = None if tested is None else Data(tested.x @ span.basis.to(tested.x), tested.y)
+        if batches is None:  # a batch is a choice of samples, not of their rotations
+            data = Data(span.x.to(data.x), span.y.to(data.x))
+        else:
+            data = Data((data.x.double() @ span.basis).to(data.x), data.y)
+    fused = linear and rule.is_plain and tested is None
+    engine = _Engine(form, Network(phi, size), start, fused)
     if eta is None:
-        rates = rates.to(data.x.device) / _top(run, problem, size, start)
-    rates = rates.to(data.x)
-    record = run(problem, size, start, rates, steps, schedule)
+        rule = rule._replace(eta=rule.eta.to(data.x.device) / engine.top(data)[:, None])
+    rule = rule.to(data.x)
+    schedule = Schedule(steps, record_every, curvature_every)
+    record = engine.run(data, rule, schedule, tested)
     norm = record.weight_norm
     if start.outside is not None:
         norm = torch.hypot(norm, start.outside.to(norm)[:, None])
     return Trajectory(
-        eta=rates,
+        eta=rule.eta[:, 0] if rates.dim() == 1 else rule.eta,
         width=size,
         form=form,
         loss=record.loss,
@@ -199,125 +166,88 @@ def simulate(
         curvature=record.curvature,
         recorded_steps=torch.arange(0, steps + 1, record_every, device=norm.device),
         curvature_steps=torch.arange(0, steps + 1, curvature_every, device=norm.device),
+        momentum=rule.momentum,
+        l2=rule.decay,
+        test_loss=record.test_loss,
     )
 
 
 @dataclass(frozen=True)
-class _Start:
-    """One initial state for all replicas (``count`` = 1) or one each: (U, v), or (w, S, q)."""
+class _Engine:
+    """The fused kernel of the form, or the batched torch engine, over chunks of the replicas."""
 
-    count: int
-    state: Callable[[int], tuple[Tensor, ...]]  # of one replica, drawn when it is asked for
-    outside: Tensor | None = None  # (count,) norm of what the reduced form leaves out of U
+    form: str
+    network: Network
+    start: Start
+    fused: bool
 
-    def rows(self, first: int, last: int, like: Tensor) -> list[Tensor]:
-        """Fresh contiguous copies for the replicas first .. last - 1."""
-        if self.count == 1:
-            return [
-                t.to(like)
-                .expand(last - first, *t.shape)
-                .clone(memory_format=torch.contiguous_format)
-                for t in self.state(0)
-            ]
-        states = [[t.to(like) for t in self.state(i)] for i in range(first, last)]
-        return [torch.stack(parts) for parts in zip(*states, strict=True)]
+    def run(
+        self, data: Data, rule: Rule, schedule: Schedule, test: Data | None = None
+    ) -> DirectRecord:
+        """One record of all replicas."""
+        run = self._fused if self.fused else self._torch
+        parts = []
+        for i, j in self._chunks(len(rule.eta), data):
+            parts.append(run(data, rule, i, j, schedule, test))
+        if len(parts) == 1:
+            return parts[0]
+        return DirectRecord(*(torch.cat(columns) for columns in zip(*parts, strict=True)))
 
+    def top(self, data: Data) -> Tensor:
+        """(count,) curvature of the initial states, float64."""
+        exact = Data(data.x.double(), data.y.double())
+        zero = exact.y.new_zeros(self.start.count)
+        rule = Rule(zero[:, None] + 1, zero, zero)
+        record = self.run(exact, rule, Schedule(0))
+        top = record.curvature[:, 0]
+        if not bool((top > 0).all()):
+            need = "rates given as c need a positive initial curvature"
+            fail("toy.simulate", need, float(top.min()))
+        return top
 
-def _start(
-    where: str,
-    form: str,
-    width: float,
-    basis: Tensor,
-    seeds: list[int],
-    weights: tuple[Tensor, Tensor] | None,
-) -> _Start:
-    inputs = len(basis)
+    def _chunks(self, replicas: int, data: Data) -> Iterator[tuple[int, int]]:
+        samples, inputs = data.x.shape
+        rows = self.network.width if self.form == "direct" else inputs + 1
+        entries, budget = rows * (inputs + 1), FUSED_CHUNK_BYTES
+        if not self.fused:
+            wide = 0 if self.network.phi.name == "linear" else samples
+            entries, budget = rows * 3 * (inputs + wide + 1), TORCH_CHUNK_BYTES
+        size = max(1, int(budget // (entries * data.x.element_size())))
+        for first in range(0, replicas, size):
+            yield first, min(first + size, replicas)
 
-    def drawn(i: int) -> tuple[Tensor, Tensor]:
-        return draw_weights(int(width), inputs, np.random.default_rng(seeds[i]))
+    def _fused(
+        self,
+        data: Data,
+        rule: Rule,
+        first: int,
+        last: int,
+        schedule: Schedule,
+        test: Data | None,
+    ) -> DirectRecord:
+        state = self.start.rows(first, last, data.x, reduced=self.form == "reduced")
+        eta = rule.eta[first:last, 0].contiguous()
+        steps, s, k = schedule
+        if self.form == "reduced":
+            w, S, q = state
+            width = self.network.width
+            record = ops.toy_gd_reduced(
+                w, S, q, data.x, data.y, eta, width, steps, record_every=s, curvature_every=k
+            )
+        else:
+            U, v = state
+            record = ops.toy_gd(U, v, data.x, data.y, eta, steps, record_every=s, curvature_every=k)
+        return DirectRecord(*record, record.loss.new_empty(last - first, 0))
 
-    def given(i: int) -> tuple[Tensor, Tensor]:
-        assert weights is not None
-        return weights[0][i], weights[1][i]
-
-    source = drawn if weights is None else given
-    count = len(seeds) if weights is None else len(weights[0])
-    if form == "direct":
-        require(
-            width * inputs <= DIRECT_LIMIT,
-            where,
-            f"the direct form needs W * D <= {DIRECT_LIMIT}; width must be smaller",
-            width,
-        )
-        return _Start(count, source)
-    if weights is None and width * inputs > DRAW_LIMIT:
-        states = [_reduced_draw(width, inputs, basis.shape[1], seed) for seed in seeds]
-    else:
-        states = [_reduced_weights(*source(i), basis) for i in range(count)]
-    outside = torch.tensor([rest for _, rest in states], dtype=torch.float64)
-    return _Start(count, lambda i: tuple(states[i][0]), outside)
-
-
-def _reduced_weights(U: Tensor, v: Tensor, basis: Tensor) -> tuple[ReducedState, float]:
-    """The state in the span of the data, and the norm of the rest of U."""
-    inside = U.double() @ basis.to(U.device)
-    rest = float(U.double().square().sum() - inside.square().sum())
-    return reduce_weights(inside, v), math.sqrt(max(rest, 0.0))
-
-
-def _reduced_draw(width: float, inputs: int, rank: int, seed: int) -> tuple[ReducedState, float]:
-    """The same, drawn: a Gaussian U is Gaussian in the coordinates of the span, and beside it."""
-    rng = np.random.default_rng(seed)
-    if width > rank:
-        state = ReducedState(*(t[0] for t in draw_reduced(width, rank, rng)))
-    else:
-        state = reduce_weights(*draw_weights(int(width), rank, rng))
-    freedom = width * (inputs - rank)
-    return state, math.sqrt(rng.chisquare(freedom)) if freedom > 0 else 0.0
-
-
-def _chunks(replicas: int, entries: float, like: Tensor) -> list[tuple[int, int]]:
-    """Ranges of replicas of so many state entries that stay below CHUNK_BYTES."""
-    size = max(1, int(CHUNK_BYTES // (entries * like.element_size())))
-    return [(i, min(i + size, replicas)) for i in range(0, replicas, size)]
-
-
-def _joined(parts: list[ToyRecord]) -> ToyRecord:
-    if len(parts) == 1:
-        return parts[0]
-    return ToyRecord(*(torch.cat(columns) for columns in zip(*parts, strict=True)))
-
-
-def _run_direct(
-    data: Data, width: float, start: _Start, eta: Tensor, steps: int, schedule: dict[str, int]
-) -> ToyRecord:
-    parts = []
-    entries = width * (data.x.shape[1] + 1)
-    for i, j in _chunks(len(eta), entries, data.x):
-        U, v = start.rows(i, j, data.x)
-        parts.append(ops.toy_gd(U, v, data.x, data.y, eta[i:j], steps, **schedule))
-    return _joined(parts)
-
-
-def _run_reduced(
-    data: Data, width: float, start: _Start, eta: Tensor, steps: int, schedule: dict[str, int]
-) -> ToyRecord:
-    parts = []
-    rank = data.x.shape[1]
-    for i, j in _chunks(len(eta), rank * rank + rank + 1, data.x):
-        w, S, q = start.rows(i, j, data.x)
-        parts.append(
-            ops.toy_gd_reduced(w, S, q, data.x, data.y, eta[i:j], width, steps, **schedule)
-        )
-    return _joined(parts)
-
-
-def _top(run: Any, data: Data, width: float, start: _Start) -> Tensor:
-    """(B,) curvature of the initial states, float64."""
-    exact = Data(data.x.double(), data.y.double())
-    ones = exact.y.new_ones(start.count)
-    record = run(exact, width, start, ones, 0, {"record_every": 1, "curvature_every": 1})
-    top = record.curvature[:, 0]
-    if not bool((top > 0).all()):
-        fail("toy.simulate", "rates given as c need a positive initial curvature", float(top.min()))
-    return top
+    def _torch(
+        self,
+        data: Data,
+        rule: Rule,
+        first: int,
+        last: int,
+        schedule: Schedule,
+        test: Data | None,
+    ) -> DirectRecord:
+        U, v = self.start.rows(first, last, data.x)
+        part = rule.rows(first, last)
+        return descend(self.network, U, v, data, part, schedule, test)
