@@ -39,6 +39,29 @@ __device__ __forceinline__ T warp_max(T value) {
   return warp_reduce<Width>(value, Max{});
 }
 
+// Lane l gets the sum over the warp of v[l % kCount] (kCount a power of two up to 32): half the
+// values change hands each time, so that it takes few shuffles more than one value would.
+template <int kHalf, typename T, int kCount>
+__device__ __forceinline__ void warp_exchange(T (&v)[kCount]) {
+  const bool upper = (threadIdx.x & kHalf) != 0;
+#pragma unroll
+  for (int r = 0; r < kHalf; ++r) {
+    const T sent = upper ? v[r] : v[r + kHalf];
+    const T kept = upper ? v[r + kHalf] : v[r];
+    v[r] = kept + __shfl_xor_sync(kFullMask, sent, kHalf);
+  }
+  if constexpr (kHalf > 1) warp_exchange<kHalf / 2>(v);
+}
+
+template <typename T, int kCount>
+__device__ __forceinline__ T warp_transpose_sum(T (&v)[kCount]) {
+  warp_exchange<kCount / 2>(v);
+#pragma unroll
+  for (int lanes = kCount; lanes < kWarpSize; lanes *= 2)
+    v[0] += __shfl_xor_sync(kFullMask, v[0], lanes);
+  return v[0];
+}
+
 // Reduces `value` over a one-dimensional block of a multiple of 32 threads; every thread gets the
 // result. `scratch` is shared memory for blockDim.x / 32 values, free again when this returns.
 template <typename T, typename Op>

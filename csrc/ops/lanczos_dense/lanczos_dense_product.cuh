@@ -19,23 +19,6 @@ struct ProductShared {
   Acc* pieces;  // (2, warps, kStrip)
 };
 
-// Lane l gets the sum over the warp of its lanes' v[l].
-template <typename Acc>
-__device__ __forceinline__ Acc transpose_sum(Acc (&v)[kStrip]) {
-  const int lane = threadIdx.x % kWarpSize;
-#pragma unroll
-  for (int half = kStrip / 2; half > 0; half /= 2) {
-    const bool upper = (lane & half) != 0;
-#pragma unroll
-    for (int r = 0; r < half; ++r) {
-      const Acc sent = upper ? v[r] : v[r + half];
-      const Acc kept = upper ? v[r + half] : v[r];
-      v[r] = kept + __shfl_xor_sync(kFullMask, sent, half);
-    }
-  }
-  return v[0];
-}
-
 // One tile of 32 rows and columns: adds to each row's sum, returns what its column gains from
 // above. Every entry below the diagonal is loaded once and used for both triangles.
 template <typename T, typename Acc>
@@ -75,7 +58,7 @@ CATAPULT_CALL __device__ void symmetric_product(const T* a, int64_t n, int64_t p
     for (int64_t tile = warp; tile <= strip; tile += warps)
       s.columns[tile * kStrip + lane] += product_tile(a, n, row, tile * kStrip, s.x, sum);
     Acc* const pieces = s.pieces + (turn % 2) * warps * kStrip;
-    pieces[warp * kStrip + lane] = transpose_sum(sum);
+    pieces[warp * kStrip + lane] = warp_transpose_sum(sum);
     __syncthreads();
     if (warp == strip % warps) {
       Acc total = pieces[lane];

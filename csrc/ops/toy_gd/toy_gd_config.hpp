@@ -18,7 +18,8 @@ inline int toy_gd_group(int64_t inputs, int lanes, int64_t element_bytes) {
 struct ToyGdPlan {
   int64_t blocks, rows;
   int threads;
-  bool resident;  // U and v stay in shared memory for all steps; otherwise in global memory
+  int registers;  // inputs, rounded up, where U and v stay in registers for all steps; otherwise 0
+  bool resident;  // they stay in shared memory; where neither, in global memory
   bool stage_x;   // X is copied to shared memory
   int64_t shared_bytes;
   int64_t replicas_per_launch;
@@ -26,11 +27,18 @@ struct ToyGdPlan {
 
 constexpr int64_t kToyGdMaxThreads = 256;
 
+// Rows of `registers` inputs that a thread keeps: at most 64 registers of U.
+constexpr int64_t toy_gd_register_rows(int64_t registers, int64_t element) {
+  return std::min<int64_t>(4, 256 / (element * registers));
+}
+
 // Shared memory beside the rows: sums per warp, w, zeta, residuals, and X if staged.
+// `inputs` are those of the kernel, rounded up; rows of a staged X have an odd pitch, so that lanes
+// reading down a column meet no bank twice.
 inline int64_t toy_gd_small_bytes(int64_t inputs, int64_t samples, int64_t element, bool stage_x) {
   const int64_t warps = kToyGdMaxThreads / 32;
   return 8 * (warps + 4) +
-         element * (warps * inputs + 2 * inputs + samples + (stage_x ? samples * inputs : 0));
+         element * (warps * inputs + 2 * inputs + samples + (stage_x ? samples * (inputs | 1) : 0));
 }
 
 // `blocks` of the plan is 0 where the small vectors alone do not fit into `shared_limit`.
@@ -38,17 +46,30 @@ inline int64_t toy_gd_small_bytes(int64_t inputs, int64_t samples, int64_t eleme
 inline ToyGdPlan toy_gd_plan(int64_t replicas, int64_t width, int64_t inputs, int64_t samples,
                              int64_t element, int64_t shared_limit, int64_t multiprocessors) {
   ToyGdPlan plan{};
+  const int fit = inputs <= 8 ? 8 : inputs <= 16 ? 16 : inputs <= 32 ? 32 : 0;
+  const int64_t thread_rows = fit > 0 ? toy_gd_register_rows(fit, element) : 0;
+  plan.registers = width <= thread_rows * kToyGdMaxThreads ? fit : 0;
   plan.stage_x = samples * inputs * element <= shared_limit / 8;
-  const int64_t small = toy_gd_small_bytes(inputs, samples, element, plan.stage_x);
+  const int64_t small = toy_gd_small_bytes(plan.registers > 0 ? plan.registers : inputs, samples,
+                                           element, plan.stage_x);
   if (small > shared_limit) return plan;
+  const auto threads = [](int64_t wanted, int64_t most) {
+    return static_cast<int>(std::clamp<int64_t>((wanted + 31) / 32 * 32, 32, most));
+  };
+  if (plan.registers > 0) {
+    plan.blocks = 1;
+    plan.rows = width;
+    plan.threads = threads((width + thread_rows - 1) / thread_rows, kToyGdMaxThreads);
+    plan.shared_bytes = small;
+    plan.replicas_per_launch = replicas;
+    return plan;
+  }
   const int64_t row_bytes = (inputs + 1) * element, room = (shared_limit - small) / row_bytes;
   plan.blocks = room > 0 ? (width + room - 1) / room : multiprocessors + 1;
   plan.resident = plan.blocks <= multiprocessors;
   if (!plan.resident) plan.blocks = std::min(multiprocessors, (width + 1023) / 1024);
   plan.rows = (width + plan.blocks - 1) / plan.blocks;
-  const int64_t lanes = (plan.rows + 3) / 4;  // a thread takes four rows at a time
-  plan.threads =
-      static_cast<int>(std::clamp<int64_t>((lanes + 31) / 32 * 32, 32, kToyGdMaxThreads));
+  plan.threads = threads((plan.rows + 3) / 4, kToyGdMaxThreads);  // four rows at a time
   plan.shared_bytes = small + (plan.resident ? plan.rows * row_bytes : 0);
   plan.replicas_per_launch =
       plan.blocks == 1 ? replicas : std::max<int64_t>(1, multiprocessors / plan.blocks);

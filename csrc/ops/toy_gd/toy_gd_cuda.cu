@@ -50,12 +50,17 @@ void run(const ToyGdArgs& args, const Exec& exec, const ToyGdSizes& sizes, const
   params.inputs = static_cast<int>(sizes.inputs);
   params.samples = static_cast<int>(sizes.samples);
   params.blocks = static_cast<int>(plan.blocks);
+  params.padded = plan.registers > 0 ? plan.registers : params.inputs;
   params.resident = plan.resident;
   params.stage_x = plan.stage_x;
   for (int64_t first = 0; first < sizes.replicas; first += plan.replicas_per_launch) {
     const int64_t count = std::min(plan.replicas_per_launch, sizes.replicas - first);
     params.first = first;
-    device::launch(&device::toy_gd_kernel<T>,
+    const auto kernel = plan.registers == 8    ? &device::toy_gd_kernel<T, 8>
+                        : plan.registers == 16 ? &device::toy_gd_kernel<T, 16>
+                        : plan.registers == 32 ? &device::toy_gd_kernel<T, 32>
+                                               : &device::toy_gd_kernel<T, 0>;
+    device::launch(kernel,
                    {kOp, exec, dim3(static_cast<unsigned>(count * plan.blocks)),
                     dim3(static_cast<unsigned>(plan.threads)),
                     static_cast<size_t>(plan.shared_bytes), plan.blocks > 1},
