@@ -48,7 +48,9 @@ def test_follows_explicit_gradient_descent(backend):
 
 
 @pytest.mark.parametrize("width", [1, 7, 8, 16, 17, 33, 67, 131])
-@pytest.mark.parametrize(("inputs", "samples"), [(1, 1), (3, 2), (8, 8), (16, 40), (17, 19), (35, 9)])
+@pytest.mark.parametrize(
+    ("inputs", "samples"), [(1, 1), (3, 2), (8, 8), (16, 40), (17, 19), (35, 9)]
+)
 def test_sizes(backend, dtype, width, inputs, samples):
     problem = toy_problem([0.4, 0.9, 1.4], width=width, inputs=inputs, samples=samples, dtype=dtype)
     got, U, v = run(backend, problem, 6, curvature_every=3)
