@@ -14,7 +14,7 @@ from catapult_ext.eig import (
 )
 from catapult_ext.experiments import SweepResult, sweep
 from catapult_ext.linops import GGN, NTK, Hessian
-from catapult_ext.probes import CurvatureTracker
+from catapult_ext.probes import CurvatureTracker, LearningRateWindow, learning_rate_window
 
 __version__: str = build_info()["version"]
 
@@ -25,6 +25,7 @@ __all__ = [
     "EigshResult",
     "Estimate",
     "Hessian",
+    "LearningRateWindow",
     "SpectralDensity",
     "SweepResult",
     "TopTracker",
@@ -33,6 +34,7 @@ __all__ = [
     "data",
     "diagonal",
     "eigsh",
+    "learning_rate_window",
     "losses",
     "models",
     "ops",

@@ -11,17 +11,20 @@ from catapult_ext.probes.observables import (
 )
 from catapult_ext.probes.phases import PHASES, Evidence, Verdict, classify, divergence_cut
 from catapult_ext.probes.tracker import CurvatureTracker
+from catapult_ext.probes.window import LearningRateWindow, learning_rate_window
 
 __all__ = [
     "PHASES",
     "Activity",
     "CurvatureTracker",
     "Evidence",
+    "LearningRateWindow",
     "Verdict",
     "accuracy",
     "activity",
     "classify",
     "divergence_cut",
     "hidden_width",
+    "learning_rate_window",
     "weight_norm",
 ]

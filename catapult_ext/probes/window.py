@@ -1,0 +1,315 @@
+"""learning_rate_window: lazy below eta_crit, catapult up to eta_max, divergent above; evidence."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from catapult_ext import _validate as v
+from catapult_ext.eig import eigsh
+from catapult_ext.linops import GGN
+from catapult_ext.losses import Loss, resolve
+from catapult_ext.models import has_batch_norm, with_batch_stats
+from catapult_ext.probes.observables import active_dropout, activity, hidden_width
+from catapult_ext.probes.phases import DEAD_FRACTION, divergence_cut
+from catapult_ext.probes.stability import Preconditioned, Rule, rule_of
+
+_WHERE = "learning_rate_window"
+# c_act: eta_max = c_act / lambda_0 by activation, for one hidden layer and for more. Ranges around
+# what full-batch training of MLPs (width 64-1024, 10 outputs, digits; Gaussian data) showed;
+# Lewkowycz et al. 2020 give 4 (linear) and about 12 (ReLU).
+C_ACT = {
+    "linear": ((3.5, 6.0), (3.8, 9.0)),
+    "ReLU": ((3.6, 9.0), (8.0, 20.0)),
+    "LeakyReLU": ((3.6, 9.0), (8.0, 20.0)),
+    "Tanh": ((3.5, 7.5), (4.0, 9.5)),
+    "Erf": ((3.5, 7.5), (4.0, 9.5)),
+    "GELU": ((6.4, 16.0), (8.5, 21.0)),
+    "SiLU": ((6.4, 16.0), (8.5, 21.0)),
+    "Abs": ((3.0, 5.5), (3.4, 7.0)),
+}
+_OTHER = (3.5, 8.75)
+_FINE = 1.02  # ratio to which the searches bisect
+
+
+@dataclass(frozen=True, eq=False)
+class LearningRateWindow:
+    """Learning rates of one model, loss, data set and optimizer.
+
+    Attributes:
+        lambda0: top eigenvalue of the loss's Gauss-Newton matrix (L2 and preconditioner included).
+        error: its error bound, backed by ``index_check``.
+        index_check: see :class:`~catapult_ext.EigshResult`.
+        eta_crit: below it training is stable as its linearisation, above it catapults.
+        eta_crit_error: from ``error``.
+        eta_c: rate at which the first step stops lowering the loss, by forward passes alone.
+        eta_max: (low, high), from the activation table: not measured on this model.
+        eta_max_measured: (largest rate that trained, smallest that diverged or killed a layer),
+            or None.
+        rule: optimizer and its factor.
+        evidence: everything the numbers rest on.
+    """
+
+    lambda0: float
+    error: float
+    index_check: str
+    eta_crit: float
+    eta_crit_error: float
+    eta_c: float | None
+    eta_max: tuple[float, float]
+    eta_max_measured: tuple[float, float] | None
+    rule: str
+    evidence: dict[str, Any]
+
+    def advice(self) -> str:
+        """What to do with it, in one sentence."""
+        measured = self.eta_max_measured
+        low, high = measured if measured is not None else self.eta_max
+        kind = "measured" if measured is not None else f"estimated for {self.evidence['table']}"
+        return (
+            f"For {self.rule}, rates below {self.eta_crit:.3g} train stably; from there to between "
+            f"{low:.3g} and {high:.3g} ({kind}) expect a catapult, which often ends in a flatter "
+            f"and better minimum; start a search at {math.sqrt(self.eta_crit * low):.3g} and warm "
+            "up if the first loss matters."
+        )
+
+
+def learning_rate_window(
+    model: nn.Module,
+    loss: object,
+    data: Any,
+    optimizer: torch.optim.Optimizer | None = None,
+    *,
+    burn_in: int = 0,
+    measure: int = 0,
+    tol: float = 1e-3,
+    batch_stats: str = "coupled",
+    seed: int = 0,
+) -> LearningRateWindow:
+    """Where learning rates are lazy, catapult, and divergent, with the evidence.
+
+    Args:
+        model: as for :class:`~catapult_ext.GGN`; left as it is.
+        loss: with a Gauss-Newton factor, as trained (:func:`catapult_ext.losses.resolve`).
+        data: ``(x, y)``, the batch that steps use.
+        optimizer: None for gradient descent, or a torch SGD (momentum, dampening, Nesterov,
+            weight decay), Adam or AdamW, whose state gives the preconditioner.
+        burn_in: take so many steps of an Adam without state on a copy, at its own rate.
+        measure: steps of the runs that measure eta_max by bisection; 0 for none.
+        tol: relative error of lambda_0.
+        batch_stats: what batch normalisation means, ``models.BATCH_STATS``.
+        seed: of the eigensolver.
+
+    Raises:
+        ValueError: no Gauss-Newton factor, dropout on, Adam without state and ``burn_in=0``,
+            a model whose curvature is zero, parameter groups that differ.
+        TypeError: another optimizer.
+
+    Cost:
+        About 17 products of 2-3 forward passes for lambda_0, one gradient and about 15 forward
+        passes for eta_c, and ``measure`` gradient steps for each of about 10 rates.
+    """
+    known = resolve(loss)
+    v.require(burn_in >= 0, _WHERE, "burn_in must be >= 0", burn_in)
+    v.require(measure >= 0, _WHERE, "measure must be >= 0", measure)
+    off = active_dropout(model)
+    v.require(off is None, _WHERE, "dropout must be off (call model.eval())", off)
+    v.require(isinstance(data, (tuple, list)) and len(data) == 2, _WHERE, "data must be (x, y)", "")
+    x, y = data
+    burnt = burn_in > 0 and optimizer is not None and not optimizer.state
+    if burnt:
+        model, optimizer = _burnt_in(model, known, x, y, optimizer, burn_in)
+    rule = rule_of(optimizer, model)
+    held = with_batch_stats(model, batch_stats, x) if has_batch_norm(model) else model
+    operator = GGN(held, known, (x, y))
+    found = eigsh(
+        operator if rule.scale is None else Preconditioned(operator, rule), tol=tol, seed=seed
+    )
+    plain = rule.l2 if rule.scale is None else 0.0  # the preconditioned operator contains it
+    lambda0, error = found.eigenvalues[0].item() + plain, found.errors[0].item()
+    v.require(lambda0 > 0, _WHERE, "the curvature must be > 0 (a constant model?)", lambda0)
+    eta_crit = rule.factor / lambda0
+    eta_c, searched = _first_step(held, known, x, y, rule, eta_crit)
+    kind, (low, high) = activation_range(model)
+    measured = None
+    if measure:
+        measured = _measured(held, known, x, y, optimizer, measure, eta_crit, lambda0)
+    evidence = {
+        "products": found.matvecs,
+        "factor": rule.factor,
+        "l2": rule.l2,
+        "burn_in": burn_in if burnt else 0,
+        "table": kind,
+        "c_act": (low, high),
+        "first_step": searched,
+        "measure": measure,
+    }
+    return LearningRateWindow(
+        lambda0,
+        error,
+        found.index_check,
+        eta_crit,
+        eta_crit * error / lambda0,
+        eta_c,
+        (low / 2 * eta_crit, high / 2 * eta_crit),
+        measured,
+        rule.name,
+        evidence,
+    )
+
+
+def activation_range(model: nn.Module) -> tuple[str, tuple[float, float]]:
+    """Its row of the activation table: a name for people, and the range of c_act."""
+    matrices = sum(p.dim() >= 2 for p in model.parameters())
+    kinds = {type(m).__name__ for m in model.modules()}
+    present = sorted(k for k in C_ACT if k in kinds)
+    leaves = [m for m in model.modules() if not list(m.children())]
+    silent = (nn.Flatten, nn.Identity, nn.Dropout)
+    plain = all(list(m.parameters()) or isinstance(m, silent) for m in leaves)
+    deep = matrices > 2
+    name = present[0] if len(present) == 1 else "linear" if not present and plain else ""
+    if not name:
+        return "an activation without a table entry", _OTHER
+    depth = "two or more hidden layers" if deep else "one hidden layer"
+    return f"{name}, {depth}", C_ACT[name][deep]
+
+
+def _gradients(model: nn.Module, loss: Loss, x: Any, y: Any) -> tuple[float, list[Tensor]]:
+    weights = [p for p in model.parameters() if p.requires_grad]
+    with torch.enable_grad():
+        value = loss(_outputs(model, x), y)
+        found = torch.autograd.grad(value, weights, allow_unused=True)
+    pairs = zip(found, weights, strict=True)
+    return value.item(), [torch.zeros_like(p) if g is None else g for g, p in pairs]
+
+
+def _outputs(model: nn.Module, x: Any) -> Tensor:
+    out = model(x)
+    return out.unsqueeze(1) if out.dim() == 1 else out
+
+
+@torch.no_grad()
+def _first_step(
+    model: nn.Module, loss: Loss, x: Any, y: Any, rule: Rule, guess: float
+) -> tuple[float | None, dict[str, float]]:
+    """Rate at which the loss after one step equals that before: doubling, then bisection."""
+    model = copy.deepcopy(model)
+    start, direction = _gradients(model, loss, x, y)
+    weights = [p for p in model.parameters() if p.requires_grad]
+    held = [p.clone() for p in weights]
+    penalty = rule.l2 / 2
+    if rule.l2:
+        direction = [d + rule.l2 * p for d, p in zip(direction, weights, strict=True)]
+    start += penalty * sum(float(p.square().sum()) for p in weights)
+    if rule.scale is not None:
+        parts = rule.scale.split([p.numel() for p in weights])
+        direction = [d * s.view(d.shape) for d, s in zip(direction, parts, strict=True)]
+    passes = 0
+
+    def rises(eta: float) -> bool:
+        nonlocal passes
+        passes += 1
+        for p, p0, d in zip(weights, held, direction, strict=True):
+            p.copy_(p0 - eta * d)
+        value = loss(_outputs(model, x), y).item()
+        value += penalty * sum(float(p.square().sum()) for p in weights)
+        return not value <= start
+
+    bracket = _bracketed(rises, guess / 4)
+    if bracket is None:
+        return None, {"passes": passes, "loss": start}
+    return math.sqrt(bracket[0] * bracket[1]), {"passes": passes, "loss": start}
+
+
+def _bracketed(fails: Any, guess: float) -> tuple[float, float] | None:
+    """(last that passes, first that fails), their ratio at most _FINE; None if none is found."""
+    low, high = 0.0, guess
+    for _ in range(40):
+        if fails(high):
+            break
+        low, high = high, 2 * high
+    else:
+        return None
+    while low == 0.0:
+        if high < guess * 2.0**-40:
+            return None
+        if fails(high / 2):
+            high /= 2
+        else:
+            low = high / 2
+    while high > _FINE * low:
+        middle = math.sqrt(low * high)
+        low, high = (low, middle) if fails(middle) else (middle, high)
+    return low, high
+
+
+def _clone(optimizer: Any, weights: Sequence[Tensor], rate: float, old: Sequence[Tensor]) -> Any:
+    """The same optimizer with the same state on other tensors, at ``rate``."""
+    group = {k: w for k, w in optimizer.param_groups[0].items() if k not in ("params", "lr")}
+    group.pop("initial_lr", None)
+    fresh = type(optimizer)([{"params": weights, **group}], lr=rate)
+    for mine, theirs in zip(weights, old, strict=True):
+        if theirs in optimizer.state:
+            fresh.state[mine] = copy.deepcopy(optimizer.state[theirs])
+    return fresh
+
+
+def _burnt_in(
+    model: nn.Module, loss: Loss, x: Any, y: Any, optimizer: Any, steps: int
+) -> tuple[nn.Module, Any]:
+    moved = copy.deepcopy(model)
+    weights = [p for p in moved.parameters() if p.requires_grad]
+    old = [p for p in model.parameters() if p.requires_grad]
+    fresh = _clone(optimizer, weights, float(optimizer.param_groups[0]["lr"]), old)
+    for _ in range(steps):
+        _, gradients = _gradients(moved, loss, x, y)
+        for p, g in zip(weights, gradients, strict=True):
+            p.grad = g
+        fresh.step()
+    return moved, fresh
+
+
+def _measured(
+    model: nn.Module,
+    loss: Loss,
+    x: Any,
+    y: Any,
+    optimizer: Any,
+    steps: int,
+    eta_crit: float,
+    lambda0: float,
+) -> tuple[float, float] | None:
+    """Bisection on training: the largest rate that trains and the smallest that does not.
+
+    A run does not train if its loss passes the divergence cut or ends no lower than it began, or if
+    a layer dies (:class:`~catapult_ext.probes.Verdict`).
+    """
+    optimizer = torch.optim.SGD(model.parameters(), lr=1.0) if optimizer is None else optimizer
+    old = [p for p in model.parameters() if p.requires_grad]
+    first, _ = _gradients(model, loss, x, y)
+    cut = divergence_cut(first, hidden_width(model), lambda0)
+
+    def diverges(eta: float) -> bool:
+        moved = copy.deepcopy(model)
+        weights = [p for p in moved.parameters() if p.requires_grad]
+        fresh = _clone(optimizer, weights, eta, old)
+        for _ in range(steps):
+            value, gradients = _gradients(moved, loss, x, y)
+            if not value <= cut:
+                return True
+            for p, g in zip(weights, gradients, strict=True):
+                p.grad = g
+            fresh.step()
+        with torch.no_grad():
+            ended = loss(_outputs(moved, x), y).item()
+            active = activity(moved, x)[1] if isinstance(x, Tensor) else None
+        dead = active is not None and active.worst_inactive > DEAD_FRACTION
+        return dead or not ended < first
+
+    return _bracketed(diverges, eta_crit)

@@ -1,0 +1,200 @@
+"""learning_rate_window against training: the linearised model's edge, the first step, eta_max."""
+
+import copy
+import math
+
+import pytest
+import torch
+from torch import nn
+
+import catapult_ext as cx
+from catapult_ext.probes.window import activation_range
+
+DATA = cx.data.digits(train=32)
+X, Y = (t.double() for t in DATA.train)
+
+
+def mlp(depth, activation, seed=5, width=96):
+    return cx.models.fully_connected(
+        64,
+        10,
+        width=width,
+        depth=depth,
+        activation_name=activation,
+        seed=seed,
+        dtype=torch.float64,
+    )
+
+
+NETS = {
+    "relu3": lambda: mlp(3, "relu"),
+    "relu1": lambda: mlp(1, "relu"),
+    "tanh2": lambda: mlp(2, nn.Tanh),
+    "gelu2": lambda: mlp(2, nn.GELU),
+    "linear1": lambda: mlp(1, nn.Identity),
+    "standard": lambda: cx.models.fully_connected(
+        64, 10, width=96, depth=2, parameterisation="standard", seed=5, dtype=torch.float64
+    ),
+}
+
+
+def linearised_edge(model, beta):
+    """Rate beyond which heavy-ball training of the linearised model grows, by bisection."""
+    theta = cx.NTK(model, X).dense() / len(X)
+    start = (model(X) - Y).detach().reshape(-1)
+
+    def grows(eta):
+        residual, velocity = start.clone(), torch.zeros_like(start)
+        for _ in range(1200):
+            velocity = beta * velocity + theta @ residual
+            residual = residual - eta * velocity
+        return not bool(residual.norm() <= start.norm())
+
+    low = 1 / torch.linalg.matrix_norm(theta).item()
+    high = 8 / torch.linalg.matrix_norm(theta, 2).item()
+    while high / low > 1.004:
+        middle = math.sqrt(low * high)
+        low, high = (low, middle) if grows(middle) else (middle, high)
+    return math.sqrt(low * high)
+
+
+@pytest.mark.parametrize("beta", [0.0, 0.5])
+@pytest.mark.parametrize("name", NETS)
+def test_eta_crit_is_where_the_linearised_model_diverges(name, beta):
+    model = NETS[name]()
+    optimizer = torch.optim.SGD(model.parameters(), lr=1.0, momentum=beta)
+    window = cx.learning_rate_window(model, "half_mse", (X, Y), optimizer)
+    assert window.eta_crit == pytest.approx(linearised_edge(model, beta), rel=0.01)
+    assert window.eta_crit_error <= 1.1e-3 * window.eta_crit
+
+
+def step_curvature(model, eta):
+    """Curvature averaged over the step -eta g, from gradients along it (no loss differences)."""
+    weights = list(model.parameters())
+
+    def gradient():
+        loss = (model(X) - Y).square().sum() / (2 * len(X))
+        return torch.cat([g.reshape(-1) for g in torch.autograd.grad(loss, weights)])
+
+    held, first = [p.detach().clone() for p in weights], gradient()
+    parts, slopes = first.split([p.numel() for p in weights]), []
+    for s in (torch.arange(400, dtype=torch.float64) + 0.5) / 400:
+        with torch.no_grad():
+            for p, start, g in zip(weights, held, parts, strict=True):
+                p.copy_(start - s * eta * g.view(p.shape))
+        slopes.append((gradient() @ first).item())
+    size = (first @ first).item()
+    return 2 * (size - sum(slopes) / len(slopes)) / (eta * size)
+
+
+@pytest.mark.parametrize("name", NETS)
+def test_first_step(name):
+    model = NETS[name]()
+    window = cx.learning_rate_window(model, "half_mse", (X, Y))
+    assert window.eta_c == pytest.approx(2 / step_curvature(model, window.eta_c), rel=0.03)
+    assert window.evidence["first_step"]["passes"] <= 16
+
+
+def test_first_step_of_a_quadratic():
+    model = nn.Linear(64, 10, bias=False).double()
+    window = cx.learning_rate_window(model, "half_mse", (X, Y))
+    hessian = cx.Hessian(model, "half_mse", (X, Y))
+    g = hessian.gradient
+    directional = (g @ (hessian @ g) / (g @ g)).item()
+    assert window.eta_c == pytest.approx(2 / directional, rel=0.01)
+
+
+@pytest.mark.parametrize("name", NETS)
+def test_eta_max_interval_holds_the_measured_value(name):
+    window = cx.learning_rate_window(NETS[name](), "half_mse", (X, Y), measure=60)
+    low, high = window.eta_max_measured
+    assert low < high <= 1.02 * low
+    assert window.eta_max[0] <= low
+    assert high <= window.eta_max[1]
+    assert window.eta_max[1] <= 2.5 * window.eta_max[0]
+    assert window.eta_crit < low
+
+
+def _diverges(model, optimizer_of, eta, steps):
+    model = copy.deepcopy(model)
+    optimizer = optimizer_of(model.parameters(), eta)
+    losses = []
+    for _ in range(steps):
+        optimizer.zero_grad()
+        loss = (model(X) - Y).square().sum() / (2 * len(X))
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    return not losses[-1] < losses[0]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"weight_decay": 3.0},
+        {"momentum": 0.8, "nesterov": True},
+        {"momentum": 0.8, "dampening": 0.5},
+        {"momentum": 0.6, "weight_decay": 1.0},
+    ],
+    ids=["l2", "nesterov", "dampening", "both"],
+)
+def test_sgd_options_on_a_quadratic(options):
+    """A linear model's loss is a quadratic: the edge is exact, and training shows it."""
+    model = nn.Linear(64, 10, bias=False).double()
+
+    def optimizer_of(parameters, eta):
+        return torch.optim.SGD(parameters, lr=eta, **options)
+
+    held = optimizer_of(model.parameters(), 1.0)
+    window = cx.learning_rate_window(model, "half_mse", (X, Y), held, tol=1e-6)
+    assert not _diverges(model, optimizer_of, 0.99 * window.eta_crit, 1500)
+    assert _diverges(model, optimizer_of, 1.01 * window.eta_crit, 1500)
+
+
+def test_adam():
+    model = nn.Linear(64, 10, bias=False).double()
+    adam = torch.optim.Adam(model.parameters(), lr=1e-3, betas=(0.9, 0.99))
+    with pytest.raises(ValueError, match="burn_in"):
+        cx.learning_rate_window(model, "half_mse", (X, Y), adam)
+    before = model.weight.clone()
+    window = cx.learning_rate_window(model, "half_mse", (X, Y), adam, burn_in=20, tol=1e-6)
+    assert torch.equal(model.weight, before)
+    assert not adam.state
+    for _ in range(20):
+        adam.zero_grad()
+        ((model(X) - Y).square().sum() / (2 * len(X))).backward()
+        adam.step()
+    stepped = cx.learning_rate_window(model, "half_mse", (X, Y), adam, tol=1e-6)
+    assert stepped.lambda0 == pytest.approx(window.lambda0, rel=1e-6)
+    state = adam.state[model.weight]
+    p = (state["exp_avg_sq"] / (1 - 0.99**20)).sqrt().reshape(-1) + 1e-8
+    ggn = cx.GGN(model, "half_mse", (X, Y)).dense()
+    exact = torch.linalg.eigvals(ggn / p[:, None]).real.max().item()
+    assert window.lambda0 == pytest.approx(exact, rel=1e-5)
+    assert window.eta_crit == pytest.approx(2 * 1.9 / 0.1 / exact, rel=1e-5)
+
+
+def test_advice_and_table():
+    window = cx.learning_rate_window(NETS["relu3"](), "half_mse", (X, Y))
+    text = window.advice()
+    assert f"{window.eta_crit:.3g}" in text
+    assert "ReLU, two or more hidden layers" in text
+    assert activation_range(nn.Sequential(nn.Linear(3, 3), nn.Mish()))[0].startswith("an activ")
+    assert activation_range(mlp(1, nn.Identity))[1] == activation_range(nn.Linear(3, 3))[1]
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "text"),
+    [
+        ({"burn_in": -1}, ValueError, "burn_in"),
+        ({"measure": -1}, ValueError, "measure"),
+        ({"data": X}, ValueError, "data must be"),
+        ({"loss": lambda f, y: (f - y).square().sum()}, ValueError, "loss must be"),
+        ({"optimizer": torch.optim.RMSprop([nn.Parameter(X)])}, TypeError, "SGD, Adam or AdamW"),
+        ({"model": nn.Sequential(nn.Linear(64, 10), nn.Dropout(0.5))}, ValueError, "dropout"),
+    ],
+)
+def test_refused(change, error, text):
+    arguments = {"model": NETS["relu1"](), "loss": "half_mse", "data": (X, Y)} | change
+    with pytest.raises(error, match=text):
+        cx.learning_rate_window(**arguments)
