@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from catapult_ext.cli import demo, info, reproduce, sweep, toy
+from catapult_ext.cli import demo, info, probe, reproduce, sweep, toy
 from catapult_ext.cli.console import load
 
 
@@ -22,6 +22,6 @@ def build_app() -> Any:
         add_completion=False,
         pretty_exceptions_enable=False,
     )
-    for command in (demo, toy, sweep, reproduce, info):
+    for command in (demo, toy, probe, sweep, reproduce, info):
         command.register(app, typer)
     return app

@@ -1,0 +1,90 @@
+"""catapult-ext probe and max-lr: the curvature of a model, and its learning rates."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from catapult_ext._validate import fail
+from catapult_ext.cli.console import load
+from catapult_ext.experiments import probing
+from catapult_ext.probes import LearningRateWindow, learning_rate_window
+
+
+def _problem(model: str, data: str, loss: str, samples: int | None) -> tuple[Any, Any, Any]:
+    if loss not in probing.NAMED_LOSSES:
+        fail("probe", f"--loss must be one of {', '.join(probing.NAMED_LOSSES)}", repr(loss))
+    return (
+        probing.load_model(model).eval(),
+        probing.NAMED_LOSSES[loss](),
+        probing.load_data(data, samples),
+    )
+
+
+def _print_window(window: LearningRateWindow) -> None:
+    console = load("rich.console").Console()
+    low, high = window.eta_max
+    lines = [
+        f"lambda_0  {window.lambda0:.5g} +- {window.error:.2g} ({window.index_check})",
+        f"eta_crit  {window.eta_crit:.5g} +- {window.eta_crit_error:.2g} ({window.rule})",
+        "eta_c     none found"
+        if window.eta_c is None
+        else f"eta_c     {window.eta_c:.4g} (first step leaves the loss as it was)",
+        f"eta_max   {low:.4g} to {high:.4g} (estimate: {window.evidence['table']})",
+    ]
+    if window.eta_max_measured is not None:
+        low, high = window.eta_max_measured
+        lines.append(f"eta_max   {low:.4g} to {high:.4g} (measured)")
+    for line in lines:
+        console.print(line, highlight=False, soft_wrap=True)
+    console.print("\n" + window.advice(), highlight=False)
+
+
+def register(app: Any, typer: Any) -> None:
+    """Add the commands."""
+    option, argument = typer.Option, typer.Argument
+
+    @app.command()
+    def probe(
+        model: str = argument(..., help="package.module:factory, called without arguments."),
+        data: str = option(
+            "digits",
+            help="FILE.npz or FILE.pt (x, y), digits, digits28, or module:factory of a loader.",
+        ),
+        loss: str = option("half_mse", help="half_mse, half_mse_mean, mse, cross_entropy or bce."),
+        k: int = option(3, help="Eigenvalues of each operator."),
+        samples: int = option(512, help="First so many samples."),
+        tol: float = option(1e-3, help="Relative error of the eigenvalues."),
+        out: Path = option(None, help="Write the spectrum's picture here (PNG)."),  # noqa: B008
+        seed: int = option(0, help="Of random vectors."),
+    ) -> None:
+        """Show how curved a model is: top of NTK, GGN and Hessian, and its learning rates."""
+        net, known, pair = _problem(model, data, loss, samples)
+        result = probing.probe(net, known, pair, k=k, tol=tol, density=out is not None, seed=seed)
+        box = load("rich.box").SIMPLE_HEAD
+        table = load("rich.table").Table(title=model, header_style="bold", box=box)
+        for name in result.rows[0]:
+            table.add_column(name, justify="right")
+        for row in result.rows:
+            table.add_row(*(f"{v:.5g}" if isinstance(v, float) else str(v) for v in row.values()))
+        load("rich.console").Console().print(table)
+        _print_window(result.window)
+        if out is not None and result.density is not None:
+            from catapult_ext.runs.curvature import density_png
+
+            density = result.density
+            out.write_bytes(density_png(density.low, density.high, density.density, "Hessian"))
+            load("rich.console").Console().print(f"\nPicture: {out}", highlight=False)
+
+    @app.command(name="max-lr")
+    def max_lr(
+        model: str = argument(..., help="package.module:factory, called without arguments."),
+        data: str = option("digits", help="As of catapult-ext probe."),
+        loss: str = option("half_mse", help="half_mse, half_mse_mean, mse, cross_entropy or bce."),
+        samples: int = option(512, help="First so many samples."),
+        measure: int = option(0, help="Steps of training runs that measure eta_max; 0: estimate."),
+        seed: int = option(0, help="Of random vectors."),
+    ) -> None:
+        """Show how large a learning rate a model stands, and what happens above which rate."""
+        net, known, pair = _problem(model, data, loss, samples)
+        _print_window(learning_rate_window(net, known, pair, measure=measure, seed=seed))
