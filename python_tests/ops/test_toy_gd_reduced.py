@@ -52,6 +52,16 @@ def test_equals_the_direct_form(backend):
     assert torch.equal(S, S.mT)
 
 
+def test_many_samples(backend, dtype):
+    """On a GPU X then stays in global memory."""
+    problem = reduced_state(toy_problem([0.4, 0.9], width=50, inputs=3, samples=3000, dtype=dtype))
+    got, _ = run(backend, problem, 50, 3)
+    want, _ = oracle(problem, 50, 3)
+    tolerance = 1000 * torch.finfo(dtype).eps
+    assert_close(got.loss, want.loss, tolerance)
+    assert_close(got.weight_norm, want.weight_norm, tolerance)
+
+
 @pytest.mark.parametrize("replicas", [1, 3, 8, 17])
 @pytest.mark.parametrize(("inputs", "samples"), [(1, 1), (2, 3), (3, 4), (5, 8), (16, 13), (17, 2)])
 def test_sizes(backend, dtype, replicas, inputs, samples):

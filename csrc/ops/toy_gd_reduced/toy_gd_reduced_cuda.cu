@@ -38,6 +38,7 @@ void toy_gd_reduced_cuda(const ToyGdReducedArgs& args, const Exec& exec) {
     params.inputs = static_cast<int>(inputs);
     params.samples = static_cast<int>(samples);
     params.resident = plan.resident;
+    params.stage_x = plan.stage_x;
     device::launch(
         &device::toy_gd_reduced_kernel<T>,
         {kOp, exec, dim3(static_cast<unsigned>(blocks)),
