@@ -39,7 +39,7 @@ class Krylov:
         self.scale = 0.0  # products are divided by it, so that any magnitude behaves alike
         self.norm = 0.0  # largest |A q| met, after scaling
         self.matvecs = 0
-        self.eps = torch.finfo(a.dtype).eps
+        self.eps = a.eps
         self.start = slice(0, 0)
         self.last = slice(0, 0)
         self.cycles: list[Cycle] = []

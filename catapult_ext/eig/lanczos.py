@@ -11,11 +11,14 @@ from torch import Tensor
 from catapult_ext import _validate as v
 from catapult_ext.eig.certify import Inertia, Overlap, bounds, rounding, wanted
 from catapult_ext.eig.krylov import Cycle, Krylov
-from catapult_ext.eig.operand import Operand, as_operand
+from catapult_ext.eig.operand import Operand, as_operand, coarse_operand
+from catapult_ext.eig.pairs import Pairs
+from catapult_ext.eig.refine import refine
 
 _INERTIA_LIMIT = 2048
 _BASIS_BYTES = 1 << 30  # V and A V together
 _BASIS_ROWS = 60
+_COARSE_TOL = 0.02
 WHICH = ("LA", "SA", "LM", "BE")
 
 
@@ -32,7 +35,8 @@ class EigshResult:
         converged: all errors within max(tol |lambda|, 2 c_n eps |A|).
         index_check: ``"inertia"`` (eigenvalues counted by LDL', exact) or ``"random(p)"`` (the
             start vectors exclude hidden eigenvalues with probability p over the seed; an estimate
-            for k > 1).
+            for k > 1); ``"coarse(p)"`` (mixed precision: the same, but only beyond the coarse
+            solve's 2 %; nearer ones are left to the block that is refined).
     """
 
     eigenvalues: Tensor
@@ -70,7 +74,10 @@ def eigsh(
             ``converged=False`` and errors that still hold; at least one block is multiplied.
         v0: start vector (n,) or block (n, j <= n) of a previous solve; random vectors are added.
         seed: of the random start; same seed, machine and threads, same bits.
-        precision: ``"full"``.
+        precision: ``"full"``, or ``"mixed"`` (``which="LA"``; a dense tensor, NTK, GGN, Hessian): a
+            solve with bfloat16 products to 2 %, then Rayleigh-Ritz, values and errors from products
+            in full precision, a full solve from there should they miss ``tol``.  Faster only where
+            the machine multiplies bfloat16 faster.
         confidence: p of ``index_check="random(p)"``.
 
     Returns:
@@ -87,17 +94,18 @@ def eigsh(
     _check_options(a.n, k, which, tol, maxiter, precision, confidence)
     limit = 1000 + 20 * k if maxiter is None else maxiter
     options = _Options(k, which, tol, limit, seed, confidence, where)
+    solve = _mixed if precision == "mixed" else _full
     dual = A.dual() if which in ("LA", "LM") and hasattr(A, "dual") else None
     if dual is not None and k <= dual.operator.shape[0]:
         start = v0
         if isinstance(v0, Tensor) and v0.shape[0] == a.n:
             start = dual.restrict(_start_rows(v0, a, where).T)
-        small = _solve(as_operand(dual.operator, where), start, options)
+        small = solve(dual.operator, as_operand(dual.operator, where), start, options)
         # the null space of the large operator is not in the image of the small one
         floor = 10 * rounding(a.n, torch.finfo(a.dtype).eps) * small.values.abs().max()
         if small.values.abs().min() > floor:
             return _package(_lifted(small, dual, a), options, a)
-    return _package(_solve(a, v0, options), options, a)
+    return _package(solve(A, a, v0, options), options, a)
 
 
 @dataclass(frozen=True)
@@ -121,7 +129,10 @@ def _check_options(
     v.require(0 <= tol < 1, where, "tol must be in [0, 1)", tol)
     good = maxiter is None or (isinstance(maxiter, int) and maxiter >= 1)
     v.require(good, where, "maxiter must be None or an int >= 1", maxiter)
-    v.require(precision == "full", where, "precision must be 'full'", repr(precision))
+    known = precision in ("full", "mixed")
+    v.require(known, where, "precision must be 'full' or 'mixed'", repr(precision))
+    top = precision == "full" or which == "LA"
+    v.require(top, where, "precision='mixed' needs which='LA'", repr(which))
     v.require(0 < p < 1, where, "confidence must be in (0, 1)", p)
 
 
@@ -140,7 +151,7 @@ def _start_rows(v0: Tensor | None, a: Operand, where: str) -> Tensor:
     return rows / norms.to(rows)
 
 
-def _solve(a: Operand, v0: Tensor | None, o: _Options) -> _Pairs:
+def _solve(a: Operand, v0: Tensor | None, o: _Options) -> Pairs:
     warm = _start_rows(v0, a, o.where)
     random = min(a.n, max(o.k, len(warm)))
     space = Krylov(a, _capacity(a, o.k, random), o.seed, o.where)
@@ -169,6 +180,27 @@ def _solve(a: Operand, v0: Tensor | None, o: _Options) -> _Pairs:
             return _dense(space, o)  # LAPACK costs no more by now
         if space.m + 2 * len(space.next) > space.capacity:
             _restart(space, ritz, o)
+
+
+def _full(A: Any, a: Operand, v0: Tensor | None, o: _Options) -> Pairs:
+    return _solve(a, v0, o)
+
+
+def _mixed(A: Any, a: Operand, v0: Tensor | None, o: _Options) -> Pairs:
+    """Coarse solve, then full precision from its block."""
+    low = coarse_operand(A, o.where)
+    guards = min(1 + o.k // 4, a.n - o.k)
+    found = _solve(low, v0, replace(o, tol=max(o.tol, _COARSE_TOL), guards=guards))
+    size = found.values.abs().max().item()
+    gap = (found.values[-1].item() - found.ceiling) / size if size > 0 else 0.0
+    block = torch.cat([found.x, found.guards]).to(dtype=a.dtype, device=a.device)
+    index = f"coarse({o.confidence:g})"
+    pairs = refine(a, block, o.k, gap, o.tol, index, o.where)
+    spent = found.matvecs + (0 if pairs is None else pairs.matvecs)
+    if pairs is None or not pairs.converged:
+        pairs = _solve(a, block[: o.k].T, o)
+        spent += pairs.matvecs
+    return replace(pairs, matvecs=spent)
 
 
 def _capacity(a: Operand, k: int, width: int) -> int:
@@ -238,29 +270,13 @@ def _restart(space: Krylov, ritz: tuple[Tensor, Tensor, Tensor], o: _Options) ->
     space.restart(s, theta, residual, keep)
 
 
-@dataclass(frozen=True, eq=False)
-class _Pairs:
-    """Scaled eigenpairs before they are handed out: rows of x and of the residuals, float64."""
-
-    values: Tensor
-    x: Tensor
-    rest: Tensor
-    errors: Tensor
-    converged: bool
-    matvecs: int
-    scale: float
-    index: str
-    guards: Tensor  # (g, n) further Ritz vectors next to the wanted ones, no better than they came
-    ceiling: float  # Ritz value beyond them, the first that no vector is kept for (-inf: none)
-
-
 def _finish(
     space: Krylov,
     ritz: tuple[Tensor, Tensor, Tensor],
     o: _Options,
     chance: tuple[int, float],
     exact: bool,
-) -> _Pairs:
+) -> Pairs:
     """Rayleigh quotients, residuals and errors in float64, and the index check."""
     theta, s, residual = ritz
     pairs = wanted(theta, o.which, o.k)
@@ -291,7 +307,7 @@ def _finish(
             error = limit if error < limit < 4 * error else max(4 * error, floor)
         errors[rank] = error
     errors = errors + floor
-    return _Pairs(
+    return Pairs(
         values,
         x,
         rest,
@@ -316,7 +332,7 @@ def _beside(
     return guards, theta[last[0]].item() if last else float("-inf")
 
 
-def _dense(space: Krylov, o: _Options) -> _Pairs:
+def _dense(space: Krylov, o: _Options) -> Pairs:
     """The explicit matrix solved by LAPACK in float64: when Lanczos missed a value."""
     assert space.a.explicit is not None
     scale = space.scale or 1.0
@@ -329,12 +345,12 @@ def _dense(space: Krylov, o: _Options) -> _Pairs:
     following = [i for i, _ in wanted(theta.cpu(), o.which, o.k + o.guards + 1)][o.k :]
     guards = vectors[:, following[: o.guards]].T
     ceiling = theta[following[o.guards]].item() if len(following) > o.guards else float("-inf")
-    return _Pairs(
+    return Pairs(
         *(theta[chosen], x, rest, errors, True, space.matvecs, scale, "inertia", guards, ceiling)
     )
 
 
-def _lifted(small: _Pairs, dual: Any, a: Operand) -> _Pairs:
+def _lifted(small: Pairs, dual: Any, a: Operand) -> Pairs:
     """Pairs of the dual operator in the large space: x = lift(u) / |lift(u)|, residual likewise."""
     k = len(small.x)
     both = torch.cat([small.x, small.rest]).T.to(dtype=a.dtype, device=a.device)
@@ -343,7 +359,7 @@ def _lifted(small: _Pairs, dual: Any, a: Operand) -> _Pairs:
     return replace(small, x=large[:k] / norms, rest=large[k:] / norms)
 
 
-def _package(p: _Pairs, o: _Options, a: Operand) -> EigshResult:
+def _package(p: Pairs, o: _Options, a: Operand) -> EigshResult:
     key = p.values.abs() if o.which == "LM" else p.values
     order = key.argsort(descending=True, stable=True)
     like = torch.empty(0, dtype=a.dtype, device=a.device)

@@ -1,17 +1,7 @@
-"""The top eigenvalues of an operator that changes a little between calls.
-
-Between checked solves only the pairs followed and a few guards are multiplied.  With the rows of X
-spanning the guarded Ritz vectors, M = diag(theta), R their residuals and nu the largest eigenvalue
-outside (of the compression to the complement), counting by the Schur complement gives
-
-    theta_i <= lambda_i <= lambda_i(M + R R' / (theta_i - nu))   for theta_i > nu:
-
-quadratic in the residuals, and blind to a guard that lies close below.
-"""
+"""The top eigenvalues of an operator that changes a little between calls."""
 
 from __future__ import annotations
 
-import math
 from dataclasses import replace
 from typing import Any
 
@@ -20,13 +10,13 @@ from torch import Tensor
 
 from catapult_ext import _validate as v
 from catapult_ext.eig.certify import rounding
-from catapult_ext.eig.krylov import Krylov
-from catapult_ext.eig.lanczos import EigshResult, _lifted, _Options, _package, _Pairs, _solve
+from catapult_ext.eig.lanczos import EigshResult, _lifted, _Options, _package, _solve
 from catapult_ext.eig.operand import Operand, as_operand
+from catapult_ext.eig.pairs import Pairs
+from catapult_ext.eig.refine import refine
 
 _WHERE = "TopTracker"
 _MOVED = 0.25  # relative change of a value that calls for a checked solve
-_ROUNDS = 6  # expansions of the space before a checked solve is the better use of products
 
 
 class TopTracker:
@@ -108,7 +98,7 @@ class TopTracker:
         k = min(self.k, large.n)
         return _package(self._pairs(large, k, check), self._options(k, large), large)
 
-    def _pairs(self, a: Operand, k: int, check: bool) -> _Pairs:
+    def _pairs(self, a: Operand, k: int, check: bool) -> Pairs:
         if self._block is not None and self._block.shape[1] != a.n:
             self._block = None
         due = check or self._block is None or self._since + 1 >= self.check_every
@@ -120,7 +110,7 @@ class TopTracker:
         self._block = torch.cat([pairs.x, pairs.guards]).to(dtype=a.dtype, device=a.device)
         return pairs
 
-    def _moved(self, pairs: _Pairs) -> bool:
+    def _moved(self, pairs: Pairs) -> bool:
         assert self._values is not None
         now = pairs.values * pairs.scale
         return bool(((now - self._values).abs() > _MOVED * self._values.abs()).any())
@@ -131,7 +121,7 @@ class TopTracker:
         seed = self.seed + self.checks
         return _Options(k, "LA", self.tol, limit, seed, self.confidence, _WHERE, guards)
 
-    def _checked(self, a: Operand, k: int, spent: int) -> _Pairs:
+    def _checked(self, a: Operand, k: int, spent: int) -> Pairs:
         start = None if self._block is None else self._block[:k].T
         pairs = _solve(a, start, self._options(k, a))
         self.checks, self._since = self.checks + 1, 0
@@ -140,60 +130,6 @@ class TopTracker:
         self._gap = (pairs.values[-1].item() - pairs.ceiling) / size if size > 0 else 0.0
         return replace(pairs, matvecs=pairs.matvecs + spent)
 
-    def _refined(self, a: Operand, k: int) -> _Pairs | None:
-        """Rayleigh-Ritz on the carried block, enlarged along what its errors come from."""
+    def _refined(self, a: Operand, k: int) -> Pairs | None:
         assert self._block is not None
-        j = len(self._block)
-        space = Krylov(a, min(a.n, j + _ROUNDS * k), self.seed, _WHERE)
-        space.append(self._block)
-        if space.m < k:
-            return None
-        for rounds in range(_ROUNDS + 1):
-            pairs, wanted = self._judged(space, k, j)
-            before = space.m
-            if pairs.converged or rounds == _ROUNDS:
-                break
-            space.append(wanted)
-            if space.m == before:
-                break
-        return pairs
-
-    def _judged(self, space: Krylov, k: int, j: int) -> tuple[_Pairs, Tensor]:
-        """The k top Ritz pairs with their errors, and the directions that would lower these."""
-        theta, s = torch.linalg.eigh(space.t[: space.m, : space.m])
-        theta, s = theta.flip(0), s.flip(1)
-        x, ax = space.vectors(s[:, :j])
-        values = (x * ax).sum(1)
-        rest = ax - values[:, None] * x
-        theta[: len(values)] = values.cpu()
-        # half the distance that the last check found, in case it has shrunk since
-        below = theta[k - 1].item() - self._gap / 2 * theta[:k].abs().max().item()
-        ceiling = max(below, theta[j].item() if space.m > j else -math.inf)
-        gram = (rest @ rest.T).cpu()
-        block_norm = torch.linalg.eigvalsh(gram[:k, :k])[-1].clamp_min(0).sqrt().item()
-        floor = rounding(space.a.n, space.eps) * max(space.norm, abs(theta[0].item()))
-        errors, wanted = torch.full((k,), block_norm, dtype=torch.float64), []
-        for i in range(k):
-            gap = theta[i].item() - ceiling
-            if gap > 0:
-                upper, mix = torch.linalg.eigh(torch.diag(theta[: len(x)]) + gram / gap)
-                bound = upper[-1 - i].item() - theta[i].item()
-                errors[i] = min(block_norm, max(bound, 0.0))
-                direction = mix[:, -1 - i]
-            else:
-                direction = torch.eye(len(x), dtype=torch.float64)[i]
-            if errors[i] + floor > max(self.tol * abs(theta[i].item()), 2 * floor):
-                wanted.append(direction.to(rest) @ rest)
-        pairs = _Pairs(
-            values=values[:k],
-            x=x[:k],
-            rest=rest[:k],
-            errors=errors + floor,
-            converged=not wanted,
-            matvecs=space.matvecs,
-            scale=space.scale or 1.0,
-            index="inherited",
-            guards=x[k:],
-            ceiling=ceiling,
-        )
-        return pairs, torch.stack(wanted) if wanted else rest[:0]
+        return refine(a, self._block, k, self._gap, self.tol, "inherited", _WHERE)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import warnings
 
 import torch
@@ -70,6 +71,13 @@ class AutogradFrozen(Frozen):
                 ) from error
             columns.append(out.reshape(-1).detach())
         return torch.stack(columns, 1)
+
+
+def coarse(frozen: Frozen) -> AutogradFrozen:
+    """The same frozen model with products in bfloat16 where torch's autocast has them."""
+    snapshot = copy.copy(frozen.snapshot)
+    snapshot.coarse = True
+    return AutogradFrozen(snapshot)
 
 
 class LinearizeFrozen(AutogradFrozen):

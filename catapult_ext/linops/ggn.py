@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor, nn
 
 from catapult_ext import _validate as v
+from catapult_ext.linops.autograd import coarse
 from catapult_ext.linops.base import Dual, LinearOperator
 from catapult_ext.linops.frozen import Frozen, freeze
 from catapult_ext.losses import Loss, OutputFactor, resolve
@@ -71,6 +73,12 @@ class GGN(LinearOperator):
         dual = DualGGN(self.frozen, self.factor)
         return Dual(dual, dual.lift, dual.restrict)
 
+    def coarse(self) -> GGN:
+        """The same operator with products in bfloat16 (autocast), good to about 1 % of its norm."""
+        out = copy.copy(self)
+        out.frozen = coarse(self.frozen)
+        return out
+
 
 class DualGGN(LinearOperator):
     """S' Theta S, (N*O, N*O): the non-zero spectrum of the Gauss-Newton matrix S S' = H_L."""
@@ -85,6 +93,10 @@ class DualGGN(LinearOperator):
     def _matmat(self, vectors: Tensor) -> Tensor:
         inner = self.frozen.ntk(_rows(self.frozen, vectors, self.factor.apply))
         return _rows(self.frozen, inner, self.factor.apply_t)
+
+    def coarse(self) -> DualGGN:
+        """The same operator with products in bfloat16 (autocast), good to about 1 % of its norm."""
+        return DualGGN(coarse(self.frozen), self.factor)
 
     def lift(self, vectors: Tensor) -> Tensor:
         """J' S u: (N*O, K) to (P, K)."""

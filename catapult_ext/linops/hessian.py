@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -9,7 +12,7 @@ from catapult_ext import _validate as v
 from catapult_ext.linops.base import LinearOperator
 from catapult_ext.linops.ggn import unpack
 from catapult_ext.linops.snapshot import Snapshot, _frozen_context, require_second_derivatives
-from catapult_ext.losses import resolve
+from catapult_ext.losses import Loss, resolve
 
 
 class Hessian(LinearOperator):
@@ -33,7 +36,18 @@ class Hessian(LinearOperator):
     def __init__(self, model: nn.Module, loss: object, data: object) -> None:
         x, y = unpack(data, self.name)
         known = resolve(loss)
-        self.snapshot = Snapshot(model, x, self.name)
+        self._set_up(Snapshot(model, x, self.name), known, y)
+
+    def coarse(self) -> Hessian:
+        """The same operator with products in bfloat16 (autocast), good to about 1 % of its norm."""
+        snapshot = copy.copy(self.snapshot)
+        snapshot.coarse = True
+        out = Hessian.__new__(Hessian)
+        out._set_up(snapshot, self.loss, self._targets)
+        return out
+
+    def _set_up(self, snapshot: Snapshot, known: Loss, y: Any) -> None:
+        self.snapshot, self._targets = snapshot, y
         outputs = self.snapshot.forward()
         with _frozen_context():
             if known.convex:

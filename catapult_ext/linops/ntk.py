@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from catapult_ext import _validate as v
+from catapult_ext.linops.autograd import coarse
 from catapult_ext.linops.base import LinearOperator
 from catapult_ext.linops.frozen import Frozen, freeze
 from catapult_ext.linops.snapshot import Inputs
@@ -63,6 +64,11 @@ class NTK(LinearOperator):
         if self.symmetric:
             return self.frozen.ntk(vectors)
         return self.frozen.jvp(self.frozen2.vjp(vectors))
+
+    def coarse(self) -> NTK:
+        """The same kernel with products in bfloat16 (autocast), good to about 1 % of its norm."""
+        v.require(self.symmetric, f"{self.name}.coarse", "needs a symmetric kernel", "x2")
+        return NTK.of(coarse(self.frozen))
 
     def dense(self, layout: str = "flat", outputs: str = "all") -> Tensor:
         """The kernel itself.

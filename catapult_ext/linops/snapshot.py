@@ -144,6 +144,7 @@ class Snapshot:
         self.sizes = tuple(p.numel() for p in self.params.values())
         self.n_params = sum(self.sizes)
         self._raw: Any = None
+        self.coarse = False  # forward passes in bfloat16 (autocast)
         self.vector_outputs = False  # set by the forward pass: outputs (N,) shown as (N, 1)
 
     def _check_parameters(self) -> None:
@@ -174,8 +175,13 @@ class Snapshot:
         self, params: Mapping[str, Tensor], tracer: AbstractContextManager[Any] | None = None
     ) -> Tensor:
         """Outputs as (N, O); a model with outputs (N,) has O = 1."""
-        with tracer or nullcontext():
+        low: AbstractContextManager[Any] = nullcontext()
+        if self.coarse:
+            low = torch.autocast(self.device.type, dtype=torch.bfloat16)
+        with tracer or nullcontext(), low:
             out = self.call(params)
+        if self.coarse and isinstance(out, Tensor):
+            out = out.to(self.dtype)
         self._raw = out if tracer else None
         if not isinstance(out, Tensor):
             v.fail(

@@ -1,0 +1,91 @@
+"""Rayleigh-Ritz from a good block: few products, one-sided quadratic error bounds.
+
+Only the wanted pairs and a few guards are multiplied.  With the rows of X
+spanning the guarded Ritz vectors, M = diag(theta), R their residuals and nu the largest eigenvalue
+outside (of the compression to the complement), counting by the Schur complement gives
+
+    theta_i <= lambda_i <= lambda_i(M + R R' / (theta_i - nu))   for theta_i > nu:
+
+quadratic in the residuals, and blind to a guard that lies close below.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from catapult_ext.eig.certify import rounding
+from catapult_ext.eig.krylov import Krylov
+from catapult_ext.eig.operand import Operand
+from catapult_ext.eig.pairs import Pairs
+
+_ROUNDS = 6  # expansions of the space before a solve from scratch is the better use of products
+
+
+def refine(
+    a: Operand, block: Tensor, k: int, gap: float, tol: float, index: str, where: str
+) -> Pairs | None:
+    """Rayleigh-Ritz on rows ``block`` (j, n), enlarged along what the errors come from.
+
+    ``gap``: distance of what lies below the block from the k-th value, over the largest
+    |value|; half of it is relied on.  None if the block does not span k dimensions.
+    """
+    j = len(block)
+    space = Krylov(a, min(a.n, j + _ROUNDS * k), 0, where)
+    space.append(block)
+    if space.m < k:
+        return None
+    for rounds in range(_ROUNDS + 1):
+        pairs, wanted = _judged(space, k, j, gap, tol, index)
+        before = space.m
+        if pairs.converged or rounds == _ROUNDS:
+            break
+        space.append(wanted)
+        if space.m == before:
+            break
+    return pairs
+
+
+def _judged(
+    space: Krylov, k: int, j: int, gap: float, tol: float, index: str
+) -> tuple[Pairs, Tensor]:
+    """The k top Ritz pairs with their errors, and the directions that would lower these."""
+    theta, s = torch.linalg.eigh(space.t[: space.m, : space.m])
+    theta, s = theta.flip(0), s.flip(1)
+    x, ax = space.vectors(s[:, :j])
+    values = (x * ax).sum(1)
+    rest = ax - values[:, None] * x
+    theta[: len(values)] = values.cpu()
+    # half the distance, in case it has shrunk
+    below = theta[k - 1].item() - gap / 2 * theta[:k].abs().max().item()
+    ceiling = max(below, theta[j].item() if space.m > j else -math.inf)
+    gram = (rest @ rest.T).cpu()
+    block_norm = torch.linalg.eigvalsh(gram[:k, :k])[-1].clamp_min(0).sqrt().item()
+    floor = rounding(space.a.n, space.eps) * max(space.norm, abs(theta[0].item()))
+    errors, wanted = torch.full((k,), block_norm, dtype=torch.float64), []
+    for i in range(k):
+        room = theta[i].item() - ceiling
+        if room > 0:
+            upper, mix = torch.linalg.eigh(torch.diag(theta[: len(x)]) + gram / room)
+            bound = upper[-1 - i].item() - theta[i].item()
+            errors[i] = min(block_norm, max(bound, 0.0))
+            direction = mix[:, -1 - i]
+        else:
+            direction = torch.eye(len(x), dtype=torch.float64)[i]
+        if errors[i] + floor > max(tol * abs(theta[i].item()), 2 * floor):
+            wanted.append(direction.to(rest) @ rest)
+    pairs = Pairs(
+        values=values[:k],
+        x=x[:k],
+        rest=rest[:k],
+        errors=errors + floor,
+        converged=not wanted,
+        matvecs=space.matvecs,
+        scale=space.scale or 1.0,
+        index=index,
+        guards=x[k:],
+        ceiling=ceiling,
+    )
+    return pairs, torch.stack(wanted) if wanted else rest[:0]
