@@ -2,6 +2,7 @@
 
 #include "core/cuda/launch.cuh"
 #include "core/dispatch.hpp"
+#include "ops/toy_gd/toy_curvature_kernel.cuh"
 #include "ops/toy_gd/toy_gd.hpp"
 #include "ops/toy_gd/toy_gd_config.hpp"
 #include "ops/toy_gd/toy_gd_kernel.cuh"
