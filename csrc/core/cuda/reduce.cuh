@@ -39,8 +39,7 @@ __device__ __forceinline__ T warp_max(T value) {
   return warp_reduce<Width>(value, Max{});
 }
 
-// Lane l gets the sum over the warp of v[l % kCount] (kCount a power of two up to 32): half the
-// values change hands each time, so that it takes few shuffles more than one value would.
+// A recursion, not a loop: only then does the compiler keep v in registers.
 template <int kHalf, typename T, int kCount>
 __device__ __forceinline__ void warp_exchange(T (&v)[kCount]) {
   const bool upper = (threadIdx.x & kHalf) != 0;
@@ -53,6 +52,8 @@ __device__ __forceinline__ void warp_exchange(T (&v)[kCount]) {
   if constexpr (kHalf > 1) warp_exchange<kHalf / 2>(v);
 }
 
+// Lane l gets the sum over the warp of v[l % kCount] (kCount a power of two up to 32): half the
+// values change hands each time, so that it takes few shuffles more than one value would.
 template <typename T, int kCount>
 __device__ __forceinline__ T warp_transpose_sum(T (&v)[kCount]) {
   warp_exchange<kCount / 2>(v);
