@@ -96,7 +96,7 @@ class Krylov:
         q = (q / q.double().norm(dim=1, keepdim=True).to(q))[: self.capacity - m]
         rows = slice(m, m + len(q))
         self.v[rows], self.w[rows] = q, self._product(q)
-        t = (self.v[: rows.stop] @ self.w[rows].T).double().cpu()
+        t = _inner(self.v[: rows.stop], self.w[rows])
         t[m:] = (t[m:] + t[m:].T) / 2
         self.t[: rows.stop, rows] = t
         self.t[rows, : rows.stop] = t.T
@@ -214,13 +214,26 @@ class Krylov:
         return accepted[:count].clone(), coefficients[:count]
 
     def _check_symmetry(self, h: Tensor, w: Tensor, q: Tensor) -> None:
-        skew = (h - (w @ q.T).double().cpu()).abs().max().item()
+        skew = (h - _inner(w, q)).abs().max().item()
         v.require(
             skew <= self.eps**0.5 * self.norm,
             self.where,
             "A must be symmetric and repeatable",
             f"<u, A v> - <A u, v> = {skew / max(self.norm, 1e-300):.2g} |A|",
         )
+
+
+def _inner(rows: Tensor, others: Tensor) -> Tensor:
+    """Products (m, b) of rows (m, n) and others (b, n), float64 on the CPU.
+
+    Summed over pieces: a float32 matrix times one column of 8e6 entries, as BLAS libraries add it
+    up, is right to three digits only.
+    """
+    total = torch.zeros(len(rows), len(others), dtype=torch.float64, device=rows.device)
+    for start in range(0, rows.shape[1], 1 << 15):
+        piece = slice(start, start + (1 << 15))
+        total += (rows[:, piece] @ others[:, piece].T).double()
+    return total.cpu()
 
 
 def _combine(coefficients: Tensor, rows: Tensor) -> Tensor:
