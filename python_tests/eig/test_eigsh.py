@@ -260,7 +260,7 @@ def test_refused(a, options, error, text):
 
 
 def test_inner_products_of_long_rows():
-    # a plain float32 matrix-vector product of this length is off by 1e-3, which looks like asymmetry
+    # a plain float32 product with one row of this length is off by 1e-3: it looked like asymmetry
     g = torch.Generator().manual_seed(0)
     rows = torch.rand(2, 8_000_000, generator=g)
     rows /= rows.norm(dim=1, keepdim=True)
