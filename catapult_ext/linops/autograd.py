@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from catapult_ext.linops.engine import Frozen
-from catapult_ext.linops.snapshot import Snapshot, _frozen_context, require_second_derivatives
+from catapult_ext.linops.policy import frozen_context
+from catapult_ext.linops.snapshot import Snapshot, require_second_derivatives
 
 
 class AutogradFrozen(Frozen):
@@ -94,7 +95,11 @@ class LinearizeFrozen(AutogradFrozen):
 
         leaves = [p.detach() for p in self._leaves]
         try:
-            with _frozen_context(), warnings.catch_warnings():
+            with (
+                frozen_context(),
+                snapshot.policy.applied(snapshot.where, snapshot.device, refuse=False),
+                warnings.catch_warnings(),
+            ):
                 warnings.simplefilter("ignore")  # of torch's own tracing
                 _, self._tangent = torch.func.linearize(of_params, *leaves)
         except Exception as error:
@@ -105,9 +110,11 @@ class LinearizeFrozen(AutogradFrozen):
 
     def jvp(self, t: Tensor) -> Tensor:
         """See :class:`~catapult_ext.linops.engine.Frozen`."""
-        with torch.no_grad():
-            columns = [
-                self._tangent(*self.snapshot.split(t[:, k].contiguous())).reshape(-1)
-                for k in range(t.shape[1])
-            ]
+        snapshot = self.snapshot
+        columns = []
+        for k in range(t.shape[1]):
+            # the tangent program draws its masks anew: from the same seed, the same masks
+            with torch.no_grad(), snapshot.policy.seeded(snapshot.device):
+                out = self._tangent(*snapshot.split(t[:, k].contiguous()))
+            columns.append(out.reshape(-1))
         return torch.stack(columns, 1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -27,7 +28,7 @@ class Dual:
     restrict: Callable[[Tensor], Tensor]
 
 
-class LinearOperator:
+class LinearOperator(ABC):
     """A symmetric (or, for cross kernels, rectangular) operator known by its products.
 
     Subclasses give ``_matmat``: (n, K) -> (m, K).  ``@`` takes (n,) or (n, K) tensors of the
@@ -39,8 +40,9 @@ class LinearOperator:
     device: torch.device
     name: str = "LinearOperator"
 
+    @abstractmethod
     def _matmat(self, vectors: Tensor) -> Tensor:
-        raise NotImplementedError
+        """The product with (n, K), already checked."""
 
     def __matmul__(self, vectors: Tensor) -> Tensor:
         """Product with (n,) or (n, K)."""

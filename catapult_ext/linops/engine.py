@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
+
 from torch import Tensor
 
 from catapult_ext.linops.snapshot import Snapshot
 
 
-class Frozen:
+class Frozen(ABC):
     """Products with the Jacobian J (N*O, P) at fixed parameters.  Subclasses are the engines.
 
     ``outputs`` (N, O); flat output index n*O + o; parameters in ``named_parameters`` order.
@@ -27,13 +29,13 @@ class Frozen:
         """N*O."""
         return self.n_samples * self.n_outputs
 
+    @abstractmethod
     def vjp(self, u: Tensor) -> Tensor:
         """J' u: (N*O, K) to (P, K)."""
-        raise NotImplementedError
 
+    @abstractmethod
     def jvp(self, t: Tensor) -> Tensor:
         """J t: (P, K) to (N*O, K)."""
-        raise NotImplementedError
 
     def ntk(self, u: Tensor) -> Tensor:
         """J J' u: (N*O, K) to (N*O, K)."""

@@ -1,18 +1,21 @@
-"""The Gauss-Newton matrix J' H_L J of a convex loss, in whichever space is smaller."""
+"""The Gauss-Newton matrix J' H_L J, of convex losses in whichever space is smaller."""
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
 from catapult_ext import _validate as v
 from catapult_ext.linops.autograd import coarse
 from catapult_ext.linops.base import Dual, LinearOperator
-from catapult_ext.linops.frozen import Frozen, freeze
+from catapult_ext.linops.frozen import Frozen, Options, freeze
 from catapult_ext.losses import Loss, OutputFactor, resolve
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 
 def unpack(data: object, where: str) -> tuple[Any, Any]:
@@ -26,40 +29,45 @@ def unpack(data: object, where: str) -> tuple[Any, Any]:
 
 
 class GGN(LinearOperator):
-    """J' H_L J, (P, P), parameters in ``named_parameters`` order, positive semi-definite.
+    """J' H_L J, (P, P), parameters in ``named_parameters`` order.
 
     H_L is the Hessian of the loss as trained, normaliser included: for ``half_mse`` the operator is
-    J'J / N and its top eigenvalue is the lambda of eta_crit = 2 / lambda.
+    J'J / N and its top eigenvalue is the lambda of eta_crit = 2 / lambda.  Positive semi-definite
+    for every loss with a factor S S' = H_L; a callable's H_L comes from double backward, without
+    that promise and without a dual.
 
     Args:
         model: any module with outputs (N, O) or (N,).
-        loss: see :func:`catapult_ext.losses.resolve`; it must have a factor (no bare callables).
+        loss: see :func:`catapult_ext.losses.resolve`.
         data: ``(x, y)``, the full batch.
-        engine: as in :class:`~catapult_ext.linops.ntk.NTK`.
+        **options: see :class:`~catapult_ext.linops.frozen.Options`.
 
     Raises:
-        ValueError: a loss without a Gauss-Newton factor, targets that do not fit.
+        ValueError: targets that do not fit, negative weights.
     """
 
     name = "GGN"
 
     def __init__(
-        self, model: nn.Module, loss: object, data: object, *, engine: str | None = None
+        self, model: nn.Module, loss: object, data: object, **options: Unpack[Options]
     ) -> None:
         x, y = unpack(data, self.name)
-        known = convex_loss(loss, self.name)
-        self._set_up(freeze(model, x, engine=engine, where=self.name), known, y)
+        known = resolve(loss)
+        self._set_up(freeze(model, x, where=self.name, **options), known, y)
 
     @classmethod
     def of(cls, frozen: Frozen, loss: object, y: Tensor) -> GGN:
         """The Gauss-Newton matrix of an already frozen model: shares its forward pass."""
         self = cls.__new__(cls)
-        self._set_up(frozen, convex_loss(loss, cls.name), y)
+        self._set_up(frozen, resolve(loss), y)
         return self
 
     def _set_up(self, frozen: Frozen, loss: Loss, y: Tensor) -> None:
         self.frozen, self.loss = frozen, loss
-        self.factor = loss.factor(frozen.outputs, loss.targets(frozen.outputs, y))
+        f = frozen.outputs
+        if not loss.convex and frozen.snapshot.vector_outputs:
+            f = f.squeeze(1)  # a callable gets the outputs as the model returns them
+        self.factor = loss.output_hessian(f, loss.targets(f, y))
         self.shape = (frozen.n_params, frozen.n_params)
         self.dtype, self.device, self.engine = frozen.dtype, frozen.device, frozen.engine
 
@@ -68,7 +76,7 @@ class GGN(LinearOperator):
 
     def dual(self) -> Dual | None:
         """S' Theta S, (N*O, N*O), where that is the smaller space."""
-        if self.frozen.rows >= self.frozen.n_params:
+        if self.frozen.rows >= self.frozen.n_params or not isinstance(self.factor, OutputFactor):
             return None
         dual = DualGGN(self.frozen, self.factor)
         return Dual(dual, dual.lift, dual.restrict)
@@ -105,19 +113,6 @@ class DualGGN(LinearOperator):
     def restrict(self, vectors: Tensor) -> Tensor:
         """S' J t: (P, K) to (N*O, K)."""
         return _rows(self.frozen, self.frozen.jvp(vectors), self.factor.apply_t)
-
-
-def convex_loss(loss: object, where: str) -> Loss:
-    """Resolve ``loss`` and require a Gauss-Newton factor."""
-    known = resolve(loss)
-    v.require(
-        known.convex,
-        where,
-        "loss must be 'half_mse', 'half_mse_mean', MSELoss, CrossEntropyLoss or BCEWithLogitsLoss "
-        "(use Hessian for other losses)",
-        known.name,
-    )
-    return known
 
 
 def _rows(frozen: Frozen, u: Tensor, product: Any) -> Tensor:

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import copy
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from catapult_ext import _validate as v
 from catapult_ext.linops.base import LinearOperator
+from catapult_ext.linops.frozen import Options, snapshot
 from catapult_ext.linops.ggn import unpack
-from catapult_ext.linops.snapshot import Snapshot, _frozen_context, require_second_derivatives
+from catapult_ext.linops.policy import frozen_context
+from catapult_ext.linops.snapshot import Snapshot, require_second_derivatives
 from catapult_ext.losses import Loss, resolve
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 
 class Hessian(LinearOperator):
@@ -25,6 +30,7 @@ class Hessian(LinearOperator):
         loss: a name, torch loss module or any callable ``(outputs, targets) -> scalar``, which
             gets the outputs as the model returns them (see :func:`catapult_ext.losses.resolve`).
         data: ``(x, y)``, the full batch.
+        **options: see :class:`~catapult_ext.linops.frozen.Options`.
 
     Raises:
         ValueError: targets that do not fit, a non-finite loss.
@@ -33,23 +39,34 @@ class Hessian(LinearOperator):
 
     name = "Hessian"
 
-    def __init__(self, model: nn.Module, loss: object, data: object) -> None:
+    def __init__(
+        self, model: nn.Module, loss: object, data: object, **options: Unpack[Options]
+    ) -> None:
         x, y = unpack(data, self.name)
+        v.require(
+            options.get("engine") in (None, "autograd"),
+            self.name,
+            "engine must be None or 'autograd'",
+            repr(options.get("engine")),
+        )
         known = resolve(loss)
-        self._set_up(Snapshot(model, x, self.name), known, y)
+        held = snapshot(model, x, self.name, options)
+        self._set_up(held, known, y, check=options.get("check", True))
 
     def coarse(self) -> Hessian:
         """The same operator with products in bfloat16 (autocast), good to about 1 % of its norm."""
-        snapshot = copy.copy(self.snapshot)
-        snapshot.coarse = True
+        held = copy.copy(self.snapshot)
+        held.coarse = True
         out = Hessian.__new__(Hessian)
-        out._set_up(snapshot, self.loss, self._targets)
+        out._set_up(held, self.loss, self._targets)
         return out
 
-    def _set_up(self, snapshot: Snapshot, known: Loss, y: Any) -> None:
+    def _set_up(self, snapshot: Snapshot, known: Loss, y: Any, check: bool = False) -> None:
         self.snapshot, self._targets = snapshot, y
         outputs = self.snapshot.forward()
-        with _frozen_context():
+        if check:
+            self.snapshot.check_repeats(outputs)
+        with frozen_context():
             if known.convex:
                 value = known(outputs, y)
             else:

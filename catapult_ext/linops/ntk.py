@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 from torch import Tensor, nn
 
 from catapult_ext import _validate as v
 from catapult_ext.linops.autograd import coarse
 from catapult_ext.linops.base import LinearOperator
-from catapult_ext.linops.frozen import Frozen, freeze
+from catapult_ext.linops.frozen import Frozen, Options, freeze
 from catapult_ext.linops.snapshot import Inputs
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 _JACOBIAN_BYTES = 1 << 29  # a dense kernel keeps J up to this size, else goes column by column
 
@@ -24,7 +29,8 @@ class NTK(LinearOperator):
         model: any module with outputs (N, O), or (N,) which counts as O = 1.
         x: inputs: a tensor, a tuple (positional arguments) or a mapping (keyword arguments).
         x2: inputs of the columns of a cross kernel.
-        engine: ``"layers"``, ``"linearize"``, ``"autograd"`` or None to choose.
+        **options: engine, params, forward, batch_stats, ...: see
+            :class:`~catapult_ext.linops.frozen.Options`.
 
     Raises:
         TypeError, ValueError: see :class:`~catapult_ext.linops.snapshot.Snapshot`.
@@ -33,10 +39,10 @@ class NTK(LinearOperator):
     name = "NTK"
 
     def __init__(
-        self, model: nn.Module, x: Inputs, x2: Inputs | None = None, *, engine: str | None = None
+        self, model: nn.Module, x: Inputs, x2: Inputs | None = None, **options: Unpack[Options]
     ) -> None:
-        self.frozen = freeze(model, x, engine=engine, where=self.name)
-        other = None if x2 is None else freeze(model, x2, engine=engine, where=self.name)
+        self.frozen = freeze(model, x, where=self.name, **options)
+        other = None if x2 is None else freeze(model, x2, where=self.name, **options)
         self._set_up(self.frozen, other)
 
     @classmethod

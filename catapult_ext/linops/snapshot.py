@@ -6,84 +6,39 @@ afterwards does not change an operator built before.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from fnmatch import fnmatchcase
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from catapult_ext import _validate as v
+from catapult_ext.linops.policy import Policy, check_modules, check_repeats, frozen_context
 
 Inputs = Tensor | tuple[Any, ...] | Mapping[str, Any]
 
 
-class _PolicyMode(TorchDispatchMode):
-    """Refuses what would make products silently wrong: random ops, batch statistics."""
+HALF = (torch.bfloat16, torch.float16)
+Hook = Callable[[nn.Module, Any], Tensor]
 
-    def __init__(self, where: str) -> None:
+
+class _Hooked(nn.Module):
+    """A model whose outputs are what ``forward(model, inputs)`` makes of it."""
+
+    def __init__(self, model: nn.Module, forward: Hook) -> None:
         super().__init__()
-        self.where = where
+        self.model, self.hook = model, forward
+        self.train(model.training)
 
-    @classmethod
-    def _should_skip_dynamo(cls) -> bool:
-        return False  # True makes torch import its compiler, seconds, on the first forward pass
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        if torch.Tag.nondeterministic_seeded in func.tags:
-            raise ValueError(
-                f"catapult_ext.{self.where}: the forward pass draws random numbers ({func}): "
-                "call model.eval() or remove the active dropout"
-            )
-        if "batch_norm" in func.name() and "backward" not in func.name():
-            names = [a.name for a in func._schema.arguments]
-            bound = dict(zip(names, args, strict=False)) | kwargs
-            # one row is not coupled to another: InstanceNorm arrives here as a batch of one
-            if bound.get("training", False) and bound["input"].shape[0] > 1:
-                raise ValueError(
-                    f"catapult_ext.{self.where}: a batch norm uses batch statistics ({func}), "
-                    "which couples the samples: call model.eval()"
-                )
-        return func(*args, **kwargs)
+    def forward(self, x: Any) -> Any:
+        return self.hook(self.model, x)
 
 
-@contextmanager
-def _frozen_context() -> Any:
-    """Gradients on in any caller's mode; attention by the math kernel, which has derivatives."""
-    from torch.nn.attention import SDPBackend, sdpa_kernel
-
-    with torch.inference_mode(False), torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):
-        yield
-
-
-def check_modules(model: object, where: str) -> nn.Module:
-    """Refuse non-modules, train-mode batch norm, active dropout and uninitialised parameters."""
-    if not isinstance(model, nn.Module):
-        v.fail(where, "model must be a torch.nn.Module", type(model).__name__, TypeError)
-    assert isinstance(model, nn.Module)
-    for name, module in model.named_modules():
-        batch_norm = isinstance(module, nn.modules.batchnorm._BatchNorm)
-        own_statistics = batch_norm and (module.training or module.running_mean is None)
-        v.require(
-            not own_statistics,
-            where,
-            "BatchNorm must be in eval mode with running statistics (call model.eval())",
-            f"{type(module).__name__} '{name}' using batch statistics",
-        )
-        dropout = isinstance(module, (nn.modules.dropout._DropoutNd, nn.RReLU))
-        active = dropout and module.training and getattr(module, "p", 1.0) > 0
-        v.require(
-            not active,
-            where,
-            "dropout must be off (call model.eval())",
-            f"{type(module).__name__} '{name}' in train mode",
-        )
-    for name, p in model.named_parameters():
-        lazy = isinstance(p, nn.parameter.UninitializedParameter)
-        v.require(not lazy, where, "parameters must be initialised (run a forward pass)", name)
-    return model
+def _wide(value: Tensor) -> Tensor:
+    """Half precision is frozen in float32: every product and sum accumulates there."""
+    return value.float() if value.dtype in HALF else value
 
 
 def _copy(value: Any, where: str, device: torch.device) -> Any:
@@ -95,7 +50,7 @@ def _copy(value: Any, where: str, device: torch.device) -> Any:
         v.require(value.numel() > 0, where, "inputs must not be empty", tuple(value.shape))
         finite = not value.is_floating_point() or bool(torch.isfinite(value).all())
         v.require(finite, where, "inputs must be finite", "NaN or inf")
-        return value.detach().clone()
+        return _wide(value.detach().clone())
     if isinstance(value, Mapping):
         return {k: _copy(a, where, device) for k, a in value.items()}
     if isinstance(value, (tuple, list)):
@@ -103,42 +58,65 @@ def _copy(value: Any, where: str, device: torch.device) -> Any:
     return value
 
 
+def _selected(names: list[str], params: str | Sequence[str] | None, where: str) -> list[str]:
+    """Names that match a pattern of ``params``; every pattern must match one."""
+    if params is None:
+        return names
+    patterns = [params] if isinstance(params, str) else list(params)
+    for pattern in patterns:
+        matches = isinstance(pattern, str) and any(fnmatchcase(n, pattern) for n in names)
+        v.require(
+            matches,
+            where,
+            f"params must be names or patterns of trainable parameters ({', '.join(names[:8])}"
+            f"{', ...' if len(names) > 8 else ''})",
+            repr(pattern),
+        )
+    return [n for n in names if any(fnmatchcase(n, pattern) for pattern in patterns)]
+
+
 class Snapshot:
     """A module at fixed parameters and inputs.
 
     Args:
-        model: any module; its trainable floating-point parameters (``requires_grad``) of one dtype
-            (float32 or float64) are the P parameters, in ``named_parameters`` order; tied ones
-            count once.  Frozen and integer parameters and all buffers are constants.
+        model: any module; its trainable floating-point parameters (``requires_grad``) are the P
+            parameters, in ``named_parameters`` order; tied ones count once.  Frozen and integer
+            parameters and all buffers are constants.  Half-precision models are held in float32.
         x: a tensor, or a tuple (positional) or mapping (keyword arguments) of inputs.
         where: the public function named in errors.
+        params: names or patterns (``fnmatch``) of the parameters to take; None takes all.
+        forward: ``forward(model, x)`` returns the outputs (N, O); None calls the model.
+        policy: see :class:`~catapult_ext.linops.policy.Policy`.
 
     Raises:
         TypeError: not a module, parameters of another or of mixed dtype, outputs of another dtype.
-        ValueError: batch statistics, active dropout, any random op, non-finite or empty inputs,
-            no trainable parameter, outputs that are not (N, O) or (N,) or depend on no parameter.
+        ValueError: batch statistics, active dropout, any random op (unless the policy allows them),
+            non-finite or empty inputs, no trainable parameter, outputs that are not (N, O) or (N,),
+            depend on no parameter, or differ between two forward passes.
     """
 
-    def __init__(self, model: nn.Module, x: Inputs, where: str) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        x: Inputs,
+        where: str,
+        *,
+        params: str | Sequence[str] | None = None,
+        forward: Hook | None = None,
+        policy: Policy | None = None,
+    ) -> None:
         self.where = where
+        self.policy = policy or Policy()
+        self.policy.check(where)
         # a compiled module has the same parameters, and traces badly under the modes used here
-        self.model = check_modules(getattr(model, "_orig_mod", model), where)
+        self.model = check_modules(getattr(model, "_orig_mod", model), where, self.policy)
+        self._prefix = ""
         with torch.inference_mode(False):
-            self.params: dict[str, Tensor] = {}
-            self.constants: dict[str, Tensor] = {}
-            for name, p in self.model.named_parameters():
-                copy = p.detach().clone()
-                if p.requires_grad:
-                    self.params[name] = copy.requires_grad_()
-                else:
-                    self.constants[name] = copy
-            for name, b in self.model.named_buffers():
-                self.constants[name] = b.detach().clone()
-            v.require(bool(self.params), where, "model must have trainable parameters", "none")
-            first = next(iter(self.params.values()))
-            self.dtype, self.device = first.dtype, first.device
-            self._check_parameters()
+            self._take_state(params)
             self.x = _copy(x, where, self.device)
+        if forward is not None:
+            v.require(callable(forward), where, "forward must be a function (model, x)", forward)
+            self.model, self._prefix = _Hooked(self.model, forward), "model."
         self.names = tuple(self.params)
         self.shapes = tuple(p.shape for p in self.params.values())
         self.sizes = tuple(p.numel() for p in self.params.values())
@@ -147,12 +125,31 @@ class Snapshot:
         self.coarse = False  # forward passes in bfloat16 (autocast)
         self.vector_outputs = False  # set by the forward pass: outputs (N,) shown as (N, 1)
 
+    def _take_state(self, params: str | Sequence[str] | None) -> None:
+        self.params: dict[str, Tensor] = {}
+        self.constants: dict[str, Tensor] = {}
+        own = dict(self.model.named_parameters())
+        trainable = [name for name, p in own.items() if p.requires_grad]
+        v.require(bool(trainable), self.where, "model must have trainable parameters", "none")
+        chosen = set(_selected(trainable, params, self.where))
+        for name, p in own.items():
+            copy = _wide(p.detach().clone())
+            if name in chosen:
+                self.params[name] = copy.requires_grad_()
+            else:
+                self.constants[name] = copy
+        for name, b in self.model.named_buffers():
+            self.constants[name] = _wide(b.detach().clone())
+        first = next(iter(self.params.values()))
+        self.dtype, self.device = first.dtype, first.device
+        self._check_parameters()
+
     def _check_parameters(self) -> None:
         for name, p in self.params.items():
             if p.dtype not in v.FLOAT_DTYPES or p.dtype != self.dtype:
                 v.fail(
                     self.where,
-                    "trainable parameters must all be float32 or all float64",
+                    "trainable parameters must all be float32 (or half precision) or all float64",
                     f"{name} with {p.dtype}",
                     TypeError,
                 )
@@ -163,12 +160,14 @@ class Snapshot:
                 f"{name} on {p.device}",
             )
 
-    def call(self, params: Mapping[str, Tensor]) -> Tensor:
+    def call(self, params: Mapping[str, Tensor]) -> Any:
         """Raw outputs at ``params``; constants and inputs as frozen."""
-        state = {**self.constants, **params}
-        if isinstance(self.x, Mapping):
+        # fresh constants: a module that writes its buffers must not change the next forward
+        fresh = {name: c.clone() for name, c in self.constants.items()}
+        state = {self._prefix + name: t for name, t in {**fresh, **params}.items()}
+        if isinstance(self.x, Mapping) and not self._prefix:
             return torch.func.functional_call(self.model, state, (), dict(self.x))
-        args = self.x if isinstance(self.x, tuple) else (self.x,)
+        args = self.x if isinstance(self.x, tuple) and not self._prefix else (self.x,)
         return torch.func.functional_call(self.model, state, args)
 
     def outputs(
@@ -180,9 +179,9 @@ class Snapshot:
             low = torch.autocast(self.device.type, dtype=torch.bfloat16)
         with tracer or nullcontext(), low:
             out = self.call(params)
-        if self.coarse and isinstance(out, Tensor):
-            out = out.to(self.dtype)
         self._raw = out if tracer else None
+        if isinstance(out, Tensor) and out.dtype in HALF:
+            out = out.to(self.dtype)
         if not isinstance(out, Tensor):
             v.fail(
                 self.where, "model output must be a tensor (N, O)", type(out).__name__, TypeError
@@ -201,15 +200,8 @@ class Snapshot:
 
     def forward(self, tracer: AbstractContextManager[Any] | None = None) -> Tensor:
         """One policed forward pass with graph; outputs (N, O), finite, depending on parameters."""
-        with _frozen_context():
-            # fresh constants: a module that writes its buffers must not change the next forward
-            kept = self.constants
-            self.constants = {k: c.clone() for k, c in kept.items()}
-            try:
-                with _PolicyMode(self.where):
-                    out = self.outputs(self.params, tracer)
-            finally:
-                self.constants = kept
+        with frozen_context(), self.policy.applied(self.where, self.device):
+            out = self.outputs(self.params, tracer)
         v.require(
             bool(torch.isfinite(out).all()),
             self.where,
@@ -223,6 +215,11 @@ class Snapshot:
             "outputs without a graph (is there a torch.no_grad() or detach() in forward?)",
         )
         return out
+
+    def check_repeats(self, outputs: Tensor) -> None:
+        """Raise ValueError unless a second forward pass gives ``outputs`` again."""
+        with frozen_context(), self.policy.applied(self.where, self.device), torch.no_grad():
+            check_repeats(outputs.detach(), self.outputs(self.params), self.where)
 
     def take_raw_output(self) -> Any:
         """What the model returned in the last traced forward pass; handed out once."""

@@ -281,5 +281,9 @@ def test_forward_runs_once():
     model.register_forward_hook(lambda *_: calls.append(1))
     kernel = cx.NTK(model, x)
     kernel @ torch.ones(kernel.shape[0], 4, dtype=torch.float64)
+    assert len(calls) == 2  # the second checks that the first repeats
+    kernel @ torch.ones(kernel.shape[0], 4, dtype=torch.float64)
     kernel.diagonal()
-    assert len(calls) == 1
+    assert len(calls) == 2
+    cx.NTK(model, x, check=False)
+    assert len(calls) == 3

@@ -16,6 +16,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from catapult_ext import _validate as v
+from catapult_ext.losses.factors import (
+    AutogradHessian,
+    DiagonalFactor,
+    OutputFactor,
+    OutputHessian,
+    SoftmaxFactor,
+)
 
 NAMED = ("half_mse", "half_mse_mean")
 ACCEPTED = (
@@ -24,65 +31,11 @@ ACCEPTED = (
 )
 
 
-class OutputFactor(ABC):
-    """S with S S' = H_L, block diagonal over samples: both products map (N, O, K) to (N, O, K)."""
-
-    @abstractmethod
-    def apply(self, u: Tensor) -> Tensor:
-        """S u for u (N, O, K)."""
-
-    @abstractmethod
-    def apply_t(self, u: Tensor) -> Tensor:
-        """S' u for u (N, O, K)."""
-
-    def hessian(self, u: Tensor) -> Tensor:
-        """H_L u = S S' u for u (N, O, K)."""
-        return self.apply(self.apply_t(u))
-
-
-@dataclass(frozen=True, eq=False)
-class DiagonalFactor(OutputFactor):
-    """S = diag(root), root (N, O) or any shape that broadcasts to it."""
-
-    root: Tensor
-
-    def apply(self, u: Tensor) -> Tensor:
-        """See :class:`OutputFactor`."""
-        return u * self.root.unsqueeze(-1)
-
-    def apply_t(self, u: Tensor) -> Tensor:
-        """See :class:`OutputFactor`."""
-        return self.apply(u)
-
-    def hessian(self, u: Tensor) -> Tensor:
-        """See :class:`OutputFactor`."""
-        return u * self.root.square().unsqueeze(-1)
-
-
-@dataclass(frozen=True, eq=False)
-class SoftmaxFactor(OutputFactor):
-    """S_n = root_n (diag(sqrt p_n) - p_n sqrt(p_n)'): S_n S_n' = root_n^2 (diag p_n - p_n p_n')."""
-
-    root: Tensor  # (N, 1)
-    p: Tensor  # (N, O), rows sum to one
-
-    def apply(self, u: Tensor) -> Tensor:
-        """See :class:`OutputFactor`."""
-        s = self.p.sqrt().unsqueeze(-1)
-        inner = (s * u).sum(1, keepdim=True)
-        return self.root.unsqueeze(-1) * (s * u - self.p.unsqueeze(-1) * inner)
-
-    def apply_t(self, u: Tensor) -> Tensor:
-        """See :class:`OutputFactor`."""
-        s = self.p.sqrt().unsqueeze(-1)
-        inner = (self.p.unsqueeze(-1) * u).sum(1, keepdim=True)
-        return self.root.unsqueeze(-1) * (s * u - s * inner)
-
-
 class Loss(ABC):
     """One loss: ``loss(f, y)`` is its value; see :func:`resolve` for what is accepted.
 
-    ``convex`` losses offer :meth:`factor`, which GGN needs; the others serve the Hessian only.
+    ``convex`` losses offer :meth:`factor`; the others an :meth:`output_hessian` without a promise
+    that it is positive semi-definite.
     """
 
     name: str
@@ -100,9 +53,13 @@ class Loss(ABC):
     def value(self, f: Tensor, y: Tensor) -> Tensor:
         """Loss value for checked targets."""
 
+    @abstractmethod
     def normaliser(self, f: Tensor, y: Tensor) -> float:
         """m, what the sum over samples (and outputs) of the plain loss is divided by."""
-        raise NotImplementedError
+
+    def output_hessian(self, f: Tensor, y: Tensor) -> OutputHessian:
+        """H_L at outputs ``f``: :meth:`factor` where the loss is convex."""
+        return self.factor(f, y)
 
     def factor(self, f: Tensor, y: Tensor) -> OutputFactor:
         """S with S S' = H_L at outputs ``f`` (N, O) and targets ``y``."""
@@ -310,6 +267,16 @@ class CallableLoss(Loss):
         """See :class:`Loss`."""
         return y
 
+    def normaliser(self, f: Tensor, y: Tensor) -> float:
+        """Unknown: raises ValueError."""
+        raise ValueError(
+            f"catapult_ext.losses: a normaliser exists for {ACCEPTED}, got {self.name}"
+        )
+
+    def output_hessian(self, f: Tensor, y: Tensor) -> OutputHessian:
+        """H_L by automatic differentiation of the function; ``f`` as the model returns it."""
+        return AutogradHessian(lambda outputs: self.value(outputs, y), f, self.name)
+
     def value(self, f: Tensor, y: Tensor) -> Tensor:
         """See :class:`Loss`."""
         out = self.fn(f, y)
@@ -333,7 +300,7 @@ def resolve(loss: object) -> Loss:
     Args:
         loss: a :class:`Loss`; ``"half_mse"`` or ``"half_mse_mean"``; a torch MSELoss,
             CrossEntropyLoss or BCEWithLogitsLoss with reduction mean or sum; or a callable
-            ``(outputs, targets) -> scalar`` (including other torch loss modules; Hessian only).
+            ``(outputs, targets) -> scalar`` (including other torch loss modules).
 
     Raises:
         ValueError: unknown name, or ``reduction='none'``.

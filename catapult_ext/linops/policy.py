@@ -1,0 +1,170 @@
+"""What a frozen forward pass does about batch statistics, randomness and fused attention."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from catapult_ext import _validate as v
+
+BATCH_STATS = (None, "frozen", "coupled")
+DROPOUT = (None, "fixed")
+_BATCH_NORM = "input running_mean running_var weight bias training momentum eps".split()  # noqa: SIM905
+
+
+@dataclass(frozen=True)
+class Policy:
+    """Choices that would be wrong to make silently; None refuses the model.
+
+    Attributes:
+        batch_stats: for batch norms that use the statistics of the batch: ``"frozen"`` holds them
+            as constants, ``"coupled"`` differentiates through them (samples depend on each other).
+        dropout: ``"fixed"`` draws every random number of the forward pass once, from ``seed``.
+        seed: of the fixed masks.
+    """
+
+    batch_stats: str | None = None
+    dropout: str | None = None
+    seed: int = 0
+
+    def check(self, where: str) -> None:
+        """Raise ValueError on an unknown choice."""
+        text = f"batch_stats must be one of {BATCH_STATS}"
+        v.require(self.batch_stats in BATCH_STATS, where, text, repr(self.batch_stats))
+        v.require(
+            self.dropout in DROPOUT, where, f"dropout must be one of {DROPOUT}", repr(self.dropout)
+        )
+
+    @contextmanager
+    def seeded(self, device: torch.device) -> Iterator[None]:
+        """Random numbers from ``seed`` inside, and the caller's generators as they were after."""
+        if self.dropout is None:
+            yield
+            return
+        with torch.random.fork_rng([device] if device.type == "cuda" else []):
+            torch.manual_seed(self.seed)
+            yield
+
+    @contextmanager
+    def applied(self, where: str, device: torch.device, *, refuse: bool = True) -> Iterator[None]:
+        """The replacements and, with ``refuse``, the checks of this policy, around a forward."""
+        with ExitStack() as stack:
+            stack.enter_context(self.seeded(device))
+            if self.batch_stats == "frozen":
+                stack.enter_context(_ConstantStatistics())
+            if refuse:
+                stack.enter_context(_Refusals(where, self))
+            yield
+
+
+class _ConstantStatistics(TorchFunctionMode):
+    """Batch norms normalise by the statistics of their batch, held constant."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func is not F.batch_norm:
+            return func(*args, **kwargs)
+        bound = dict(zip(_BATCH_NORM, args, strict=False)) | kwargs
+        if bound.get("training", False):
+            x = bound["input"].detach()
+            rest = [i for i in range(x.dim()) if i != 1]
+            bound["running_mean"] = x.mean(rest)
+            bound["running_var"] = x.var(rest, unbiased=False)
+            bound["training"] = False
+        return func(**bound)
+
+
+class _Refusals(TorchDispatchMode):
+    """Refuses what would make products silently wrong: random ops, batch statistics."""
+
+    def __init__(self, where: str, policy: Policy) -> None:
+        super().__init__()
+        self.where = where
+        self._random = policy.dropout is None
+        self._statistics = policy.batch_stats is None
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # True makes torch import its compiler, seconds, on the first forward pass
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if self._random and torch.Tag.nondeterministic_seeded in func.tags:
+            raise ValueError(
+                f"catapult_ext.{self.where}: the forward pass draws random numbers ({func}): "
+                "call model.eval(), remove the active dropout or pass dropout='fixed'"
+            )
+        if self._statistics and "batch_norm" in func.name() and "backward" not in func.name():
+            names = [a.name for a in func._schema.arguments]
+            bound = dict(zip(names, args, strict=False)) | kwargs
+            # one row is not coupled to another: InstanceNorm arrives here as a batch of one
+            if bound.get("training", False) and bound["input"].shape[0] > 1:
+                raise ValueError(
+                    f"catapult_ext.{self.where}: a batch norm uses batch statistics ({func}), "
+                    "which couples the samples: call model.eval() or pass batch_stats="
+                )
+        return func(*args, **kwargs)
+
+
+@contextmanager
+def frozen_context() -> Iterator[None]:
+    """Gradients on in any caller's mode; attention by the kernels that have derivatives."""
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+
+    fast = torch.backends.mha.get_fastpath_enabled()
+    with torch.inference_mode(False), torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):
+        torch.backends.mha.set_fastpath_enabled(False)
+        try:
+            yield
+        finally:
+            torch.backends.mha.set_fastpath_enabled(fast)
+
+
+def check_modules(model: object, where: str, policy: Policy) -> nn.Module:
+    """Refuse non-modules, train-mode batch norm, active dropout and uninitialised parameters."""
+    if not isinstance(model, nn.Module):
+        v.fail(where, "model must be a torch.nn.Module", type(model).__name__, TypeError)
+    assert isinstance(model, nn.Module)
+    for name, module in model.named_modules():
+        batch_norm = isinstance(module, nn.modules.batchnorm._BatchNorm)
+        own_statistics = batch_norm and (module.training or module.running_mean is None)
+        v.require(
+            not own_statistics or policy.batch_stats is not None,
+            where,
+            "BatchNorm must be in eval mode with running statistics (call model.eval() or pass "
+            "batch_stats='frozen' or 'coupled')",
+            f"{type(module).__name__} '{name}' using batch statistics",
+        )
+        dropout = isinstance(module, (nn.modules.dropout._DropoutNd, nn.RReLU))
+        active = dropout and module.training and getattr(module, "p", 1.0) > 0
+        v.require(
+            not active or policy.dropout is not None,
+            where,
+            "dropout must be off (call model.eval() or pass dropout='fixed' for one fixed mask)",
+            f"{type(module).__name__} '{name}' in train mode",
+        )
+    for name, p in model.named_parameters():
+        lazy = isinstance(p, nn.parameter.UninitializedParameter)
+        v.require(not lazy, where, "parameters must be initialised (run a forward pass)", name)
+    return model
+
+
+def check_repeats(first: Tensor, again: Tensor, where: str) -> None:
+    """Two forward passes must agree as curvlinops asks: 5e-5 relative, 1e-6 of the largest."""
+    bound = 5e-5 * first.abs() + 1e-6 * first.abs().max()
+    same = first.shape == again.shape and bool(((first - again).abs() <= bound).all())
+    v.require(
+        same,
+        where,
+        "two forward passes must give the same outputs (does forward() change its own state?)",
+        f"a difference of {(first - again).abs().max():.1e}" if first.shape == again.shape
+        else f"shapes {tuple(first.shape)} and {tuple(again.shape)}",
+    )  # fmt: skip

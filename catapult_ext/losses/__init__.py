@@ -1,0 +1,39 @@
+"""Losses as the curvature operators see them: value, normaliser and output Hessian."""
+
+from catapult_ext.losses.factors import (
+    AutogradHessian,
+    DiagonalFactor,
+    OutputFactor,
+    OutputHessian,
+    SoftmaxFactor,
+)
+from catapult_ext.losses.loss import (
+    ACCEPTED,
+    NAMED,
+    BinaryCrossEntropy,
+    CallableLoss,
+    CrossEntropy,
+    Loss,
+    SquaredLoss,
+    half_mse,
+    half_mse_mean,
+    resolve,
+)
+
+__all__ = [
+    "ACCEPTED",
+    "NAMED",
+    "AutogradHessian",
+    "BinaryCrossEntropy",
+    "CallableLoss",
+    "CrossEntropy",
+    "DiagonalFactor",
+    "Loss",
+    "OutputFactor",
+    "OutputHessian",
+    "SoftmaxFactor",
+    "SquaredLoss",
+    "half_mse",
+    "half_mse_mean",
+    "resolve",
+]

@@ -1,0 +1,101 @@
+"""Second derivatives of losses by the outputs, H_L, and their factors S S' = H_L."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from catapult_ext import _validate as v
+
+
+class OutputHessian(ABC):
+    """H_L, the second derivative of the loss by the outputs."""
+
+    @abstractmethod
+    def hessian(self, u: Tensor) -> Tensor:
+        """H_L u for u (N, O, K)."""
+
+
+class AutogradHessian(OutputHessian):
+    """H_L of any twice-differentiable function of the outputs, by double backward."""
+
+    def __init__(self, fn: Callable[[Tensor], Tensor], f: Tensor, name: str) -> None:
+        with torch.inference_mode(False), torch.enable_grad():
+            self._f = f.detach().clone().requires_grad_()
+            value = fn(self._f)
+            depends = value.requires_grad
+            v.require(
+                depends, f"losses.{name}", "the loss must depend on the outputs", "a constant"
+            )
+            (self._gradient,) = torch.autograd.grad(value, self._f, create_graph=True)
+
+    def hessian(self, u: Tensor) -> Tensor:
+        """See :class:`OutputHessian`."""
+        if not self._gradient.requires_grad:  # linear in the outputs
+            return torch.zeros_like(u)
+        columns = [
+            torch.autograd.grad(
+                self._gradient, self._f, u[..., k].reshape(self._f.shape), retain_graph=True
+            )[0].reshape(u.shape[:2])
+            for k in range(u.shape[2])
+        ]
+        return torch.stack(columns, 2)
+
+
+class OutputFactor(OutputHessian):
+    """S with S S' = H_L, block diagonal over samples: both products map (N, O, K) to (N, O, K)."""
+
+    @abstractmethod
+    def apply(self, u: Tensor) -> Tensor:
+        """S u for u (N, O, K)."""
+
+    @abstractmethod
+    def apply_t(self, u: Tensor) -> Tensor:
+        """S' u for u (N, O, K)."""
+
+    def hessian(self, u: Tensor) -> Tensor:
+        """H_L u = S S' u for u (N, O, K)."""
+        return self.apply(self.apply_t(u))
+
+
+@dataclass(frozen=True, eq=False)
+class DiagonalFactor(OutputFactor):
+    """S = diag(root), root (N, O) or any shape that broadcasts to it."""
+
+    root: Tensor
+
+    def apply(self, u: Tensor) -> Tensor:
+        """See :class:`OutputFactor`."""
+        return u * self.root.unsqueeze(-1)
+
+    def apply_t(self, u: Tensor) -> Tensor:
+        """See :class:`OutputFactor`."""
+        return self.apply(u)
+
+    def hessian(self, u: Tensor) -> Tensor:
+        """See :class:`OutputFactor`."""
+        return u * self.root.square().unsqueeze(-1)
+
+
+@dataclass(frozen=True, eq=False)
+class SoftmaxFactor(OutputFactor):
+    """S_n = root_n (diag(sqrt p_n) - p_n sqrt(p_n)'): S_n S_n' = root_n^2 (diag p_n - p_n p_n')."""
+
+    root: Tensor  # (N, 1)
+    p: Tensor  # (N, O), rows sum to one
+
+    def apply(self, u: Tensor) -> Tensor:
+        """See :class:`OutputFactor`."""
+        s = self.p.sqrt().unsqueeze(-1)
+        inner = (s * u).sum(1, keepdim=True)
+        return self.root.unsqueeze(-1) * (s * u - self.p.unsqueeze(-1) * inner)
+
+    def apply_t(self, u: Tensor) -> Tensor:
+        """See :class:`OutputFactor`."""
+        s = self.p.sqrt().unsqueeze(-1)
+        inner = (self.p.unsqueeze(-1) * u).sum(1, keepdim=True)
+        return self.root.unsqueeze(-1) * (s * u - s * inner)

@@ -1,0 +1,207 @@
+"""Options of the operators: parameter subsets, outputs hook, precision, batch norm, dropout."""
+
+import copy
+import importlib.util
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.nn.utils import parametrizations
+
+import catapult_ext as cx
+
+spec = importlib.util.spec_from_file_location("zoo", Path(__file__).with_name("zoo.py"))
+zoo = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(zoo)
+
+
+def close(got, exact, tolerance=1e-10):
+    assert got.shape == exact.shape
+    assert (got - exact).abs().max() <= tolerance * exact.abs().max()
+
+
+def batch_norm_net():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(5, 6), nn.BatchNorm1d(6), nn.Tanh(), nn.Linear(6, 2)).double()
+
+
+X = torch.randn(6, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
+
+
+@pytest.mark.parametrize("name", ["ntk_chain", "conv", "functional"])
+@pytest.mark.parametrize("engine", ["autograd", "linearize", None])
+def test_parameters_by_pattern_or_list(name, engine):
+    model, x = zoo.build(name)
+    names = [n for n, p in model.named_parameters() if p.requires_grad]
+    chosen = names[1:3]
+    for other in set(names) - set(chosen):
+        model.get_parameter(other).requires_grad_(False)
+    j = zoo.jacobian(model, x)
+    model.requires_grad_(True)
+    kernel = cx.NTK(model, x, engine=engine, params=chosen)
+    assert kernel.frozen.snapshot.names == tuple(chosen)
+    close(kernel.dense(), j @ j.T)
+    close(kernel @ torch.ones(len(j), 2).double(), j @ (j.T @ torch.ones(len(j), 2).double()))
+    y = torch.zeros(kernel.frozen.outputs.shape).double()
+    assert cx.GGN(model, "half_mse", (x, y), params=chosen).shape == (j.shape[1],) * 2
+    assert cx.Hessian(model, "half_mse", (x, y), params=chosen[0]).shape[0] < j.shape[1]
+
+
+def test_patterns():
+    model, x = zoo.build("ntk_chain")
+    assert cx.NTK(model, x, params="*weight").frozen.n_params == 6 * 8 + 8 * 7 + 7 * 2
+    with pytest.raises(ValueError, match=r"params must be names or patterns.*'last'"):
+        cx.NTK(model, x, params=["*weight", "last"])
+    with pytest.raises(TypeError, match=r"options are engine.*batchstats"):
+        cx.NTK(model, x, batchstats="frozen")
+
+
+def test_forward_hook_picks_the_output():
+    class Dictionary(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.net = nn.Sequential(nn.Linear(5, 6), nn.Tanh(), nn.Linear(6, 4))
+
+        def forward(self, batch):
+            return {"logits": self.net(batch["x"]), "extra": None}
+
+    torch.manual_seed(0)
+    model = Dictionary().double()
+    kernel = cx.NTK(model, {"x": X}, forward=lambda m, batch: m(batch)["logits"][:, 1:])
+    plain = cx.NTK(model.net, X).dense(layout="blocks")[:, :, 1:, 1:]
+    close(kernel.dense(layout="blocks"), plain)
+    with pytest.raises(ValueError, match="forward must be a function"):
+        cx.NTK(model, X, forward="logits")
+
+
+# bergson #239 (bf16 Grams spoil eigenvectors), pytorch-hessian-eigenthings #34, #35
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("name", ["smooth", "conv"])
+def test_half_precision_models_accumulate_in_float32(name, dtype):
+    model, x = zoo.build(name, dtype)
+    exact = copy.deepcopy(model).double()
+    j = zoo.jacobian(exact, x.double())
+    kernel = cx.NTK(model, x)
+    assert kernel.dtype == torch.float32
+    close(kernel.dense().double(), j @ j.T, 1e-5)
+    hessian = cx.Hessian(model, "half_mse", (x, kernel.frozen.outputs + 1))
+    assert (hessian @ torch.ones(j.shape[1])).dtype == torch.float32
+
+
+# pytorch/pytorch #85533, functorch #273, #622, #867, #986; backpack #202, #240, #322
+@pytest.mark.parametrize("engine", ["autograd", "linearize", None])
+def test_batch_norm_on_frozen_statistics(engine):
+    model = batch_norm_net().train()
+    h = model[0](X).detach()
+    held = copy.deepcopy(model).eval()
+    held[1].running_mean, held[1].running_var = h.mean(0), h.var(0, unbiased=False)
+    before = {k: b.clone() for k, b in model.state_dict().items()}
+    j = zoo.jacobian(held, X)
+    kernel = cx.NTK(model, X, engine=engine, batch_stats="frozen")
+    close(kernel.dense(), j @ j.T)
+    v = torch.randn(12, 2).double()
+    close(kernel @ v, j @ (j.T @ v))
+    assert all(torch.equal(b, before[k]) for k, b in model.state_dict().items())
+
+
+def test_batch_norm_coupled():
+    model = batch_norm_net().train()
+    params = list(model.parameters())
+    j = torch.stack(
+        [
+            torch.cat([g.reshape(-1) for g in torch.autograd.grad(f, params, retain_graph=True)])
+            for f in model(X).reshape(-1)
+        ]
+    )
+    kernel = cx.NTK(model, X, batch_stats="coupled")
+    close(kernel.dense(), j @ j.T)
+    close(kernel.diagonal(), (j @ j.T).diagonal())
+    v = torch.randn(12, 2).double()
+    close(kernel @ v, j @ (j.T @ v))
+    with pytest.raises(ValueError, match="batch_stats must be one of"):
+        cx.NTK(model, X, batch_stats="yes")
+
+
+# functorch #408, pytorch/pytorch #92283
+@pytest.mark.parametrize("engine", ["autograd", "linearize"])
+def test_dropout_with_one_fixed_mask(engine):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(5, 16), nn.Dropout(0.5), nn.Tanh(), nn.Linear(16, 2)).double()
+    state = torch.get_rng_state()
+    kernel = cx.NTK(model, X, engine=engine, dropout="fixed", seed=4)
+    assert torch.equal(torch.get_rng_state(), state)
+    with torch.random.fork_rng():
+        torch.manual_seed(4)
+        mask = F.dropout(torch.ones(6, 16).double(), 0.5)
+
+    class Masked(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.net = model
+
+        def forward(self, x):
+            return self.net[3](torch.tanh(self.net[0](x) * mask))
+
+    j = zoo.jacobian(Masked(), X)
+    close(kernel.dense(), j @ j.T)
+    v = torch.randn(12, 2).double()
+    close(kernel @ v, j @ (j.T @ v))
+    other = cx.NTK(model, X, engine=engine, dropout="fixed", seed=5).dense()
+    assert (other - kernel.dense()).abs().max() > 1e-3
+    with pytest.raises(ValueError, match="dropout must be one of"):
+        cx.NTK(model, X, dropout=True)
+
+
+@pytest.mark.parametrize(
+    ("wrap", "engine"),
+    [
+        (parametrizations.spectral_norm, "autograd"),
+        (parametrizations.spectral_norm, "linearize"),
+        (parametrizations.weight_norm, "autograd"),
+    ],
+)
+def test_parametrisations(wrap, engine):
+    torch.manual_seed(0)
+    model = nn.Sequential(wrap(nn.Linear(5, 4)), nn.Tanh(), nn.Linear(4, 2)).double().eval()
+    j = zoo.jacobian(model, X)
+    kernel = cx.NTK(model, X, engine=engine)
+    close(kernel.dense(), j @ j.T)
+    v = torch.randn(12, 2).double()
+    close(kernel @ v, j @ (j.T @ v))
+
+
+# opacus #692 (runs not repeatable): a model that changes its own state between two passes
+@pytest.mark.parametrize("operator", ["NTK", "GGN", "Hessian"])
+def test_models_that_do_not_repeat_are_refused(operator):
+    class Restless(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.calls = nn.Linear(5, 2), 0
+
+        def forward(self, x):
+            self.calls += 1
+            return torch.softmax(self.a(x) * self.calls, 1)
+
+    arguments = (X.float(),) if operator == "NTK" else ("half_mse", (X.float(), torch.zeros(6, 2)))
+    with pytest.raises(ValueError, match=f"{operator}: two forward passes must give the same"):
+        getattr(cx, operator)(Restless(), *arguments)
+    getattr(cx, operator)(Restless(), *arguments, check=False)
+
+
+def test_ggn_of_a_callable_loss():
+    model, x = zoo.build("functional")
+    y = torch.rand(6).double()
+
+    def loss(f, target):
+        assert f.shape == (6,)
+        return ((f - target) ** 4).sum() + f[0] * f[1]
+
+    j = zoo.jacobian(model, x)
+    h = torch.autograd.functional.hessian(lambda f: loss(f, y), model(x).detach())
+    ggn = cx.GGN(model, loss, (x, y))
+    close(ggn.dense(), j.T @ h @ j)
+    assert ggn.dual() is None
+    linear = cx.GGN(model, lambda f, y: f.sum(), (x, y))
+    assert not linear.dense().any()
