@@ -83,9 +83,10 @@ CATAPULT_HOST_DEVICE inline double top_of_piece(const double* d, const double* e
   }
   if (x <= least) return least;
   x += 4.0 * DBL_EPSILON * fabs(x);
-  for (int step = 0; step < 200; ++step) {  // cubic: about six steps
+  // Cubic: about six steps. Less than half a unit in the last place would not move x.
+  for (int step = 0; step < 200; ++step) {
     const double down = laguerre_step(d, e, n, x);
-    if (!(down > 0.25 * DBL_EPSILON * fabs(x))) break;
+    if (!(down > 0.5 * DBL_EPSILON * fabs(x))) break;
     x -= down;
   }
   return fmax(x, least);

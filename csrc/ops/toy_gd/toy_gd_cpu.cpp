@@ -5,6 +5,7 @@
 
 #include "core/aligned_buffer.hpp"
 #include "core/parallel.hpp"
+#include "ops/toy_gd/toy_curvature_cpu.hpp"
 #include "ops/toy_gd/toy_gd.hpp"
 #include "ops/toy_gd/toy_gd_config.hpp"
 #include "ops/toy_gd/toy_gd_math.hpp"
@@ -29,6 +30,7 @@ struct Problem {
         by_input(inputs * padded_samples),
         by_sample(samples * padded_inputs),
         y(padded_samples),
+        data(a.x.as<T>(), a.y.as<T>(), samples, inputs),
         norms(toy_data_norms(a.x.as<T>(), a.y.as<T>(), samples, inputs)) {
     const T* x = a.x.as<T>();
     for (int64_t s = 0; s < samples; ++s) {
@@ -37,10 +39,6 @@ struct Problem {
         by_sample.data()[s * padded_inputs + j] = x[s * inputs + j];
         by_input.data()[j * padded_samples + s] = x[s * inputs + j];
       }
-    }
-    if (a.records.curvature_every > 0) {
-      curvature_data.resize(toy_curvature_data_size(samples, inputs));
-      toy_curvature_data(x, samples, inputs, curvature_data.data());
     }
   }
 
@@ -55,8 +53,8 @@ struct Problem {
   const ToyGdTable<T>& table;
   int64_t width, samples, inputs, padded_samples, padded_inputs;
   AlignedBuffer<T> by_input, by_sample, y;
+  ToyDataRows data;
   ToyDataNorms norms;
-  std::vector<double> curvature_data;
 };
 
 // Scratch of one replica: its weights in tiles, and the small vectors of a step.
@@ -80,13 +78,15 @@ struct Scratch {
              T(0)};
     if (p.args.records.curvature_every > 0) {
       gram.resize(p.inputs * p.inputs);
-      work.resize(toy_curvature_work(p.samples, p.inputs));
+      curvature =
+          std::make_unique<ToyCurvatureBatch<T>>(p.data, p.samples, static_cast<double>(p.width));
     }
   }
 
   int64_t tiles;
   AlignedBuffer<T> u, v, small;
-  std::vector<double> gram, work;
+  std::vector<double> gram;
+  std::unique_ptr<ToyCurvatureBatch<T>> curvature;
   ToyGdState<T> state;
 };
 
@@ -120,11 +120,12 @@ void unpack(const Problem<T>& p, const Scratch<T>& s, T* u, T* v) {
   }
 }
 
+// S of the current step, set aside for its curvature.
 template <typename T>
-double curvature(const Problem<T>& p, Scratch<T>& s) {
+void record_curvature(const Problem<T>& p, Scratch<T>& s, T* target) {
   p.table.gram(s.state, s.gram.data());
-  return toy_curvature(s.gram.data(), static_cast<double>(s.state.q), static_cast<double>(p.width),
-                       p.curvature_data.data(), p.samples, p.inputs, s.work.data());
+  const auto entry = [&](int64_t i, int64_t j) { return s.gram[i * p.inputs + j]; };
+  s.curvature->add(entry, static_cast<double>(s.state.q), target);
 }
 
 template <typename T>
@@ -145,8 +146,9 @@ void run_replica(const Problem<T>& p, int64_t replica, Scratch<T>& s) {
   for (int64_t t = 0;; ++t) {
     const T loss = p.table.residuals(data, s.state);
     const T norm = static_cast<T>(u_norm + static_cast<double>(s.state.q));
+    if (s.curvature && !record.acceptable(loss, norm)) s.curvature->flush();
     if (!record.accept(t, loss, norm)) break;
-    if (record.wants_curvature(t)) record.take_curvature(static_cast<T>(curvature(p, s)));
+    if (record.wants_curvature(t)) record_curvature(p, s, record.take_curvature());
     if (t == p.args.records.steps) break;
     double wz = 0.0, zz = 0.0;
     for (int64_t j = 0; j < p.inputs; ++j) {
@@ -172,6 +174,8 @@ void run(const ToyGdArgs& args, const ToyGdTable<T>& table, int threads) {
     if (!mine) mine = std::make_unique<Scratch<T>>(problem);
     run_replica(problem, replica, *mine);
   });
+  for (auto& mine : scratch)
+    if (mine && mine->curvature) mine->curvature->flush();
 }
 
 }  // namespace

@@ -62,7 +62,7 @@ struct ToyReplicaRecord {
   int64_t steps, record_every, curvature_every;
   int64_t next_record, next_curvature;  // steps; a countdown spares a division per step
   T cut;
-  T last_loss, last_norm, last_curvature;
+  T last_loss, last_norm;
 
   // Rounding may leave a sum of squares that should be zero below it; NaN stays NaN.
   CATAPULT_HOST_DEVICE static T norm_of(T squares) {
@@ -80,7 +80,7 @@ struct ToyReplicaRecord {
     if (t == 0) *diverged_at = -1;
     if (!acceptable(new_loss, new_norm)) {
       *diverged_at = t;
-      if (t == 0) last_loss = last_norm = last_curvature = static_cast<T>(NAN);
+      if (t == 0) last_loss = last_norm = static_cast<T>(NAN);
       hold();
       return false;
     }
@@ -98,9 +98,10 @@ struct ToyReplicaRecord {
     return curvature_every > 0 && t == next_curvature;
   }
 
-  CATAPULT_HOST_DEVICE void take_curvature(T value) {
-    *curvature++ = last_curvature = value;
+  // Where the curvature of this step goes; to be filled before hold().
+  CATAPULT_HOST_DEVICE T* take_curvature() {
     next_curvature += curvature_every;
+    return curvature++;
   }
 
   // Fills every later record with the last values.
@@ -109,8 +110,9 @@ struct ToyReplicaRecord {
       *loss++ = last_loss;
       *weight_norm++ = norm_of(last_norm);
     }
+    const T held = next_curvature > 0 ? curvature[-1] : static_cast<T>(NAN);
     for (; curvature_every > 0 && next_curvature <= steps; next_curvature += curvature_every)
-      *curvature++ = last_curvature;
+      *curvature++ = held;
   }
 };
 

@@ -1,10 +1,12 @@
 // One replica per SIMD lane. A lane whose replica has finished or diverged takes the next replica
 // at once, so that diverged replicas cost next to nothing.
 #include <algorithm>
+#include <memory>
 #include <vector>
 
 #include "core/aligned_buffer.hpp"
 #include "core/parallel.hpp"
+#include "ops/toy_gd/toy_curvature_cpu.hpp"
 #include "ops/toy_gd/toy_gd_math.hpp"
 #include "ops/toy_gd_reduced/toy_gd_reduced.hpp"
 #include "ops/toy_gd_reduced/toy_gd_reduced_simd.hpp"
@@ -12,7 +14,7 @@
 namespace catapult {
 namespace {
 
-// Everything the replicas share.
+// Everything the replicas share. The samples enter through rows that stand for them: at most D + 1.
 template <typename T>
 struct Problem {
   Problem(const ToyGdReducedArgs& a, const ToyReducedTable<T>& table_in)
@@ -21,22 +23,50 @@ struct Problem {
         samples(a.x.size[0]),
         inputs(a.x.size[1]),
         padded(inputs + inputs % 2),
-        x(samples * padded),
+        data(a.x.as<T>(), a.y.as<T>(), samples, inputs),
+        x(data.rows * padded),
+        y(data.y.begin(), data.y.end()),
         norms(toy_data_norms(a.x.as<T>(), a.y.as<T>(), samples, inputs)) {
-    for (int64_t s = 0; s < samples; ++s)
-      std::copy_n(a.x.as<T>() + s * inputs, inputs, x.data() + s * padded);
-    if (a.records.curvature_every > 0) {
-      curvature_data.resize(toy_curvature_data_size(samples, inputs));
-      toy_curvature_data(a.x.as<T>(), samples, inputs, curvature_data.data());
-    }
+    for (int64_t s = 0; s < data.rows; ++s)
+      for (int64_t j = 0; j < inputs; ++j)
+        x.data()[s * padded + j] = static_cast<T>(data.x[s * inputs + j]);
+    for (int64_t row = 0; row < data.rows; row += blocks.back().count) blocks.push_back(block(row));
+  }
+
+  ToyReducedData<T> view() const {
+    return {blocks.data(),
+            static_cast<int64_t>(blocks.size()),
+            x.data(),
+            y.data(),
+            static_cast<T>(1.0 / std::sqrt(args.width)),
+            static_cast<T>(1.0 / static_cast<double>(samples))};
   }
 
   const ToyGdReducedArgs& args;
   const ToyReducedTable<T>& table;
   int64_t samples, inputs, padded;
+  ToyDataRows data;
   AlignedBuffer<T> x;
+  std::vector<T> y;
   ToyDataNorms norms;
-  std::vector<double> curvature_data;
+  std::vector<ToyReducedBlock> blocks;
+
+ private:
+  // As many rows together as do not more than double the work with each other's zeros.
+  ToyReducedBlock block(int64_t row) const {
+    for (const int64_t count : {8, 4}) {
+      if (row + count > data.rows) continue;
+      ToyReducedBlock wide = {row, count, inputs, 0};
+      int64_t useful = 0;
+      for (int64_t a = row; a < row + count; ++a) {
+        wide.first = std::min(wide.first, data.first[a]);
+        wide.last = std::max(wide.last, data.last[a]);
+        useful += data.last[a] - data.first[a];
+      }
+      if (count * (wide.last - wide.first) <= 2 * useful) return wide;
+    }
+    return {row, 1, data.first[row], data.last[row]};
+  }
 };
 
 template <typename T>
@@ -63,16 +93,13 @@ class Lanes {
     const int64_t d = p_.padded;
     state_ = {d,       take(d), take(d), take(d), take(d), take(d), take(d * (d + 1) / 2),
               take(1), take(1), take(1), take(1)};
-    if (p_.args.records.curvature_every > 0) {
-      gram_.resize(p_.inputs * p_.inputs);
-      work_.resize(toy_curvature_work(p_.samples, p_.inputs));
-    }
+    if (p_.args.records.curvature_every > 0)
+      curvature_ = std::make_unique<ToyCurvatureBatch<T>>(p_.data, p_.samples, p_.args.width);
   }
 
   // Runs the replicas first .. last - 1 to their end.
   void run(int64_t first, int64_t last) {
-    const ToyReducedData<T> data = {p_.samples, p_.x.data(), p_.args.y.template as<T>(),
-                                    static_cast<T>(1.0 / std::sqrt(p_.args.width))};
+    const ToyReducedData<T> data = p_.view();
     int64_t next = first, active = 0;
     for (int64_t lane = 0; lane < lanes_ && next < last; ++lane, ++active) load(lane, next++);
     while (active > 0) {
@@ -88,6 +115,7 @@ class Lanes {
       }
       p_.table.advance(state_);
     }
+    if (curvature_) curvature_->flush();
   }
 
  private:
@@ -104,19 +132,14 @@ class Lanes {
   bool observe(int64_t lane) {
     Slot<T>& slot = slots_[lane];
     const T norm = state_.trace[lane] + state_.q[lane];
-    if (!slot.record.accept(slot.t, state_.loss[lane], norm)) return false;
-    if (slot.record.wants_curvature(slot.t))
-      slot.record.take_curvature(static_cast<T>(curvature(lane)));
+    const T loss = state_.loss[lane];
+    if (curvature_ && !slot.record.acceptable(loss, norm)) curvature_->flush();
+    if (!slot.record.accept(slot.t, loss, norm)) return false;
+    if (slot.record.wants_curvature(slot.t)) {
+      const auto entry = [&](int64_t i, int64_t j) { return gram_entry(i, j, lane); };
+      curvature_->add(entry, static_cast<double>(state_.q[lane]), slot.record.take_curvature());
+    }
     return slot.t++ < p_.args.records.steps;
-  }
-
-  double curvature(int64_t lane) {
-    const int64_t d = p_.inputs;
-    for (int64_t i = 0; i < d; ++i)
-      for (int64_t j = i; j < d; ++j)
-        gram_[i * d + j] = gram_[j * d + i] = static_cast<double>(gram_entry(i, j, lane));
-    return toy_curvature(gram_.data(), static_cast<double>(state_.q[lane]), p_.args.width,
-                         p_.curvature_data.data(), p_.samples, d, work_.data());
   }
 
   void load(int64_t lane, int64_t replica) {
@@ -170,7 +193,7 @@ class Lanes {
   AlignedBuffer<T> memory_;
   ToyReducedLanes<T> state_;
   std::vector<Slot<T>> slots_;
-  std::vector<double> gram_, work_;
+  std::unique_ptr<ToyCurvatureBatch<T>> curvature_;
 };
 
 template <typename T>

@@ -7,23 +7,23 @@
 namespace catapult {
 namespace {
 
-// B samples at once, so that one load of w and of zeta serves B products.
+// B rows of the data at once, so that one load of w and of zeta serves B products.
 template <typename T, int B>
-CATAPULT_INLINE void sample_block(const ToyReducedData<T>& data, const ToyReducedLanes<T>& s,
-                                  int64_t at, Vec<T>& squares) {
+CATAPULT_INLINE void row_block(const ToyReducedData<T>& data, const ToyReducedLanes<T>& s,
+                               const ToyReducedBlock& block, Vec<T>& squares) {
   constexpr int L = kLanes<T>;
-  const T* x = data.x + at * s.inputs;
+  const T* x = data.x + block.row * s.inputs;
   Vec<T> r[B] = {};
-  for (int64_t j = 0; j < s.inputs; ++j) {
+  for (int64_t j = block.first; j < block.last; ++j) {
     const Vec<T> w = load(s.w + j * L);
     for (int b = 0; b < B; ++b) r[b] += w * splat<T>(x[b * s.inputs + j]);
   }
   const Vec<T> scale = splat<T>(data.inverse_root_width);
   for (int b = 0; b < B; ++b) {
-    r[b] = r[b] * scale - splat<T>(data.y[at + b]);
+    r[b] = r[b] * scale - splat<T>(data.y[block.row + b]);
     squares += r[b] * r[b];
   }
-  for (int64_t j = 0; j < s.inputs; ++j) {
+  for (int64_t j = block.first; j < block.last; ++j) {
     Vec<T> even = load(s.zeta + j * L), odd{};
     for (int b = 0; b + 1 < B; b += 2) {
       even += r[b] * splat<T>(x[b * s.inputs + j]);
@@ -39,11 +39,17 @@ void residuals(const ToyReducedData<T>& data, const ToyReducedLanes<T>& s) {
   constexpr int L = kLanes<T>;
   for (int64_t j = 0; j < s.inputs; ++j) store(s.zeta + j * L, Vec<T>{});
   Vec<T> squares{};
-  int64_t a = 0;
-  for (; a + 8 <= data.samples; a += 8) sample_block<T, 8>(data, s, a, squares);
-  for (; a + 4 <= data.samples; a += 4) sample_block<T, 4>(data, s, a, squares);
-  for (; a < data.samples; ++a) sample_block<T, 1>(data, s, a, squares);
-  const Vec<T> inverse = splat<T>(1 / static_cast<T>(data.samples));
+  for (int64_t i = 0; i < data.block_count; ++i) {
+    const ToyReducedBlock& block = data.blocks[i];
+    if (block.count == 8) {
+      row_block<T, 8>(data, s, block, squares);
+    } else if (block.count == 4) {
+      row_block<T, 4>(data, s, block, squares);
+    } else {
+      row_block<T, 1>(data, s, block, squares);
+    }
+  }
+  const Vec<T> inverse = splat<T>(data.inverse_samples);
   for (int64_t j = 0; j < s.inputs; ++j) store(s.zeta + j * L, load(s.zeta + j * L) * inverse);
   store(s.loss, squares * (inverse * splat<T>(T(0.5))));
 }

@@ -36,12 +36,19 @@ inline int64_t toy_packed_index(int64_t i, int64_t j, int64_t inputs) {
   return before + 3 + 2 * (j - row - 2) + (i - row);
 }
 
+// Rows of the data taken together: `count` of them (1, 4 or 8), zero outside first .. last - 1.
+struct ToyReducedBlock {
+  int64_t row, count, first, last;
+};
+
 template <typename T>
 struct ToyReducedData {
-  int64_t samples;
-  const T* x;  // (samples, inputs), inputs even
-  const T* y;  // (samples)
+  const ToyReducedBlock* blocks;
+  int64_t block_count;
+  const T* x;  // (rows, inputs), inputs even
+  const T* y;  // (rows)
   T inverse_root_width;
+  T inverse_samples;  // 1 / N of the loss
 };
 
 template <typename T>
