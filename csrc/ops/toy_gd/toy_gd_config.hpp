@@ -4,6 +4,8 @@
 #include <algorithm>
 #include <cstdint>
 
+#include "core/odd_pitch.hpp"
+
 namespace catapult {
 
 // Tiles handled together, so that one load of zeta and of the sums serves several: as many as leave
@@ -33,12 +35,11 @@ constexpr int64_t toy_gd_register_rows(int64_t registers, int64_t element) {
 }
 
 // Shared memory beside the rows: sums per warp, w, zeta, residuals, and X if staged.
-// `inputs` are those of the kernel, rounded up; rows of a staged X have an odd pitch, so that lanes
-// reading down a column meet no bank twice.
+// `inputs` are those of the kernel, rounded up.
 inline int64_t toy_gd_small_bytes(int64_t inputs, int64_t samples, int64_t element, bool stage_x) {
   const int64_t warps = kToyGdMaxThreads / 32;
-  return 8 * (warps + 4) +
-         element * (warps * inputs + 2 * inputs + samples + (stage_x ? samples * (inputs | 1) : 0));
+  return 8 * (warps + 4) + element * (warps * inputs + 2 * inputs + samples +
+                                      (stage_x ? samples * odd_pitch(inputs) : 0));
 }
 
 // `blocks` of the plan is 0 where the small vectors alone do not fit into `shared_limit`.

@@ -5,7 +5,7 @@
 
 #include "core/aligned_buffer.hpp"
 #include "core/parallel.hpp"
-#include "ops/toy_gd/toy_curvature_cpu.hpp"
+#include "core/toy_curvature_cpu.hpp"
 #include "ops/toy_gd/toy_gd.hpp"
 #include "ops/toy_gd/toy_gd_config.hpp"
 #include "ops/toy_gd/toy_gd_math.hpp"

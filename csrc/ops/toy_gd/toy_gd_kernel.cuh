@@ -6,6 +6,7 @@
 #include "core/cuda/grid.cuh"
 #include "core/cuda/reduce.cuh"
 #include "core/cuda/runtime.cuh"
+#include "core/cuda/staged_rows.cuh"
 #include "ops/toy_gd/toy_gd_config.hpp"
 #include "ops/toy_gd/toy_gd_math.hpp"
 
@@ -36,8 +37,7 @@ template <typename T>
 struct ToyGdBlock {
   T *u, *v;
   int64_t row_stride, input_stride, rows;
-  const T* x;
-  int pitch;  // of x
+  StagedRows<T> data;  // X
   T *sums, *w, *zeta, *residual;
   double* scratch;  // one per warp
   double* totals;   // q of the replica, |U|^2 of the replica, q of the block
@@ -58,15 +58,7 @@ __device__ ToyGdBlock<T> toy_gd_setup(const ToyGdParams<T>& p, unsigned char* sm
   b.zeta = b.w + p.padded;
   b.residual = b.zeta + p.padded;
   T* next = b.residual + p.samples;
-  b.x = p.x;
-  b.pitch = p.inputs;
-  if (p.stage_x) {
-    b.pitch = p.inputs | 1;
-    for (int i = threadIdx.x; i < p.samples * p.inputs; i += blockDim.x)
-      next[i / p.inputs * b.pitch + i % p.inputs] = p.x[i];
-    b.x = next;
-    next += p.samples * b.pitch;
-  }
+  b.data = stage_rows(p.x, p.samples, p.inputs, p.stage_x, next);
   const int64_t row0 = block * p.rows;
   b.rows = p.width - row0 < p.rows ? p.width - row0 : p.rows;
   if (b.rows < 0) b.rows = 0;
@@ -266,7 +258,7 @@ __device__ T toy_gd_observe(const ToyGdParams<T>& p, const ToyGdBlock<T>& b) {
   double squares = 0.0;
   for (int a = threadIdx.x; a < p.samples; a += blockDim.x) {
     T f = T(0);
-    for (int j = 0; j < p.inputs; ++j) f += b.x[a * b.pitch + j] * b.w[j];
+    for (int j = 0; j < p.inputs; ++j) f += b.data.x[a * b.data.pitch + j] * b.w[j];
     const T r = f * b.inverse_root_width - p.y[a];
     b.residual[a] = r;
     squares += static_cast<double>(r) * static_cast<double>(r);
@@ -276,7 +268,8 @@ __device__ T toy_gd_observe(const ToyGdParams<T>& p, const ToyGdBlock<T>& b) {
   const int lane = threadIdx.x % kWarpSize, warps = blockDim.x / kWarpSize;
   for (int j = threadIdx.x / kWarpSize; j < p.inputs; j += warps) {
     T sum = T(0);
-    for (int a = lane; a < p.samples; a += kWarpSize) sum += b.x[a * b.pitch + j] * b.residual[a];
+    for (int a = lane; a < p.samples; a += kWarpSize)
+      sum += b.data.x[a * b.data.pitch + j] * b.residual[a];
     sum = warp_sum(sum);
     if (lane == 0) b.zeta[j] = sum / static_cast<T>(p.samples);
   }

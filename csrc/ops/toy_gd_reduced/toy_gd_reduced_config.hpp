@@ -5,6 +5,7 @@
 #include <cstdint>
 
 #include "core/host_device.hpp"
+#include "core/odd_pitch.hpp"
 
 namespace catapult {
 
@@ -15,11 +16,6 @@ struct ToyReducedPlan {
   int64_t shared_bytes;  // of a block
 };
 
-// Entries of a staged X: rows of odd pitch, so that lanes reading down a column meet no bank twice.
-CATAPULT_HOST_DEVICE inline int64_t toy_reduced_staged(int64_t inputs, int64_t samples) {
-  return samples * (inputs | 1);
-}
-
 // Entries of shared memory of one replica: w, zeta, S zeta, p, the residuals, and S if resident.
 CATAPULT_HOST_DEVICE inline int64_t toy_reduced_entries(int64_t inputs, int64_t samples,
                                                         bool resident) {
@@ -29,7 +25,7 @@ CATAPULT_HOST_DEVICE inline int64_t toy_reduced_entries(int64_t inputs, int64_t 
 inline ToyReducedPlan toy_reduced_plan(int64_t replicas, int64_t inputs, int64_t samples,
                                        int64_t element, int64_t shared_limit) {
   ToyReducedPlan plan{};
-  const int64_t staged = toy_reduced_staged(inputs, samples) * element;
+  const int64_t staged = samples * odd_pitch(inputs) * element;
   plan.stage_x = staged <= shared_limit / 16;
   if (plan.stage_x) shared_limit -= staged;
   plan.resident = toy_reduced_entries(inputs, samples, true) * element <= shared_limit;

@@ -6,7 +6,7 @@
 
 #include "core/aligned_buffer.hpp"
 #include "core/parallel.hpp"
-#include "ops/toy_gd/toy_curvature_cpu.hpp"
+#include "core/toy_curvature_cpu.hpp"
 #include "ops/toy_gd/toy_gd_math.hpp"
 #include "ops/toy_gd_reduced/toy_gd_reduced.hpp"
 #include "ops/toy_gd_reduced/toy_gd_reduced_simd.hpp"

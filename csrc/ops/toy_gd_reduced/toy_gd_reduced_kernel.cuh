@@ -5,6 +5,7 @@
 
 #include "core/cuda/reduce.cuh"
 #include "core/cuda/runtime.cuh"
+#include "core/cuda/staged_rows.cuh"
 #include "ops/toy_gd/toy_gd_math.hpp"
 #include "ops/toy_gd_reduced/toy_gd_reduced_config.hpp"
 
@@ -30,8 +31,7 @@ struct ToyReducedParams {
 
 template <typename T>
 struct ToyReducedWarp {
-  const T* x;
-  int pitch;  // of x
+  StagedRows<T> data;  // X
   T *w, *zeta, *s_zeta, *p, *residual, *s;
   T q, rate, inverse_root_width;
   double trace;
@@ -45,7 +45,7 @@ __device__ T toy_reduced_observe(const ToyReducedParams<T>& g, const ToyReducedW
   double squares = 0.0;
   for (int a = b.lane; a < g.samples; a += kWarpSize) {
     T f = T(0);
-    for (int j = 0; j < d; ++j) f += b.x[a * b.pitch + j] * b.w[j];
+    for (int j = 0; j < d; ++j) f += b.data.x[a * b.data.pitch + j] * b.w[j];
     const T r = f * b.inverse_root_width - g.y[a];
     b.residual[a] = r;
     squares += static_cast<double>(r) * static_cast<double>(r);
@@ -53,7 +53,7 @@ __device__ T toy_reduced_observe(const ToyReducedParams<T>& g, const ToyReducedW
   __syncwarp();
   for (int j = b.lane; j < d; j += kWarpSize) {
     T sum = T(0);
-    for (int a = 0; a < g.samples; ++a) sum += b.x[a * b.pitch + j] * b.residual[a];
+    for (int a = 0; a < g.samples; ++a) sum += b.data.x[a * b.data.pitch + j] * b.residual[a];
     b.zeta[j] = sum / static_cast<T>(g.samples);
   }
   __syncwarp();
@@ -139,18 +139,14 @@ __global__ void toy_gd_reduced_kernel(const ToyReducedParams<T> g) {
   CATAPULT_DYNAMIC_SMEM(T, smem);
   const int warp = threadIdx.x / kWarpSize, d = g.inputs;
   const int64_t replica = int64_t{blockIdx.x} * (blockDim.x / kWarpSize) + warp;
-  T* mine = smem + warp * toy_reduced_entries(d, g.samples, g.resident);
-  if (g.stage_x) {
-    for (int i = threadIdx.x; i < g.samples * d; i += blockDim.x)
-      smem[i / d * (d | 1) + i % d] = g.x[i];
-    mine += toy_reduced_staged(d, g.samples);
-    __syncthreads();
-  }
+  T* free = smem;
+  const StagedRows<T> data = stage_rows(g.x, g.samples, d, g.stage_x, free);
+  T* const mine = free + warp * toy_reduced_entries(d, g.samples, g.resident);
+  __syncthreads();
   if (!in_bounds(replica < g.replicas)) return;
   double xx, yy;
   ToyReducedWarp<T> b = toy_reduced_load(g, mine, replica, xx, yy);
-  b.x = g.stage_x ? smem : g.x;
-  b.pitch = g.stage_x ? d | 1 : d;
+  b.data = data;
   ToyReplicaRecord<T> record{};
   record.loss = g.loss + replica * g.columns;
   record.weight_norm = g.weight_norm + replica * g.columns;

@@ -7,7 +7,7 @@
 #include <vector>
 
 #include "core/aligned_buffer.hpp"
-#include "ops/toy_gd/toy_curvature_simd.hpp"
+#include "core/toy_curvature_simd.hpp"
 
 namespace catapult {
 

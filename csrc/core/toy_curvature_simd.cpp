@@ -1,6 +1,6 @@
 // core/top_eigenvalue.hpp with a matrix per lane: Householder tridiagonalisation, then Laguerre's
 // iteration from above. Only the lower triangle of the matrix is read and written.
-#include "ops/toy_gd/toy_curvature_simd.hpp"
+#include "core/toy_curvature_simd.hpp"
 
 #include <cfloat>
 #include <cmath>
