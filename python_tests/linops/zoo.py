@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.nn.utils import parametrizations
 
-from catapult_ext.models import Abs, Erf, NTKLinear, small_cnn
+from catapult_ext.models import Abs, Erf, NTKLinear, resnet, small_cnn, wide_resnet
 
 
 def chain(*activations, d=5, p=7, o=3, make=nn.Linear):
@@ -158,6 +158,47 @@ def ntk_chain():
     )
 
 
+class Recurrent(nn.Module):
+    def __init__(self, kind):
+        super().__init__()
+        self.cell, self.out = kind(5, 4, batch_first=True), nn.Linear(4, 2)
+
+    def forward(self, x):
+        return self.out(self.cell(x)[0][:, -1])
+
+
+def conv_1d():
+    return nn.Sequential(
+        nn.Conv1d(4, 4, 3, stride=2, padding=2, dilation=2, groups=4),  # depthwise
+        nn.Tanh(),
+        nn.Conv1d(4, 6, 1),
+        nn.Flatten(),
+        nn.RMSNorm(24),
+        nn.Linear(24, 2),
+    )
+
+
+def conv_3d():
+    return nn.Sequential(
+        nn.Conv3d(2, 3, 2, padding=1), nn.ReLU(), nn.AvgPool3d(2), nn.Flatten(), nn.Linear(24, 2)
+    )
+
+
+def lenet():
+    return nn.Sequential(
+        nn.Conv2d(1, 3, 5, padding=2),
+        nn.ReLU(inplace=True),
+        nn.MaxPool2d(2),
+        nn.Conv2d(3, 4, 5, padding=2),
+        nn.ReLU(inplace=True),
+        nn.MaxPool2d(2),
+        nn.Flatten(),
+        nn.Linear(16, 6),
+        nn.ReLU(inplace=True),
+        nn.Linear(6, 3),
+    )
+
+
 SMOOTH = (nn.Tanh, nn.GELU, nn.Sigmoid, nn.SiLU, nn.Softplus, nn.ELU, nn.SELU, nn.Mish, nn.CELU)
 KINKED = (nn.ReLU, nn.LeakyReLU, nn.Hardtanh, nn.ReLU6, nn.Hardswish, Abs, nn.Softsign)
 
@@ -195,6 +236,13 @@ ZOO = {
         lambda: torch.randn(4, 1, 8, 8),
         "autograd",
     ),
+    "conv_1d": (conv_1d, lambda: torch.randn(5, 4, 7), "autograd"),
+    "conv_3d": (conv_3d, lambda: torch.randn(4, 2, 3, 3, 3), "autograd"),
+    "lenet": (lenet, lambda: torch.randn(4, 1, 8, 8), "autograd"),
+    "resnet20": (lambda: resnet(20, 2), lambda: torch.randn(2, 3, 8, 8), "autograd"),
+    "wrn_16_1": (lambda: wide_resnet(16, 1, 2), lambda: torch.randn(2, 3, 8, 8), "autograd"),
+    "lstm": (lambda: Recurrent(nn.LSTM), lambda: torch.randn(4, 3, 5), "autograd"),
+    "gru": (lambda: Recurrent(nn.GRU), lambda: torch.randn(4, 3, 5), "autograd"),
     "attention": (Attention, lambda: torch.randint(0, 11, (4, 5)), "autograd"),
     "tuple": (TwoInputs, lambda: (torch.randn(6, 5), torch.randn(6, 3)), "autograd"),
     "mapping": (
