@@ -70,7 +70,9 @@ def test_jacobian_products(name, engine):
 
 
 @pytest.mark.parametrize("engine", ["layers", "autograd"])
-@pytest.mark.parametrize("name", ["smooth", "ntk_chain"])
+@pytest.mark.parametrize(
+    "name", ["smooth", "kinked", "ntk_chain", "unused", "frozen_parts", "first_frozen"]
+)
 def test_cross_kernel(name, engine):
     model, x = zoo.build(name)
     x2 = torch.cat([x[:2], random(*x.shape)])
@@ -83,6 +85,19 @@ def test_cross_kernel(name, engine):
     close(same.dense(), cx.NTK(model, x).dense())
 
 
+@pytest.mark.parametrize(
+    "name", ["tied", "reused", "weight_norm", "conv", "conv_1d", "conv_3d", "lenet", "lstm", "gru"]
+)
+def test_cross_kernel_of_any_model(name):
+    model, x = zoo.build(name)
+    x2 = torch.cat([x[:2], random(*x.shape)])
+    exact = zoo.jacobian(model, x) @ zoo.jacobian(model, x2).T
+    kernel = cx.NTK(model, x, x2)
+    close(kernel.dense(), exact)
+    v = random(exact.shape[1], 5)
+    close(kernel @ v, exact @ v)
+
+
 LOSSES = {
     "half_mse": ("half_mse", "float"),
     "half_mse_mean": ("half_mse_mean", "float"),
@@ -90,7 +105,17 @@ LOSSES = {
     "ce": (nn.CrossEntropyLoss(label_smoothing=0.1), "label"),
     "ce_soft": (nn.CrossEntropyLoss(reduction="sum"), "float"),
     "bce": (nn.BCEWithLogitsLoss(), "float"),
+    "ce_ignore": (nn.CrossEntropyLoss(ignore_index=1), "label"),
+    "ce_weighted": (nn.CrossEntropyLoss(torch.tensor([0.5, 2.0, 1.0]).double()), "label"),
+    "ce_all": (
+        nn.CrossEntropyLoss(
+            torch.tensor([0.5, 2.0, 1.0]).double(), ignore_index=0, label_smoothing=0.2
+        ),
+        "label",
+    ),
+    "bce_weighted": (nn.BCEWithLogitsLoss(pos_weight=torch.tensor(3.0).double()), "float"),
 }
+THREE_OUTPUTS = ("ce_weighted", "ce_all")  # class weights are for three classes
 
 
 def problem(name, kind):
@@ -132,12 +157,15 @@ def full_hessian(model, loss, x, y):
 @pytest.mark.parametrize("loss", LOSSES)
 @pytest.mark.parametrize("name", ["ntk_chain", "conv", "tied", "unused"])
 def test_ggn(name, loss):
+    if loss in THREE_OUTPUTS and name != "conv":
+        pytest.skip("the model has two outputs")
     loss, kind = LOSSES[loss]
     model, x, y = problem(name, kind)
     j = zoo.jacobian(model, x)
     out = zoo.call(model, x).detach()
     known = cx.losses.resolve(loss)
-    h = torch.autograd.functional.hessian(lambda f: known(f, y), out).reshape(len(j), len(j))
+    by_torch = loss if isinstance(loss, nn.Module) else known
+    h = torch.func.hessian(lambda f: by_torch(f, y))(out).reshape(len(j), len(j))
     exact = j.T @ h @ j
     ggn = cx.GGN(model, loss, (x, y))
     v = random(len(exact), 3)
