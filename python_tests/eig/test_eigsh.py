@@ -7,62 +7,14 @@ from scipy.sparse.linalg import LinearOperator as ScipyOperator
 
 import catapult_ext as cx
 from catapult_ext.eig import krylov
+from catapult_ext.testing import spectra
+from catapult_ext.testing.spectra import SPECTRA, Wrapped
 
 N = 60
 
 
-def _spectrum(name, n=N):
-    e = torch.linspace(0, 0.5, n, dtype=torch.float64)
-    tops = {
-        "cluster_1e-2": [0.97, 0.98, 0.99, 1.0],
-        "cluster_1e-4": [1 - 2e-4, 1 - 1e-4, 1.0],
-        "cluster_1e-7": [1 - 2e-7, 1 - 1e-7, 1.0],
-        "double": [1.0, 1.0],
-        "triple": [1.0, 1.0, 1.0],
-        "two_pairs": [0.9, 0.9, 1.0, 1.0],
-    }
-    if name in tops:
-        e[-len(tops[name]) :] = torch.tensor(tops[name], dtype=torch.float64)
-        return e
-    g = torch.Generator().manual_seed(7)
-    uniform = torch.rand(n, dtype=torch.float64, generator=g)
-    low_rank = torch.zeros(n, dtype=torch.float64)
-    low_rank[:4] = torch.tensor([3.0, 2.0, 2.0, 1.0], dtype=torch.float64)
-    return {
-        "flat": uniform,
-        "geometric": 0.7 ** torch.arange(n, dtype=torch.float64),
-        "indefinite": torch.linspace(-1, 0.98, n, dtype=torch.float64),
-        "negative": -uniform - 0.5,
-        "rank_deficient": low_rank,
-        "zero": torch.zeros(n, dtype=torch.float64),
-        "identity": torch.ones(n, dtype=torch.float64),
-        "tiny": uniform * 1e-20,
-        "huge": uniform * 1e20,
-    }[name]
-
-
-SPECTRA = [
-    *("cluster_1e-2", "cluster_1e-4", "cluster_1e-7", "double", "triple", "two_pairs"),
-    *("flat", "geometric", "indefinite", "negative", "rank_deficient", "zero", "identity"),
-    *("tiny", "huge"),
-]
-
-
-def matrix(name, dtype, n=N, seed=0):
-    g = torch.Generator().manual_seed(seed)
-    q = torch.linalg.qr(torch.randn(n, n, dtype=torch.float64, generator=g))[0]
-    a = (q * _spectrum(name, n)) @ q.T
-    return ((a + a.T) / 2).to(dtype)
-
-
-class Wrapped:
-    """A matrix that shows only shape, dtype and @."""
-
-    def __init__(self, a):
-        self._a, self.shape, self.dtype = a, a.shape, a.dtype
-
-    def __matmul__(self, x):
-        return self._a @ x
+def matrix(name, dtype, n=N):
+    return spectra.matrix(name, dtype, n)
 
 
 def _scipy(a):

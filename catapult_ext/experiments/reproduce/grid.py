@@ -118,10 +118,11 @@ def by_rate(records: list[Record], time: float | None = None) -> list[Row]:
         }
         if time is not None:
             at = [r["eta"] * v for r in good if (v := at_time(r, time, "lambda")) is not None]
-            row["eta_lambda_at_time"], row["eta_lambda_at_time_max"] = (
-                mean(at),
-                max(at, default=None),
-            )
+            row |= {
+                "eta_lambda_at_time": mean(at),
+                "eta_lambda_at_time_se": standard_error(at),
+                "eta_lambda_at_time_max": max(at, default=None),
+            }
         rows.append(row)
     return rows
 

@@ -51,7 +51,7 @@ class Settings:
     width: int = 512
     depth: int = 2
     batches: tuple[int, ...] = (8, 32, 128)
-    c: float = 1.5
+    c: float = 1.9
     gd_c: float = 4.0
     steps: int = 40
     seeds: int = 3
@@ -265,12 +265,14 @@ def _claim_smaller(rows: list[Row]) -> Claim:
         for r in kept
     )
     spikes = [r["spikes_per_step"] for r in kept]
-    holds = len(kept) > 1 and spread[0] > spread[-1] and spikes[0] >= spikes[-1]
+    decided = len(kept) > 1 and max(spikes) > 0
+    holds = decided and spread[0] > spread[-1] and spikes[0] > spikes[-1]
     return Claim(
         "smaller batches, more catapults",
         "smaller batches have a wider spread of lambda(batch) and more spikes at the same eta",
         text,
-        holds if len(kept) > 1 else None,
+        holds if decided else None,
+        "" if decided else "no batch size made a spike at this rate",
     )
 
 
