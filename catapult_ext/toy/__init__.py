@@ -21,13 +21,16 @@ from catapult_ext.toy.maps import (
     state_of,
     uv_step,
 )
+from catapult_ext.toy.observables import OBSERVABLES
 from catapult_ext.toy.phase_diagram import PhaseDiagram, phase_diagram
+from catapult_ext.toy.rules import Stop
 from catapult_ext.toy.schedules import drop, staircase, warm_up
 from catapult_ext.toy.simulate import simulate
 from catapult_ext.toy.trajectory import Trajectory
 
 __all__ = [
     "ACTIVATIONS",
+    "OBSERVABLES",
     "PHASE_NAMES",
     "Bifurcation",
     "PhaseDiagram",
@@ -35,6 +38,7 @@ __all__ = [
     "QuadraticRun",
     "ReducedState",
     "ScalarRuns",
+    "Stop",
     "Trajectory",
     "bifurcation",
     "draw_reduced",

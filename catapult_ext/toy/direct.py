@@ -1,233 +1,217 @@
 """Batched gradient descent of the two-layer network in plain torch: what no fused kernel covers.
 
-Replicas are the batch dimension. A replica that diverges leaves the batch at once, so that it costs
-nothing from then on and its numbers touch nobody.
-
-The number of rows of U may be less than the width W of the model: with a linear activation, plain
-or heavy-ball gradient descent with or without L2, on all samples or on some, commutes with
-rotations of the hidden space, where the columns of U and v span at most D + 1 directions. D + 1
-rows are thus an exact model of any width, which is then only the W in f = W^-1/2 v . phi(U x).
+Replicas are the batch dimension. A replica that diverges or converges leaves the batch at once, so
+that it costs nothing from then on and its numbers touch nobody.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable
 from typing import NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from catapult_ext.toy.activations import Activation
+from catapult_ext.toy.network import Network, PullBack
+from catapult_ext.toy.observables import Observer
 from catapult_ext.toy.problem import Data
-
-# Residuals (A, N) over the normaliser of the loss -> gradients of U (A, H, D) and v (A, H).
-PullBack = Callable[[Tensor], tuple[Tensor, Tensor]]
+from catapult_ext.toy.rules import Observe, Rule, Schedule, Stop
 
 
-class Rule(NamedTuple):
-    """How R replicas move: m = momentum m - eta (gradient + decay weights), weights += m.
+class Task(NamedTuple):
+    """What is to be simulated, except where it starts; ``rule`` says for how many replicas."""
 
-    Attributes:
-        eta: (R, steps), or (R, 1) for constant rates.
-        momentum: (R,).
-        decay: (R,) weight of |U|^2 / 2 + |v|^2 / 2 in the loss.
-        batches: draws the samples of a step, None for all of them.
-    """
-
-    eta: Tensor
-    momentum: Tensor
-    decay: Tensor
-    batches: Batches | None = None
+    data: Data
+    rule: Rule
+    schedule: Schedule
+    test: Data | None = None
+    stop: Stop = Stop()
+    observe: Observe = Observe()
 
     @property
-    def is_plain(self) -> bool:
-        """Full-batch gradient descent at a constant rate, nothing else."""
-        moving = self.eta.shape[1] > 1 or self.batches is not None
-        return not (moving or bool(self.momentum.any()) or bool(self.decay.any()))
+    def only_basics(self) -> bool:
+        """Loss, weight norm and curvature over all steps: what the fused kernels record."""
+        return self.test is None and self.stop == Stop() and not self.observe.names
 
-    def to(self, like: Tensor) -> Rule:
-        """In the dtype and on the device of ``like``."""
-        eta, momentum, decay = (part.to(like) for part in (self.eta, self.momentum, self.decay))
-        return Rule(eta, momentum, decay, self.batches)
-
-    def rows(self, first: int, last: int) -> Rule:
+    def rows(self, first: int, last: int) -> Task:
         """That of the replicas first .. last - 1."""
-        batches = None if self.batches is None else self.batches.rows(first, last)
-        part = slice(first, last)
-        return Rule(self.eta[part], self.momentum[part], self.decay[part], batches)
+        return self._replace(rule=self.rule.rows(first, last))
 
 
-class Batches(NamedTuple):
-    """Mini-batches without replacement, reshuffled every epoch; a function of seed and step only.
+class Record(NamedTuple):
+    """What every engine records of R replicas; see ``ops.ToyRecord``.
 
     Attributes:
-        samples: N.
-        size: samples per batch; what an epoch leaves over is left out.
-        seeds: one for all replicas, or one each.
+        loss: (R, M).
+        weight_norm: (R, M).
+        diverged_at: (R,) int64, -1 for none.
+        curvature: (R, C).
+        test_loss: (R, M), or (R, 0).
+        converged_at: (R,) int64, -1 for none.
+        observed: name -> (R, C) or (R, C, k).
     """
-
-    samples: int
-    size: int
-    seeds: list[int]
-
-    def rows(self, first: int, last: int) -> Batches:
-        """Those of the replicas first .. last - 1."""
-        return self if len(self.seeds) == 1 else self._replace(seeds=self.seeds[first:last])
-
-    def weights(self, t: int) -> Tensor:
-        """(len(seeds), N) float64: N / size for the samples of step t, 0 for the others."""
-        epoch, part = divmod(t, self.samples // self.size)
-        out = torch.zeros(len(self.seeds), self.samples, dtype=torch.float64)
-        for row, seed in zip(out, self.seeds, strict=True):
-            order = np.random.default_rng([seed, 1, epoch]).permutation(self.samples)
-            row[order[part * self.size : (part + 1) * self.size]] = self.samples / self.size
-        return out
-
-
-class Schedule(NamedTuple):
-    """Number of steps, and strides of the records."""
-
-    steps: int
-    record_every: int = 1
-    curvature_every: int = 1
-
-
-class Network(NamedTuple):
-    """f = W^-1/2 v . phi(U x) for A replicas at once."""
-
-    phi: Activation
-    width: float
-
-    def run(self, U: Tensor, v: Tensor, x: Tensor) -> tuple[Tensor, PullBack]:
-        """Outputs (A, N) and their vector-Jacobian product."""
-        scale = self.width**-0.5
-        if self.phi.name == "linear":
-            w = (v[:, None, :] @ U)[:, 0]
-
-            def pull_linear(r: Tensor) -> tuple[Tensor, Tensor]:
-                zeta = scale * (r @ x)
-                return v[:, :, None] * zeta[:, None, :], (U @ zeta[:, :, None])[:, :, 0]
-
-            return scale * (w @ x.mT), pull_linear
-        hidden, slope = self.phi.both(U @ x.mT)  # (A, H, N)
-
-        def pull_back(r: Tensor) -> tuple[Tensor, Tensor]:
-            inner = (slope * r[:, None, :]) @ x
-            return inner.mul_(scale * v[:, :, None]), scale * (hidden @ r[:, :, None])[:, :, 0]
-
-        return scale * (v[:, None, :] @ hidden)[:, 0], pull_back
-
-    def top(self, U: Tensor, v: Tensor, x: Tensor) -> Tensor:
-        """(A,) top eigenvalue of the kernel of the gradients, divided by N."""
-        if self.phi.name == "linear":
-            inner = U.mT @ U
-            inner.diagonal(dim1=1, dim2=2).add_(v.square().sum(1)[:, None])
-            kernel = x @ inner @ x.mT
-        else:
-            hidden, slope = self.phi.both(U @ x.mT)
-            pulled = slope.mul_(v[:, :, None])
-            kernel = hidden.mT @ hidden + (x @ x.mT) * (pulled.mT @ pulled)
-        kernel /= self.width * len(x)
-        return torch.linalg.eigvalsh(kernel.double())[:, -1].to(x.dtype)
-
-    def cut(self, data: Data, U: Tensor, v: Tensor) -> Tensor:
-        """(A,) loss beyond which a run counts as diverged: the rule of ``ops.toy_gd``.
-
-        1000 times the loss of the largest outputs that weights of this norm can give.
-        """
-        norm = U.double().square().sum((1, 2)) + v.double().square().sum(1)
-        reach = self.phi.steepest * data.x.double().norm() * norm / (2 * math.sqrt(self.width))
-        reach += abs(self.phi.at_zero) * math.sqrt(len(data.x)) * v.double().norm(dim=1)
-        bound = (reach + data.y.double().norm()).square() / (2 * len(data.x))
-        return (1e3 * bound).clamp(max=torch.finfo(U.dtype).max).to(U.dtype)
-
-
-class DirectRecord(NamedTuple):
-    """What :func:`descend` records; see ``ops.ToyRecord``. test_loss (R, M) or (R, 0)."""
 
     loss: Tensor
     weight_norm: Tensor
     diverged_at: Tensor
     curvature: Tensor
     test_loss: Tensor
+    converged_at: Tensor
+    observed: dict[str, Tensor]
+
+    @staticmethod
+    def basic(loss: Tensor, norm: Tensor, diverged_at: Tensor, curvature: Tensor) -> Record:
+        """That of an engine which records nothing else."""
+        nothing = loss.new_empty(len(loss), 0)
+        never = torch.full_like(diverged_at, -1)
+        return Record(loss, norm, diverged_at, curvature, nothing, never, {})
+
+    @staticmethod
+    def join(parts: list[Record]) -> Record:
+        """One record of all replicas."""
+        *columns, observed = zip(*parts, strict=True)
+        joined = {name: torch.cat([part[name] for part in observed]) for name in observed[0]}
+        loss, norm, diverged, top, test, converged = (torch.cat(column) for column in columns)
+        return Record(loss, norm, diverged, top, test, converged, joined)
 
 
-def descend(
-    network: Network,
-    U: Tensor,
-    v: Tensor,
-    data: Data,
-    rule: Rule,
-    schedule: Schedule,
-    test: Data | None = None,
-) -> DirectRecord:
+class _Recorder:
+    """Columns of records; a replica that has left the batch keeps its last values."""
+
+    def __init__(self, like: Tensor, replicas: int) -> None:
+        self.like, self.replicas = like, replicas
+        self.last: dict[str, Tensor] = {}
+        self.columns: dict[str, list[Tensor]] = {}
+
+    def note(self, alive: Tensor, **values: Tensor) -> None:
+        for name, value in values.items():
+            if name not in self.last:
+                shape = (self.replicas, *value.shape[1:])
+                self.last[name] = self.like.new_full(shape, torch.nan)
+            self.last[name][alive] = value.to(self.like)
+
+    def keep(self, *names: str) -> None:
+        for name in names:
+            self.columns.setdefault(name, []).append(self.last[name].clone())
+
+    def take(self, name: str, count: int) -> Tensor:
+        """(R, count, ...); columns after the last replica has left repeat the last one."""
+        columns = self.columns.pop(name, [])
+        missing = count - len(columns)
+        return torch.stack(columns + [self.last[name]] * missing, 1)
+
+
+def descend(network: Network, U: Tensor, v: Tensor, task: Task) -> Record:
     """Train R networks from U (R, H, D), v (R, H), both destroyed.
 
     Divergence and held records as in ``ops.toy_gd``. Every step computes the loss over all samples;
     a mini-batch only weighs their gradients.
 
     Cost:
-        About 6 H D N flops per replica and step; 6 H D for the linear activation.
+        About 6 H D N flops per replica and step; 6 H D for the linear activation. See
+        :class:`~catapult_ext.toy.observables.Observer` for that of the curvature and the others.
     """
-    replicas, (x, y), (steps, record_every, curvature_every) = len(U), data, schedule
-    alive = torch.arange(replicas, device=U.device)
-    diverged_at = torch.full((replicas,), -1, device=U.device)
-    last = U.new_full((4, replicas), torch.nan)  # loss, norm, curvature, test loss
-    records: tuple[list[Tensor], ...] = ([], [], [], [])
-    cut = network.cut(data, U, v)
-    rule = rule.to(U)
-    state = [U, v] + ([torch.zeros_like(U), torch.zeros_like(v)] if rule.momentum.any() else [])
-    for t in range(steps + 1):
-        f, pull_back = network.run(state[0], state[1], x)
+    run = _Descent(network, U, v, task)
+    for t in range(task.schedule.steps + 1):
+        residual, pull_back = run.look(t)
+        if t == task.schedule.steps or len(run.alive) == 0:
+            break
+        run.move(t, residual, pull_back)
+    return run.record()
+
+
+class _Descent:
+    """The replicas on their way: ``state`` holds those in ``alive``, everything else all R."""
+
+    def __init__(self, network: Network, U: Tensor, v: Tensor, task: Task) -> None:
+        self.network, self.task, self.rule = network, task, task.rule.to(U)
+        moving = bool(self.rule.momentum.any())
+        self.state = [U, v, torch.zeros_like(U), torch.zeros_like(v)] if moving else [U, v]
+        self.alive = torch.arange(len(U), device=U.device)
+        self.diverged_at = torch.full_like(self.alive, -1)
+        self.converged_at = self.diverged_at.clone()
+        self.observer = Observer(task.observe, network, task.data)
+        self.records = _Recorder(U, len(U))
+        self.cut = network.cut(task.data, U, v)
+        if task.stop.diverged is not None:
+            self.cut.fill_(task.stop.diverged)
+        self.first_loss = torch.empty(0)
+
+    def look(self, t: int) -> tuple[Tensor, PullBack]:
+        """Record step t, let go what has diverged: residuals of the rest, and their pull-back."""
+        (x, y), (_, record_every, curvature_every) = self.task.data, self.task.schedule
+        U, v = self.state[:2]
+        f, pull_back = self.network.run(U, v, x)
         residual = f - y
         loss = residual.square().sum(1) / (2 * len(x))
-        norm = (state[0].square().sum((1, 2)) + state[1].square().sum(1)).sqrt()
-        good = (loss <= cut[alive]) & norm.isfinite()
+        norm = (U.square().sum((1, 2)) + v.square().sum(1)).sqrt()
+        self.first_loss = loss if t == 0 else self.first_loss
+        good = (loss <= self.cut[self.alive]) & norm.isfinite()
         if not bool(good.all()):
-            diverged_at[alive[~good]] = t
-            alive, loss, norm, residual = alive[good], loss[good], norm[good], residual[good]
-            state = [part[good] for part in state]
-            _, pull_back = network.run(state[0], state[1], x)
-        last[0, alive], last[1, alive] = loss, norm
+            self.diverged_at[self.alive[~good]] = t
+            self._keep(good)
+            loss, norm, residual = loss[good], norm[good], residual[good]
+            U, v = self.state[:2]
+            pull_back = self.network.run(U, v, x)[1]
+        self.records.note(self.alive, loss=loss, weight_norm=norm)
         if t % record_every == 0:
-            records[0].append(last[0].clone())
-            records[1].append(last[1].clone())
-            if test is not None:
-                error = network.run(state[0], state[1], test.x)[0] - test.y
-                last[3, alive] = error.square().sum(1) / (2 * len(test.x))
-                records[3].append(last[3].clone())
+            self.records.keep("loss", "weight_norm")
+            if self.task.test is not None:
+                error = self.network.run(U, v, self.task.test.x)[0] - self.task.test.y
+                self.records.note(self.alive, test_loss=error.square().mean(1) / 2)
+                self.records.keep("test_loss")
         if t % curvature_every == 0:
-            last[2, alive] = network.top(state[0], state[1], x)
-            records[2].append(last[2].clone())
-        if t < steps and len(alive) > 0:
-            eta = rule.eta[alive, min(t, rule.eta.shape[1] - 1)]
-            if rule.batches is not None:
-                weights = rule.batches.weights(t).to(U)
-                residual = residual * (weights[alive] if len(weights) > 1 else weights)
-            gradients = pull_back(residual / len(x))
-            _move(state, gradients, eta, rule.momentum[alive], rule.decay[alive])
-    columns = [torch.stack(r, 1) if r else last.new_empty(replicas, 0) for r in records]
-    return DirectRecord(columns[0], columns[1], diverged_at, columns[2], columns[3])
+            eta = self.rule.at(t)[self.alive]
+            self.records.note(self.alive, **self.observer.measure(U, v, eta, self.alive))
+            self.records.keep("curvature", *self.task.observe.names)
+        return residual, pull_back
+
+    def move(self, t: int, residual: Tensor, pull_back: PullBack) -> None:
+        """Step t of gradient descent, for those that have not converged."""
+        if self.rule.batches is not None:
+            weights = self.rule.batches.weights(t).to(residual)
+            residual = residual * (weights[self.alive] if len(weights) > 1 else weights)
+        gradients = list(pull_back(residual / len(self.task.data.x)))
+        if bool(self.rule.decay.any()):
+            decay = self.rule.decay[self.alive]
+            gradients = [g + _as(decay, g) * w for g, w in zip(gradients, self.state, strict=False)]
+        if self.task.stop.converged is not None:
+            square = gradients[0].square().sum((1, 2)) + gradients[1].square().sum(1)
+            least = self.task.stop.converged * self.first_loss[self.alive]
+            going = self.rule.at(t)[self.alive] * square > least
+            self.converged_at[self.alive[~going]] = t
+            self._keep(going)
+            gradients = [g[going] for g in gradients]
+        eta, momentum = self.rule.at(t)[self.alive], self.rule.momentum[self.alive]
+        for i, gradient in enumerate(gradients):
+            step = gradient * _as(eta, gradient)
+            if len(self.state) > 2:
+                step = self.state[2 + i].mul_(_as(momentum, gradient)).sub_(step)
+                self.state[i].add_(step)
+            else:
+                self.state[i].sub_(step)
+
+    def record(self) -> Record:
+        """What was recorded of all replicas."""
+        steps, record_every, curvature_every = self.task.schedule
+        columns, measured = steps // record_every + 1, steps // curvature_every + 1
+        loss = self.records.take("loss", columns)
+        tested = self.task.test is not None
+        return Record(
+            loss,
+            self.records.take("weight_norm", columns),
+            self.diverged_at,
+            self.records.take("curvature", measured),
+            self.records.take("test_loss", columns) if tested else loss.new_empty(len(loss), 0),
+            self.converged_at,
+            {name: self.records.take(name, measured) for name in self.task.observe.names},
+        )
+
+    def _keep(self, those: Tensor) -> None:
+        if not bool(those.all()):
+            self.alive = self.alive[those]
+            self.state = [part[those] for part in self.state]
 
 
-def _move(
-    state: list[Tensor],
-    gradients: tuple[Tensor, Tensor],
-    eta: Tensor,
-    momentum: Tensor,
-    decay: Tensor,
-) -> None:
-    """One step of (U, v) and, where they are kept, of their velocities."""
-    decays = bool(decay.any())
-    for i, gradient in enumerate(gradients):
-        shape = (-1,) + (1,) * (gradient.dim() - 1)
-        if decays:
-            gradient = gradient + decay.view(shape) * state[i]
-        move = gradient * eta.view(shape)
-        if len(state) > 2:
-            move = state[2 + i].mul_(momentum.view(shape)).sub_(move)
-            state[i].add_(move)
-        else:
-            state[i].sub_(move)
+def _as(values: Tensor, like: Tensor) -> Tensor:
+    """(A,) shaped to multiply ``like`` (A, ...)."""
+    return values.view(-1, *[1] * (like.dim() - 1))

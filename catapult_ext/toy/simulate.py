@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from catapult_ext import ops
-from catapult_ext._validate import fail, require
+from catapult_ext._validate import require
 from catapult_ext.ops.toy_gd import check_schedule
 from catapult_ext.toy.activations import find_activation
-from catapult_ext.toy.direct import Batches, DirectRecord, Network, Rule, Schedule, descend
+from catapult_ext.toy.direct import Task
+from catapult_ext.toy.engine import Engine
+from catapult_ext.toy.network import Network
+from catapult_ext.toy.observables import check_observe
 from catapult_ext.toy.problem import (
     Data,
+    Span,
     check_batch,
     check_data,
     check_per_replica,
@@ -27,12 +29,11 @@ from catapult_ext.toy.problem import (
     span_of,
     whole_space,
 )
-from catapult_ext.toy.start import Start, make_start
+from catapult_ext.toy.rules import Batches, Rule, Schedule, Stop, check_stop
+from catapult_ext.toy.start import make_start
 from catapult_ext.toy.trajectory import Trajectory
 
-FORMS = ("auto", "direct", "reduced")
-FUSED_CHUNK_BYTES = 1 << 27  # of replicated state at a time, for the fused kernels
-TORCH_CHUNK_BYTES = 1 << 24  # of state and temporaries, for the batched engine: about a cache
+FORMS = ("auto", "direct", "reduced", "scalar")
 
 
 def simulate(
@@ -54,12 +55,16 @@ def simulate(
     l2: float | Sequence[float] | Tensor = 0.0,
     batch_size: int | None = None,
     test: tuple[Any, Any] | None = None,
+    observe: str | Sequence[str] = (),
+    k: int = 1,
+    stop: Stop | None = None,
 ) -> Trajectory:
     """Gradient descent of f(x) = W^-1/2 v . phi(U x) at R learning rates.
 
-    Loss 1/(2N) sum (f - y)^2; all weights N(0, 1) at the start (arXiv 2003.02218). Both forms are
+    Loss 1/(2N) sum (f - y)^2; all weights N(0, 1) at the start (arXiv 2003.02218). All forms are
     exact: "direct" descends on U and v; "reduced", for the linear activation, on a state in the
-    span of the data, at a cost without the width. Every rate starts from the same weights.
+    span of the data, at a cost without the width; "scalar", for one sample and constant rates
+    besides, on two numbers. Every rate starts from the same weights.
 
     Args:
         eta: (R,) learning rates (a number counts as one), or (R, steps): a rate for every step,
@@ -72,10 +77,11 @@ def simulate(
         c: instead of ``eta``: rates in units of 1 / lambda_0, lambda_0 of their own start.
         init: weights (U (W, D), v (W,)) to start from, or (R, W, D) and (R, W).
         seed: of the initial weights and the mini-batches; a sequence of R seeds makes the replicas
-            independent. Where W * D <= 2^18, the weights drawn are the same for both forms and any
-            dtype.
+            independent. Where W * D <= 2^18, the weights drawn are the same for all forms and any
+            dtype; beyond, the other forms draw theirs from the exact law (Bartlett).
         dtype: torch.float32 or torch.float64; default: that of x and y, float64 for integers.
-        form: "direct", "reduced", or "auto": reduced where it exists, unless W <= rank X.
+        form: "direct", "reduced", "scalar", or "auto": scalar or else reduced where it exists,
+            unless W <= rank X.
         record_every: loss, weight norm and test loss are recorded at steps 0, s, 2s, ...
         curvature_every: the same for the curvature; default: first and last step only.
         activation: phi: "linear", "relu", "leaky(0.5)" (any slope), "abs", "tanh", "erf", "gelu",
@@ -85,20 +91,34 @@ def simulate(
         batch_size: samples per step, drawn without replacement, reshuffled every epoch; default:
             all. What an epoch leaves over is left out.
         test: (x, y) whose loss is recorded too.
+        observe: names of what else to record at the curvature steps, into ``Trajectory.observed``,
+            (R, M) each, those in k directions (R, M, k):
+            "eigenvalues": the k largest of the kernel, descending;
+            "projected_loss": loss <e_i, f - y>^2 / (2N) along the k top eigenvectors e_i that the
+            kernel has at the start;
+            "sharpness": top eigenvalue of the Hessian of the loss (linear activation);
+            "imbalance": |U|^2 - |v|^2, which gradient flow conserves;
+            "step_curvature": r_t = 2 / eta + 2 (L_t+1 - L_t) / |d|^2 along the full-batch gradient
+            step d, beyond 2 / eta exactly where that step raises the loss; NaN at zero gradient.
+        k: directions to follow, at most N (in the reduced form rank X + 1).
+        stop: a :class:`Stop`, what ends a replica before its steps are over.
 
     Returns:
         A :class:`Trajectory` on the device of x.
 
     Raises:
         TypeError: arguments of the wrong type or dtype.
-        ValueError: wrong shapes, non-finite data, numbers out of range, an unknown form or
-            activation, a width that is missing, does not match ``init``, or is too large for the
-            direct form.
+        ValueError: wrong shapes, non-finite data, numbers out of range, an unknown form,
+            observable or activation, a form that does not cover the other arguments, a width that
+            is missing, does not match ``init``, or is too large for the direct form.
 
     Cost:
-        Per replica and step 6 W D + 4 N D flops (direct) or about 8 r^2, r = rank X (reduced), in
-        fused kernels; other than plain full-batch gradient descent of the linear network runs as
-        batched torch, at 6 W D N flops and several passes over (W, N) (direct).
+        Per replica and step 6 W D + 4 N D flops (direct), about 8 r^2, r = rank X (reduced), or ten
+        (scalar), in one call of a fused kernel. Other than plain full-batch gradient descent of the
+        linear network, and any of ``test``, ``observe`` and ``stop``, run as batched torch, at
+        6 W D N flops and several passes over (W, N) (direct), or 6 r^2 in a dozen torch calls
+        (reduced); a record of observables costs about 9 N^3 besides (see
+        :class:`~catapult_ext.toy.observables.Observer`).
 
     Example:
         >>> x, y = torch.randn(20, 5), torch.randn(20)
@@ -123,39 +143,40 @@ def simulate(
     assert size is not None
     seeds = check_seeds(where, seed, len(rates))
     check_batch(where, batch_size, len(data.x))
-    tested = None if test is None else check_test(where, test, data)
-    batches = None if batch_size is None else Batches(len(data.x), batch_size, seeds)
+    network = Network(find_activation(where, activation), size)
     rule = Rule(
         rates if rates.dim() == 2 else rates[:, None],
         check_per_replica(where, "momentum", momentum, len(rates), below=1.0),
         check_per_replica(where, "l2", l2, len(rates)),
-        batches,
+        None if batch_size is None else Batches(len(data.x), batch_size, seeds),
     )
-    phi = find_activation(where, activation)
+    task = Task(
+        data,
+        rule,
+        Schedule(steps, record_every, curvature_every),
+        None if test is None else check_test(where, test, data),
+        check_stop(where, stop),
+        check_observe(where, observe, k, network),
+    )
 
     # L2 shrinks the part of U outside the span too: the weight norm must follow it.
     span = whole_space(data) if bool(rule.decay.any()) else span_of(data)
-    linear = phi.name == "linear"
-    require(linear or form != "reduced", where, "the reduced form is linear; activation", phi.name)
-    if form == "auto":
-        form = "direct" if not linear or size <= span.x.shape[1] else "reduced"
+    form = _choose_form(where, form, network, task, span.x.shape[1])
     start = make_start(where, form, size, span.basis, seeds, weights)
-    if form == "reduced":
-        tested = None if tested is None else Data(tested.x @ span.basis.to(tested.x), tested.y)
-        if batches is None:  # a batch is a choice of samples, not of their rotations
-            data = Data(span.x.to(data.x), span.y.to(data.x))
-        else:
-            data = Data((data.x.double() @ span.basis).to(data.x), data.y)
-    fused = linear and rule.is_plain and tested is None
-    engine = _Engine(form, Network(phi, size), start, fused)
+    if form != "direct":
+        task = _in_span(task, span)
+    require(k <= len(task.data.x), where, f"k must be in [1, {len(task.data.x)}]", k)
+    engine = Engine(form, network, start)
     if eta is None:
-        rule = rule._replace(eta=rule.eta.to(data.x.device) / engine.top(data)[:, None])
+        rule = rule._replace(eta=rule.eta.to(data.x.device) / engine.top(task.data)[:, None])
     rule = rule.to(data.x)
-    schedule = Schedule(steps, record_every, curvature_every)
-    record = engine.run(data, rule, schedule, tested)
-    norm = record.weight_norm
+    record = engine.run(task._replace(rule=rule))
+    norm, observed = record.weight_norm, record.observed
     if start.outside is not None:
-        norm = torch.hypot(norm, start.outside.to(norm)[:, None])
+        outside = start.outside.to(norm)[:, None]
+        norm = torch.hypot(norm, outside)
+        if "imbalance" in observed:
+            observed["imbalance"] += outside.square()
     return Trajectory(
         eta=rule.eta[:, 0] if rates.dim() == 1 else rule.eta,
         width=size,
@@ -163,91 +184,43 @@ def simulate(
         loss=record.loss,
         weight_norm=norm,
         diverged_at=record.diverged_at,
+        converged_at=record.converged_at,
         curvature=record.curvature,
         recorded_steps=torch.arange(0, steps + 1, record_every, device=norm.device),
         curvature_steps=torch.arange(0, steps + 1, curvature_every, device=norm.device),
         momentum=rule.momentum,
         l2=rule.decay,
         test_loss=record.test_loss,
+        observed=observed,
     )
 
 
-@dataclass(frozen=True)
-class _Engine:
-    """The fused kernel of the form, or the batched torch engine, over chunks of the replicas."""
+def _choose_form(where: str, form: str, network: Network, task: Task, rank: int) -> str:
+    """``form`` if it covers the task, or the cheapest that does."""
+    samples = len(task.data.x)
+    one = samples == 1 and bool(task.data.x.any())
+    scalar = one and network.linear and task.rule.is_steady and task.only_basics
+    linear = network.linear
+    require(linear or form != "reduced", where, "the reduced form is linear; activation",
+            network.phi.name)  # fmt: skip
+    require(scalar or form != "scalar", where, "the scalar form takes one sample x != 0 of the "
+            "linear network, constant rates, no l2, test, observe or stop; x has shape",
+            tuple(task.data.x.shape))  # fmt: skip
+    if form != "auto":
+        return form
+    if scalar:
+        return "scalar"
+    return "reduced" if linear and network.width > rank else "direct"
 
-    form: str
-    network: Network
-    start: Start
-    fused: bool
 
-    def run(
-        self, data: Data, rule: Rule, schedule: Schedule, test: Data | None = None
-    ) -> DirectRecord:
-        """One record of all replicas."""
-        run = self._fused if self.fused else self._torch
-        parts = []
-        for i, j in self._chunks(len(rule.eta), data):
-            parts.append(run(data, rule, i, j, schedule, test))
-        if len(parts) == 1:
-            return parts[0]
-        return DirectRecord(*(torch.cat(columns) for columns in zip(*parts, strict=True)))
-
-    def top(self, data: Data) -> Tensor:
-        """(count,) curvature of the initial states, float64."""
-        exact = Data(data.x.double(), data.y.double())
-        zero = exact.y.new_zeros(self.start.count)
-        rule = Rule(zero[:, None] + 1, zero, zero)
-        record = self.run(exact, rule, Schedule(0))
-        top = record.curvature[:, 0]
-        if not bool((top > 0).all()):
-            need = "rates given as c need a positive initial curvature"
-            fail("toy.simulate", need, float(top.min()))
-        return top
-
-    def _chunks(self, replicas: int, data: Data) -> Iterator[tuple[int, int]]:
-        samples, inputs = data.x.shape
-        rows = self.network.width if self.form == "direct" else inputs + 1
-        entries, budget = rows * (inputs + 1), FUSED_CHUNK_BYTES
-        if not self.fused:
-            wide = 0 if self.network.phi.name == "linear" else samples
-            entries, budget = rows * 3 * (inputs + wide + 1), TORCH_CHUNK_BYTES
-        size = max(1, int(budget // (entries * data.x.element_size())))
-        for first in range(0, replicas, size):
-            yield first, min(first + size, replicas)
-
-    def _fused(
-        self,
-        data: Data,
-        rule: Rule,
-        first: int,
-        last: int,
-        schedule: Schedule,
-        test: Data | None,
-    ) -> DirectRecord:
-        state = self.start.rows(first, last, data.x, reduced=self.form == "reduced")
-        eta = rule.eta[first:last, 0].contiguous()
-        steps, s, k = schedule
-        if self.form == "reduced":
-            w, S, q = state
-            width = self.network.width
-            record = ops.toy_gd_reduced(
-                w, S, q, data.x, data.y, eta, width, steps, record_every=s, curvature_every=k
-            )
-        else:
-            U, v = state
-            record = ops.toy_gd(U, v, data.x, data.y, eta, steps, record_every=s, curvature_every=k)
-        return DirectRecord(*record, record.loss.new_empty(last - first, 0))
-
-    def _torch(
-        self,
-        data: Data,
-        rule: Rule,
-        first: int,
-        last: int,
-        schedule: Schedule,
-        test: Data | None,
-    ) -> DirectRecord:
-        U, v = self.start.rows(first, last, data.x)
-        part = rule.rows(first, last)
-        return descend(self.network, U, v, data, part, schedule, test)
+def _in_span(task: Task, span: Span) -> Task:
+    """The task in the coordinates of the span of the data."""
+    data, test = task.data, task.test
+    basis = span.basis.to(data.x)
+    if test is not None:
+        test = Data(test.x @ basis, test.y)
+    if task.rule.batches is None:
+        data = Data(span.x.to(data.x), span.y.to(data.x))
+    else:  # a batch is a choice of samples, not of their rotations
+        data = Data((data.x.double() @ span.basis).to(data.x), data.y)
+    return task._replace(data=data, test=test)

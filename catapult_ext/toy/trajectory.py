@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch
 from torch import Tensor
 
-from catapult_ext.probes.phases import PHASES, Verdict, classify
+from catapult_ext.probes.phases import PHASES, Verdict, classify, first_above
 
 
 @dataclass(frozen=True)
@@ -18,12 +18,14 @@ class Trajectory:
     Attributes:
         eta: (R,) learning rates, or (R, steps) of a schedule.
         width: W.
-        form: "direct" or "reduced", the one that ran.
+        form: "direct", "reduced" or "scalar", the one that ran.
         loss: (R, steps // record_every + 1), 1/(2N) sum (f - y)^2, the start included; without the
             L2 term, and over all samples also where mini-batches are trained on.
         weight_norm: same shape, sqrt(|U|^2 + |v|^2).
         diverged_at: (R,) int64, -1 for none. From that step on, the records hold the values of the
             last step before it (see ``ops.toy_gd`` for the rule).
+        converged_at: (R,) int64, the step after which ``toy.Stop`` ended the replica; -1 for none.
+            From that step on, the records hold its values.
         curvature: (R, M) top eigenvalue lambda of the kernel of the gradients over N, for the
             linear network X (U'U + |v|^2) X' / (N W). It is that of the Gauss-Newton matrix of the
             loss: eta_crit = 2 / lambda_0.
@@ -33,6 +35,7 @@ class Trajectory:
         l2: (R,) weight of (|U|^2 + |v|^2) / 2 in the loss that is trained.
         test_loss: as ``loss``, on the test data; (R, 0) without any. A diverged run keeps the value
             recorded last.
+        observed: what ``observe`` asked for, name -> (R, M) or (R, M, k).
     """
 
     eta: Tensor
@@ -41,12 +44,14 @@ class Trajectory:
     loss: Tensor
     weight_norm: Tensor
     diverged_at: Tensor
+    converged_at: Tensor
     curvature: Tensor
     recorded_steps: Tensor
     curvature_steps: Tensor
     momentum: Tensor
     l2: Tensor
     test_loss: Tensor
+    observed: dict[str, Tensor]
 
     @property
     def lambda0(self) -> Tensor:
@@ -71,6 +76,22 @@ class Trajectory:
         eta = self.eta if self.eta.dim() == 1 else self.eta.amax(1)
         return 2 * (1 + self.momentum) - eta * self.l2
 
+    @property
+    def peak_loss(self) -> Tensor:
+        """(R,) largest recorded loss; of all steps where ``record_every`` is 1."""
+        return self.loss.amax(1)
+
+    @property
+    def peak_step(self) -> Tensor:
+        """(R,) int64, the step at which it is recorded first."""
+        return self.recorded_steps[self.loss.argmax(1)]
+
+    @property
+    def outcomes(self) -> list[str]:
+        """What ended each replica: ``diverged``, ``converged`` or ``steps``."""
+        ends = zip(self.diverged_at.tolist(), self.converged_at.tolist(), strict=True)
+        return ["diverged" if d >= 0 else "converged" if c >= 0 else "steps" for d, c in ends]
+
     @cached_property
     def phases(self) -> list[str]:
         """``lazy`` below c = ``critical``, ``catapult`` from there, or ``divergent``."""
@@ -85,20 +106,42 @@ class Trajectory:
     def verdicts(self) -> list[Verdict]:
         """Phase, flags and evidence for every rate, built one by one, so meant for few rates.
 
-        c and eta * lambda are in units of ``critical`` / 2, so that 2 is the threshold.
+        c and eta * lambda are in units of ``critical`` / 2, so that 2 is the threshold. With
+        "projected_loss" observed, the evidence holds the growth of the residual's projection on the
+        top eigenvector of the start.
         """
         unit = (self.critical / 2).clamp(min=torch.finfo(self.eta.dtype).tiny)
         eta = self.c / self.lambda0 / unit
         end = self.eta_lambda[:, -1] / unit / eta
-        rows = zip(eta, self.c / unit, self.lambda0, end, self.loss, self.diverged_at, strict=True)
         return [
-            classify(
-                float(rate),
-                float(lambda0),
-                loss.tolist(),
-                lambda_end=float(last),
-                diverged_at=int(at),
-                c=float(c),
+            self._in_steps(
+                classify(
+                    float(eta[i]),
+                    float(self.lambda0[i]),
+                    self.loss[i].tolist(),
+                    growth=self._growth(i),
+                    lambda_end=float(end[i]),
+                    diverged_at=int(self.diverged_at[i]),
+                    c=float(self.c[i] / unit[i]),
+                ),
+                i,
             )
-            for rate, c, lambda0, last, loss, at in rows
+            for i in range(len(eta))
         ]
+
+    def _growth(self, i: int) -> list[float] | None:
+        if "projected_loss" not in self.observed:
+            return None
+        along = self.observed["projected_loss"][i, :, 0].sqrt()
+        return (along / along[0]).tolist()
+
+    def _in_steps(self, verdict: Verdict, i: int) -> Verdict:
+        """Evidence that ``classify`` counts in records, counted in steps."""
+        e = verdict.evidence
+        rose = first_above(self.loss[i].tolist(), float(self.loss[i, 0]))
+        if rose is not None:
+            e = replace(e, loss_rose_at=int(self.recorded_steps[rose]))
+        if e.projection_grew_at is not None:
+            grew = int(self.curvature_steps[e.projection_grew_at])
+            e = replace(e, projection_grew_at=grew)
+        return replace(verdict, evidence=e)

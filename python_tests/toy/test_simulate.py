@@ -115,7 +115,7 @@ def test_chunks_do_not_matter(data, monkeypatch):
     x, y = data
     kwargs = {"width": 50, "x": x, "y": y, "steps": 10, "c": [0.5, 1.5, 2.5, 3.0, 9.0]}
     whole = [cx.toy.simulate(form=form, **kwargs).loss for form in ("direct", "reduced")]
-    module = importlib.import_module("catapult_ext.toy.simulate")
+    module = importlib.import_module("catapult_ext.toy.engine")
     monkeypatch.setattr(module, "FUSED_CHUNK_BYTES", 4000)
     parts = [cx.toy.simulate(form=form, **kwargs).loss for form in ("direct", "reduced")]
     assert all(torch.equal(a, b) for a, b in zip(whole, parts, strict=True))
@@ -231,7 +231,7 @@ U, V = torch.ones(4, 2), torch.ones(4)
         ({"width": 10**16}, ValueError, "width must be a whole number"),
         ({"width": "9"}, TypeError, "width must be a number"),
         ({"width": 10**12, "form": "direct"}, ValueError, "the direct form needs"),
-        ({"form": "scalar"}, ValueError, "form must be one of"),
+        ({"form": "scalar"}, ValueError, "the scalar form takes one sample"),
         ({"seed": [1, 2, 3]}, ValueError, "seed must be one or 2 numbers, got 3"),
         ({"seed": -1}, ValueError, "seed must be >= 0, got -1"),
         ({"seed": [1.0]}, TypeError, "seed must be a whole number, got float"),

@@ -1,0 +1,115 @@
+"""The engines of ``toy.simulate``: fused kernels or batched torch, over chunks of the replicas."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from catapult_ext import ops
+from catapult_ext._validate import fail
+from catapult_ext.toy.direct import Record, Task, descend
+from catapult_ext.toy.maps import state_of
+from catapult_ext.toy.network import Network
+from catapult_ext.toy.problem import Data
+from catapult_ext.toy.rules import Rule, Schedule
+from catapult_ext.toy.start import Start
+
+FUSED_CHUNK_BYTES = 1 << 27  # of replicated state at a time, for the fused kernels
+TORCH_CHUNK_BYTES = 1 << 24  # of state and temporaries, for the batched engine: about a cache
+
+
+@dataclass(frozen=True)
+class Engine:
+    """Runs a task from ``start`` in one form: "direct", "reduced" or "scalar"."""
+
+    form: str
+    network: Network
+    start: Start
+
+    def run(self, task: Task) -> Record:
+        """One record of all replicas."""
+        fused = self.network.linear and task.rule.is_plain and task.only_basics
+        run = self._scalar if self.form == "scalar" else self._fused if fused else self._torch
+        size = self._chunk(task, in_torch=run == self._torch)
+        return Record.join(
+            [run(task.rows(i, j), i, j) for i, j in _parts(len(task.rule.eta), size)]
+        )
+
+    def top(self, data: Data) -> Tensor:
+        """(count,) curvature of the initial states, float64."""
+        exact = Data(data.x.double(), data.y.double())
+        zero = exact.y.new_zeros(self.start.count)
+        top = self.run(Task(exact, Rule(zero[:, None] + 1, zero, zero), Schedule(0))).curvature[
+            :, 0
+        ]
+        if not bool((top > 0).all()):
+            need = "rates given as c need a positive initial curvature"
+            fail("toy.simulate", need, float(top.min()))
+        return top
+
+    def _chunk(self, task: Task, in_torch: bool) -> int:
+        """Replicas at a time, for a bounded memory."""
+        samples, inputs = task.data.x.shape
+        entries: float
+        if self.form == "scalar":
+            entries, budget = 8 + 6 * (task.schedule.steps // _stride(task) + 1), FUSED_CHUNK_BYTES
+        else:
+            rows = self.network.width if self.form == "direct" else inputs + 1
+            entries, budget = rows * (inputs + 1), FUSED_CHUNK_BYTES
+            if in_torch:
+                wide = 0 if self.network.linear else samples
+                entries, budget = rows * 3 * (inputs + wide + 1), TORCH_CHUNK_BYTES
+        return max(1, int(budget // (entries * task.data.x.element_size())))
+
+    def _torch(self, task: Task, first: int, last: int) -> Record:
+        U, v = self.start.rows(first, last, task.data.x)
+        return descend(self.network, U, v, task)
+
+    def _fused(self, task: Task, first: int, last: int) -> Record:
+        (x, y), (steps, record_every, curvature_every) = task.data, task.schedule
+        state = self.start.rows(first, last, x, reduced=self.form == "reduced")
+        eta = task.rule.eta[:, 0].contiguous()
+        strides = {"record_every": record_every, "curvature_every": curvature_every}
+        if self.form == "reduced":
+            w, S, q = state
+            return Record.basic(
+                *ops.toy_gd_reduced(w, S, q, x, y, eta, self.network.width, steps, **strides)
+            )
+        U, v = state
+        return Record.basic(*ops.toy_gd(U, v, x, y, eta, steps, **strides))
+
+    def _scalar(self, task: Task, first: int, last: int) -> Record:
+        """One sample, x (1, 1) in its own direction: the map of ``ops.toy_scalar``."""
+        x, y = (part.double().flatten() for part in task.data)
+        eta, root = task.rule.eta[:, 0].double(), self.network.width**0.5
+        w, S, q = (part.flatten() for part in self.start.rows(first, last, x, reduced=True))
+        unit = eta * x.abs() / root  # a = unit (f - y)
+        h, k = state_of(unit.square() / eta * (S + q), unit * x * w / root)
+        end = ops.toy_scalar(
+            h.to(task.data.x),
+            k.to(task.data.x),
+            task.schedule.steps,
+            b=(unit * y).to(task.data.x),
+            beta=task.rule.momentum if bool(task.rule.momentum.any()) else None,
+            record_every=_stride(task),
+        )
+        residual, v = (part.double() for part in (end.record_a / unit[:, None], end.record_v))
+        record, curvature = (every // _stride(task) for every in task.schedule[1:])
+        loss = residual[:, ::record].square() / 2
+        norm = (v[:, ::record] * (eta / unit.square())[:, None]).sqrt()
+        top = v[:, ::curvature] / eta[:, None]
+        loss, norm, top = (part.to(task.data.x) for part in (loss, norm, top))
+        return Record.basic(loss, norm, end.diverged_at, top)
+
+
+def _stride(task: Task) -> int:
+    """Common stride of the records of a kernel that has only one."""
+    return math.gcd(task.schedule.record_every, task.schedule.curvature_every)
+
+
+def _parts(count: int, size: int) -> Iterator[tuple[int, int]]:
+    for first in range(0, count, size):
+        yield first, min(first + size, count)
