@@ -33,6 +33,6 @@ def test_toy_gd(measure, quick, curvature_every):
             prepare=fresh,
             flops=replicas * steps * (6 * width * inputs + 4 * samples * inputs),
             unit=("replica-steps", replicas * steps),
-            target={"lean torch": 8.0},
+            target={"lean torch": 12.0},
         )
     )

@@ -96,7 +96,7 @@ def learning_rate_window(
 
     Args:
         model: as for :class:`~catapult_ext.GGN`; left as it is.
-        loss: with a Gauss-Newton factor, as trained (:func:`catapult_ext.losses.resolve`).
+        loss: as trained (:func:`catapult_ext.losses.resolve`); its Gauss-Newton matrix is used.
         data: ``(x, y)``, the batch that steps use.
         optimizer: None for gradient descent, or a torch SGD (momentum, dampening, Nesterov,
             weight decay), Adam or AdamW, whose state gives the preconditioner.

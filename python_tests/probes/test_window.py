@@ -189,7 +189,7 @@ def test_advice_and_table():
         ({"burn_in": -1}, ValueError, "burn_in"),
         ({"measure": -1}, ValueError, "measure"),
         ({"data": X}, ValueError, "data must be"),
-        ({"loss": lambda f, y: (f - y).square().sum()}, ValueError, "loss must be"),
+        ({"loss": "quarter_mse"}, ValueError, "loss name must be"),
         ({"optimizer": torch.optim.RMSprop([nn.Parameter(X)])}, TypeError, "SGD, Adam or AdamW"),
         ({"model": nn.Sequential(nn.Linear(64, 10), nn.Dropout(0.5))}, ValueError, "dropout"),
     ],
@@ -198,3 +198,13 @@ def test_refused(change, error, text):
     arguments = {"model": NETS["relu1"](), "loss": "half_mse", "data": (X, Y)} | change
     with pytest.raises(error, match=text):
         cx.learning_rate_window(**arguments)
+
+
+def test_a_loss_may_be_any_function():
+    def half_mse(f, y):
+        return (f - y).square().sum() / (2 * len(f))
+
+    named, own = (cx.learning_rate_window(NETS["relu1"](), loss, (X, Y))
+                  for loss in ("half_mse", half_mse))  # fmt: skip
+    assert own.eta_crit == pytest.approx(named.eta_crit, rel=1e-3)
+    assert own.eta_c == pytest.approx(named.eta_c, rel=1e-3)
