@@ -55,6 +55,14 @@ def toy_problem(
     return ToyProblem(*(t.to(dtype) for t in (U, v, x, y, rates / top)))
 
 
+def stretched_data(samples: int, inputs: int) -> tuple[Tensor, Tensor]:
+    """Inputs x (N, D) with a clear top direction, y (N,) outside the range of x; float64."""
+    generator = torch.Generator().manual_seed(3)
+    x = torch.randn(samples, inputs, dtype=torch.float64, generator=generator)
+    x[:, 0] *= 3
+    return x, torch.randn(samples, dtype=torch.float64, generator=generator)
+
+
 def reduced_state(problem: ToyProblem) -> ReducedProblem:
     """The closed state w = U'v, S = U'U, q = v.v, formed in float64."""
     U, v, x, y, eta = problem

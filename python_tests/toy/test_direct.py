@@ -8,6 +8,7 @@ import torch
 
 import catapult_ext as cx
 from catapult_ext.testing import max_error
+from catapult_ext.testing.toy_cases import stretched_data
 from catapult_ext.toy.rules import Batches
 
 PHI = {
@@ -31,11 +32,7 @@ RULES = {
 
 @pytest.fixture
 def data():
-    """Targets outside the range of x, more samples than inputs, and a clear top direction."""
-    g = torch.Generator().manual_seed(3)
-    x = torch.randn(10, 3, dtype=torch.float64, generator=g)
-    x[:, 0] *= 3
-    return x, torch.randn(10, dtype=torch.float64, generator=g)
+    return stretched_data(10, 3)
 
 
 def weights(width, inputs, seed=0):

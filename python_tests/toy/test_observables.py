@@ -5,14 +5,12 @@ import pytest
 import torch
 
 import catapult_ext as cx
+from catapult_ext.testing.toy_cases import stretched_data
 
 
 @pytest.fixture
 def data():
-    g = torch.Generator().manual_seed(3)
-    x = torch.randn(10, 3, dtype=torch.float64, generator=g)
-    x[:, 0] *= 3
-    return x, torch.randn(10, dtype=torch.float64, generator=g)
+    return stretched_data(10, 3)
 
 
 def relative(got, want):

@@ -6,16 +6,12 @@ import torch
 
 import catapult_ext as cx
 from catapult_ext.testing import max_error
-from catapult_ext.testing.toy_cases import toy_problem
+from catapult_ext.testing.toy_cases import stretched_data, toy_problem
 
 
 @pytest.fixture
 def data():
-    """Targets outside the range of x, and a clear top direction."""
-    generator = torch.Generator().manual_seed(3)
-    x = torch.randn(12, 4, dtype=torch.float64, generator=generator)
-    x[:, 0] *= 3
-    return x, torch.randn(12, dtype=torch.float64, generator=generator)
+    return stretched_data(12, 4)
 
 
 def relative(got, want):
