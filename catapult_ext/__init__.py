@@ -14,6 +14,7 @@ from catapult_ext.eig import (
 )
 from catapult_ext.experiments import SweepResult, sweep
 from catapult_ext.linops import GGN, NTK, Hessian
+from catapult_ext.losses import convert_lambda
 from catapult_ext.probes import CurvatureTracker, LearningRateWindow, learning_rate_window
 
 __version__: str = build_info()["version"]
@@ -31,6 +32,7 @@ __all__ = [
     "TopTracker",
     "__version__",
     "build_info",
+    "convert_lambda",
     "data",
     "diagonal",
     "eigsh",

@@ -1,5 +1,6 @@
 """Losses as the curvature operators see them: value, normaliser and output Hessian."""
 
+from catapult_ext.losses.convert import CONVENTIONS, convert_lambda
 from catapult_ext.losses.factors import (
     AutogradHessian,
     DiagonalFactor,
@@ -22,6 +23,7 @@ from catapult_ext.losses.loss import (
 
 __all__ = [
     "ACCEPTED",
+    "CONVENTIONS",
     "NAMED",
     "AutogradHessian",
     "BinaryCrossEntropy",
@@ -33,6 +35,7 @@ __all__ = [
     "OutputHessian",
     "SoftmaxFactor",
     "SquaredLoss",
+    "convert_lambda",
     "half_mse",
     "half_mse_mean",
     "resolve",
