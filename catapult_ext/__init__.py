@@ -13,7 +13,7 @@ from catapult_ext.eig import (
     trace,
 )
 from catapult_ext.experiments import SweepResult, sweep
-from catapult_ext.linops import GGN, NTK, Hessian
+from catapult_ext.linops import GGN, NTK, Hessian, Jacobian
 from catapult_ext.losses import convert_lambda
 from catapult_ext.probes import CurvatureTracker, LearningRateWindow, learning_rate_window
 
@@ -26,6 +26,7 @@ __all__ = [
     "EigshResult",
     "Estimate",
     "Hessian",
+    "Jacobian",
     "LearningRateWindow",
     "SpectralDensity",
     "SweepResult",

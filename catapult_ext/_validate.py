@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from numbers import Real
 
 import torch
 from torch import Tensor
@@ -19,6 +20,11 @@ def require(ok: bool, where: str, requirement: str, value: object) -> None:
     """Raise ValueError unless ``ok``."""
     if not ok:
         fail(where, requirement, value)
+
+
+def is_number(value: object) -> bool:
+    """A real Python or NumPy number."""
+    return isinstance(value, Real) and not isinstance(value, bool)
 
 
 def tensor(

@@ -70,6 +70,8 @@ def _from_tensor(a: Tensor, where: str) -> Operand:
 
 def _from_torch_object(a: Any, dtype: torch.dtype, where: str) -> Operand:
     _check_dtype(dtype, where)
+    symmetric = getattr(a, "symmetric", True) is not False
+    v.require(symmetric, where, "A must be symmetric", type(a).__name__)
     device = torch.device(getattr(a, "device", "cpu"))
     return Operand(a.shape[0], dtype, device, lambda q: a @ q, None)
 

@@ -1,10 +1,11 @@
-"""Curvature operators of a model: NTK, Gauss-Newton matrix, Hessian."""
+"""Curvature operators of a model: NTK, Gauss-Newton matrix, Hessian, Jacobian."""
 
 from catapult_ext.linops.base import Dual, LinearOperator
 from catapult_ext.linops.engine import Frozen
 from catapult_ext.linops.frozen import freeze
 from catapult_ext.linops.ggn import GGN
 from catapult_ext.linops.hessian import Hessian
+from catapult_ext.linops.jacobian import Jacobian
 from catapult_ext.linops.ntk import NTK
 
-__all__ = ["GGN", "NTK", "Dual", "Frozen", "Hessian", "LinearOperator", "freeze"]
+__all__ = ["GGN", "NTK", "Dual", "Frozen", "Hessian", "Jacobian", "LinearOperator", "freeze"]

@@ -1,4 +1,4 @@
-"""The operator base class: shape, dtype, device and ``@``."""
+"""The operator base class: shape, dtype, device, ``@``, ``.T`` and sums."""
 
 from __future__ import annotations
 
@@ -29,20 +29,64 @@ class Dual:
 
 
 class LinearOperator(ABC):
-    """A symmetric (or, for cross kernels, rectangular) operator known by its products.
+    """A linear operator known by its products; symmetric unless ``symmetric`` says otherwise.
 
-    Subclasses give ``_matmat``: (n, K) -> (m, K).  ``@`` takes (n,) or (n, K) tensors of the
-    operator's dtype on its device; results carry no autograd graph.
+    Subclasses give ``_matmat``: (n, K) -> (m, K), those that are not symmetric ``_rmatmat``,
+    (m, K) -> (n, K), as well.  ``@`` takes (n,) or (n, K) tensors of the operator's dtype on its
+    device; results carry no autograd graph.  ``2 * A + B``, ``A - B``, ``A / 3`` and
+    ``A.shift(alpha)`` are operators again.
     """
 
     shape: tuple[int, int]
     dtype: torch.dtype
     device: torch.device
     name: str = "LinearOperator"
+    symmetric: bool = True
 
     @abstractmethod
     def _matmat(self, vectors: Tensor) -> Tensor:
         """The product with (n, K), already checked."""
+
+    def _rmatmat(self, vectors: Tensor) -> Tensor:
+        """The product of the transpose with (m, K), already checked."""
+        if not self.symmetric:
+            raise NotImplementedError(f"catapult_ext.{self.name}: has no transposed product")
+        return self._matmat(vectors)
+
+    @property
+    def T(self) -> LinearOperator:
+        """The transpose; a symmetric operator is its own."""
+        from catapult_ext.linops.algebra import Transposed
+
+        return self if self.symmetric else Transposed(self)
+
+    def shift(self, alpha: float) -> LinearOperator:
+        """A + alpha I."""
+        from catapult_ext.linops.algebra import Identity
+
+        return self + alpha * Identity(self)
+
+    def __mul__(self, factor: float) -> LinearOperator:
+        from catapult_ext.linops.algebra import combine
+
+        return combine([(factor, self)]) if v.is_number(factor) else NotImplemented
+
+    __rmul__ = __mul__
+
+    def __truediv__(self, divisor: float) -> LinearOperator:
+        return self * (1 / divisor) if v.is_number(divisor) else NotImplemented
+
+    def __neg__(self) -> LinearOperator:
+        return self * -1.0
+
+    def __add__(self, other: LinearOperator) -> LinearOperator:
+        from catapult_ext.linops.algebra import combine
+
+        known = isinstance(other, LinearOperator)
+        return combine([(1.0, self), (1.0, other)]) if known else NotImplemented
+
+    def __sub__(self, other: LinearOperator) -> LinearOperator:
+        return self + -1.0 * other if isinstance(other, LinearOperator) else NotImplemented
 
     def __matmul__(self, vectors: Tensor) -> Tensor:
         """Product with (n,) or (n, K)."""
@@ -108,18 +152,17 @@ class LinearOperator(ABC):
                 "install it with pip install 'catapult_ext[test]'"
             ) from error
 
-        def apply(array: Any) -> Any:
+        def apply(operator: LinearOperator, array: Any) -> Any:
             tensor = torch.as_tensor(array).to(dtype=self.dtype, device=self.device)
-            return (self @ tensor).cpu().numpy()
+            return (operator @ tensor).cpu().numpy()
 
-        numpy_dtype = torch.empty(0, dtype=self.dtype).numpy().dtype
-        square = self.shape[0] == self.shape[1]
         return ScipyOperator(
             self.shape,
-            matvec=lambda x: apply(x.reshape(-1)),
-            matmat=apply,
-            rmatvec=(lambda x: apply(x.reshape(-1))) if square else None,
-            dtype=numpy_dtype,
+            matvec=lambda x: apply(self, x.reshape(-1)),
+            matmat=lambda x: apply(self, x),
+            rmatvec=lambda x: apply(self.T, x.reshape(-1)),
+            rmatmat=lambda x: apply(self.T, x),
+            dtype=torch.empty(0, dtype=self.dtype).numpy().dtype,
         )
 
     def _unit_columns(self, start: int, stop: int) -> Tensor:

@@ -11,6 +11,7 @@ from catapult_ext import _validate as v
 from catapult_ext.linops.autograd import coarse
 from catapult_ext.linops.base import LinearOperator
 from catapult_ext.linops.frozen import Frozen, Options, freeze
+from catapult_ext.linops.jacobian import jacobian
 from catapult_ext.linops.snapshot import Inputs
 
 if TYPE_CHECKING:
@@ -71,6 +72,9 @@ class NTK(LinearOperator):
             return self.frozen.ntk(vectors)
         return self.frozen.jvp(self.frozen2.vjp(vectors))
 
+    def _rmatmat(self, vectors: Tensor) -> Tensor:
+        return self.frozen2.jvp(self.frozen.vjp(vectors))
+
     def coarse(self) -> NTK:
         """The same kernel with products in bfloat16 (autocast), good to about 1 % of its norm."""
         v.require(self.symmetric, f"{self.name}.coarse", "needs a symmetric kernel", "x2")
@@ -120,14 +124,3 @@ class NTK(LinearOperator):
             for r in range(self.shape[0])
         ]
         return torch.stack(entries)
-
-
-def jacobian(frozen: Frozen) -> Tensor:
-    """J (N*O, P), row by row: one backward pass per row."""
-    out = torch.empty(frozen.rows, frozen.n_params, dtype=frozen.dtype, device=frozen.device)
-    unit = torch.zeros(frozen.rows, 1, dtype=frozen.dtype, device=frozen.device)
-    for r in range(frozen.rows):
-        unit[r] = 1
-        out[r] = frozen.vjp(unit)[:, 0]
-        unit[r] = 0
-    return out

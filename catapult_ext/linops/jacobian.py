@@ -1,0 +1,69 @@
+"""The Jacobian of a model's outputs by its parameters, and its transpose, as operators."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from catapult_ext.linops.base import LinearOperator
+from catapult_ext.linops.frozen import Frozen, Options, freeze
+from catapult_ext.linops.snapshot import Inputs
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+
+class Jacobian(LinearOperator):
+    """J[(n,o), p] = df_no/dtheta_p, (N*O, P); ``J.T`` is the transpose, ``J @ (J.T @ u)`` the NTK.
+
+    Flat index n*O + o; parameters in ``named_parameters`` order.  The forward pass runs once.
+
+    Args:
+        model: any module with outputs (N, O), or (N,) which counts as O = 1.
+        x: inputs: a tensor, a tuple (positional arguments) or a mapping (keyword arguments).
+        **options: see :class:`~catapult_ext.linops.frozen.Options`.
+
+    Raises:
+        TypeError, ValueError: see :class:`~catapult_ext.linops.snapshot.Snapshot`.
+    """
+
+    name = "Jacobian"
+    symmetric = False
+
+    def __init__(self, model: nn.Module, x: Inputs, **options: Unpack[Options]) -> None:
+        self._set_up(freeze(model, x, where=self.name, **options))
+
+    @classmethod
+    def of(cls, frozen: Frozen) -> Jacobian:
+        """The Jacobian of an already frozen model: shares its forward pass."""
+        self = cls.__new__(cls)
+        self._set_up(frozen)
+        return self
+
+    def _set_up(self, frozen: Frozen) -> None:
+        self.frozen, self.engine = frozen, frozen.engine
+        self.shape = (frozen.rows, frozen.n_params)
+        self.dtype, self.device = frozen.dtype, frozen.device
+
+    def _matmat(self, vectors: Tensor) -> Tensor:
+        return self.frozen.jvp(vectors)
+
+    def _rmatmat(self, vectors: Tensor) -> Tensor:
+        return self.frozen.vjp(vectors)
+
+    def dense(self) -> Tensor:
+        """J (N*O, P), row by row: one backward pass per row."""
+        return jacobian(self.frozen)
+
+
+def jacobian(frozen: Frozen) -> Tensor:
+    """J (N*O, P), row by row: one backward pass per row."""
+    out = torch.empty(frozen.rows, frozen.n_params, dtype=frozen.dtype, device=frozen.device)
+    unit = torch.zeros(frozen.rows, 1, dtype=frozen.dtype, device=frozen.device)
+    for r in range(frozen.rows):
+        unit[r] = 1
+        out[r] = frozen.vjp(unit)[:, 0]
+        unit[r] = 0
+    return out
