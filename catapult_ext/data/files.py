@@ -162,9 +162,14 @@ def read_npz(path: Path | str) -> dict[str, np.ndarray]:
             arrays = {}
             for name in archive.files:
                 arrays[name] = archive[name]
+                if not isinstance(arrays[name], np.ndarray):
+                    raise DataFileError(path, f"member {name!r} is not a NumPy array")
             return arrays
-    except ValueError as error:
-        fault = "holds Python objects" if "pickle" in str(error) else f"is corrupted: {error}"
-        raise DataFileError(path, f"array {name!r} {fault}") from error
-    except READ_ERRORS as error:
-        raise DataFileError(path, f"is corrupted: {error}") from error
+    except DataFileError:
+        raise
+    # zipfile and NumPy's header parser answer damaged bytes with errors of a dozen types.
+    except Exception as error:
+        pickled = isinstance(error, ValueError) and "pickle" in str(error)
+        fault = "holds Python objects" if pickled else f"is corrupted: {error}"
+        named = name and isinstance(error, ValueError)
+        raise DataFileError(path, f"array {name!r} {fault}" if named else fault) from error

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-from catapult_ext._validate import fail, require
+from catapult_ext._validate import FLOAT_DTYPES, fail, require
 from catapult_ext.data.dataset import Dataset
 from catapult_ext.data.digits import digits
 from catapult_ext.data.files import (
@@ -32,6 +32,7 @@ BUILT_IN: dict[str, Any] = {
     "gaussian": gaussian,
     "synthetic-images": synthetic_images,
 }
+MOST_TARGETS = 1 << 28
 # Sub-folders of the data folder that are looked through, the folder itself last.
 PLACES = {
     "mnist": ("mnist", "MNIST", "MNIST/raw", ""),
@@ -130,8 +131,11 @@ def npz(path: Path | str, *, dtype: torch.dtype = torch.float32) -> Dataset:
     (N, O), or integer class labels (N,) >= 0, which become one-hot.
 
     Raises:
+        TypeError: path is no path, or dtype not float32 or float64.
         DataFileError: a missing or damaged file, or arrays that do not fit; names the fault.
     """
+    if dtype not in FLOAT_DTYPES:
+        fail("data.npz", "dtype must be float32 or float64", dtype, TypeError)
     arrays = read_npz(path)
     if "x" in arrays and "x_train" not in arrays:
         arrays |= {"x_train": arrays["x"]} | ({"y_train": arrays["y"]} if "y" in arrays else {})
@@ -141,18 +145,22 @@ def npz(path: Path | str, *, dtype: torch.dtype = torch.float32) -> Dataset:
         held = ", ".join(arrays) or "nothing"
         raise DataFileError(path, f"lacks the array {missing[0]} (it holds {held})")
     labels = [arrays[n] for n in ("y_train", "y_test") if n in arrays]
-    integer = all(y.ndim == 1 and np.issubdtype(y.dtype, np.integer) for y in labels)
-    if integer and min((int(y.min()) for y in labels if y.size), default=0) < 0:
-        raise DataFileError(path, "has negative class labels")
-    count = max((int(y.max()) + 1 for y in labels if y.size), default=0) if integer else 0
+    for key in ("x_train", "y_train", "x_test", "y_test"):
+        value = arrays.get(key)
+        if value is not None and value.dtype.kind not in "iuf":
+            raise DataFileError(path, f"array {key!r} has dtype {value.dtype}, expected numbers")
+        if value is not None and value.ndim == 0:
+            raise DataFileError(path, f"array {key!r} is a single number, expected a row a sample")
+    integer = all(y.ndim == 1 and y.dtype.kind in "iu" for y in labels)
+    count = _classes(path, [y for y in labels if y.size]) if integer else 0
+    numbers = np.float64 if dtype == torch.float64 else np.float32
 
     def tensor(name: str) -> torch.Tensor:
         value = arrays[name]
-        if not np.issubdtype(value.dtype, np.number) or np.iscomplexobj(value):
-            raise DataFileError(path, f"array {name!r} has dtype {value.dtype}, expected numbers")
         if name[0] == "y" and integer:
             return F.one_hot(torch.from_numpy(value.astype(np.int64)), count).to(dtype)
-        held = torch.from_numpy(np.ascontiguousarray(value)).to(dtype)
+        with np.errstate(over="ignore"):  # Dataset refuses what became infinite
+            held = torch.from_numpy(np.ascontiguousarray(value, dtype=numbers))
         return held[:, None] if name[0] == "y" and held.dim() == 1 else held
 
     x, y = tensor("x_train"), tensor("y_train")
@@ -163,6 +171,16 @@ def npz(path: Path | str, *, dtype: torch.dtype = torch.float32) -> Dataset:
     except (TypeError, ValueError) as error:
         fault = str(error).removeprefix("catapult_ext.data.Dataset: ")
         raise DataFileError(path, fault) from error
+
+
+def _classes(path: Path | str, labels: Sequence[np.ndarray]) -> int:
+    """Number of classes; a single damaged label must not ask for a terabyte of one-hot rows."""
+    if min((int(y.min()) for y in labels), default=0) < 0:
+        raise DataFileError(path, "has negative class labels")
+    count = max((int(y.max()) + 1 for y in labels), default=0)
+    if count * max((y.size for y in labels), default=0) > MOST_TARGETS:
+        raise DataFileError(path, f"has class label {count - 1}: too many one-hot targets")
+    return count
 
 
 def named(name: str, **settings: Any) -> Dataset:

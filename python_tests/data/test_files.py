@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import gzip
+import io
 import pickle
+import zipfile
 
 import numpy as np
 import pytest
@@ -246,6 +248,40 @@ def test_bad_npz_files_name_file_and_fault(tmp_path):
     path.write_bytes(bytes(content))
     with pytest.raises(DataFileError, match=r"set.npz: is corrupted: Bad CRC"):
         data.npz(path)
+
+
+def saved(array):
+    file = io.BytesIO()
+    np.save(file, array)
+    return file.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("x", "y", "fault"),
+    [
+        (b"no array", saved(np.zeros(4)), "member 'x_train' is not a NumPy array"),
+        (saved(np.zeros((4, 2)))[:90], saved(np.zeros(4)), "array 'x_train' is corrupted"),
+        (saved(np.float64(1.0)), saved(np.zeros(1)), "array 'x_train' is a single number"),
+        (saved(np.zeros((4, 2), "m8[s]")), saved(np.zeros(4)), "has dtype timedelta64"),
+        (saved(np.zeros((4, 2))), saved(np.arange(4) * 10**9), "has class label 3000000000: too"),
+        (saved(np.full((4, 2), 1e300)), saved(np.zeros(4)), "x_train must be finite"),
+        (saved(np.zeros((4, 2))), saved(np.full(4, 2**63, "u8")), "too many one-hot targets"),
+    ],
+)
+def test_what_the_fuzzer_found_in_npz(tmp_path, x, y, fault):
+    path = tmp_path / "set.npz"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("x_train.npy", x)
+        archive.writestr("y_train.npy", y)
+    with pytest.raises(DataFileError, match=f"set.npz: .*({fault})"):
+        data.npz(path)
+
+
+@pytest.mark.parametrize("kind", [">f4", "f2", "g", "u2", "u8", ">i4"])
+def test_npz_takes_every_number(tmp_path, kind):
+    np.savez(tmp_path / "set.npz", x=np.arange(6).reshape(3, 2).astype(kind), y=np.zeros(3))
+    expected = torch.arange(6.0).reshape(3, 2)
+    assert torch.equal(data.npz(tmp_path / "set.npz").x_train, expected)
 
 
 def test_unknown_names():
