@@ -158,7 +158,7 @@ def npz(path: Path | str, *, dtype: torch.dtype = torch.float32) -> Dataset:
     def tensor(name: str) -> torch.Tensor:
         value = arrays[name]
         if name[0] == "y" and integer:
-            return F.one_hot(torch.from_numpy(value.astype(np.int64)), count).to(dtype)
+            return F.one_hot(torch.from_numpy(value.astype(np.int64)), max(count, 1)).to(dtype)
         with np.errstate(over="ignore"):  # Dataset refuses what became infinite
             held = torch.from_numpy(np.ascontiguousarray(value, dtype=numbers))
         return held[:, None] if name[0] == "y" and held.dim() == 1 else held

@@ -119,7 +119,8 @@ class RunFolder:
             held = None
         self.resumed = held is not None
         if held is not None:
-            self.started_in = held.get("environment", {})
+            noted = held.get("environment")
+            self.started_in = noted if isinstance(noted, dict) else {}
             return
         self.started_in = self.environment
         document = {
@@ -152,7 +153,7 @@ class RunFolder:
             raise RunFolderError(
                 f"catapult_ext.runs: cannot read the run folder {self.path}: {error.strerror}"
             ) from error
-        except ValueError:
+        except (ValueError, RecursionError):
             document = None
         if not isinstance(document, dict) or document.get("format") != FORMAT:
             raise RunFolderError(
@@ -202,12 +203,13 @@ class RunFolder:
             document = json.loads(path.read_text(encoding="utf-8"))
             record = document["record"]
             intact = document["name"] == name and document["sha256"] == _digest(record)
+            run = document["run"]
         except FileNotFoundError:
             return None
-        except (ValueError, KeyError, TypeError):  # a UnicodeDecodeError is a ValueError
-            intact, document, record = False, {}, None
-        if not intact or document["run"] != self.hash:
-            fault = "is damaged" if not intact else f"belongs to run {document['run']}"
+        except (ValueError, KeyError, TypeError, RecursionError):  # UnicodeDecodeError: ValueError
+            intact, run, record = False, None, None
+        if not intact or run != self.hash:
+            fault = "is damaged" if not intact else f"belongs to run {run}"
             raise RunFolderError(
                 f"catapult_ext.runs: {path} {fault}; delete it to have this part done again, "
                 "or pass --fresh to start the whole run anew"
@@ -223,7 +225,7 @@ class RunFolder:
         """A JSON file of this folder, or None where it is missing or unreadable."""
         try:
             return json.loads((self.path / name).read_text(encoding="utf-8"))
-        except (OSError, ValueError):
+        except (OSError, ValueError, RecursionError):
             return None
 
     def write_csv(self, name: str, rows: list[dict[str, Any]]) -> None:

@@ -101,7 +101,9 @@ def test_damaged_rate_files_give_one_error_that_says_what_to_do(tmp_path):
     run.save_part("0000", {"loss": [1.0, 2.0]})
     path = run.part_path("0000")
     good = path.read_bytes()
-    for bad in (good[:-9], b"", b"\xff\xfe", good.replace(b"2.0", b"3.0"), b"[]"):
+    nested = b"[" * 100_000
+    renamed = good.replace(b'"run"', b'"ruk"')
+    for bad in (good[:-9], b"", b"\xff\xfe", good.replace(b"2.0", b"3.0"), b"[]", nested, renamed):
         path.write_bytes(bad)
         with pytest.raises(RunFolderError, match=r"0000\.json is damaged; delete it to have this"):
             run.load_part("0000")
@@ -111,6 +113,25 @@ def test_damaged_rate_files_give_one_error_that_says_what_to_do(tmp_path):
     path.write_bytes(good)
     assert run.load_part("0000") == {"loss": [1.0, 2.0]}
     run.close()
+
+
+@pytest.mark.parametrize("damage", [b"[" * 100_000, b"[]", b'{"format": 1}', b"\xff"])
+def test_damaged_configurations_leave_the_folder_untouched(tmp_path, damage):
+    RunFolder(tmp_path, CONFIG).close()
+    (tmp_path / "config.json").write_bytes(damage)
+    before = files(tmp_path)
+    with pytest.raises(RunFolderError, match="was not written by catapult_ext or is damaged"):
+        RunFolder(tmp_path, CONFIG)
+    assert files(tmp_path) == before
+
+
+def test_an_environment_that_is_no_mapping_is_left_out(tmp_path):
+    RunFolder(tmp_path, CONFIG, environment={"torch": "2"}).close()
+    path = tmp_path / "config.json"
+    document = json.loads(path.read_text())
+    path.write_text(json.dumps({**document, "environment": [1]}))
+    with RunFolder(tmp_path, CONFIG) as run:
+        assert run.started_in == {}
 
 
 def test_unwritable_folder(tmp_path):
