@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -11,7 +12,7 @@ from torch.nn import functional as F
 
 from catapult_ext._validate import require
 from catapult_ext.data.dataset import Dataset
-from catapult_ext.data.prepare import standardise
+from catapult_ext.data.prepare import check_classes, make_targets, standardise
 
 
 def _load() -> tuple[Tensor, Tensor]:
@@ -32,6 +33,8 @@ def digits(
     *,
     train: int = 512,
     test: int | None = None,
+    classes: Sequence[int] | None = None,
+    targets: str = "one-hot",
     seed: int = 0,
     standardisation: str = "global",
     flatten: bool = True,
@@ -41,23 +44,29 @@ def digits(
 
     Args:
         size: 8, the original images, or 28: enlarged to 20 x 20 in a 28 x 28 frame, like MNIST.
-        train: number of training images, 1 to 1796.
+        train: number of training images, fewer than there are (1797 of all ten digits).
         test: number of test images; default: all the others.
+        classes: keep only these digits, in this order of the targets; default: all ten.
+        targets: ``"one-hot"``, or ``"signed"``: one output, -1 and +1 for the two classes kept.
         seed: of the split (a permutation drawn by NumPy's ``RandomState``, stable for good).
         standardisation: as in ``data.standardise``; ``"none"`` leaves values in [0, 1].
         flatten: (N, size^2) if true, else (N, 1, size, size).
         dtype: float32 or float64.
 
     Returns:
-        Dataset with O = 10.
+        Dataset with as many outputs as classes, or one for signed targets.
 
     Raises:
-        ValueError: for another size, or more images than there are.
+        ValueError: for another size, more images than there are, or classes that do not exist.
         RuntimeError: without scikit-learn; the message names the extra.
     """
     where = "data.digits"
     require(size in (8, 28), where, "size must be 8 or 28", size)
+    chosen = check_classes(where, classes, 10, targets)
     images, labels = _load()
+    if classes is not None:
+        kept = torch.isin(labels, torch.tensor(chosen))
+        images, labels = images[kept], labels[kept]
     total = len(images)
     require(1 <= train < total, where, f"train must be in 1..{total - 1}", train)
     test = total - train if test is None else test
@@ -68,5 +77,6 @@ def digits(
         images = F.pad(F.interpolate(images, size=20, mode="bilinear"), (4, 4, 4, 4))
     images = standardise(images, images[:train], standardisation)
     x = (images.flatten(1) if flatten else images).to(dtype)
-    y = F.one_hot(labels, 10).to(dtype)
-    return Dataset(f"digits {size}x{size}", x[:train], y[:train], x[train:], y[train:])
+    y = make_targets(labels, chosen, targets, dtype)
+    parts = x[:train], y[:train], x[train:], y[train:]
+    return Dataset(f"digits {size}x{size}", *parts, classes=targets == "one-hot")

@@ -52,6 +52,23 @@ class RawImages:
     classes: int
 
 
+def check_classes(where: str, classes: Sequence[int] | None, held: int, targets: str) -> list[int]:
+    """The classes to keep, checked against the number of those held and the kind of targets.
+
+    Raises:
+        ValueError: fewer than two, repeated or unknown ones; signed targets of more than two.
+    """
+    chosen = list(range(held)) if classes is None else [int(c) for c in classes]
+    ok = len(chosen) >= 2 and len(set(chosen)) == len(chosen)
+    ok = ok and all(0 <= c < held for c in chosen)
+    require(ok, where, f"classes must be two or more distinct of 0..{held - 1}", classes)
+    if targets not in TARGETS:
+        fail(where, f"targets must be one of {', '.join(TARGETS)}", repr(targets))
+    if targets == "signed":
+        require(len(chosen) == 2, where, "signed targets need two classes", chosen)
+    return chosen
+
+
 def prepare(
     raw: RawImages,
     *,
@@ -69,14 +86,7 @@ def prepare(
     See ``data.load`` for the arguments.
     """
     where = f"data.{raw.name}"
-    chosen = list(range(raw.classes)) if classes is None else [int(c) for c in classes]
-    ok = len(chosen) >= 2 and len(set(chosen)) == len(chosen)
-    ok = ok and all(0 <= c < raw.classes for c in chosen)
-    require(ok, where, f"classes must be two or more distinct of 0..{raw.classes - 1}", classes)
-    if targets not in TARGETS:
-        fail(where, f"targets must be one of {', '.join(TARGETS)}", repr(targets))
-    if targets == "signed":
-        require(len(chosen) == 2, where, "signed targets need two classes", chosen)
+    chosen = check_classes(where, classes, raw.classes, targets)
     rng = np.random.RandomState(seed)
     parts = []
     for kind, x, y, count in (
@@ -85,7 +95,7 @@ def prepare(
     ):
         index = _subset(where, kind, y, chosen, count, rng)
         images = torch.from_numpy(np.ascontiguousarray(x[index])).to(dtype) / 255
-        parts.append((images, _targets(torch.from_numpy(y[index]), chosen, targets, dtype)))
+        parts.append((images, make_targets(torch.from_numpy(y[index]), chosen, targets, dtype)))
     (x_train, y_train), (x_test, y_test) = parts
     inputs = [standardise(x, x_train, standardisation) for x in (x_train, x_test)]
     if flatten:
@@ -111,7 +121,8 @@ def _subset(
     return index[rng.permutation(len(index))[:count]]
 
 
-def _targets(labels: Tensor, chosen: list[int], targets: str, dtype: torch.dtype) -> Tensor:
+def make_targets(labels: Tensor, chosen: list[int], targets: str, dtype: torch.dtype) -> Tensor:
+    """One-hot rows in the order of ``chosen``, or -1 and +1 for its two classes."""
     position = torch.zeros(max(chosen) + 1, dtype=torch.int64)
     position[torch.tensor(chosen)] = torch.arange(len(chosen))
     index = position[labels]

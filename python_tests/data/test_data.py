@@ -48,6 +48,25 @@ def test_pixel_standardisation_leaves_constant_pixels_at_zero():
     assert d.x_test.shape == (0, 64)
 
 
+def test_digits_of_two_classes():
+    d = data.digits(train=40, test=10, classes=(8, 3), targets="signed")
+    every = data.digits(train=1000, test=0, standardisation="none", flatten=False)
+    assert d.y_train.shape == (40, 1)
+    assert set(d.y_train[:, 0].tolist()) == {-1.0, 1.0}
+    assert not d.classes
+    hot = data.digits(train=40, test=10, classes=(8, 3))
+    assert torch.equal(hot.y_train[:, 1] - hot.y_train[:, 0], d.y_train[:, 0])
+    # The first eight of all digits is the first sample with target -1.
+    first = every.x_train[every.y_train[:, 8] == 1]
+    mine = data.digits(train=300, test=0, classes=(8, 3), targets="signed", standardisation="none")
+    eights = mine.x_train[mine.y_train[:, 0] < 0]
+    assert any(torch.equal(first[0].flatten(), e) for e in eights)
+    with pytest.raises(ValueError, match="signed targets need two classes"):
+        data.digits(targets="signed")
+    with pytest.raises(ValueError, match=r"classes must be two or more distinct of 0\.\.9"):
+        data.digits(classes=(3, 3))
+
+
 def test_split_depends_on_the_seed_only():
     assert data.digits(seed=1).fingerprint() == data.digits(seed=1).fingerprint()
     assert data.digits(seed=1).fingerprint() != data.digits(seed=2).fingerprint()

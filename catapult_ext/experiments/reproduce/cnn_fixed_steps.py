@@ -3,52 +3,26 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
-from catapult_ext.data import Augment
 from catapult_ext.experiments.descent import Recipe, Start, start
 from catapult_ext.experiments.reproduce import grid
+from catapult_ext.experiments.reproduce.accuracy import AccuracySettings
 from catapult_ext.experiments.reproduce.context import Context
 from catapult_ext.experiments.reproduce.outcome import Claim, Outcome, Row, median, show
-from catapult_ext.models import build
 
 TITLE = "CNN at a fixed number of steps"
 SOURCE = "Lewkowycz et al., figure 3 a: CNN, CIFAR-10, batch 256, L2, 437k steps"
 
 
 @dataclass(frozen=True)
-class Settings:
-    """Settings of cnn-fixed-steps; the loss is 1/(2 N O) sum |f - y|^2 plus l2/2 |theta|^2.
+class Settings(AccuracySettings):
+    """Settings of cnn-fixed-steps: those of :class:`AccuracySettings` and one more.
 
     Attributes:
-        data: name of the data set.
-        train: training samples; None for all.
-        test: test samples; None for all others.
-        width: factor on the layers of ``models.paper_cnn``.
-        batch: samples of a step.
-        l2: alpha; c counts lambda_0 + alpha.
-        c: learning rates in units of 1 / (lambda_0 + l2).
-        seeds: number of initialisations.
         steps: gradient steps of every rate.
-        probe_samples: training samples that the curvature is measured on.
-        model: name in ``models.build``.
-        crop: largest random shift of the training images, in pixels.
-        flip: mirror training images at random.
     """
 
-    data: str = "digits"
-    train: int | None = 512
-    test: int | None = None
-    width: float = 0.1
-    batch: int = 128
-    l2: float = 5e-4
-    c: tuple[float, ...] = (0.5, 1, 1.5, 2.5, 3, 4, 6, 8, 12, 16, 24)
-    seeds: int = 2
-    steps: int = 120
-    probe_samples: int = 128
-    model: str = "cnn"
-    crop: int = 0
-    flip: bool = False
+    steps: int = 1500
 
 
 SETTINGS = {
@@ -60,40 +34,21 @@ SETTINGS = {
 }
 
 
-def image_data(settings: Any, context: Context) -> Any:
-    """The data set as images."""
-    shape = {"flatten": False} if settings.data == "digits" else {}
-    return context.data(settings.data, train=settings.train, test=settings.test, **shape)
-
-
-def network(settings: Any, data: Any, seed: int) -> Any:
-    """The network of an accuracy experiment; ``width`` scales the CNN only."""
-    shape, outputs = data.x_train.shape[1:], data.outputs
-    scaled = {"width": settings.width} if settings.model == "cnn" else {}
-    return build(settings.model, shape, outputs, seed=seed, **scaled)
-
-
-def augmentation(settings: Any) -> Augment | None:
-    """Random crops and flips as the settings ask for."""
-    wanted = settings.crop > 0 or settings.flip
-    return Augment(settings.crop, settings.flip) if wanted else None
-
-
 def run(settings: Settings, context: Context) -> Outcome:
     """Train the grid and judge the claims of the figure."""
     s = settings
-    data = image_data(s, context)
+    data = s.load(context)
     recipe = Recipe(
         steps=s.steps,
         batch=s.batch,
         l2=s.l2,
-        augment=augmentation(s),
+        augment=s.augmentation,
         probe_factor=4.0,
         probe_samples=s.probe_samples,
     )
 
     def make(seed: int) -> Start:
-        return start(network(s, data, seed), data, "half_mse_mean", recipe)
+        return start(s.network(data, seed), data, "half_mse_mean", recipe)
 
     records = grid.run_grid(context, s.model, make, s.c, s.seeds, recipe)
     rows = grid.by_rate(records)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from catapult_ext.experiments.descent import Recipe, Start, start
 from catapult_ext.experiments.reproduce import grid
-from catapult_ext.experiments.reproduce.cnn_fixed_steps import augmentation, image_data, network
+from catapult_ext.experiments.reproduce.accuracy import AccuracySettings
 from catapult_ext.experiments.reproduce.context import Context
 from catapult_ext.experiments.reproduce.outcome import (
     Claim,
@@ -33,42 +33,19 @@ LEARNT = 0.3  # accuracy below which flatness says nothing
 
 
 @dataclass(frozen=True)
-class Settings:
-    """Settings of cnn-physical-time; data, network and loss as in cnn-fixed-steps.
+class Settings(AccuracySettings):
+    """Settings of cnn-physical-time: those of :class:`AccuracySettings` and three more.
 
     Attributes:
-        data: name of the data set.
-        train: training samples; None for all.
-        test: test samples; None for all others.
-        width: factor on the layers of ``models.paper_cnn``.
-        batch: samples of a step.
-        l2: alpha; c counts lambda_0 + alpha.
-        c: learning rates in units of 1 / (lambda_0 + l2).
-        seeds: number of initialisations.
         time: eta * t of every run, in units of eta_crit of the first seed.
         final: rate of the common last stage in units of that eta_crit.
         final_steps: its steps.
-        probe_samples: training samples that the curvature is measured on.
-        model: name in ``models.build``.
-        crop: largest random shift of the training images, in pixels.
-        flip: mirror training images at random.
     """
 
-    data: str = "digits"
-    train: int | None = 512
-    test: int | None = None
-    width: float = 0.1
-    batch: int = 128
-    l2: float = 5e-4
-    c: tuple[float, ...] = (0.5, 1, 1.5, 2.5, 3, 4, 6, 8, 12)
-    seeds: int = 2
-    time: float = 100.0
+    c: tuple[float, ...] = (1, 1.5, 2.5, 4, 6, 8, 12, 16, 24, 32)
+    time: float = 4000.0
     final: float = 0.2
-    final_steps: int = 60
-    probe_samples: int = 128
-    model: str = "cnn"
-    crop: int = 0
-    flip: bool = False
+    final_steps: int = 300
 
 
 SETTINGS = {
@@ -101,18 +78,18 @@ SETTINGS = {
 def run(settings: Settings, context: Context) -> Outcome:
     """Train the grid and judge the claims of the figure."""
     s = settings
-    data = image_data(s, context)
+    data = s.load(context)
     bare = Recipe(steps=1, probe_samples=s.probe_samples)
     first = context.part(
         "lambda0",
-        lambda: {"value": start(network(s, data, 0), data, "half_mse_mean", bare).lambda0},
+        lambda: {"value": start(s.network(data, 0), data, "half_mse_mean", bare).lambda0},
     )
     critical = 2 / (first["value"] + s.l2)
     recipe = Recipe(
         time=s.time * critical,
         batch=s.batch,
         l2=s.l2,
-        augment=augmentation(s),
+        augment=s.augmentation,
         final_rate=s.final * critical,
         final_steps=s.final_steps,
         probe_factor=8.0,
@@ -120,7 +97,7 @@ def run(settings: Settings, context: Context) -> Outcome:
     )
 
     def make(seed: int) -> Start:
-        return start(network(s, data, seed), data, "half_mse_mean", recipe)
+        return start(s.network(data, seed), data, "half_mse_mean", recipe)
 
     records = grid.run_grid(context, s.model, make, s.c, s.seeds, recipe)
     rows = grid.by_rate(records)

@@ -247,10 +247,12 @@ def panel_losses(records: list[Record], title: str, seed: int = 0, steps: int = 
     """Early loss curves of one seed, up to seven rates."""
     held = sorted((r for r in records if r["seed"] == seed), key=lambda r: r["c"])
     stride = max(1, -(-len(held) // 7))
+    caught = [r["loss_peak"] for r in held if r["diverged_at"] < 0]
+    limit = 1e3 * max(caught, default=held[0]["loss0"])  # a divergence would hide all else
     series = []
     for r in held[::stride]:
         kept = [(s, v) for s, v in zip(r["loss_steps"], r["loss"], strict=True) if s <= steps]
-        kept = [(s, v) for s, v in kept if v is not None and v > 0]
+        kept = [(s, v) for s, v in kept if v is not None and 0 < v <= limit]
         name = f"c = {r['c']:g}" + (" (diverged)" if r["diverged_at"] >= 0 else "")
         series.append(Series(name, [float(s) for s, _ in kept], [v for _, v in kept], style="-"))
     return Panel(title, "step", "training loss", series, ylog=True)

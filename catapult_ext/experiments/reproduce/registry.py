@@ -32,6 +32,7 @@ MODULES = {
     "wrn-fixed-steps": "wrn_fixed_steps",
     "wrn-physical-time": "wrn_physical_time",
     "kalra-phase-diagram": "kalra_phase_diagram",
+    "edge-of-stability": "edge_of_stability",
 }
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import dataclasses
 import io
+import itertools
 import json
 from html import escape
 from pathlib import Path
@@ -102,10 +103,34 @@ def _fill(ax: Any, panel: Panel) -> None:
     ax.set_title(panel.title, loc="left", fontsize=9.5)
     if panel.xlog:
         ax.set_xscale("log")
+        _plain_ticks(ax.xaxis, [v for s in panel.series for v in s.x])
     if panel.ylog:
         ax.set_yscale("log")
+        values = [v for s in panel.series for v in s.y if v > 0] or [1.0]
+        if min(values) > 1e-3 and max(values) < min(1e4, 300 * min(values)):
+            _plain_ticks(ax.yaxis, [])
     if ax.get_legend_handles_labels()[1]:
         ax.legend(fontsize=7.5, framealpha=0.85)
+
+
+def _plain_ticks(axis: Any, values: list[float]) -> None:
+    """Numbers instead of powers of ten: at the values themselves if few, else at 1, 2, 5, 10."""
+    from matplotlib.ticker import (
+        FixedLocator,
+        FuncFormatter,
+        LogLocator,
+        NullFormatter,
+        NullLocator,
+    )
+
+    own = sorted(set(values))
+    apart = all(b > 1.3 * a for a, b in itertools.pairwise(own))
+    few = 1 < len(own) <= 8 and apart
+    axis.set_major_locator(FixedLocator(own) if few else LogLocator(subs=(1.0, 2.0, 5.0)))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axis.set_minor_formatter(NullFormatter())
+    if few:
+        axis.set_minor_locator(NullLocator())
 
 
 def page(folder: RunFolder, done: Reproduction, pictures: dict[str, bytes]) -> str:

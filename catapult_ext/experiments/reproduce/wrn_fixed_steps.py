@@ -24,7 +24,12 @@ SETTINGS = {
         crop=1,
     ),
     "cpu": Settings(
-        c=(0.5, 1, 1.5, 3, 4, 6, 8, 12, 24), steps=60, probe_samples=64, model="wrn-10-1", crop=1
+        batch=128,
+        c=(0.5, 1, 1.5, 3, 4, 6, 8, 12, 24),
+        steps=60,
+        probe_samples=64,
+        model="wrn-10-1",
+        crop=1,
     ),
     "full": Settings(
         "cifar-10",

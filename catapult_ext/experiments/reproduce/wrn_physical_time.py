@@ -25,6 +25,7 @@ SETTINGS = {
         crop=1,
     ),
     "cpu": Settings(
+        batch=128,
         c=(1, 1.5, 3, 4, 6, 8, 12),
         time=40.0,
         final=0.25,
