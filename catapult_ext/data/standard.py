@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch.nn import functional as F
 
 from catapult_ext._validate import FLOAT_DTYPES, fail, require
 from catapult_ext.data.dataset import Dataset
@@ -32,7 +31,7 @@ BUILT_IN: dict[str, Any] = {
     "gaussian": gaussian,
     "synthetic-images": synthetic_images,
 }
-MOST_TARGETS = 1 << 28
+MOST_CLASSES, MOST_TARGETS = 1 << 16, 1 << 31
 # Sub-folders of the data folder that are looked through, the folder itself last.
 PLACES = {
     "mnist": ("mnist", "MNIST", "MNIST/raw", ""),
@@ -158,7 +157,8 @@ def npz(path: Path | str, *, dtype: torch.dtype = torch.float32) -> Dataset:
     def tensor(name: str) -> torch.Tensor:
         value = arrays[name]
         if name[0] == "y" and integer:
-            return F.one_hot(torch.from_numpy(value.astype(np.int64)), max(count, 1)).to(dtype)
+            label = torch.from_numpy(value.astype(np.int64))[:, None]
+            return torch.zeros(len(label), max(count, 1), dtype=dtype).scatter_(1, label, 1)
         with np.errstate(over="ignore"):  # Dataset refuses what became infinite
             held = torch.from_numpy(np.ascontiguousarray(value, dtype=numbers))
         return held[:, None] if name[0] == "y" and held.dim() == 1 else held
@@ -178,7 +178,8 @@ def _classes(path: Path | str, labels: Sequence[np.ndarray]) -> int:
     if min((int(y.min()) for y in labels), default=0) < 0:
         raise DataFileError(path, "has negative class labels")
     count = max((int(y.max()) + 1 for y in labels), default=0)
-    if count * max((y.size for y in labels), default=0) > MOST_TARGETS:
+    targets = count * max((y.size for y in labels), default=0)
+    if count > MOST_CLASSES or targets > MOST_TARGETS:
         raise DataFileError(path, f"has class label {count - 1}: too many one-hot targets")
     return count
 

@@ -266,6 +266,7 @@ def saved(array):
         (saved(np.zeros((4, 2))), saved(np.arange(4) * 10**9), "has class label 3000000000: too"),
         (saved(np.full((4, 2), 1e300)), saved(np.zeros(4)), "x_train must be finite"),
         (saved(np.zeros((0, 2))), saved(np.zeros(0, int)), "training set must not be empty"),
+        (saved(np.zeros((4, 2))), saved(np.full(4, 65536)), "has class label 65536: too many"),
         (saved(np.zeros((4, 2))), saved(np.full(4, 2**63, "u8")), "too many one-hot targets"),
     ],
 )

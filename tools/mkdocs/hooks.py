@@ -1,10 +1,121 @@
-"""mkdocs hook: roles that the docstrings use, such as :class:`NTK`, become plain code."""
+"""Hooks of mkdocs: roles become plain code; tables and API pages come from results and sources."""
 
+from __future__ import annotations
+
+import ast
+import json
 import re
+from pathlib import Path
 
+ROOT = Path(__file__).resolve().parents[2]
+RESULTS = ROOT / "benchmarks" / "results"
+# Roles such as :class:`NTK`, whose backquotes Markdown has made <code> of.
 ROLE = re.compile(r":(?:class|func|meth|mod|attr|data):(<code[^>]*>)~?")
+MEASURED = re.compile(r"<!-- measured: (\w+) -->")
+PUBLIC = re.compile(r"<!-- public: ([\w.]+)((?: \w+)*) -->")
 
 
 def on_page_content(html: str, **_: object) -> str:
-    """Drop the role's name in front of the code that Markdown made of the rest."""
+    """Drop the role's name in front of the code."""
     return ROLE.sub(r"\1", html)
+
+
+def on_page_markdown(markdown: str, **_: object) -> str:
+    """Fill in what the page asks for.
+
+    ``<!-- measured: test_gram -->`` becomes the tables of that benchmark, one per machine;
+    ``<!-- public: catapult_ext.toy -->`` the documentation of all that module exports,
+    ``<!-- public: catapult_ext NTK GGN -->`` that of the names.
+    """
+    markdown = MEASURED.sub(lambda found: tables(found[1]), markdown)
+    return PUBLIC.sub(lambda found: directives(found[1], found[2].split()), markdown)
+
+
+def exported(module: str) -> dict[str, str]:
+    """Name -> where it is defined, for the functions and classes in ``module.__all__``."""
+    path = ROOT / module.replace(".", "/") / "__init__.py"
+    names, origin = [], {}
+    for node in ast.parse(path.read_text()).body:
+        if isinstance(node, ast.ImportFrom):
+            origin.update({a.asname or a.name: f"{node.module}.{a.name}" for a in node.names})
+        elif isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "__all__":
+            names = ast.literal_eval(node.value)
+    found = {n: origin[n] for n in names if n in origin and not n.isupper()}
+    folders = {n for n in found if (ROOT / found[n].replace(".", "/")).is_dir()}
+    return {name: found[name] for name in sorted(found.keys() - folders, key=str.lower)}
+
+
+def directives(module: str, names: list[str]) -> str:
+    """Directives of mkdocstrings for ``names`` of a module, or for all of them."""
+    public = exported(module)
+    return "\n\n".join(f"::: {resolved(public[name])}" for name in names or public)
+
+
+def resolved(origin: str) -> str:
+    """The place of the definition, through re-exports of packages."""
+    module, _, name = origin.rpartition(".")
+    if (ROOT / module.replace(".", "/") / "__init__.py").exists():
+        return resolved(exported(module).get(name, origin)) if module != origin else origin
+    return origin
+
+
+def on_files(files: object, **_: object) -> None:
+    """Every public name of the package stands on one of the API pages."""
+    pages = "\n".join(p.read_text() for p in (ROOT / "docs" / "api").glob("*.md"))
+    named = {
+        n for module, names in PUBLIC.findall(pages) for n in names.split() or exported(module)
+    }
+    missing = sorted({"build_info", *exported("catapult_ext")} - named - {"build_info"})
+    if missing:
+        raise ValueError(f"docs/api lacks {', '.join(missing)} of catapult_ext.__all__")
+
+
+def tables(test: str) -> str:
+    """Markdown tables of every benchmark file that holds ``test``."""
+    found = []
+    for path in sorted(RESULTS.glob("*.json")):
+        held = json.loads(path.read_text())
+        cases = held.get("benchmarks")
+        if not isinstance(cases, dict):
+            continue
+        rows = {name: info for name, info in cases.items() if name.split("[")[0] == test}
+        if rows:
+            found.append(table(held["machine"], held, rows))
+    if not found:
+        raise ValueError(f"benchmarks/results holds nothing of {test}")
+    return "\n\n".join(found)
+
+
+def table(machine: dict, held: dict, rows: dict) -> str:
+    """One table, with shares of the machine's GEMM and copy rates measured in the same run."""
+    lines = [
+        f"{machine['processor']}, {machine['threads']} threads, {machine['active_isa']}, torch "
+        f"{machine['torch']}; measured beside: GEMM {machine['sgemm_gflops']:.0f} (float32) and "
+        f"{machine['dgemm_gflops']:.0f} GF/s (float64), copy "
+        f"{machine['copy_gbytes_per_second']:.0f} GB/s. "
+        f"Commit {held['commit']}, `{held['command']}`.",
+        "",
+        "| case | time | rate | share of GEMM | share of copy | faster than |",
+        "|---|---|---|---|---|---|",
+    ]
+    for name, info in rows.items():
+        case = name.partition("[")[2].rstrip("]") or "-"
+        peak = machine["dgemm_gflops" if "float64" in case else "sgemm_gflops"]
+        flops, moved = info.get("gflops"), info.get("gbytes_per_second")
+        rate = [f"{flops:.0f} GF/s"] if flops else []
+        rate += [
+            f"{value:.3g} {key.removesuffix('_per_second')}/s"
+            for key, value in info.items()
+            if key.endswith("_per_second") and key != "gbytes_per_second"
+        ]
+        faster = [f"{other}: {ratio:.2f}x" for other, ratio in info["speedup"].items()]
+        cells = [
+            case,
+            f"{info['seconds']['ours'] * 1e3:.2f} ms",
+            "; ".join(rate),
+            f"{flops / peak:.0%}" if flops else "",
+            f"{moved / machine['copy_gbytes_per_second']:.0%}" if moved else "",
+            "; ".join(faster),
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
