@@ -86,12 +86,14 @@ struct ToyReplicaRecord {
     }
     last_loss = new_loss;
     last_norm = new_norm;
-    if (t == next_record) {
-      *loss++ = new_loss;
-      *weight_norm++ = norm_of(new_norm);
-      next_record += record_every;
-    }
+    if (t == next_record) put(new_loss, norm_of(new_norm));
     return true;
+  }
+
+  CATAPULT_HOST_DEVICE void put(T new_loss, T root_of_norm) {
+    *loss++ = new_loss;
+    *weight_norm++ = root_of_norm;
+    next_record += record_every;
   }
 
   CATAPULT_HOST_DEVICE bool wants_curvature(int64_t t) const {
@@ -106,10 +108,7 @@ struct ToyReplicaRecord {
 
   // Fills every later record with the last values.
   CATAPULT_HOST_DEVICE void hold() {
-    for (; next_record <= steps; next_record += record_every) {
-      *loss++ = last_loss;
-      *weight_norm++ = norm_of(last_norm);
-    }
+    while (next_record <= steps) put(last_loss, norm_of(last_norm));
     const T held = next_curvature > 0 ? curvature[-1] : static_cast<T>(NAN);
     for (; curvature_every > 0 && next_curvature <= steps; next_curvature += curvature_every)
       *curvature++ = held;

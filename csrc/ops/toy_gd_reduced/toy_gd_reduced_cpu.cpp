@@ -27,10 +27,13 @@ struct Problem {
         x(data.rows * padded),
         y(data.y.begin(), data.y.end()),
         norms(toy_data_norms(a.x.as<T>(), a.y.as<T>(), samples, inputs)) {
-    for (int64_t s = 0; s < data.rows; ++s)
+    for (int64_t row = 0; row < data.rows; row += blocks.back().count) {
+      blocks.push_back(block(row));
+      const int64_t count = blocks.back().count;
       for (int64_t j = 0; j < inputs; ++j)
-        x.data()[s * padded + j] = static_cast<T>(data.x[s * inputs + j]);
-    for (int64_t row = 0; row < data.rows; row += blocks.back().count) blocks.push_back(block(row));
+        for (int64_t b = 0; b < count; ++b)
+          x.data()[row * padded + j * count + b] = static_cast<T>(data.x[(row + b) * inputs + j]);
+    }
   }
 
   ToyReducedData<T> view() const {
@@ -82,7 +85,7 @@ class Lanes {
   explicit Lanes(const Problem<T>& problem)
       : p_(problem),
         lanes_(problem.table.lanes),
-        memory_((5 * p_.padded + p_.padded * (p_.padded + 1) / 2 + 4) * lanes_),
+        memory_((5 * p_.padded + p_.padded * (p_.padded + 1) / 2 + 6) * lanes_),
         slots_(lanes_) {
     T* at = memory_.data();
     auto take = [&](int64_t entries) {
@@ -92,7 +95,7 @@ class Lanes {
     };
     const int64_t d = p_.padded;
     state_ = {d,       take(d), take(d), take(d), take(d), take(d), take(d * (d + 1) / 2),
-              take(1), take(1), take(1), take(1)};
+              take(1), take(1), take(1), take(1), take(1), take(1)};
     if (p_.args.records.curvature_every > 0)
       curvature_ = std::make_unique<ToyCurvatureBatch<T>>(p_.data, p_.samples, p_.args.width);
   }
@@ -103,9 +106,9 @@ class Lanes {
     int64_t next = first, active = 0;
     for (int64_t lane = 0; lane < lanes_ && next < last; ++lane, ++active) load(lane, next++);
     while (active > 0) {
-      p_.table.residuals(data, state_);
+      const bool acceptable = p_.table.residuals(data, state_);
       for (int64_t lane = 0; lane < lanes_; ++lane) {
-        if (slots_[lane].replica < 0 || observe(lane)) continue;
+        if (slots_[lane].replica < 0 || (acceptable || accept(lane)) && record(lane)) continue;
         unload(lane);
         if (next < last) {
           load(lane, next++);
@@ -128,13 +131,22 @@ class Lanes {
            entry(state_.held_p, i, lane) * entry(state_.held_zeta, j, lane);
   }
 
-  // Records step t of a lane; false at the end of its run.
-  bool observe(int64_t lane) {
+  // Of a step in which some lane diverged: whether this one goes on.
+  bool accept(int64_t lane) {
     Slot<T>& slot = slots_[lane];
     const T norm = state_.trace[lane] + state_.q[lane];
     const T loss = state_.loss[lane];
-    if (curvature_ && !slot.record.acceptable(loss, norm)) curvature_->flush();
-    if (!slot.record.accept(slot.t, loss, norm)) return false;
+    if (slot.record.acceptable(loss, norm)) return true;
+    if (curvature_) curvature_->flush();  // hold() repeats the last one
+    return slot.record.accept(slot.t, loss, norm);
+  }
+
+  // Records step t of a lane; false at the end of its run.
+  bool record(int64_t lane) {
+    Slot<T>& slot = slots_[lane];
+    slot.record.last_loss = state_.loss[lane];
+    slot.record.last_norm = state_.trace[lane] + state_.q[lane];
+    if (slot.t == slot.record.next_record) slot.record.put(state_.loss[lane], state_.norm[lane]);
     if (slot.record.wants_curvature(slot.t)) {
       const auto entry = [&](int64_t i, int64_t j) { return gram_entry(i, j, lane); };
       curvature_->add(entry, static_cast<double>(state_.q[lane]), slot.record.take_curvature());
@@ -160,8 +172,9 @@ class Lanes {
     state_.rate[lane] = static_cast<T>(static_cast<double>(p_.args.eta.template as<T>()[replica]) /
                                        std::sqrt(p_.args.width));
     slots_[lane] = {replica, 0, toy_replica_record<T>(p_.args.records, replica)};
-    slots_[lane].record.cut =
+    slots_[lane].record.cut = state_.cut[lane] =
         toy_divergence_cut<T>(p_.norms, p_.samples, p_.args.width, trace + static_cast<double>(q));
+    *slots_[lane].record.diverged_at = -1;
   }
 
   // Without a direction the coming step leaves the lane as it is.
@@ -186,6 +199,7 @@ class Lanes {
     // An idle lane must not go on from non-finite numbers: padding times NaN would stay NaN.
     const int64_t entries = memory_.size() / lanes_;
     for (int64_t k = 0; k < entries; ++k) memory_.data()[k * lanes_ + lane] = T(0);
+    state_.cut[lane] = static_cast<T>(FloatMax<T>::value);  // nothing to refuse
   }
 
   const Problem<T>& p_;

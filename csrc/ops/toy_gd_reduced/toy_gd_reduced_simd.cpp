@@ -2,6 +2,8 @@
 // S' = S - e (w z' + z w') + e^2 q z z', q' = q - 2 e w.z + e^2 z'S z, e = eta / sqrt(W).
 #include "ops/toy_gd_reduced/toy_gd_reduced_simd.hpp"
 
+#include <cfloat>
+
 #include "core/simd.hpp"
 
 namespace catapult {
@@ -12,31 +14,54 @@ template <typename T, int B>
 CATAPULT_INLINE void row_block(const ToyReducedData<T>& data, const ToyReducedLanes<T>& s,
                                const ToyReducedBlock& block, Vec<T>& squares) {
   constexpr int L = kLanes<T>;
-  const T* x = data.x + block.row * s.inputs;
+  const T* data_x = data.x + block.row * s.inputs;
   Vec<T> r[B] = {};
   for (int64_t j = block.first; j < block.last; ++j) {
+    const T* x = data_x + j * B;
     const Vec<T> w = load(s.w + j * L);
-    for (int b = 0; b < B; ++b) r[b] += w * splat<T>(x[b * s.inputs + j]);
+    for (int b = 0; b < B; ++b) r[b] += w * splat<T>(x[b]);
   }
   const Vec<T> scale = splat<T>(data.inverse_root_width);
+  Vec<T> sums[2] = {};  // two chains, for latency
   for (int b = 0; b < B; ++b) {
     r[b] = r[b] * scale - splat<T>(data.y[block.row + b]);
-    squares += r[b] * r[b];
+    sums[b % 2] += r[b] * r[b];
   }
+  squares += sums[0] + sums[1];
   for (int64_t j = block.first; j < block.last; ++j) {
+    const T* x = data_x + j * B;
     Vec<T> even = load(s.zeta + j * L), odd{};
     for (int b = 0; b + 1 < B; b += 2) {
-      even += r[b] * splat<T>(x[b * s.inputs + j]);
-      odd += r[b + 1] * splat<T>(x[(b + 1) * s.inputs + j]);
+      even += r[b] * splat<T>(x[b]);
+      odd += r[b + 1] * splat<T>(x[b + 1]);
     }
-    if (B % 2 == 1) even += r[B - 1] * splat<T>(x[(B - 1) * s.inputs + j]);
+    if (B % 2 == 1) even += r[B - 1] * splat<T>(x[B - 1]);
     store(s.zeta + j * L, even + odd);
   }
 }
 
+// Not std::sqrt: an inline function of the library would leave this file with this ISA's code.
+CATAPULT_INLINE float root(float x) { return __builtin_sqrtf(x); }
+CATAPULT_INLINE double root(double x) { return __builtin_sqrt(x); }
+
+// The same verdict as ToyReplicaRecord::acceptable, for all lanes in one.
 template <typename T>
-void residuals(const ToyReducedData<T>& data, const ToyReducedLanes<T>& s) {
+CATAPULT_INLINE bool observe(const ToyReducedLanes<T>& s) {
+  constexpr T largest = sizeof(T) == 4 ? static_cast<T>(FLT_MAX) : static_cast<T>(DBL_MAX);
+  int refused = 0;
+  for (int l = 0; l < kLanes<T>; ++l) {
+    const T norm = s.trace[l] + s.q[l];
+    s.norm[l] = root(norm < T(0) ? T(0) : norm);
+    refused |= !(s.loss[l] <= s.cut[l]) | !(norm <= largest);
+  }
+  return refused == 0;
+}
+
+template <typename T>
+bool residuals(const ToyReducedData<T>& problem, const ToyReducedLanes<T>& state) {
   constexpr int L = kLanes<T>;
+  const ToyReducedData<T> data = problem;  // copies: no store can change their pointers
+  const ToyReducedLanes<T> s = state;
   for (int64_t j = 0; j < s.inputs; ++j) store(s.zeta + j * L, Vec<T>{});
   Vec<T> squares{};
   for (int64_t i = 0; i < data.block_count; ++i) {
@@ -52,6 +77,7 @@ void residuals(const ToyReducedData<T>& data, const ToyReducedLanes<T>& s) {
   const Vec<T> inverse = splat<T>(data.inverse_samples);
   for (int64_t j = 0; j < s.inputs; ++j) store(s.zeta + j * L, load(s.zeta + j * L) * inverse);
   store(s.loss, squares * (inverse * splat<T>(T(0.5))));
+  return observe(s);
 }
 
 // The last update of S is added and S zeta is formed in one sweep, two rows at a time.
@@ -89,8 +115,9 @@ CATAPULT_INLINE void sweep_gram(const ToyReducedLanes<T>& s) {
 }
 
 template <typename T>
-void advance(const ToyReducedLanes<T>& s) {
+void advance(const ToyReducedLanes<T>& state) {
   constexpr int L = kLanes<T>;
+  const ToyReducedLanes<T> s = state;
   sweep_gram(s);
   Vec<T> wz{}, zz{}, zsz{};
   for (int64_t j = 0; j < s.inputs; ++j) {

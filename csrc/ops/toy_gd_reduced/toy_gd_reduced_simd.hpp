@@ -25,7 +25,9 @@ struct ToyReducedLanes {
   T* q;
   T* trace;  // of S
   T* rate;   // eta / sqrt(W)
+  T* cut;    // the largest loss that is accepted
   T* loss;
+  T* norm;  // root of trace + q
 };
 
 // Place of S[i][j], i <= j < inputs, inputs even. Rows i, i + 1 (i even) are stored together: their
@@ -45,7 +47,7 @@ template <typename T>
 struct ToyReducedData {
   const ToyReducedBlock* blocks;
   int64_t block_count;
-  const T* x;  // (rows, inputs), inputs even
+  const T* x;  // block after block, each (inputs, count), inputs even
   const T* y;  // (rows)
   T inverse_root_width;
   T inverse_samples;  // 1 / N of the loss
@@ -54,8 +56,9 @@ struct ToyReducedData {
 template <typename T>
 struct ToyReducedTable {
   int lanes;
-  // loss and zeta = X' r / N of the current w.
-  void (*residuals)(const ToyReducedData<T>& data, const ToyReducedLanes<T>& state);
+  // loss, norm and zeta = X' r / N of the current w; true where every lane's loss and norm are
+  // acceptable (see ToyReplicaRecord).
+  bool (*residuals)(const ToyReducedData<T>& data, const ToyReducedLanes<T>& state);
   // One step along zeta.
   void (*advance)(const ToyReducedLanes<T>& state);
 };
