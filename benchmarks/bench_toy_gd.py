@@ -1,5 +1,4 @@
-"""toy_gd, loss at every step, against the leanest batched torch composition (bmm / baddbmm) and
-against a stand-alone loop that was written for this one problem size."""
+"""toy_gd, loss at every step, against lean batched torch and a loop for this one problem size."""
 
 import pytest
 import torch

@@ -36,7 +36,9 @@ def compiled(inputs: int, samples: int) -> Callable[[ToyProblem, int], Tensor] |
 
     def loop(problem: ToyProblem, steps: int) -> Tensor:
         U, v, x, y, eta = problem
-        assert x.shape == (samples, inputs) and U.shape[1] % 16 == 0 and U.dtype == torch.float32
+        assert x.shape == (samples, inputs)
+        assert U.shape[1] % 16 == 0
+        assert U.dtype == torch.float32
         loss = U.new_empty(len(U), steps + 1)
         pointers = [ctypes.c_void_p(t.data_ptr()) for t in (U, v, x, y, eta)]
         sizes = [ctypes.c_int(n) for n in (*U.shape[:2], steps, torch.get_num_threads())]

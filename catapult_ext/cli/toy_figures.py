@@ -81,6 +81,30 @@ def register(group: Any, typer: Any) -> None:
         print(f"{shares}\nPicture: {picture}\nArrays:  {folder / 'diagram.npz'}")
 
     @group.command()
+    def bifurcation(
+        low: float = option(0.9, help="Smallest label b = eta y / sqrt(W)."),
+        high: float = option(2.02, help="Largest label."),
+        resolution: int = option(3000, help="Labels."),
+        burn_in: int = option(20000, help="Steps before the first one kept."),
+        keep: int = option(256, help="Steps kept."),
+        out: Path = option(RUNS / "toy-bifurcation", help="Run folder."),  # noqa: B008
+        fresh: bool = option(False, "--fresh", help="Start anew in an existing run folder."),
+    ) -> None:
+        """Long-time behaviour of the labelled model: period doubling, chaos, divergence."""
+        import torch
+
+        from catapult_ext import toy
+
+        labels = torch.linspace(low, high, resolution, dtype=torch.float64)
+        with row_progress(" ".join(["catapult-ext", *sys.argv[1:]])) as progress:
+            result = toy.bifurcation(
+                labels, burn_in=burn_in, keep=keep, out=out, fresh=fresh, progress=progress
+            )
+        picture = result.plot(out / "fig_bifurcation.png")
+        diverged = float((result.diverged_at >= 0).double().mean())
+        print(f"diverged {diverged:.1%}\nPicture: {picture}\nArrays:  {out / 'bifurcation.npz'}")
+
+    @group.command()
     def figure(
         name: str = typer.Argument(
             help="plane, phases, curvature, doubling, quadratic, regression"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from catapult_ext.toy.activations import ACTIVATIONS
+from catapult_ext.toy.bifurcation import Bifurcation, bifurcation
 from catapult_ext.toy.companions import (
     QuadraticModel,
     QuadraticRun,
@@ -13,9 +14,7 @@ from catapult_ext.toy.companions import (
 from catapult_ext.toy.initial import ReducedState, draw_reduced, draw_weights
 from catapult_ext.toy.maps import (
     PHASE_NAMES,
-    Bifurcation,
     ScalarRuns,
-    bifurcation,
     pm_step,
     run_scalar,
     state_of,

@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from catapult_ext.toy.maps import PHASE_NAMES, Bifurcation
+from catapult_ext.toy.maps import PHASE_NAMES
 
 if TYPE_CHECKING:
+    from catapult_ext.toy.bifurcation import Bifurcation
     from catapult_ext.toy.phase_diagram import PhaseDiagram
 
 PHASE_COLOURS = ("#4878a8", "#e8a33d", "#3b3b3b", "#c6dbef")
@@ -114,7 +115,8 @@ def _image(ax: Any, diagram: PhaseDiagram, image: np.ndarray, style: dict[str, A
 def plot_bifurcation(result: Bifurcation, path: Path) -> Path:
     """Late eta * lambda and residual against the label b."""
     plt = pyplot()
-    alive = (result.diverged_at < 0).numpy()
+    alive = np.flatnonzero((result.diverged_at < 0).numpy())
+    alive = alive[:: max(1, len(alive) // (4 * PIXELS))]
     b = result.b.numpy()[alive]
     figure, axes = plt.subplots(2, 1, figsize=(9, 7), sharex=True, layout="constrained")
     for ax, values, name in (

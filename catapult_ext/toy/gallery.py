@@ -10,9 +10,10 @@ import numpy as np
 import torch
 
 from catapult_ext import ops
+from catapult_ext.toy.bifurcation import bifurcation
 from catapult_ext.toy.companions import neural_quadratic, second_order_regression
-from catapult_ext.toy.diagram_plots import plot_bifurcation, pyplot, save
-from catapult_ext.toy.maps import bifurcation, run_scalar
+from catapult_ext.toy.diagram_plots import pyplot, save
+from catapult_ext.toy.maps import run_scalar
 
 COLOURS = ("#4878a8", "#e8a33d", "#c44e52", "#55a868", "#3b3b3b")
 
@@ -95,7 +96,7 @@ def curvature(path: Path) -> Path:
 def doubling(path: Path) -> Path:
     """The labelled model beyond b = 1: period doubling to chaos (Kalra et al., 2311.02076)."""
     b = torch.linspace(0.9, 1.999, 2200, dtype=torch.float64)
-    return plot_bifurcation(bifurcation(b, burn_in=20000, keep=200), path)
+    return bifurcation(b, burn_in=20000, keep=200).plot(path)
 
 
 def quadratic(path: Path) -> Path:

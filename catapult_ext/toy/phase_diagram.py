@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import zipfile
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,11 +13,10 @@ from torch import Tensor
 from catapult_ext._validate import FLOAT_DTYPES, fail, require
 from catapult_ext.runs.store import RunFolder
 from catapult_ext.toy.maps import PHASE_NAMES, ScalarRuns, run_scalar
+from catapult_ext.toy.rows import Arrays, Progress, RowTable, save_npz
 
 WHERE = "toy.phase_diagram"
 LANES = 1 << 17  # points computed at a time: about 15 MB of state
-Progress = Callable[[int, int], None]
-Arrays = dict[str, np.ndarray]
 
 # Second axis -> default range (low, high) and whether it is logarithmic.
 AXES = {
@@ -73,34 +69,17 @@ class PhaseDiagram:
 
     def save(self, path: Path | str) -> Path:
         """Write everything to an ``.npz`` file, one array at a time."""
-        path = Path(path)
-        arrays = {"c": self.c, "values": self.values}
+        arrays: Arrays = {"c": self.c, "values": self.values}
         arrays |= {name: getattr(self, name) for name in FIELDS}
         arrays |= {"axis": np.array(self.axis), "phase_names": np.array(PHASE_NAMES)}
         arrays |= {f"setting_{name}": np.array(value) for name, value in self.settings.items()}
-        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-        with zipfile.ZipFile(temporary, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
-            for name, array in arrays.items():
-                with archive.open(f"{name}.npy", "w", force_zip64=True) as file:
-                    _write_npy(file, array)
-        os.replace(temporary, path)
-        return path
+        return save_npz(path, arrays)
 
     def plot(self, path: Path | str) -> Path:
         """Draw final eta * lambda, peak loss and phase side by side into a PNG (matplotlib)."""
         from catapult_ext.toy.diagram_plots import plot_phase_diagram
 
         return plot_phase_diagram(self, Path(path))
-
-
-def _write_npy(file: Any, array: np.ndarray) -> None:
-    """As ``np.save``, but a mapped array is copied a few rows at a time."""
-    header = np.lib.format.header_data_from_array_1_0(np.asarray(array))
-    np.lib.format.write_array_header_1_0(file, {**header, "fortran_order": False})
-    rows = np.atleast_1d(array)
-    stride = max(1, (1 << 24) // max(1, rows[:1].nbytes))
-    for start in range(0, len(rows), stride):
-        file.write(np.ascontiguousarray(rows[start : start + stride]).tobytes())
 
 
 def phase_diagram(
@@ -162,22 +141,25 @@ def phase_diagram(
     del fixed[axis]
     settings = {"steps": steps, **fixed, "lambda0": lambda0, "dtype": str(dtype).split(".")[-1]}
 
-    def compute(part: slice) -> ScalarRuns:
+    def compute(part: slice) -> Arrays:
         row = torch.from_numpy(row_grid[part])[:, None].to(dtype)
-        return _run_rows(axis, row, torch.from_numpy(c_grid).to(dtype), settings, dtype)
+        runs = _run_rows(axis, row, torch.from_numpy(c_grid).to(dtype), settings, dtype)
+        return {name: getattr(runs, name).numpy() for name in FIELDS}
 
     shape = (len(row_grid), len(c_grid))
+    table = RowTable(
+        rows=shape[0],
+        fields={name: (kind, (shape[1],)) for name, kind in FIELDS.items()},
+        stride=max(1, LANES // shape[1]),
+        compute=compute,
+        progress=progress,
+    )
     if out is None:
-        arrays: Arrays = {name: np.empty(shape, kind) for name, kind in FIELDS.items()}
-        for part in _parts(shape):
-            _fill(arrays, part, compute(part))
-            if progress is not None:
-                progress(part.stop, shape[0])
-        return _diagram(axis, c_grid, row_grid, settings, arrays, None)
+        return _diagram(axis, c_grid, row_grid, settings, table.in_memory(), None)
     config = {"kind": "toy phase diagram", "axis": axis, **settings}
     config |= {"c": c_grid.tolist(), "values": row_grid.tolist()}
     with RunFolder(out, config, fresh=fresh) as folder:
-        stored = _compute_stored(folder, shape, compute, progress)
+        stored = table.stored(folder)
         diagram = _diagram(axis, c_grid, row_grid, settings, stored, folder.path)
         diagram.save(folder.path / "diagram.npz")
         fractions = diagram.fractions()
@@ -230,12 +212,6 @@ def _grid(name: str, given: Any, count: int, logarithmic: bool) -> np.ndarray:
     return grid
 
 
-def _parts(shape: tuple[int, int]) -> Iterator[slice]:
-    stride = max(1, LANES // shape[1])
-    for start in range(0, shape[0], stride):
-        yield slice(start, min(shape[0], start + stride))
-
-
 def _run_rows(
     axis: str, row: Tensor, c: Tensor, settings: dict[str, Any], dtype: torch.dtype
 ) -> ScalarRuns:
@@ -257,35 +233,3 @@ def _run_rows(
         lambda0=lambda0,
         dtype=dtype,
     )
-
-
-def _fill(arrays: Arrays, part: slice, runs: ScalarRuns) -> None:
-    for name, array in arrays.items():
-        array[part] = getattr(runs, name).numpy()
-
-
-def _compute_stored(
-    folder: RunFolder,
-    shape: tuple[int, int],
-    compute: Callable[[slice], ScalarRuns],
-    progress: Progress | None,
-) -> Arrays:
-    """Rows go into mapped files; a part file says which of them are finished."""
-    arrays: Arrays = {}
-    for name, kind in FIELDS.items():
-        path = folder.path / f"{name}.npy"
-        mode = "r+" if folder.resumed and path.exists() else "w+"
-        arrays[name] = np.lib.format.open_memmap(
-            path, mode=mode, dtype=kind, shape=None if mode == "r+" else shape
-        )
-    for part in _parts(shape):
-        name = f"rows-{part.start:06d}"
-        if folder.load_part(name) is None:
-            _fill(arrays, part, compute(part))
-            for array in arrays.values():
-                assert isinstance(array, np.memmap)
-                array.flush()
-            folder.save_part(name, {"rows": [part.start, part.stop]})
-        if progress is not None:
-            progress(part.stop, shape[0])
-    return arrays

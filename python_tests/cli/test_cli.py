@@ -58,6 +58,17 @@ def test_sweep_prints_the_table_and_writes_the_folder(capsys, tmp_path, monkeypa
     ]
 
 
+def test_toy_bifurcation_leaves_picture_and_array(capsys, tmp_path):
+    out = tmp_path / "run"
+    code, text, _ = run(
+        capsys, "toy", "bifurcation", "--resolution", "40", "--burn-in", "100", "--out", out
+    )
+    assert code == 0
+    assert str(out / "bifurcation.npz") in text
+    assert (out / "bifurcation.npz").exists()
+    assert (out / "fig_bifurcation.png").read_bytes().startswith(b"\x89PNG")
+
+
 def test_toy_shows_the_phases(capsys, tmp_path):
     code, out, err = run(capsys, "toy", "--c", "1.5,2.6,3.3,4.5", "--out", tmp_path / "toy")
     assert code == 0, err

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from catapult_ext import ops
-from catapult_ext.toy.maps import bifurcation, pm_step, run_scalar, state_of, uv_step
+from catapult_ext.toy.bifurcation import bifurcation
+from catapult_ext.toy.maps import pm_step, run_scalar, state_of, uv_step
 
 
 def descend(width, c, label, momentum, steps, seed):

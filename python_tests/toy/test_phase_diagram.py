@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 import torch
 
+import catapult_ext as cx
 from catapult_ext import toy
 from catapult_ext.runs.store import RunFolderError
 from catapult_ext.toy import phase_diagram as make
@@ -102,6 +103,36 @@ def test_resumes_where_it_stopped(monkeypatch, tmp_path):
     with pytest.raises(RunFolderError, match="another configuration"):
         make("b", resolution=(20, 12), steps=41, out=tmp_path / "run")
     make("b", resolution=(20, 13), steps=41, out=tmp_path / "run", fresh=True)
+
+
+def test_bifurcation_resumes_where_it_stopped(monkeypatch, tmp_path):
+    import sys
+
+    module = sys.modules["catapult_ext.toy.bifurcation"]
+    monkeypatch.setattr(module, "CHUNK", 5 * 16)  # five labels at a time
+    b = torch.linspace(0.9, 2.2, 23, dtype=torch.float64)
+    options = {"burn_in": 50, "keep": 16}
+    expected = cx.toy.bifurcation(b, **options)
+    assert 0 < int((expected.diverged_at >= 0).sum()) < 23
+
+    def stop(done, labels):
+        if done >= 10:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        cx.toy.bifurcation(b, **options, out=tmp_path / "run", progress=stop)
+    assert not (tmp_path / "run" / "bifurcation.npz").exists()
+    seen = []
+    again = cx.toy.bifurcation(
+        b, **options, out=tmp_path / "run", progress=lambda n, of: seen.append((n, of))
+    )
+    assert seen == [(n, 23) for n in (5, 10, 15, 20, 23)]
+    with np.load(tmp_path / "run" / "bifurcation.npz") as saved:
+        for name in ("b", "a", "eta_lambda", "diverged_at"):
+            np.testing.assert_array_equal(getattr(again, name), getattr(expected, name))
+            np.testing.assert_array_equal(saved[name], getattr(expected, name))
+    with pytest.raises(RunFolderError, match="another configuration"):
+        cx.toy.bifurcation(b, burn_in=51, keep=16, out=tmp_path / "run")
 
 
 def test_pictures(tmp_path):

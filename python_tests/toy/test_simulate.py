@@ -142,6 +142,35 @@ def test_bartlett_has_the_law_of_drawn_weights(width):
             assert ((a.mean(0) - b.mean(0)).abs() <= 5 * sigma + 1e-9).all()
 
 
+@pytest.mark.parametrize("width", [4, 1000, 10**6, 10**9, 10**12, 10**15])
+def test_bartlett_at_any_width(width):
+    """The independent pieces of a Gaussian (U, v), each against its law (Kolmogorov-Smirnov)."""
+    stats = pytest.importorskip("scipy.stats")
+    w, S, q = cx.toy.draw_reduced(width, 3, np.random.default_rng(1), batch=20_000)
+    pieces = {"q": (q, stats.chi2(width).cdf)}
+    for i in range(3):
+        pieces[f"w{i}"] = (w[:, i] / q.sqrt(), stats.norm.cdf)
+    # Each column of U against those before it: Schur complements and regression coefficients.
+    rest = S
+    for k in range(3):
+        pivot = rest[:, 0, 0]
+        pieces[f"pivot{k}"] = (pivot, stats.chi2(width - k).cdf)
+        for j in range(1, 3 - k):
+            pieces[f"S{k}{j}"] = (rest[:, 0, j] / pivot.sqrt(), stats.norm.cdf)
+        rest = rest[:, 1:, 1:] - rest[:, 1:, :1] * rest[:, :1, 1:] / pivot[:, None, None]
+    # U along v is independent of the rest of U: S - w w'/q has W - 1 degrees of freedom.
+    pieces["off v"] = (S[:, 0, 0] - w[:, 0].square() / q, stats.chi2(width - 1).cdf)
+    for name, (values, law) in pieces.items():
+        assert stats.kstest(values.numpy(), law).pvalue > 1e-4, name
+    names = [n for n in pieces if n != "off v"]
+    correlation = np.corrcoef(np.stack([pieces[n][0].numpy() for n in names]))
+    allowed = 5 / 20_000**0.5
+    for i, a in enumerate(names):
+        for j, b in enumerate(names[:i]):
+            if {a[0], b[0]} != {"w", "S"} and {a[0], b[0]} != {"w", "p"}:
+                assert abs(correlation[i, j]) < allowed, (a, b)
+
+
 @pytest.mark.parametrize("width", [10**6, 10**12, 10**15])
 def test_any_width(data, width):
     """At large width f_0 ~ N(0, |x|^2) and lambda_0 nears that of the infinite net."""

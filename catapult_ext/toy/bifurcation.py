@@ -1,0 +1,140 @@
+"""The labelled one-sample model in the long run: period doubling, chaos, divergence."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from catapult_ext import ops
+from catapult_ext._validate import require
+from catapult_ext.runs.store import RunFolder
+from catapult_ext.toy.rows import Arrays, Progress, RowTable, save_npz
+
+CHUNK = 1 << 20  # kept values computed at a time: 16 MB
+
+
+@dataclass(frozen=True)
+class Bifurcation:
+    """Long-time behaviour of the labelled model against b = eta |x| y / sqrt(W).
+
+    Attributes:
+        b: (R,).
+        a: (R, keep) residual eta |x| (f - y) / sqrt(W) at consecutive late steps.
+        eta_lambda: (R, keep).
+        diverged_at: (R,) int64.
+        path: folder that holds the arrays (``bifurcation.npz``), or None.
+    """
+
+    b: Tensor
+    a: Tensor
+    eta_lambda: Tensor
+    diverged_at: Tensor
+    path: Path | None = field(default=None, compare=False)
+
+    def period(self, tolerance: float = 1e-6, longest: int = 64) -> Tensor:
+        """(R,) int64: smallest period up to ``longest`` of the kept orbit; 0 for none.
+
+        Raises:
+            ValueError: fewer than 2 * longest steps were kept.
+        """
+        keep = self.a.shape[1]
+        require(
+            keep >= 2 * longest, "toy.Bifurcation.period", f"keep must be >= {2 * longest}", keep
+        )
+        found = torch.zeros(len(self.b), dtype=torch.int64)
+        for p in range(longest, 0, -1):
+            repeats = (self.a[:, p:] - self.a[:, :-p]).abs().amax(1) <= tolerance
+            found = torch.where(repeats & (self.diverged_at < 0), p, found)
+        return found
+
+    def plot(self, path: Path | str) -> Path:
+        """Draw eta * lambda and the residual of the kept orbits into a PNG (matplotlib)."""
+        from catapult_ext.toy.diagram_plots import plot_bifurcation
+
+        return plot_bifurcation(self, Path(path))
+
+
+def bifurcation(
+    b: Tensor,
+    *,
+    burn_in: int = 4000,
+    keep: int = 256,
+    start: float = 0.1,
+    aligned: bool = True,
+    out: Path | str | None = None,
+    fresh: bool = False,
+    progress: Progress | None = None,
+) -> Bifurcation:
+    """Run the labelled one-sample model for ``burn_in`` steps and keep the next ``keep`` (float64).
+
+    Below b = 1 gradient descent converges; beyond, no minimum has eta * lambda < 2, the two layers
+    align (M = 0) and the residual follows a' = a ((1 - a)^2 - b (2 - a)), which for s = sqrt(a + b)
+    is the cubic map s' = (1 + b) s - s^3: period two from b = 1, then doublings at sqrt(5) - 1 =
+    1.2361, 1.2880, 1.2992, ..., chaos, and divergence beyond b = 2 (Kalra et al., arXiv
+    2311.02076).
+
+    Args:
+        b: (R,) labels, positive.
+        burn_in: steps before the first one kept; close to a doubling many are needed.
+        keep: steps kept.
+        start: residual a at the start.
+        aligned: start with equal layers, on the manifold M = 0; otherwise off it by a tenth.
+        out: a run folder: rows are stored as they finish, an interrupted call goes on where it
+            stopped, and ``bifurcation.npz`` is written at the end. None keeps everything in memory.
+        fresh: forget what ``out`` holds.
+        progress: called with (labels done, labels).
+
+    Raises:
+        ValueError: b not positive, start <= -b, or keep < 1.
+        RunFolderError: ``out`` holds something else or cannot be written.
+
+    Cost:
+        About ten flops per label and step. Memory: 30 MB of state and 16 bytes per label and kept
+        step; the latter on disk where ``out`` is given.
+    """
+    where = "toy.bifurcation"
+    b = torch.as_tensor(b, dtype=torch.float64)
+    require(b.dim() == 1, where, "b must have shape (R,)", tuple(b.shape))
+    require(bool((b > 0).all()), where, "b must be positive", b)
+    require(bool((b + start > 0).all()), where, "start must be above -b", start)
+    require(keep >= 1, where, "keep must be at least 1", keep)
+    tilt = 1.0 if aligned else 1.1
+
+    def compute(part: slice) -> Arrays:
+        label = b[part]
+        root = (label + start).sqrt()
+        first = ops.toy_scalar(root * tilt, root / tilt, burn_in, b=label, early_exit=False)
+        last = ops.toy_scalar(first.h, first.k, keep - 1, b=label, record_every=1)
+        late = torch.where(last.diverged_at >= 0, last.diverged_at + burn_in, -1)
+        diverged_at = torch.where(first.diverged_at >= 0, first.diverged_at, late)
+        found = {"a": last.record_a, "eta_lambda": last.record_v, "diverged_at": diverged_at}
+        return {name: value.numpy() for name, value in found.items()}
+
+    table = RowTable(
+        rows=len(b),
+        fields={
+            "a": (np.float64, (keep,)),
+            "eta_lambda": (np.float64, (keep,)),
+            "diverged_at": (np.int64, ()),
+        },
+        stride=max(1, CHUNK // keep),
+        compute=compute,
+        progress=progress,
+    )
+    if out is None:
+        return _result(b, table.in_memory(), None)
+    config = {"kind": "toy bifurcation", "b": b.tolist(), "burn_in": burn_in, "keep": keep}
+    config |= {"start": start, "aligned": aligned}
+    with RunFolder(out, config, fresh=fresh) as folder:
+        arrays = table.stored(folder)
+        save_npz(folder.path / "bifurcation.npz", {"b": b.numpy(), **arrays})
+        folder.write_json("summary.json", {"diverged": int((arrays["diverged_at"] >= 0).sum())})
+        return _result(b, arrays, folder.path)
+
+
+def _result(b: Tensor, arrays: Arrays, path: Path | None) -> Bifurcation:
+    return Bifurcation(b=b, path=path, **{n: torch.from_numpy(v) for n, v in arrays.items()})

@@ -1,0 +1,98 @@
+"""Tables computed a few rows at a time: in memory, or on disk where an interrupted one goes on."""
+
+from __future__ import annotations
+
+import os
+import zipfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from catapult_ext.runs.store import RunFolder
+
+Progress = Callable[[int, int], None]
+Arrays = dict[str, np.ndarray]
+
+
+@dataclass(frozen=True)
+class RowTable:
+    """Arrays that share their first axis, and the function that computes a slice of them.
+
+    Attributes:
+        rows: length of the first axis.
+        fields: name -> (dtype, shape of one row).
+        stride: rows computed at a time.
+        compute: slice of rows -> name -> array of those rows.
+        progress: called with (rows done, rows).
+    """
+
+    rows: int
+    fields: dict[str, tuple[Any, tuple[int, ...]]]
+    stride: int
+    compute: Callable[[slice], Arrays]
+    progress: Progress | None = None
+
+    def in_memory(self) -> Arrays:
+        """Compute every row."""
+        arrays = {n: np.empty((self.rows, *shape), k) for n, (k, shape) in self.fields.items()}
+        for part in self._parts():
+            self._fill(arrays, part)
+            self._report(part)
+        return arrays
+
+    def stored(self, folder: RunFolder) -> Arrays:
+        """Rows go into mapped files of the folder; a part file says which of them are finished."""
+        arrays: Arrays = {}
+        for name, (kind, shape) in self.fields.items():
+            path = folder.path / f"{name}.npy"
+            mode = "r+" if folder.resumed and path.exists() else "w+"
+            full = None if mode == "r+" else (self.rows, *shape)
+            arrays[name] = np.lib.format.open_memmap(path, mode=mode, dtype=kind, shape=full)
+        for part in self._parts():
+            name = f"rows-{part.start:06d}"
+            if folder.load_part(name) is None:
+                self._fill(arrays, part)
+                for array in arrays.values():
+                    assert isinstance(array, np.memmap)
+                    array.flush()
+                folder.save_part(name, {"rows": [part.start, part.stop]})
+            self._report(part)
+        return arrays
+
+    def _parts(self) -> Iterator[slice]:
+        for start in range(0, self.rows, self.stride):
+            yield slice(start, min(self.rows, start + self.stride))
+
+    def _fill(self, arrays: Arrays, part: slice) -> None:
+        computed = self.compute(part)
+        for name, array in arrays.items():
+            array[part] = computed[name]
+
+    def _report(self, part: slice) -> None:
+        if self.progress is not None:
+            self.progress(part.stop, self.rows)
+
+
+def save_npz(path: Path | str, arrays: Arrays) -> Path:
+    """Write the arrays to an ``.npz`` file, one at a time and mapped ones a few rows at a time."""
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with zipfile.ZipFile(temporary, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
+        for name, array in arrays.items():
+            with archive.open(f"{name}.npy", "w", force_zip64=True) as file:
+                _write_npy(file, array)
+    os.replace(temporary, path)
+    return path
+
+
+def _write_npy(file: Any, array: np.ndarray) -> None:
+    """As ``np.save``, but a mapped array is copied a few rows at a time."""
+    header = np.lib.format.header_data_from_array_1_0(np.asarray(array))
+    np.lib.format.write_array_header_1_0(file, {**header, "fortran_order": False})
+    rows = np.atleast_1d(array)
+    stride = max(1, (1 << 24) // max(1, rows[:1].nbytes))
+    for start in range(0, len(rows), stride):
+        file.write(np.ascontiguousarray(rows[start : start + stride]).tobytes())
