@@ -106,9 +106,7 @@ def register(group: Any, typer: Any) -> None:
 
     @group.command()
     def figure(
-        name: str = typer.Argument(
-            help="plane, phases, curvature, doubling, quadratic, regression"
-        ),
+        name: str = typer.Argument(help="plane, phases, curvature, quadratic, regression"),
         out: Path = option(None, help="PNG file; default catapult-runs/toy-NAME.png."),  # noqa: B008
     ) -> None:
         """Draw one picture of docs/toy.md."""

@@ -10,7 +10,6 @@ import numpy as np
 import torch
 
 from catapult_ext import ops
-from catapult_ext.toy.bifurcation import bifurcation
 from catapult_ext.toy.companions import neural_quadratic, second_order_regression
 from catapult_ext.toy.diagram_plots import pyplot, save
 from catapult_ext.toy.maps import run_scalar
@@ -93,12 +92,6 @@ def curvature(path: Path) -> Path:
     return save(figure, path)
 
 
-def doubling(path: Path) -> Path:
-    """The labelled model beyond b = 1: period doubling to chaos (Kalra et al., 2311.02076)."""
-    b = torch.linspace(0.9, 1.999, 2200, dtype=torch.float64)
-    return bifurcation(b, burn_in=20000, keep=200).plot(path)
-
-
 def quadratic(path: Path) -> Path:
     """Neural quadratic model (Zhu et al., 2205.11787): one kernel direction catapults, or both."""
     plt = pyplot()
@@ -160,8 +153,7 @@ def regression(path: Path) -> Path:
 
 
 FIGURES: dict[str, Callable[[Path], Path]] = {
-    figure.__name__: figure
-    for figure in (plane, phases, curvature, doubling, quadratic, regression)
+    figure.__name__: figure for figure in (plane, phases, curvature, quadratic, regression)
 }
 
 
