@@ -28,8 +28,9 @@ def test_every_picture_has_its_command():
         assert (PAGE.parent / picture).read_bytes()[:4] == b"\x89PNG"
         kind, name = command.split()[0], command.split()[-1]
         assert name in (FIGURES if kind == "figure" else AXES)
-        assert Path(picture).stem == (name if kind == "figure" else f"diagram-{name}")
-    assert {command.split()[-1] for _, command in pictures} == {*FIGURES, *AXES}
+        assert Path(picture).stem == (f"diagram-{name}" if kind == "diagram" else name)
+    shown = {command.split()[-1] for _, command in pictures}
+    assert shown == {*FIGURES, *AXES, "bifurcation"}
 
 
 @pytest.mark.parametrize("name", ["plane", "phases", "regression"])
