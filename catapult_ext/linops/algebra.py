@@ -47,6 +47,7 @@ class Transposed(LinearOperator):
         self.operator, self.name = operator, f"{operator.name}.T"
         self.shape = (operator.shape[1], operator.shape[0])
         self.dtype, self.device = operator.dtype, operator.device
+        self.columns = operator.columns
 
     def _matmat(self, vectors: Tensor) -> Tensor:
         return self.operator._rmatmat(vectors)
@@ -83,7 +84,7 @@ class Combination(LinearOperator):
         return out
 
     def _matmat(self, vectors: Tensor) -> Tensor:
-        return self._sum(lambda a: a._matmat(vectors))
+        return self._sum(lambda a: a._product(vectors))
 
     def _rmatmat(self, vectors: Tensor) -> Tensor:
         return self._sum(lambda a: a._rmatmat(vectors))

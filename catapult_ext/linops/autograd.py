@@ -17,41 +17,41 @@ class AutogradFrozen(Frozen):
     """One kept graph: backward for J', backward through that backward for J."""
 
     engine = "autograd"
+    columns = 1  # they run one by one in any case
 
     def __init__(self, snapshot: Snapshot, outputs: Tensor | None = None) -> None:
         self._graph = snapshot.forward() if outputs is None else outputs
         super().__init__(snapshot, self._graph)
         self._leaves = list(snapshot.params.values())
         self._pullback: tuple[list[int], list[Tensor], Tensor] | None = None
+        self._seeded: tuple[list[int], list[Tensor], Tensor] | None = None
 
     def vjp(self, u: Tensor) -> Tensor:
         """See :class:`~catapult_ext.linops.engine.Frozen`."""
-        columns = [
-            self.snapshot.join(
-                torch.autograd.grad(
-                    self._graph,
-                    self._leaves,
-                    u[:, k].reshape(self._graph.shape),
-                    retain_graph=True,
-                    allow_unused=True,
-                )
+
+        def column(k: int) -> tuple[Tensor, ...]:
+            seed = u[:, k].reshape(self._graph.shape)
+            return torch.autograd.grad(
+                self._graph, self._leaves, seed, retain_graph=True, allow_unused=True
             )
-            for k in range(u.shape[1])
-        ]
-        return torch.stack(columns, 1)
+
+        return self.snapshot.columns(u.shape[1], column)
 
     def _backward_graph(self) -> tuple[list[int], list[Tensor], Tensor]:
         """J' d as a graph of a dummy d: linear in d, so that its own backward is J."""
         if self._pullback is None:
-            with torch.inference_mode(False), torch.enable_grad():
-                dummy = torch.zeros_like(self._graph, requires_grad=True)
-                grads = torch.autograd.grad(
-                    self._graph, self._leaves, dummy, create_graph=True, allow_unused=True
-                )
-            used = [i for i, g in enumerate(grads) if g is not None and g.requires_grad]
-            require_second_derivatives([grads[i] for i in used], self.snapshot.where)
-            self._pullback = (used, [grads[i] for i in used], dummy)
+            self._pullback = self._pull(torch.zeros_like(self._graph))
         return self._pullback
+
+    def _pull(self, at: Tensor) -> tuple[list[int], list[Tensor], Tensor]:
+        with torch.inference_mode(False), torch.enable_grad():
+            dummy = at.detach().clone().requires_grad_()
+            grads = torch.autograd.grad(
+                self._graph, self._leaves, dummy, create_graph=True, allow_unused=True
+            )
+        used = [i for i, g in enumerate(grads) if g is not None and g.requires_grad]
+        require_second_derivatives([grads[i] for i in used], self.snapshot.where)
+        return used, [grads[i] for i in used], dummy
 
     def jvp(self, t: Tensor) -> Tensor:
         """See :class:`~catapult_ext.linops.engine.Frozen`."""
@@ -73,12 +73,36 @@ class AutogradFrozen(Frozen):
             columns.append(out.reshape(-1).detach())
         return torch.stack(columns, 1)
 
+    def second(self, seed: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+        """J t and the second derivative of <seed, f> times t, for t (P, K), in one backward each.
 
-def coarse(frozen: Frozen) -> AutogradFrozen:
+        ``seed`` (N, O) is held for all calls: the graph of its backward pass is kept.
+        """
+        if self._seeded is None:
+            self._seeded = self._pull(seed)
+        used, kept, dummy = self._seeded
+        rows = t.new_empty(self.rows, t.shape[1])
+
+        def column(k: int) -> tuple[Tensor, ...]:
+            blocks = self.snapshot.split(t[:, k].contiguous())
+            first, *rest = torch.autograd.grad(
+                kept,
+                [dummy, *self._leaves],
+                [blocks[i] for i in used],
+                retain_graph=True,
+                allow_unused=True,
+            )
+            rows[:, k] = first.reshape(-1)
+            return tuple(rest)
+
+        return rows, self.snapshot.columns(t.shape[1], column)
+
+
+def coarse(frozen: Frozen) -> Frozen:
     """The same frozen model with products in bfloat16 where torch's autocast has them."""
     snapshot = copy.copy(frozen.snapshot)
     snapshot.coarse = True
-    return AutogradFrozen(snapshot)
+    return frozen.rebuilt(snapshot) if hasattr(frozen, "rebuilt") else AutogradFrozen(snapshot)
 
 
 class LinearizeFrozen(AutogradFrozen):

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from catapult_ext import _validate as v
 
-_DENSE_CHUNK = 64  # columns of the identity multiplied at once
+_DENSE_CHUNK = 64
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,6 +42,7 @@ class LinearOperator(ABC):
     device: torch.device
     name: str = "LinearOperator"
     symmetric: bool = True
+    columns: int = _DENSE_CHUNK  # right-hand sides multiplied at once
 
     @abstractmethod
     def _matmat(self, vectors: Tensor) -> Tensor:
@@ -109,15 +110,25 @@ class LinearOperator(ABC):
         columns = vectors.detach().reshape(n, -1)
         if columns.shape[1] == 0:
             return columns.new_zeros(self.shape[0], 0)
-        out = self._matmat(columns)
+        out = self._product(columns)
         return out.reshape(-1) if vectors.dim() == 1 else out
+
+    def _product(self, vectors: Tensor) -> Tensor:
+        """The product with (n, K), ``columns`` at a time."""
+        if vectors.shape[1] <= self.columns:
+            return self._matmat(vectors)
+        out = vectors.new_empty(self.shape[0], vectors.shape[1])
+        for start in range(0, vectors.shape[1], self.columns):
+            some = slice(start, start + self.columns)
+            out[:, some] = self._matmat(vectors[:, some])
+        return out
 
     def dense(self) -> Tensor:
         """The matrix itself, by products with the identity: n products, n*n entries."""
         n = self.shape[1]
         out = torch.empty(self.shape, dtype=self.dtype, device=self.device)
-        for start in range(0, n, _DENSE_CHUNK):
-            stop = min(start + _DENSE_CHUNK, n)
+        for start in range(0, n, self.columns):
+            stop = min(start + self.columns, n)
             out[:, start:stop] = self._matmat(self._unit_columns(start, stop))
         return out
 
@@ -128,8 +139,8 @@ class LinearOperator(ABC):
             n == self.shape[0], f"{self.name}.diagonal", "the operator must be square", self.shape
         )
         out = torch.empty(n, dtype=self.dtype, device=self.device)
-        for start in range(0, n, _DENSE_CHUNK):
-            stop = min(start + _DENSE_CHUNK, n)
+        for start in range(0, n, self.columns):
+            stop = min(start + self.columns, n)
             columns = self._matmat(self._unit_columns(start, stop))
             out[start:stop] = columns[start:stop].diagonal()
         return out

@@ -1,12 +1,19 @@
-"""What every engine of a frozen model offers."""
+"""What every engine of a frozen model offers, and the base of the operators that use one."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import TYPE_CHECKING
 
+import torch
 from torch import Tensor
 
+from catapult_ext.linops.base import LinearOperator
 from catapult_ext.linops.snapshot import Snapshot
+
+if TYPE_CHECKING:
+    from catapult_ext.linops.plan import Plan
 
 
 class Frozen(ABC):
@@ -16,6 +23,10 @@ class Frozen(ABC):
     """
 
     engine: str
+    why = "chosen"  # what decided the engine
+    columns = 64  # right-hand sides multiplied at once
+    workspace = 1 << 29  # bytes that a dense kernel or a diagonal may use beside its result
+    make_plan: Callable[[], Plan]  # given by freeze
 
     def __init__(self, snapshot: Snapshot, outputs: Tensor) -> None:
         self.snapshot = snapshot
@@ -23,6 +34,11 @@ class Frozen(ABC):
         self.n_samples, self.n_outputs = outputs.shape
         self.n_params = snapshot.n_params
         self.dtype, self.device = snapshot.dtype, snapshot.device
+
+    @property
+    def plan(self) -> Plan:
+        """Engine, chunks and predicted costs; a few samples are run to find them."""
+        return self.make_plan()
 
     @property
     def rows(self) -> int:
@@ -41,6 +57,41 @@ class Frozen(ABC):
         """J J' u: (N*O, K) to (N*O, K)."""
         return self.jvp(self.vjp(u))
 
+    def diagonal(self) -> Tensor:
+        """Diagonal of J J', (N*O,), one backward pass per entry."""
+        unit = torch.zeros(self.rows, 1, dtype=self.dtype, device=self.device)
+        out = torch.empty(self.rows, dtype=self.dtype, device=self.device)
+        for r in range(self.rows):
+            unit[r] = 1
+            out[r] = self.vjp(unit).square().sum()
+            unit[r] = 0
+        return out
+
+    def jacobian(self) -> Tensor:
+        """J (N*O, P), one backward pass per row."""
+        out = torch.empty(self.rows, self.n_params, dtype=self.dtype, device=self.device)
+        unit = torch.zeros(self.rows, 1, dtype=self.dtype, device=self.device)
+        for r in range(self.rows):
+            unit[r] = 1
+            out[r] = self.vjp(unit)[:, 0]
+            unit[r] = 0
+        return out
+
     def kernel(self, other: Frozen | None, outputs: str) -> Tensor | None:
         """J J2' as ``ops.gram`` lays it out, where the engine knows layer factors; else None."""
         return None
+
+
+class ModelOperator(LinearOperator):
+    """An operator made of the Jacobian products of one frozen model."""
+
+    frozen: Frozen
+
+    def _use(self, frozen: Frozen) -> None:
+        self.frozen, self.engine, self.columns = frozen, frozen.engine, frozen.columns
+        self.dtype, self.device = frozen.dtype, frozen.device
+
+    @property
+    def plan(self) -> Plan:
+        """Engine, chunks and predicted flops, bytes and peak memory, to be printed."""
+        return self.frozen.plan

@@ -8,7 +8,7 @@ to be such a chain and ``autograd`` elsewhere.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, TypedDict
 
 from torch import nn
@@ -18,8 +18,11 @@ from catapult_ext.linops.autograd import AutogradFrozen, LinearizeFrozen
 from catapult_ext.linops.chain import ChainTracer
 from catapult_ext.linops.engine import Frozen
 from catapult_ext.linops.layers import LayersFrozen
+from catapult_ext.linops.meter import Meter, OverBudget
+from catapult_ext.linops.plan import Build, Plan, Planner, parse_budget
 from catapult_ext.linops.policy import Policy
 from catapult_ext.linops.snapshot import Hook, Inputs, Snapshot
+from catapult_ext.linops.streamed import StreamedFrozen
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -38,6 +41,10 @@ class Options(TypedDict, total=False):
         dropout: ``"fixed"`` for one fixed draw of every random number.
         seed: of that draw.
         check: compare two forward passes (one more forward); on by default.
+        memory_budget: bytes, or a text like ``"512 MiB"``, that the operator may take beside the
+            model and data given to it; None: half of what is free.
+        samples_at_once: samples frozen together; fewer than N are frozen anew for every product.
+        columns_at_once: right-hand sides multiplied together.
     """
 
     engine: str | None
@@ -47,6 +54,9 @@ class Options(TypedDict, total=False):
     dropout: str | None
     seed: int
     check: bool
+    memory_budget: int | str | None
+    samples_at_once: int | None
+    columns_at_once: int | None
 
 
 def snapshot(model: nn.Module, x: Inputs, where: str, options: Options) -> Snapshot:
@@ -68,7 +78,7 @@ def snapshot(model: nn.Module, x: Inputs, where: str, options: Options) -> Snaps
 def freeze(
     model: nn.Module, x: Inputs, *, where: str = "NTK", **options: Unpack[Options]
 ) -> Frozen:
-    """Freeze ``model`` at its parameters on inputs ``x``.
+    """Freeze ``model`` at its parameters on inputs ``x``, within a memory budget.
 
     Args:
         model: module; see :class:`~catapult_ext.linops.snapshot.Snapshot` for what is refused.
@@ -77,23 +87,102 @@ def freeze(
         **options: see :class:`Options`.
 
     Raises:
-        ValueError: unknown engine, or an engine that cannot handle the model.
+        ValueError: unknown engine, an engine that cannot handle the model, a budget that one sample
+            exceeds, or samples that depend on each other and do not fit together.
     """
     engine = options.get("engine")
     known = engine is None or engine in ENGINES
     v.require(known, where, f"engine must be None or one of {ENGINES}", repr(engine))
     held = snapshot(model, x, where, options)
-    frozen = _engine(held, engine)
-    # a proven chain holds nothing but known functions of its inputs
-    if options.get("check", True) and frozen.engine != "layers":
-        held.check_repeats(frozen.outputs)
+    planner = _planner(held, options)
+    plan: Plan | None = None
+    if planned(options):
+        plan = planner.plan()
+        frozen = _planned(held, plan, engine, options)
+    else:
+        frozen, plan = _guarded(held, planner, engine, options)
+    if plan is not None:
+        frozen.columns = plan.columns
+        frozen.workspace = min(frozen.workspace, max(plan.budget - plan.peak, 0))
+    frozen.make_plan = lambda: plan or _planner(held, options, samples=held.n_samples).plan()
     return frozen
 
 
-def _engine(held: Snapshot, engine: str | None) -> Frozen:
-    if engine == "linearize":
+def planned(options: Options) -> bool:
+    """Whether the caller asks for a plan before anything runs."""
+    names = ("memory_budget", "samples_at_once", "columns_at_once")
+    return any(options.get(name) is not None for name in names)
+
+
+def _planner(held: Snapshot, options: Options, samples: int | None = None) -> Planner:
+    def build(part: Snapshot) -> tuple[Frozen, Callable[[], object]]:
+        frozen = _engine(part, options.get("engine"), probe=True)
+        if held.where == "NTK":
+            u = frozen.outputs.new_ones(frozen.rows, 1)
+            return frozen, lambda: frozen.ntk(u)
+        t = frozen.outputs.new_ones(frozen.n_params, 1)
+        return frozen, lambda: frozen.vjp(frozen.jvp(t))
+
+    return planner_of(held, options, build, samples)
+
+
+def planner_of(
+    held: Snapshot, options: Options, build: Build, samples: int | None = None
+) -> Planner:
+    """The planner of ``held`` under the caller's budget and chunks."""
+    return Planner(
+        held,
+        build,
+        parse_budget(options.get("memory_budget"), held.device, held.where),
+        samples or options.get("samples_at_once"),
+        options.get("columns_at_once"),
+    )
+
+
+def _planned(held: Snapshot, plan: Plan, engine: str | None, options: Options) -> Frozen:
+    check = options.get("check", True)
+    if plan.samples < plan.n_samples:
+        return StreamedFrozen(held, plan.samples, lambda part: _engine(part, engine), check)
+    return _checked(_engine(held, engine), check)
+
+
+def _guarded(
+    held: Snapshot, planner: Planner, engine: str | None, options: Options
+) -> tuple[Frozen, Plan | None]:
+    """Without a plan where all is small: the forward pass stops when it passes the budget."""
+    held.meter = Meter(held.tensors(), planner.budget)
+    try:
+        frozen = _engine(held, engine)
+        graph = float(GRAPHS * held.meter.live + 8 * held.bytes)
+        if isinstance(frozen, LayersFrozen):
+            column = 2.0 * frozen.n_params * held.itemsize
+            graph = held.meter.live + 4 * held.bytes + frozen.native_bytes(held.n_samples)
+            frozen.columns = min(64, 1 + int(max(planner.budget - graph, 0) // column))
+        if graph <= planner.budget:
+            return _checked(frozen, options.get("check", True)), None
+        del frozen
+    except OverBudget:
+        pass
+    finally:
+        held.meter = None
+    plan = planner.plan()
+    return _planned(held, plan, engine, options), plan
+
+
+GRAPHS = 6  # a product keeps and needs at most so many times the graph of the forward pass
+
+
+def _checked(frozen: Frozen, check: bool) -> Frozen:
+    # a proven chain holds nothing but known functions of its inputs
+    if check and frozen.engine != "layers":
+        frozen.snapshot.check_repeats(frozen.outputs)
+    return frozen
+
+
+def _engine(held: Snapshot, engine: str | None, probe: bool = False) -> Frozen:
+    if engine == "linearize" and not probe:  # probed by autograd, which keeps as much
         return LinearizeFrozen(held)
-    if engine == "autograd":
+    if engine in ("linearize", "autograd"):
         return AutogradFrozen(held)
     tracer = ChainTracer(held.params)
     outputs = held.forward(tracer)
@@ -106,4 +195,6 @@ def _engine(held: Snapshot, engine: str | None) -> Frozen:
         "engine='layers' needs a chain of dense layers and element-wise activations",
         f"a model where {tracer.why}",
     )
-    return AutogradFrozen(held, held.forward() if tracer.altered else outputs)
+    frozen = AutogradFrozen(held, held.forward() if tracer.altered else outputs)
+    frozen.why = f"not a chain of dense layers: {tracer.why}"
+    return frozen

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from catapult_ext import _validate as v
 from catapult_ext.linops.autograd import coarse
-from catapult_ext.linops.base import Dual, LinearOperator
+from catapult_ext.linops.base import Dual
+from catapult_ext.linops.engine import ModelOperator
 from catapult_ext.linops.frozen import Frozen, Options, freeze
 from catapult_ext.losses import Loss, OutputFactor, resolve
 
@@ -28,7 +29,7 @@ def unpack(data: object, where: str) -> tuple[Any, Any]:
     return data[0], data[1]  # type: ignore[index]
 
 
-class GGN(LinearOperator):
+class GGN(ModelOperator):
     """J' H_L J, (P, P), parameters in ``named_parameters`` order.
 
     H_L is the Hessian of the loss as trained, normaliser included: for ``half_mse`` the operator is
@@ -63,13 +64,13 @@ class GGN(LinearOperator):
         return self
 
     def _set_up(self, frozen: Frozen, loss: Loss, y: Tensor) -> None:
-        self.frozen, self.loss = frozen, loss
+        self._use(frozen)
+        self.loss = loss
         f = frozen.outputs
         if not loss.convex and frozen.snapshot.vector_outputs:
             f = f.squeeze(1)  # a callable gets the outputs as the model returns them
         self.factor = loss.output_hessian(f, loss.targets(f, y))
         self.shape = (frozen.n_params, frozen.n_params)
-        self.dtype, self.device, self.engine = frozen.dtype, frozen.device, frozen.engine
 
     def _matmat(self, vectors: Tensor) -> Tensor:
         return self.frozen.vjp(_rows(self.frozen, self.frozen.jvp(vectors), self.factor.hessian))
@@ -88,15 +89,15 @@ class GGN(LinearOperator):
         return out
 
 
-class DualGGN(LinearOperator):
+class DualGGN(ModelOperator):
     """S' Theta S, (N*O, N*O): the non-zero spectrum of the Gauss-Newton matrix S S' = H_L."""
 
     name = "DualGGN"
 
     def __init__(self, frozen: Frozen, factor: OutputFactor) -> None:
-        self.frozen, self.factor = frozen, factor
+        self._use(frozen)
+        self.factor = factor
         self.shape = (frozen.rows, frozen.rows)
-        self.dtype, self.device = frozen.dtype, frozen.device
 
     def _matmat(self, vectors: Tensor) -> Tensor:
         inner = self.frozen.ntk(_rows(self.frozen, vectors, self.factor.apply))

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import Tensor, nn
 
 from catapult_ext import _validate as v
+from catapult_ext.linops.autograd import AutogradFrozen
 from catapult_ext.linops.base import LinearOperator
-from catapult_ext.linops.frozen import Options, snapshot
+from catapult_ext.linops.frozen import GRAPHS, Options, planned, planner_of, snapshot
 from catapult_ext.linops.ggn import unpack
-from catapult_ext.linops.policy import frozen_context
-from catapult_ext.linops.snapshot import Snapshot, require_second_derivatives
+from catapult_ext.linops.hvp import MODES, ForwardHVP, ReverseHVP, StreamedHVP
+from catapult_ext.linops.meter import Meter, OverBudget
+from catapult_ext.linops.plan import Plan, Planner
+from catapult_ext.linops.snapshot import Snapshot
+from catapult_ext.linops.streamed import StreamedFrozen
 from catapult_ext.losses import Loss, resolve
 
 if TYPE_CHECKING:
@@ -23,13 +27,17 @@ if TYPE_CHECKING:
 class Hessian(LinearOperator):
     """Second derivatives of the loss, (P, P), parameters in ``named_parameters`` order.
 
-    Forward and backward run once; a product is one backward through that backward.
+    Forward and backward run once; a product is one backward through that backward
+    (``hvp="reverse"``, which None takes),
+    or a tangent through both, without a kept graph (``"forward"``).  Where that does not fit into
+    the budget, chunks of samples are frozen anew for every product.
 
     Args:
         model: any module with outputs (N, O) or (N,).
         loss: a name, torch loss module or any callable ``(outputs, targets) -> scalar``, which
             gets the outputs as the model returns them (see :func:`catapult_ext.losses.resolve`).
         data: ``(x, y)``, the full batch.
+        hvp: ``"reverse"``, ``"forward"`` or None to choose.
         **options: see :class:`~catapult_ext.linops.frozen.Options`.
 
     Raises:
@@ -40,78 +48,89 @@ class Hessian(LinearOperator):
     name = "Hessian"
 
     def __init__(
-        self, model: nn.Module, loss: object, data: object, **options: Unpack[Options]
+        self,
+        model: nn.Module,
+        loss: object,
+        data: object,
+        *,
+        hvp: str | None = None,
+        **options: Unpack[Options],
     ) -> None:
         x, y = unpack(data, self.name)
-        v.require(
-            options.get("engine") in (None, "autograd"),
-            self.name,
-            "engine must be None or 'autograd'",
-            repr(options.get("engine")),
-        )
-        known = resolve(loss)
-        held = snapshot(model, x, self.name, options)
-        self._set_up(held, known, y, check=options.get("check", True))
+        engine = options.get("engine")
+        right = engine in (None, "autograd")
+        v.require(right, self.name, "engine must be None or 'autograd'", repr(engine))
+        right = hvp is None or hvp in MODES
+        v.require(right, self.name, f"hvp must be None or one of {MODES}", repr(hvp))
+        self._hvp, self._options = hvp, options
+        self._set_up(snapshot(model, x, self.name, options), resolve(loss), y)
 
     def coarse(self) -> Hessian:
         """The same operator with products in bfloat16 (autocast), good to about 1 % of its norm."""
         held = copy.copy(self.snapshot)
         held.coarse = True
         out = Hessian.__new__(Hessian)
+        out._hvp, out._options = self._hvp, {**self._options, "check": False}
         out._set_up(held, self.loss, self._targets)
         return out
 
-    def _set_up(self, snapshot: Snapshot, known: Loss, y: Any, check: bool = False) -> None:
-        self.snapshot, self._targets = snapshot, y
-        outputs = self.snapshot.forward()
+    def _set_up(self, held: Snapshot, loss: Loss, y: Any) -> None:
+        self.snapshot, self.loss, self._targets = held, loss, y
+        self.shape = (held.n_params, held.n_params)
+        self.dtype, self.device, self.engine = held.dtype, held.device, "autograd"
+        self._plan: Plan | None = None
+        planner = self._planner()
+        if planned(self._options):
+            self._plan = planner.plan()
+            self._products = self._built(self._plan)
+        else:
+            self._guarded(planner)
+        self.columns = 1 if self._plan is None else self._plan.columns
+        self.value = self._products.value.detach()
+
+    @property
+    def gradient(self) -> Tensor:
+        """Gradient of the loss, (P,)."""
+        return self._products.gradient
+
+    @property
+    def plan(self) -> Plan:
+        """Chunks and predicted flops, bytes and peak memory; a few samples are run to find them."""
+        return self._plan or self._planner(self.snapshot.n_samples).plan()
+
+    def _planner(self, samples: int | None = None) -> Planner:
+        def build(part: Snapshot) -> tuple[AutogradFrozen, Callable[[], object]]:
+            frozen = AutogradFrozen(part)
+            t = frozen.outputs.new_ones(frozen.n_params, 1)
+            return frozen, lambda: frozen.second(frozen.outputs, t)
+
+        return planner_of(self.snapshot, self._options, build, samples)
+
+    def _built(self, plan: Plan | None) -> ReverseHVP | ForwardHVP | StreamedHVP:
+        held, check = self.snapshot, self._options.get("check", True)
+        if plan is not None and plan.samples < plan.n_samples:
+            right = self._hvp is None
+            v.require(right, self.name, "hvp must be None where samples go in chunks", self._hvp)
+            frozen = StreamedFrozen(held, plan.samples, AutogradFrozen, check)
+            return StreamedHVP(frozen, self.loss, self._targets)
+        outputs = held.forward()
         if check:
-            self.snapshot.check_repeats(outputs)
-        with frozen_context():
-            if known.convex:
-                value = known(outputs, y)
-            else:
-                raw = outputs.squeeze(1) if self.snapshot.vector_outputs else outputs
-                value = known(raw, y)
-            v.require(
-                bool(torch.isfinite(value)), self.name, "the loss must be finite", value.item()
-            )
-            v.require(
-                value.requires_grad, self.name, "the loss must depend on the outputs", "a constant"
-            )
-            leaves = list(self.snapshot.params.values())
-            grads = torch.autograd.grad(value, leaves, create_graph=True, allow_unused=True)
-        # a gradient without graph is constant: its rows of the Hessian are zero
-        self._used = [g for g in grads if g is not None and g.requires_grad]
-        self._which = [i for i, g in enumerate(grads) if g is not None and g.requires_grad]
-        require_second_derivatives(self._used, self.name)
-        self._leaves = leaves
-        self.value = value.detach()
-        self.gradient = self.snapshot.join(grads)
-        self.loss = known
-        self.shape = (self.snapshot.n_params, self.snapshot.n_params)
-        self.dtype, self.device = self.snapshot.dtype, self.snapshot.device
+            held.check_repeats(outputs)
+        kind = ForwardHVP if self._hvp == "forward" else ReverseHVP
+        return kind(held, self.loss, self._targets, outputs)
+
+    def _guarded(self, planner: Planner) -> None:
+        """Without a plan where all is small: the forward pass stops when it passes the budget."""
+        self.snapshot.meter = Meter(self.snapshot.tensors(), planner.budget / GRAPHS)
+        try:
+            self._products = self._built(None)
+            return
+        except OverBudget:
+            pass
+        finally:
+            self.snapshot.meter = None
+        self._plan = planner.plan()
+        self._products = self._built(self._plan)
 
     def _matmat(self, vectors: Tensor) -> Tensor:
-        columns = [self._product(vectors[:, k].contiguous()) for k in range(vectors.shape[1])]
-        return torch.stack(columns, 1)
-
-    def _product(self, vector: Tensor) -> Tensor:
-        if not self._used:
-            return torch.zeros_like(vector)
-        blocks = self.snapshot.split(vector)
-        try:
-            second = torch.autograd.grad(
-                self._used,
-                self._leaves,
-                [blocks[i] for i in self._which],
-                retain_graph=True,
-                allow_unused=True,
-            )
-        except RuntimeError as error:
-            if "derivative" not in str(error):
-                raise
-            raise RuntimeError(
-                f"catapult_ext.{self.name}: an operation of the model has no second "
-                f"derivative: {error}"
-            ) from error
-        return self.snapshot.join(second)
+        return self._products.product(vectors)

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import torch
 from torch import Tensor, nn
 
-from catapult_ext.linops.base import LinearOperator
+from catapult_ext.linops.engine import ModelOperator
 from catapult_ext.linops.frozen import Frozen, Options, freeze
 from catapult_ext.linops.snapshot import Inputs
 
@@ -15,7 +14,7 @@ if TYPE_CHECKING:
     from typing_extensions import Unpack
 
 
-class Jacobian(LinearOperator):
+class Jacobian(ModelOperator):
     """J[(n,o), p] = df_no/dtheta_p, (N*O, P); ``J.T`` is the transpose, ``J @ (J.T @ u)`` the NTK.
 
     Flat index n*O + o; parameters in ``named_parameters`` order.  The forward pass runs once.
@@ -43,9 +42,8 @@ class Jacobian(LinearOperator):
         return self
 
     def _set_up(self, frozen: Frozen) -> None:
-        self.frozen, self.engine = frozen, frozen.engine
+        self._use(frozen)
         self.shape = (frozen.rows, frozen.n_params)
-        self.dtype, self.device = frozen.dtype, frozen.device
 
     def _matmat(self, vectors: Tensor) -> Tensor:
         return self.frozen.jvp(vectors)
@@ -55,15 +53,4 @@ class Jacobian(LinearOperator):
 
     def dense(self) -> Tensor:
         """J (N*O, P), row by row: one backward pass per row."""
-        return jacobian(self.frozen)
-
-
-def jacobian(frozen: Frozen) -> Tensor:
-    """J (N*O, P), row by row: one backward pass per row."""
-    out = torch.empty(frozen.rows, frozen.n_params, dtype=frozen.dtype, device=frozen.device)
-    unit = torch.zeros(frozen.rows, 1, dtype=frozen.dtype, device=frozen.device)
-    for r in range(frozen.rows):
-        unit[r] = 1
-        out[r] = frozen.vjp(unit)[:, 0]
-        unit[r] = 0
-    return out
+        return self.frozen.jacobian()

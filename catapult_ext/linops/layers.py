@@ -45,6 +45,7 @@ class LayersFrozen(Frozen):
     """Products and kernels of a proven chain; keeps activations, not the graph."""
 
     engine = "layers"
+    why = "a chain of dense layers and element-wise activations"
 
     def __init__(self, snapshot: Snapshot, outputs: Tensor, chain: Chain) -> None:
         super().__init__(snapshot, outputs)
@@ -132,6 +133,24 @@ class LayersFrozen(Frozen):
         out = out.squeeze(0)
         return out if last is None else out * last.reshape(-1, 1)
 
+    def native_bytes(self, n: int) -> float:
+        """Workspace and cached Grams of :meth:`ntk` for n samples and one column, in bytes."""
+        sizes = [layer.weight.shape for layer in self.layers]
+        widths = [p for p, _ in sizes]
+        weights = max((p * d for p, d in sizes if n >= 2 * d), default=0)
+        grams = sum(n * n for _, d in sizes if n < 2 * d)
+        # the general products keep K tangents of the widest layer
+        rows = n * (sum(widths) + 4 * max(widths))
+        return (grams + rows + weights) * self.snapshot.itemsize
+
+    def native_flops(self, n: int) -> float:
+        """Flops of :meth:`ntk` for n samples and one column."""
+        total = 0.0
+        for i, layer in enumerate(self.layers):
+            p, d = layer.weight.shape
+            total += 4.0 * n * p * d * (i > 0) + min(2.0 * n * n * p, 4.0 * n * p * d)
+        return total
+
     def _cached_grams(self) -> list[Tensor | None]:
         """A A' (1, N, N) where the sample-space source is the cheaper one: N < 2 d."""
         if self._grams is None:
@@ -143,16 +162,35 @@ class LayersFrozen(Frozen):
             ]
         return self._grams
 
-    def factors(self) -> list[Tensor]:
-        """Derivatives g_l (N, O, p_l) of every output by every pre-activation, batched over O."""
+    def factors(self, samples: slice | None = None) -> list[Tensor]:
+        """Derivatives g_l (n, O, p_l) of every output by every pre-activation, batched over O."""
+        samples = samples or slice(0, self.n_samples)
         eye = torch.eye(self.n_outputs, dtype=self.dtype, device=self.device)
-        delta = eye.expand(self.n_samples, -1, -1)
+        delta = eye.expand(samples.stop - samples.start, -1, -1)
         out: list[Tensor] = []
         for i in reversed(range(len(self.layers))):
-            delta = _masked(delta, self.layers[i].slope)
+            slope = self.layers[i].slope
+            delta = _masked(delta, None if slope is None else slope[samples])
             out.insert(0, delta.contiguous())
             if i:
                 delta = self.layers[i].root * (delta @ self.layers[i].weight)
+        return out
+
+    def diagonal(self) -> Tensor:
+        """Diagonal of J J', (N*O,), by factors of as many samples as fit the workspace."""
+        widths = sum(layer.weight.shape[0] for layer in self.layers)
+        one = 2 * self.n_outputs * widths * self.snapshot.itemsize
+        step = max(1, int(self.workspace // one))
+        out = torch.empty(self.rows, dtype=self.dtype, device=self.device)
+        for at in range(0, self.n_samples, step):
+            some = slice(at, min(at + step, self.n_samples))
+            out[at * self.n_outputs : some.stop * self.n_outputs] = ops.gram(
+                [layer.input[some] for layer in self.layers],
+                self.factors(some),
+                scale=[layer.scale for layer in self.layers],
+                bias=[layer.bias for layer in self.layers],
+                outputs="diagonal",
+            )
         return out
 
     def kernel(self, other: Frozen | None, outputs: str) -> Tensor | None:

@@ -9,18 +9,15 @@ from torch import Tensor, nn
 
 from catapult_ext import _validate as v
 from catapult_ext.linops.autograd import coarse
-from catapult_ext.linops.base import LinearOperator
+from catapult_ext.linops.engine import ModelOperator
 from catapult_ext.linops.frozen import Frozen, Options, freeze
-from catapult_ext.linops.jacobian import jacobian
 from catapult_ext.linops.snapshot import Inputs
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
-_JACOBIAN_BYTES = 1 << 29  # a dense kernel keeps J up to this size, else goes column by column
 
-
-class NTK(LinearOperator):
+class NTK(ModelOperator):
     """Theta[(n,o),(m,q)] = sum over parameters of df_no/dtheta * df_mq/dtheta.
 
     Flat index n*O + o; shape (N*O, N*O), or (N1*O, N2*O) for the cross kernel of ``x`` and ``x2``.
@@ -54,7 +51,8 @@ class NTK(LinearOperator):
         return self
 
     def _set_up(self, frozen: Frozen, other: Frozen | None) -> None:
-        self.frozen, self.frozen2 = frozen, frozen if other is None else other
+        self._use(frozen)
+        self.frozen2 = frozen if other is None else other
         self.symmetric = other is None
         if other is not None:
             v.require(
@@ -64,8 +62,7 @@ class NTK(LinearOperator):
                 other.n_outputs,
             )
         self.shape = (self.frozen.rows, self.frozen2.rows)
-        self.dtype, self.device = frozen.dtype, frozen.device
-        self.n_outputs, self.engine = frozen.n_outputs, frozen.engine
+        self.n_outputs = frozen.n_outputs
 
     def _matmat(self, vectors: Tensor) -> Tensor:
         if self.symmetric:
@@ -105,22 +102,15 @@ class NTK(LinearOperator):
 
     def _flat(self) -> Tensor:
         itemsize = torch.empty(0, dtype=self.dtype).element_size()
-        if sum(set(self.shape)) * self.frozen.n_params * itemsize > _JACOBIAN_BYTES:
+        if sum(set(self.shape)) * self.frozen.n_params * itemsize > self.frozen.workspace:
             return super().dense()
-        rows = jacobian(self.frozen)
+        rows = self.frozen.jacobian()
         if not self.symmetric:
-            return rows @ jacobian(self.frozen2).T
+            return rows @ self.frozen2.jacobian().T
         kernel = rows @ rows.T
         return (kernel + kernel.T) / 2
 
     def diagonal(self) -> Tensor:
         """|df_no/dtheta|^2, (N*O,), one backward pass per entry."""
         v.require(self.symmetric, f"{self.name}.diagonal", "needs a symmetric kernel", "x2")
-        known = self.frozen.kernel(None, "diagonal")
-        if known is not None:
-            return known
-        entries = [
-            self.frozen.vjp(self._unit_columns(r, r + 1)).square().sum()
-            for r in range(self.shape[0])
-        ]
-        return torch.stack(entries)
+        return self.frozen.diagonal()

@@ -14,6 +14,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from catapult_ext import _validate as v
+from catapult_ext.linops.meter import Meter
 
 BATCH_STATS = (None, "frozen", "coupled")
 DROPOUT = (None, "fixed")
@@ -54,14 +55,24 @@ class Policy:
             yield
 
     @contextmanager
-    def applied(self, where: str, device: torch.device, *, refuse: bool = True) -> Iterator[None]:
-        """The replacements and, with ``refuse``, the checks of this policy, around a forward."""
+    def applied(
+        self,
+        where: str,
+        device: torch.device,
+        *,
+        refuse: bool = True,
+        meter: Meter | None = None,
+    ) -> Iterator[None]:
+        """The replacements and, with ``refuse``, the checks of this policy, around a forward.
+
+        ``meter`` counts what the forward pass makes.
+        """
         with ExitStack() as stack:
             stack.enter_context(self.seeded(device))
             if self.batch_stats == "frozen":
                 stack.enter_context(_ConstantStatistics())
             if refuse:
-                stack.enter_context(_Refusals(where, self))
+                stack.enter_context(_Refusals(where, self, meter))
             yield
 
 
@@ -85,9 +96,9 @@ class _ConstantStatistics(TorchFunctionMode):
 class _Refusals(TorchDispatchMode):
     """Refuses what would make products silently wrong: random ops, batch statistics."""
 
-    def __init__(self, where: str, policy: Policy) -> None:
+    def __init__(self, where: str, policy: Policy, meter: Meter | None) -> None:
         super().__init__()
-        self.where = where
+        self.where, self._meter = where, meter
         self._random = policy.dropout is None
         self._statistics = policy.batch_stats is None
 
@@ -111,7 +122,10 @@ class _Refusals(TorchDispatchMode):
                     f"catapult_ext.{self.where}: a batch norm uses batch statistics ({func}), "
                     "which couples the samples: call model.eval() or pass batch_stats="
                 )
-        return func(*args, **kwargs)
+        out = func(*args, **kwargs)
+        if self._meter is not None:
+            self._meter.take(out)
+        return out
 
 
 @contextmanager

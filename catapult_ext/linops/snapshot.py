@@ -6,6 +6,7 @@ afterwards does not change an operator built before.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from fnmatch import fnmatchcase
@@ -13,8 +14,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves, tree_map
 
 from catapult_ext import _validate as v
+from catapult_ext.linops.meter import Meter
 from catapult_ext.linops.policy import Policy, check_modules, check_repeats, frozen_context
 
 Inputs = Tensor | tuple[Any, ...] | Mapping[str, Any]
@@ -122,6 +125,7 @@ class Snapshot:
         self.sizes = tuple(p.numel() for p in self.params.values())
         self.n_params = sum(self.sizes)
         self._raw: Any = None
+        self.meter: Meter | None = None  # counts forward passes, and stops one that grows too large
         self.coarse = False  # forward passes in bfloat16 (autocast)
         self.vector_outputs = False  # set by the forward pass: outputs (N,) shown as (N, 1)
 
@@ -133,11 +137,11 @@ class Snapshot:
         v.require(bool(trainable), self.where, "model must have trainable parameters", "none")
         chosen = set(_selected(trainable, params, self.where))
         for name, p in own.items():
-            copy = _wide(p.detach().clone())
+            held = _wide(p.detach().clone())
             if name in chosen:
-                self.params[name] = copy.requires_grad_()
+                self.params[name] = held.requires_grad_()
             else:
-                self.constants[name] = copy
+                self.constants[name] = held
         for name, b in self.model.named_buffers():
             self.constants[name] = _wide(b.detach().clone())
         first = next(iter(self.params.values()))
@@ -200,7 +204,8 @@ class Snapshot:
 
     def forward(self, tracer: AbstractContextManager[Any] | None = None) -> Tensor:
         """One policed forward pass with graph; outputs (N, O), finite, depending on parameters."""
-        with frozen_context(), self.policy.applied(self.where, self.device):
+        applied = self.policy.applied(self.where, self.device, meter=self.meter)
+        with frozen_context(), applied:
             out = self.outputs(self.params, tracer)
         v.require(
             bool(torch.isfinite(out).all()),
@@ -221,6 +226,50 @@ class Snapshot:
         with frozen_context(), self.policy.applied(self.where, self.device), torch.no_grad():
             check_repeats(outputs.detach(), self.outputs(self.params), self.where)
 
+    @property
+    def n_samples(self) -> int:
+        """N by the inputs: the leading size of the first tensor among them."""
+        sizes = (t.shape[0] for t in tree_leaves(self.x) if isinstance(t, Tensor) and t.dim())
+        return next(sizes, 1)
+
+    def part(self, samples: slice) -> Snapshot:
+        """The same model on some of the samples; parameters and constants are shared."""
+        n = self.n_samples
+
+        def cut(value: Any) -> Any:
+            sampled = isinstance(value, Tensor) and value.dim() > 0 and value.shape[0] == n
+            return value[samples] if sampled else value
+
+        part = copy.copy(self)
+        part.x = tree_map(cut, self.x)
+        return part
+
+    def plain_outputs(self, samples: slice) -> Tensor:
+        """Outputs of some of the samples without a graph, checked to be of them alone."""
+        part = self.part(samples)
+        with frozen_context(), self.policy.applied(self.where, self.device), torch.no_grad():
+            out = part.outputs(part.params)
+        self.vector_outputs = part.vector_outputs
+        count = samples.stop - samples.start
+        rows = f"{count} inputs must give {count} rows of outputs to be taken in chunks"
+        v.require(out.shape[0] == count, self.where, rows, tuple(out.shape))
+        return out
+
+    def tensors(self) -> list[Tensor]:
+        """Everything held: parameters, constants and inputs."""
+        inputs = [t for t in tree_leaves(self.x) if isinstance(t, Tensor)]
+        return [*self.params.values(), *self.constants.values(), *inputs]
+
+    @property
+    def bytes(self) -> int:
+        """Of :meth:`tensors`."""
+        return sum(t.numel() * t.element_size() for t in self.tensors())
+
+    @property
+    def itemsize(self) -> int:
+        """Bytes of one number of the operator's dtype."""
+        return next(iter(self.params.values())).element_size()
+
     def take_raw_output(self) -> Any:
         """What the model returned in the last traced forward pass; handed out once."""
         out, self._raw = self._raw, None
@@ -237,6 +286,15 @@ class Snapshot:
             for g, p in zip(grads, self.params.values(), strict=True)
         ]
         return torch.cat([b.detach() for b in blocks])
+
+    def columns(self, count: int, column: Callable[[int], Any]) -> Tensor:
+        """(P, count) whose column k joins the per-parameter tensors ``column(k)``."""
+        if count == 1:  # no second copy of what may be the largest tensor of all
+            return self.join(column(0)).unsqueeze(1)
+        out = torch.empty(count, self.n_params, dtype=self.dtype, device=self.device)
+        for k in range(count):
+            out[k] = self.join(column(k))
+        return out.T
 
 
 def require_second_derivatives(grads: list[Tensor], where: str) -> None:

@@ -1,0 +1,121 @@
+"""Live bytes, peak bytes, flops and memory traffic of what runs under a dispatch mode."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Iterable
+from dataclasses import dataclass
+from math import prod
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+
+class OverBudget(RuntimeError):
+    """Live bytes passed the limit of a :class:`Meter`."""
+
+
+@dataclass(frozen=True)
+class Usage:
+    """What one phase used: bytes it added and left, bytes at its peak, flops, bytes moved."""
+
+    kept: float
+    peak: float
+    flops: float
+    traffic: float
+
+    def __sub__(self, other: Usage) -> Usage:
+        return Usage(*(a - b for a, b in zip(_numbers(self), _numbers(other), strict=True)))
+
+    def __add__(self, other: Usage) -> Usage:
+        return Usage(*(a + b for a, b in zip(_numbers(self), _numbers(other), strict=True)))
+
+    def __mul__(self, factor: float) -> Usage:
+        return Usage(*(a * factor for a in _numbers(self)))
+
+
+def _numbers(usage: Usage) -> tuple[float, float, float, float]:
+    return usage.kept, usage.peak, usage.flops, usage.traffic
+
+
+class Meter(TorchDispatchMode):
+    """Counts the storages that operations make while they live, and the work done.
+
+    Args:
+        known: tensors that exist already and do not count.
+        limit: raise :class:`OverBudget` when live bytes pass it.
+        work: count flops and traffic as well (slower).
+    """
+
+    def __init__(
+        self, known: Iterable[Tensor] = (), limit: float | None = None, work: bool = False
+    ) -> None:
+        super().__init__()
+        self.live = self.peak = 0
+        self.flops = self.traffic = 0.0
+        self._limit, self._work = limit, work
+        self._known = {t.untyped_storage()._cdata for t in known}
+        self._seen: dict[int, Any] = {}
+        self._marked = (0, 0.0, 0.0)
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # True makes torch import its compiler, seconds
+
+    def phase(self) -> Usage:
+        """What happened since the last call."""
+        live, flops, traffic = self._marked
+        out = Usage(self.live - live, self.peak - live, self.flops - flops, self.traffic - traffic)
+        self._marked, self.peak = (self.live, self.flops, self.traffic), self.live
+        return out
+
+    def take(self, out: Any) -> None:
+        """Count the storages of an operation's results until they are freed."""
+        for t in (out,) if isinstance(out, Tensor) else tree_leaves(out):
+            if isinstance(t, Tensor) and t.layout == torch.strided and t.device.type != "meta":
+                self._take(t.untyped_storage())
+
+    def _take(self, storage: Any) -> None:
+        key = storage._cdata
+        if key in self._seen or key in self._known:
+            return
+        size = storage.nbytes()
+        seen = self._seen
+
+        def gone(_: Any) -> None:
+            self.live -= size
+            seen.pop(key, None)
+
+        seen[key] = weakref.ref(storage, gone)
+        self.live += size
+        self.peak = max(self.peak, self.live)
+        if self._limit is not None and self.live > self._limit:
+            raise OverBudget(f"{self.live} bytes")
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        out = func(*args, **kwargs)
+        self.take(out)
+        if self._work:
+            self._count(func, args, kwargs, out)
+        return out
+
+    def _count(self, func: Any, args: Any, kwargs: Any, out: Any) -> None:
+        from torch.utils.flop_counter import flop_registry
+
+        results = [t for t in tree_leaves(out) if isinstance(t, Tensor)]
+        formula = flop_registry.get(func._overloadpacket)
+        if formula is not None:
+            self.flops += formula(*args, **kwargs, out_val=out)
+        elif not func.is_view:
+            self.flops += sum(prod(t.shape) for t in results)
+        if not func.is_view:
+            tensors = [*results, *(t for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor))]
+            self.traffic += sum(t.numel() * t.element_size() for t in tensors)
+        if "convolution" in func.name():  # oneDNN's blocked copies live inside the operation
+            inputs = [t for t in tree_leaves(args) if isinstance(t, Tensor)]
+            copies = sum(t.numel() * t.element_size() for t in [*results, *inputs])
+            self.peak = max(self.peak, self.live + copies)

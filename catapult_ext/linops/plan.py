@@ -1,0 +1,306 @@
+"""What an operator will cost, known before it runs: engine, chunks, flops, bytes, peak memory.
+
+The costs come from the model itself: one or two samples go through set-up and product under a
+:class:`~catapult_ext.linops.meter.Meter`, and bytes and flops are affine in the number of samples.
+Where all samples do not fit into the budget, chunks of them do, frozen anew for every product.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from catapult_ext import _validate as v
+from catapult_ext.linops.engine import Frozen
+from catapult_ext.linops.meter import Meter, OverBudget, Usage
+from catapult_ext.linops.snapshot import Snapshot
+
+SHARE = 0.5  # of the free memory, where no budget is given
+_ROOM = 1.1  # allocator and library scratch on top of what is counted
+_FIXED = 8 << 20
+_MOST_COLUMNS = 64
+_UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How an operator runs, and what that is predicted to cost.
+
+    Attributes:
+        name: of the operator.
+        engine: of the frozen model; ``why`` says what decided it.
+        n_samples: N; ``samples`` of them are held at a time (all: frozen once).
+        columns: right-hand sides multiplied at a time.
+        budget: bytes the operator may take, beside the model and the data it was given.
+        peak: predicted peak bytes of set-up and a product with one column, result included;
+            ``column`` more for each further one.
+        kept: predicted bytes held between products.
+        setup_flops: of freezing (check and probes not counted), ``product_flops`` and
+            ``product_bytes`` (memory traffic) of a product with one column; 1 multiply-add = 2.
+    """
+
+    name: str
+    engine: str
+    why: str
+    n_samples: int
+    samples: int
+    columns: int
+    budget: int
+    peak: int
+    column: int
+    kept: int
+    setup_flops: float
+    product_flops: float
+    product_bytes: float
+
+    def __str__(self) -> str:
+        held = (
+            f"all {self.n_samples} samples, frozen once"
+            if self.samples >= self.n_samples
+            else f"{self.samples} of {self.n_samples} samples at a time, frozen anew every product"
+        )
+        rows = {
+            self.name: f"engine {self.engine} ({self.why})",
+            "samples": held,
+            "columns": f"{self.columns} at a time, {show_bytes(self.column)} each",
+            "set-up": f"{self.setup_flops / 1e9:.3g} GFLOP",
+            "product": f"{self.product_flops / 1e9:.3g} GFLOP, "
+            f"{show_bytes(self.product_bytes)} moved, per column",
+            "memory": f"{show_bytes(self.peak)} at the peak, {show_bytes(self.kept)} between "
+            f"products, of a budget of {show_bytes(self.budget)}",
+        }
+        return "\n".join(f"{key:8s} {text}" for key, text in rows.items())
+
+
+def show_bytes(count: float) -> str:
+    """A number of bytes for people."""
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if count < 1024:
+            return f"{count:.3g} {unit}"
+        count /= 1024
+    return f"{count:.3g} TiB"
+
+
+def parse_budget(budget: object, device: torch.device, where: str) -> int:
+    """Bytes of ``memory_budget``: a number, a text like ``"512 MiB"``, or None for the default."""
+    if budget is None:
+        return int(SHARE * free_bytes(device))
+    if isinstance(budget, str):
+        match = re.fullmatch(r"\s*([0-9.]+)\s*([KMGT]?)i?B?\s*", budget, re.IGNORECASE)
+        v.require(match is not None, where, "memory_budget must read like '512 MiB'", repr(budget))
+        assert match is not None
+        return int(float(match[1]) * _UNITS[match[2].upper()])
+    if not v.is_number(budget):
+        v.fail(
+            where,
+            "memory_budget must be a number of bytes or a text like '512 MiB'",
+            repr(budget),
+            TypeError,
+        )
+    v.require(budget > 0, where, "memory_budget must be positive", budget)  # type: ignore[operator]
+    return int(budget)  # type: ignore[call-overload]
+
+
+def free_bytes(device: torch.device) -> int:
+    """Memory that can still be taken: of the device, or of this machine and control group."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    free = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES")
+    try:
+        match = re.search(r"MemAvailable:\s+(\d+)", Path("/proc/meminfo").read_text())
+        free = int(match[1]) * 1024 if match else free
+        group = Path("/sys/fs/cgroup")
+        most = int((group / "memory.max").read_text())
+        free = min(free, most - int((group / "memory.current").read_text()))
+    except (OSError, ValueError):
+        pass
+    return max(free, 1)
+
+
+@dataclass(frozen=True)
+class Costs:
+    """Three phases of a run on n samples: freezing, the first product, the next ones."""
+
+    setup: Usage
+    first: Usage
+    following: Usage
+
+    @property
+    def peak(self) -> float:
+        """Highest live bytes of all three."""
+        first, kept = self.setup.kept, self.setup.kept + self.first.kept
+        return max(self.setup.peak, first + self.first.peak, kept + self.following.peak)
+
+    def at(self, one: Costs, n: int) -> Costs:
+        """Extrapolated to n samples from two (self) and one (``one``)."""
+        pairs = (
+            (self.setup, one.setup),
+            (self.first, one.first),
+            (self.following, one.following),
+        )
+        return Costs(*(b + (b - a) * max(n - 2, 0) if n > 1 else a for b, a in pairs))
+
+
+Build = Callable[[Snapshot], tuple[Frozen | None, Callable[[], object]]]
+
+
+def measure(part: Snapshot, build: Build, limit: float | None) -> tuple[Frozen | None, Costs]:
+    """Freeze ``part`` and multiply twice under a meter."""
+    with Meter(part.tensors(), limit, work=True) as meter:
+        frozen, product = build(part)
+        phases = [meter.phase()]
+        for _ in range(2):
+            out = product()
+            phases.append(meter.phase())
+            del out
+            meter.phase()
+    return frozen, Costs(*phases)
+
+
+class Planner:
+    """Makes the :class:`Plan` of one operator.
+
+    Args:
+        held: the model and its inputs.
+        build: freezes a part of them and returns what multiplies by one column.
+        budget: bytes.
+        samples: at a time; None chooses.
+        columns: at a time; None chooses.
+    """
+
+    def __init__(
+        self,
+        held: Snapshot,
+        build: Build,
+        budget: int,
+        samples: int | None = None,
+        columns: int | None = None,
+    ) -> None:
+        self.held, self.build, self.budget = held, build, budget
+        for name, value in (("samples_at_once", samples), ("columns_at_once", columns)):
+            good = value is None or (isinstance(value, int) and value >= 1)
+            v.require(good, held.where, f"{name} must be a positive int or None", repr(value))
+        self.samples, self.columns = samples, columns
+        self.n = held.n_samples
+
+    def plan(self) -> Plan:
+        """Probe, then choose chunks.
+
+        Raises:
+            ValueError: a budget that one sample exceeds, or samples that cannot be split.
+        """
+        self._probe()
+        splits = self.held.policy.batch_stats is None and self.held.policy.dropout is None
+        whole = self._peak(self.n, streamed=False)
+        samples = self.n if self.samples is None else min(self.samples, self.n)
+        if self.samples is None and whole > self.budget:
+            samples = self._largest() if splits else 0
+        if samples < self.n:
+            self._check_splits(splits, samples, whole)
+        return self._describe(samples)
+
+    def _probe(self) -> None:
+        sizes = (1, 2) if self.held.policy.batch_stats is None else (2, 4)
+        self._scale = sizes[0]
+        try:
+            self.frozen, self.one = self._run(min(sizes[0], self.n))
+        except OverBudget:
+            self._too_small(f"{show_bytes(self.budget)} for a pass over {sizes[0]} of them")
+        self.two = self.one
+        if self.n < sizes[1]:
+            return
+        try:
+            frozen, self.two = self._run(sizes[1])
+        except OverBudget:  # no second point: everything grows with the samples
+            both = self.one
+            self.two = Costs(both.setup * 2, both.first * 2, both.following * 2)
+            return
+        if sizes[0] == 1 and frozen is not None and self.frozen is not None:
+            self._coupled = not _same(frozen.outputs[:1], self.frozen.outputs)
+
+    _coupled = False
+
+    def _run(self, n: int) -> tuple[Frozen | None, Costs]:
+        part = self.held.part(slice(0, n)) if n < self.n else self.held
+        return measure(part, self.build, self.budget)
+
+    def _costs(self, n: int) -> Costs:
+        return self.two.at(self.one, -(-n // self._scale))
+
+    def _layers(self, n: int) -> float:
+        """What the native products of ``layers`` take, which the meter does not see."""
+        extra = getattr(self.frozen, "native_bytes", None)
+        return extra(n) if extra else 0.0
+
+    def _peak(self, n: int, streamed: bool) -> float:
+        held = self.held
+        results = held.itemsize * (2 * held.n_params if streamed else 0)
+        counted = held.bytes + results + max(self._costs(n).peak, 0) + self._layers(n)
+        return _ROOM * counted + _FIXED
+
+    def _largest(self) -> int:
+        low, high = 0, self.n
+        while low + 1 < high:
+            middle = (low + high) // 2
+            fits = self._peak(middle, streamed=True) <= self.budget
+            low, high = (middle, high) if fits else (low, middle)
+        return low
+
+    def _check_splits(self, splits: bool, samples: int, whole: float) -> None:
+        where = self.held.where
+        v.require(
+            splits and not self._coupled,
+            where,
+            "samples can be taken in chunks only where they do not depend on each other "
+            f"(all at once need {show_bytes(whole)})",
+            "batch statistics, a fixed dropout mask or outputs that change with the batch",
+        )
+        if samples == 0:
+            self._too_small(
+                f"{show_bytes(self.budget)}, and one sample needs {show_bytes(self._peak(1, True))}"
+            )
+
+    def _too_small(self, text: str) -> None:
+        v.fail(self.held.where, "memory_budget must hold the model and one sample", text)
+
+    def _describe(self, samples: int) -> Plan:
+        held, streamed = self.held, samples < self.n
+        costs, peak = self._costs(samples), self._peak(samples, streamed)
+        column = held.itemsize * (2.0 * held.n_params + 2 * held.n_params * streamed)
+        column += self._layers(samples)
+        # the columns of one graph run one by one: only chunks and native products gain from many
+        gains = streamed or getattr(self.frozen, "engine", "") == "layers"
+        fitting = int((self.budget - peak) // max(column, 1)) + 1 if gains else 1
+        columns = self.columns or max(1, min(fitting, _MOST_COLUMNS))
+        once = costs.setup if streamed else Usage(0, 0, 0, 0)
+        product = (costs.first + once * 2) if streamed else costs.following
+        parts = self.n / samples
+        native = getattr(self.frozen, "native_flops", None)
+        flops = native(samples) if native and not streamed else product.flops
+        kept = 0.0 if streamed else costs.setup.kept + costs.first.kept
+        return Plan(
+            held.where,
+            getattr(self.frozen, "engine", "autograd"),
+            getattr(self.frozen, "why", "chosen"),
+            self.n,
+            samples,
+            columns,
+            self.budget,
+            int(peak),
+            int(column),
+            int(held.bytes + max(kept, 0)),
+            costs.setup.flops * parts,
+            flops * parts,
+            product.traffic * parts,
+        )
+
+
+def _same(left: torch.Tensor, right: torch.Tensor) -> bool:
+    """Equal up to rounding: a batch of another size takes other kernels."""
+    bound = 1e3 * torch.finfo(left.dtype).eps * left.abs().max()
+    return left.shape == right.shape and bool(((left - right).abs() <= bound).all())

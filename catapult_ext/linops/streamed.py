@@ -1,0 +1,80 @@
+"""A model too large to freeze on all samples: chunks of them, frozen anew for every product."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from catapult_ext.linops.engine import Frozen
+from catapult_ext.linops.policy import check_repeats
+from catapult_ext.linops.snapshot import Snapshot
+
+Make = Callable[[Snapshot], Frozen]
+
+
+class StreamedFrozen(Frozen):
+    """J' and J as sums and stacks over chunks of samples, one of which is held at a time.
+
+    Args:
+        snapshot: the model and all its inputs.
+        samples: in a chunk.
+        make: freezes one chunk.
+        check: compare the outputs of every pass with those of the first one.
+    """
+
+    def __init__(self, snapshot: Snapshot, samples: int, make: Make, check: bool = True) -> None:
+        self._samples, self._make, self._check = samples, make, check
+        n = snapshot.n_samples
+        self._slices = [slice(at, min(at + samples, n)) for at in range(0, n, samples)]
+        super().__init__(snapshot, torch.cat([snapshot.plain_outputs(s) for s in self._slices]))
+        self.engine = make(snapshot.part(slice(0, 1))).engine
+
+    def rebuilt(self, snapshot: Snapshot) -> StreamedFrozen:
+        """The same chunks of another snapshot (as in bfloat16)."""
+        return StreamedFrozen(snapshot, self._samples, self._make, False)
+
+    def each(self, use: Callable[[slice, Frozen], None]) -> None:
+        """Freeze one chunk after another and ``use`` it; only one is alive at a time."""
+        for s in self._slices:
+            piece = self._make(self.snapshot.part(s))
+            if self._check:
+                check_repeats(self.outputs[s], piece.outputs, self.snapshot.where)
+            use(s, piece)
+            del piece
+
+    def rows_of(self, s: slice) -> slice:
+        """Flat rows n*O + o of samples ``s``."""
+        return slice(s.start * self.n_outputs, s.stop * self.n_outputs)
+
+    def vjp(self, u: Tensor) -> Tensor:
+        """See :class:`~catapult_ext.linops.engine.Frozen`."""
+        out = u.new_zeros(u.shape[1], self.n_params).T
+
+        def use(s: slice, piece: Frozen) -> None:
+            out.add_(piece.vjp(u[self.rows_of(s)]))
+
+        self.each(use)
+        return out
+
+    def jvp(self, t: Tensor) -> Tensor:
+        """See :class:`~catapult_ext.linops.engine.Frozen`."""
+        return self._rows(t.shape[1], lambda piece: piece.jvp(t))
+
+    def diagonal(self) -> Tensor:
+        """See :class:`~catapult_ext.linops.engine.Frozen`."""
+        return self._rows(1, lambda piece: piece.diagonal().unsqueeze(1))[:, 0]
+
+    def jacobian(self) -> Tensor:
+        """See :class:`~catapult_ext.linops.engine.Frozen`."""
+        return self._rows(self.n_params, lambda piece: piece.jacobian())
+
+    def _rows(self, columns: int, of: Callable[[Frozen], Tensor]) -> Tensor:
+        out = torch.empty(self.rows, columns, dtype=self.dtype, device=self.device)
+
+        def use(s: slice, piece: Frozen) -> None:
+            out[self.rows_of(s)] = of(piece)
+
+        self.each(use)
+        return out
