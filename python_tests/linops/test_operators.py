@@ -19,7 +19,7 @@ CASES = [
     for engine in ("layers", "autograd")
     if chosen == "layers" or engine == "autograd"
 ]
-LINEARIZED = ("smooth", "unused", "conv", "tied", "counting", "functional", "frozen_parts")
+LINEARIZED = ("gpt", "smooth", "unused", "conv", "tied", "counting", "functional", "frozen_parts")
 CASES += [(name, "linearize") for name in LINEARIZED]
 
 
@@ -85,12 +85,15 @@ def test_cross_kernel(name, engine):
     close(same.dense(), cx.NTK(model, x).dense())
 
 
-@pytest.mark.parametrize(
-    "name", ["tied", "reused", "weight_norm", "conv", "conv_1d", "conv_3d", "lenet", "lstm", "gru"]
-)
+CROSSED = "tied reused weight_norm weight_norm_conv spectral_norm scalar conv conv_1d conv_3d lenet"
+CROSSED += " resnet20 lstm gru attention vit gpt"
+
+
+@pytest.mark.parametrize("name", CROSSED.split())
 def test_cross_kernel_of_any_model(name):
     model, x = zoo.build(name)
-    x2 = torch.cat([x[:2], random(*x.shape)])
+    other = random(*x.shape) if x.is_floating_point() else (x + 1) % 7
+    x2 = torch.cat([x[:2], other])
     exact = zoo.jacobian(model, x) @ zoo.jacobian(model, x2).T
     kernel = cx.NTK(model, x, x2)
     close(kernel.dense(), exact)

@@ -6,6 +6,7 @@ from torch import nn
 from torch.nn.utils import parametrizations
 
 from catapult_ext.models import Abs, Erf, NTKLinear, resnet, small_cnn, wide_resnet
+from catapult_ext.testing.attention import GPT, ViT
 
 
 def chain(*activations, d=5, p=7, o=3, make=nn.Linear):
@@ -167,6 +168,15 @@ class Recurrent(nn.Module):
         return self.out(self.cell(x)[0][:, -1])
 
 
+def weight_norm_conv():
+    return nn.Sequential(
+        parametrizations.weight_norm(nn.Conv2d(2, 3, 3)),
+        nn.ReLU(inplace=True),
+        nn.Flatten(),
+        parametrizations.weight_norm(nn.Linear(12, 3), dim=1),
+    )
+
+
 def conv_1d():
     return nn.Sequential(
         nn.Conv1d(4, 4, 3, stride=2, padding=2, dilation=2, groups=4),  # depthwise
@@ -230,6 +240,19 @@ ZOO = {
         vectors,
         "autograd",
     ),
+    "weight_norm_conv": (weight_norm_conv, lambda: torch.randn(4, 2, 4, 4), "autograd"),
+    "spectral_norm": (
+        lambda: nn.Sequential(parametrizations.spectral_norm(nn.Linear(5, 4)), nn.Linear(4, 2)),
+        vectors,
+        "autograd",
+    ),
+    "scalar": (
+        lambda: nn.Sequential(chain(nn.Tanh, o=1), nn.Flatten(0)),
+        vectors,
+        "layers",
+    ),
+    "vit": (ViT, lambda: torch.randn(3, 3, 8, 8), "autograd"),
+    "gpt": (GPT, lambda: torch.randint(7, (3, 5)), "autograd"),
     "conv": (conv, lambda: torch.randn(4, 2, 4, 4), "autograd"),
     "small_cnn": (
         lambda: small_cnn(8, out_features=3),
