@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -93,7 +93,14 @@ class StackedDense:
         top = torch.linalg.eigvalsh(kernel)[:, -1] / len(self.x)
         return torch.where(broken, torch.nan, top)
 
-    def descend(self, eta: Tensor, steps: int, cut: Tensor) -> StackedRecord:
+    def descend(
+        self,
+        eta: Tensor,
+        steps: int,
+        cut: Tensor,
+        *,
+        watch: Callable[[Tensor, list[Tensor]], None] | None = None,
+    ) -> StackedRecord:
         """Gradient descent of all replicas, each at its own rate; moves the weights.
 
         A replica whose loss is not finite or above ``cut`` is given up; at steps ``DROP_AT`` those
@@ -103,6 +110,8 @@ class StackedDense:
             eta: (R,) learning rates.
             steps: number of steps.
             cut: (R,) loss above which a replica is given up.
+            watch: called at every step, before it, with the indices of the replicas that are still
+                in the stack and the stacked weights.
         """
         replicas, device = len(eta), self.x.device
         diverged = torch.full((replicas,), -1, dtype=torch.int64, device=device)
@@ -115,6 +124,8 @@ class StackedDense:
                 if step < steps:
                     gradients = torch.autograd.grad(losses.sum(), self.weights)
             curves[held, step] = losses.detach()
+            if watch is not None:
+                watch(held, self.weights)
             bad = (diverged[held] < 0) & ~(losses.detach() <= cut[held])
             diverged[held] = torch.where(bad, step, diverged[held])
             if step < steps:

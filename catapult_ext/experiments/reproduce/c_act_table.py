@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from catapult_ext import models
 from catapult_ext.data import Dataset
 from catapult_ext.experiments.reproduce.context import Context
 from catapult_ext.experiments.reproduce.outcome import (
@@ -21,7 +22,6 @@ from catapult_ext.experiments.reproduce.outcome import (
     standard_error,
 )
 from catapult_ext.experiments.stacked import StackedDense
-from catapult_ext.models import fully_connected
 from catapult_ext.probes import divergence_cut
 from catapult_ext.probes.phases import DEAD_FRACTION
 
@@ -50,15 +50,17 @@ KNOWN = {
     ("tanh", 4): (5.5, 6.5),
 }
 WHY = (
-    "the boundary is fractal and shifts with width, samples and the scale of inputs and weights, "
-    "which the source of the table does not state"
+    "the boundary is fractal and shifts with width, samples and above all with the "
+    "scale of the weights, which the source of the table does not state"
 )
-ONE_SIDED = ("relu", "gelu", "silu", "softplus", "leaky_relu", "abs")
 
 
 @dataclass(frozen=True)
 class Settings:
     """Settings of c-act-table; Gaussian inputs, labels +-1, one output, loss 1/(2 N) sum.
+
+    Weights have sigma_w^2 = 1 / E phi(z)^2, z ~ N(0, 1), which keeps the signal's variance: 2 for
+    ReLU, 1 for linear.
 
     Attributes:
         activations: names in ``models.ACTIVATIONS``.
@@ -160,22 +162,28 @@ def _cell(s: Settings, context: Context, activation: str, depth: int) -> dict[st
     return {"activation": activation, "depth": depth, "seeds": seeds}
 
 
+def preserving_sigma(name: str) -> float:
+    """1 / sqrt(E phi(z)^2) for z ~ N(0, 1): the scale that keeps the variance of the signal."""
+    z = torch.linspace(-10, 10, 20001, dtype=torch.float64)
+    density = torch.exp(-z.square() / 2) / math.sqrt(2 * math.pi)
+    second = (models.activation(name)(z).square() * density).sum() * (z[1] - z[0])
+    return float(second) ** -0.5
+
+
 class _Problem:
     """One initialisation with its own data."""
 
-    def __init__(
-        self, s: Settings, context: Context, activation: str, depth: int, seed: int
-    ) -> None:
+    def __init__(self, s: Settings, context: Context, name: str, depth: int, seed: int) -> None:
         self.data: Dataset = context.data(
             "gaussian", train=s.train, in_features=s.in_features, seed=seed
         )
-        self.model = fully_connected(
+        self.model = models.fully_connected(
             s.in_features,
             1,
             width=s.width,
             depth=depth,
-            activation_name=activation,
-            sigma_w=math.sqrt(2.0) if activation in ONE_SIDED else 1.0,
+            activation_name=name,
+            sigma_w=preserving_sigma(name),
             seed=seed,
         ).to(self.data.x_train.device)
         alone = StackedDense([self.model], *self.data.train)

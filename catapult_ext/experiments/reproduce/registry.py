@@ -32,7 +32,10 @@ MODULES = {
     "wrn-fixed-steps": "wrn_fixed_steps",
     "wrn-physical-time": "wrn_physical_time",
     "kalra-phase-diagram": "kalra_phase_diagram",
+    "quadratic-models": "quadratic_models",
     "edge-of-stability": "edge_of_stability",
+    "meltzer-sparsity": "meltzer_sparsity",
+    "warmup": "warmup",
 }
 
 

@@ -1,0 +1,286 @@
+"""Norm and sparsity of ReLU nets in the catapult phase (Meltzer, Chen and Liu, 2301.07737)."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from catapult_ext.data import Dataset
+from catapult_ext.experiments.reproduce.context import Context
+from catapult_ext.experiments.reproduce.outcome import (
+    Claim,
+    Outcome,
+    Panel,
+    Row,
+    Series,
+    mean,
+    show,
+    slope,
+    standard_error,
+)
+from catapult_ext.experiments.stacked import StackedDense
+from catapult_ext.models import fully_connected
+from catapult_ext.probes import divergence_cut
+from catapult_ext.toy import quadratic_net
+
+TITLE = "weight norm and activation sparsity in the catapult phase"
+SOURCE = (
+    "Meltzer, Chen and Liu (2301.07737): the weight norm falls while the loss is large; the share "
+    "of negative pre-activations grows with the learning rate"
+)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Settings of meltzer-sparsity; two classes with targets -1 and +1, full batch, half MSE.
+
+    Attributes:
+        data: name of the data set.
+        classes: the two classes.
+        train: training samples.
+        width: units of each hidden layer.
+        depths: hidden layers.
+        c: learning rates in units of 1 / lambda_0.
+        seeds: number of initialisations.
+        steps: gradient steps.
+        rank: parameters of the pure quadratic model.
+        quadratic_c: its rates.
+    """
+
+    data: str = "digits"
+    classes: tuple[int, ...] = (0, 1)
+    train: int = 128
+    width: int = 512
+    depths: tuple[int, ...] = (1, 2)
+    c: tuple[float, ...] = (0.5, 1, 1.5, 2.2, 2.6, 3, 3.5, 4, 5, 6, 8, 10, 12)
+    seeds: int = 3
+    steps: int = 400
+    rank: int = 1000
+    quadratic_c: tuple[float, ...] = tuple(round(0.1 * i, 1) for i in range(1, 45))
+
+
+SETTINGS = {
+    "smoke": Settings(
+        train=24, width=48, c=(1.0, 3.0, 12.0), seeds=1, steps=30, rank=100,
+        quadratic_c=(1.0, 3.0, 4.4),
+    ),
+    "cpu": Settings(),
+    "full": Settings("fashion-mnist", width=1024, seeds=10, steps=2000),
+}  # fmt: skip
+
+
+def run(settings: Settings, context: Context) -> Outcome:
+    """All rates of a net as one program, the pure quadratic model beside them, and the claims."""
+    s = settings
+    shape = {} if s.data == "digits" else {"flatten": True}
+    data = context.data(s.data, train=s.train, test=0, classes=s.classes, targets="signed", **shape)
+    context.expect(len(s.depths) * s.seeds + s.seeds)
+    records: list[Row] = []
+    for depth in s.depths:
+        for seed in range(s.seeds):
+
+            def compute(depth: int = depth, seed: int = seed) -> dict[str, Any]:
+                return {"runs": _net(s, data, depth, seed)}
+
+            records += context.part(f"relu_{depth}_s{seed}", compute)["runs"]
+    pure: list[dict[str, Any]] = []
+    for seed in range(s.seeds):
+
+        def quadratic(seed: int = seed) -> dict[str, Any]:
+            return _quadratic(s, seed)
+
+        pure.append(context.part(f"quadratic_s{seed}", quadratic))
+    rows = [_row(depth, c, records) for depth in s.depths for c in s.c]
+    claims = [
+        *(_claim_sparsity(depth, records) for depth in s.depths),
+        _claim_norm(records),
+        _claim_law(records),
+        _claim_edge(rows),
+        _claim_pure(pure),
+    ]
+    panels = {
+        "sparsity": _panel(s, rows, "inactive", "negative pre-activations", "share"),
+        "norm": _panel(s, rows, "norm_ratio", "|theta|^2 at the end over the start", "ratio"),
+        "curvature": _panel(s, rows, "eta_lambda", "eta * lambda at the end", "eta * lambda"),
+    }
+    notes = [f"Diverged runs are left out of the means; {s.steps} steps, {s.seeds} seeds."]
+    return Outcome(claims, {"rates": rows}, panels, notes)
+
+
+def _net(s: Settings, data: Dataset, depth: int, seed: int) -> list[Row]:
+    """Every rate of one initialisation, with the weight norm at every step."""
+    x, y = data.train
+    model = fully_connected(x.shape[1], 1, width=s.width, depth=depth, seed=seed).to(x.device)
+    alone = StackedDense([model], x, y)
+    lambda0 = alone.top_eigenvalue().item()
+    with torch.no_grad():
+        loss0 = (alone.forward()[0] - y[:, 0]).square().mean().item() / 2
+    stack = StackedDense([model] * len(s.c), x, y)
+    eta = torch.tensor(s.c, device=x.device) / lambda0
+    cut = torch.full_like(eta, divergence_cut(loss0, s.width, lambda0))
+    norms: list[torch.Tensor] = []
+
+    def watch(held: torch.Tensor, weights: list[torch.Tensor]) -> None:
+        now = torch.full_like(eta, math.nan)
+        now[held] = sum((w.detach().square().sum(dim=(1, 2)) for w in weights), torch.zeros(()))
+        norms.append(now)
+
+    record = stack.descend(eta, s.steps, cut, watch=watch)
+    path = torch.stack(norms, 1).cpu()
+    kept = (record.diverged_at < 0).nonzero()[:, 0].tolist()
+    with torch.no_grad():
+        before = stack.forward()[1:][1][:-1] if kept else []
+    shares = [torch.stack([(z[i] <= 0).float().mean() for z in before]) for i in range(len(kept))]
+    found = []
+    for i, c in enumerate(s.c):
+        stable = i in kept
+        row: Row = {"depth": depth, "seed": seed, "c": c, "diverged": not stable}
+        row |= {"inactive": float(shares[kept.index(i)].mean()) if stable else None}
+        row |= {"eta_lambda": float(eta[i] * record.lambda_end[i]) if stable else None}
+        row |= {"norm_ratio": float(path[i, -1] / path[i, 0]) if stable else None}
+        row |= _falls(path[i], record.loss[i].cpu(), int(record.diverged_at[i]))
+        found.append(row)
+    return found
+
+
+def _falls(norm: torch.Tensor, loss: torch.Tensor, diverged_at: int) -> Row:
+    """Steps at which the loss is well above its start, and at how many of them the norm falls."""
+    last = len(loss) - 1 if diverged_at < 0 else diverged_at
+    large = loss[:last] > 10 * loss[0]
+    falls = (norm[1 : last + 1] < norm[:last]) & large
+    return {"large": int(large.sum()), "falls": int(falls.sum())}
+
+
+def _quadratic(s: Settings, seed: int) -> dict[str, Any]:
+    """Z = (zeta/2) theta' psi theta on one sample x = 1, y = 0, psi diagonal with U(1, 2)."""
+    draw = torch.Generator().manual_seed(seed)
+    theta = torch.randn(s.rank, generator=draw, dtype=torch.float64)
+    psi = 1 + torch.rand(1, s.rank, generator=draw, dtype=torch.float64)
+    # Signs of both kinds, so that the output at the start is of order one.
+    psi[:, ::2] *= -1
+    model = quadratic_net(theta, psi, torch.zeros(1, dtype=torch.float64))
+    lambda0 = float(model.kernel()[0, 0])
+    zeta2 = 2 / s.rank
+    # Largest c at which every large step lowers |theta|^2: 4 lambda_0 over this upper bound.
+    bound = 4 * lambda0 / (zeta2 * float(theta.square().sum()) * float(psi.square().max()))
+    stable = []
+    for c in s.quadratic_c:
+        found = model.run(c / lambda0, s.steps, curvature_every=0, k=1)
+        stable.append(found.diverged_at < 0 and bool(found.loss[-1] < 10 * found.loss[0] + 1))
+    return {"seed": seed, "lambda0": lambda0, "bound": bound, "c": list(s.quadratic_c)} | {
+        "stable": stable
+    }
+
+
+def _row(depth: int, c: float, records: list[Row]) -> Row:
+    held = [r for r in records if r["depth"] == depth and r["c"] == c]
+    row: Row = {"depth": depth, "c": c, "diverged": sum(r["diverged"] for r in held)}
+    for key in ("inactive", "norm_ratio", "eta_lambda"):
+        row[key] = mean(r[key] for r in held)
+        row[f"{key}_se"] = standard_error(r[key] for r in held)
+    worst = [r["eta_lambda"] for r in held if r["eta_lambda"] is not None]
+    return row | {"eta_lambda_max": max(worst, default=None)}
+
+
+def _claim_sparsity(depth: int, records: list[Row]) -> Claim:
+    """Least-squares slope of the share against ln c above 2, beside that below."""
+    kept = [r for r in records if r["depth"] == depth and r["inactive"] is not None]
+    above = [(math.log(r["c"]), r["inactive"]) for r in kept if r["c"] > 2]
+    predicted = "beyond c = 2 the share of negative pre-activations grows with the learning rate"
+    name = f"sparsity, {depth} hidden"
+    if len({x for x, _ in above}) < 2:
+        return Claim(name, predicted, "fewer than two stable rates above 2", None, "grid")
+    b, error = slope([x for x, _ in above], [y for _, y in above])
+    lazy = mean(r["inactive"] for r in kept if r["c"] < 2)
+    top = max(r["c"] for r in kept)
+    highest = mean(r["inactive"] for r in kept if r["c"] == top)
+    holds = b > 2 * (error or 0.0)
+    return Claim(
+        name,
+        predicted,
+        f"slope against ln c: {b:.3f} +- {show(error, '.2g')}; {show(lazy)} below 2, "
+        f"{show(highest)} at c = {top:g}",
+        holds,
+        "" if holds else "too few stable rates, or seeds differ more than rates",
+    )
+
+
+def _claim_norm(records: list[Row]) -> Claim:
+    caught = [r for r in records if r["c"] > 2 and not r["diverged"]]
+    fallen = [r for r in caught if r["norm_ratio"] < 1]
+    worst = max((r["norm_ratio"] for r in caught), default=None)
+    return Claim(
+        "the catapult lowers the weight norm",
+        "at the end of a catapult |theta|^2 is below its start",
+        f"in {len(fallen)} of {len(caught)} runs; largest ratio {show(worst, '.4f')}",
+        len(fallen) == len(caught) if caught else None,
+        "just above 2 the catapult is weak and training moves the norm more than it does"
+        if len(fallen) < len(caught)
+        else "",
+    )
+
+
+def _claim_law(records: list[Row]) -> Claim:
+    caught = [r for r in records if not r["diverged"]]
+    large, falls = sum(r["large"] for r in caught), sum(r["falls"] for r in caught)
+    share = falls / large if large else None
+    return Claim(
+        "the norm falls while the loss is large",
+        "whenever the loss is large (here above ten times its start) a step lowers |theta|^2",
+        f"at {falls} of {large} such steps of the bounded runs",
+        None if share is None else share >= 0.95,
+        "no such steps" if share is None else "" if share >= 0.95 else "some steps overshoot",
+    )
+
+
+def _claim_edge(rows: list[Row]) -> Claim:
+    worst = max(
+        (r["eta_lambda_max"] for r in rows if r["eta_lambda_max"] is not None), default=None
+    )
+    return Claim(
+        "eta * lambda ends at or below 2",
+        "runs that stay bounded end with eta * lambda <= 2",
+        f"largest over all rates, depths and seeds: {show(worst)}",
+        None if worst is None else worst <= 2.02,
+        "" if worst is None or worst <= 2.02 else "not settled after these steps",
+    )
+
+
+def _claim_pure(pure: list[dict[str, Any]]) -> Claim:
+    lost = [
+        c for p in pure for c, ok in zip(p["c"], p["stable"], strict=True)
+        if not ok and c <= p["bound"]
+    ]  # fmt: skip
+    ends = [
+        max((c for c, ok in zip(p["c"], p["stable"], strict=True) if ok), default=0) for p in pure
+    ]
+    bounds = ", ".join(f"{p['bound']:.2f}" for p in pure)
+    return Claim(
+        "pure quadratic model bounded up to c_up",
+        "no rate below c_up = 4 lambda_0 / (zeta^2 |theta_0|^2 lambda_max(psi^2)) diverges",
+        f"c_up {bounds}; {len(lost)} rates below it diverge; largest bounded rate "
+        + ", ".join(f"{e:g}" for e in ends),
+        not lost,
+    )
+
+
+def _panel(s: Settings, rows: list[Row], key: str, title: str, ylabel: str) -> Panel:
+    series = []
+    for depth in s.depths:
+        kept = [r for r in rows if r["depth"] == depth and r[key] is not None]
+        error = [r[f"{key}_se"] or 0.0 for r in kept]
+        name = f"{depth} hidden layer" + ("s" if depth > 1 else "")
+        series.append(Series(name, [r["c"] for r in kept], [r[key] for r in kept], error))
+    lines = {"2": 2.0} if key == "eta_lambda" else {}
+    return Panel(
+        title[0].upper() + title[1:],
+        "c = eta * lambda_0",
+        ylabel,
+        series,
+        xlog=True,
+        vlines={"eta_crit": 2.0},
+        hlines=lines,
+    )
