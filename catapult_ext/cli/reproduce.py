@@ -34,6 +34,10 @@ def changes(name: str, scale: str, assignments: list[str]) -> dict[str, Any]:
         present = getattr(held, key, None)
         if isinstance(present, tuple):
             parsed = parsed if isinstance(parsed, tuple) else (parsed,)
+            numbers = all(isinstance(v, int | float) for v in present)
+            kind, wanted = ((int, float), "numbers") if numbers else ((str,), "words")
+            if not all(isinstance(v, kind) for v in parsed):
+                fail(where, f"--set {key} must be {wanted} with commas", repr(value), TypeError)
         elif isinstance(present, float) and isinstance(parsed, int):
             parsed = float(parsed)
         elif present is not None and not isinstance(parsed, (type(present), type(None))):

@@ -45,6 +45,11 @@ def test_reproduce_prints_claims_and_writes_the_folder(capsys, tmp_path, monkeyp
     [
         (("fig-1",), "name must be one of fc-phases"),
         (("c-act-table", "--set", "seeds"), "--set must be key=value, got 'seeds'"),
+        (
+            ("c-act-table", "--set", "activations=3"),
+            "--set activations must be words with commas, got '3'",
+        ),
+        (("fc-phases", "--set", "c=abc"), "--set c must be numbers with commas, got 'abc'"),
         (("c-act-table", "--set", "seeds=many"), "--set seeds must be of type int, got 'many'"),
         (("c-act-table", "--set", "sedes=3", "--scale", "smoke"), "settings of c-act-table are"),
         (("c-act-table", "--scale", "tiny"), "scale must be one of smoke, cpu, full, got 'tiny'"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import random
@@ -105,8 +106,11 @@ def test_a_killed_sweep_ends_like_an_undisturbed_one(kills, rates, tmp_path):
     parts = 0
     for _ in range(kills):
         process = begin(folder)
-        for _ in range(draw.randint(1, 10)):  # so many parts, then a kill in the midst of the next
+        for _ in range(draw.randint(1, 10)):
             process.stdout.readline()
+        # Then a kill at a random moment of the next parts, before, in or after the writing of one.
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(timeout=draw.uniform(0, 0.3))
         os.kill(process.pid, signal.SIGKILL)
         process.wait()
         process.stdout.close()

@@ -53,20 +53,20 @@ class Settings:
         steps: gradient steps.
     """
 
-    widths: tuple[int, ...] = (100, 1000, 10_000, 100_000)
-    one_c: tuple[float, ...] = (1.0, 1.8, 2.4, 2.8, 3.2, 3.6, 3.9, 4.1, 4.4, 5.0)
-    one_seeds: int = 9
+    widths: tuple[int, ...] = (100, 1000, 10_000)
+    one_c: tuple[float, ...] = (1.0, 1.8, 2.4, 2.8, 3.2, 3.6, 4.2, 5.0)
+    one_seeds: int = 5
     positive: int = 80
     negative: int = 48
-    pair_width: int = 5000
+    pair_width: int = 2000
     seeds: int = 3
     data: str = "digits"
     classes: tuple[int, ...] = (3, 8)
     train: int = 128
     test: int | None = None
-    width: int = 1024
+    width: int = 512
     c: tuple[float, ...] = (0.5, 1.0, 1.6, 2.4, 2.8, 3.2, 3.6)
-    steps: int = 300
+    steps: int = 200
 
 
 SETTINGS = {
@@ -76,7 +76,8 @@ SETTINGS = {
     ),
     "cpu": Settings(),
     "full": Settings(
-        one_seeds=20, seeds=5, data="cifar-10", classes=(0, 2), train=256, test=2000, width=5000,
+        (100, 1000, 10_000, 100_000), one_seeds=20, pair_width=5000, seeds=5,
+        data="cifar-10", classes=(0, 2), train=256, test=2000, width=5000,
         steps=2000,
     ),
 }  # fmt: skip
@@ -137,7 +138,7 @@ def _one(s: Settings, width: int, seed: int) -> list[Row]:
     lambda0 = float(model.kernel()[0, 0])
     found = []
     for c in s.one_c:
-        done = model.run(c / lambda0, 400, curvature_every=400, k=1)
+        done = model.run(c / lambda0, 200, curvature_every=200, k=1)
         bounded = done.diverged_at < 0
         found.append(
             {

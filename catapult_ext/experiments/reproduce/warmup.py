@@ -60,14 +60,14 @@ class Settings:
     train: int = 512
     test: int | None = None
     batch: int = 128
-    width: int = 256
+    width: int = 128
     depth: int = 3
     warmups: tuple[int, ...] = (1, 16, 64, 256)
-    exponents: tuple[float, ...] = (1.0, 2.0, 3.0, 3.5, 4.0, 4.5, 5.0, 5.5, 6.0, 6.5)
+    exponents: tuple[float, ...] = (1.0, 2.0, 3.0, 4.0, 4.5, 5.0, 5.5, 6.0)
     shown: float = 3.0
-    seeds: int = 3
-    steps: int = 200
-    probes: int = 6
+    seeds: int = 2
+    steps: int = 100
+    probes: int = 3
     delta: float = 0.1
 
 
