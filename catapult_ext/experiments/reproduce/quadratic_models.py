@@ -291,7 +291,11 @@ def _claim_both(pairs: list[Row]) -> Claim:
         "the loss rises in both directions and both eigenvalues fall",
         f"{len(good)} of {len(rows)} runs; along p_1 and p_2, {_describe(rows)}",
         len(good) == len(rows) if rows else None,
-        "lambda_2 is less than half of lambda_1: no such rates" if not rows else "",
+        "lambda_2 is less than half of lambda_1: no such rates"
+        if not rows
+        else ""
+        if len(good) == len(rows)
+        else "just above its edge the second catapult is weak and lowers lambda_2 little",
     )
 
 

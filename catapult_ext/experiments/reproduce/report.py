@@ -104,9 +104,9 @@ def _fill(ax: Any, panel: Panel) -> None:
     if panel.xlog:
         ax.set_xscale("log")
         _plain_ticks(ax.xaxis, [v for s in panel.series for v in s.x])
-    if panel.ylog:
+    values = [v for s in panel.series for v in s.y if v > 0] or [1.0]
+    if panel.ylog and max(values) > 3 * min(values):  # less is clearer on a linear axis
         ax.set_yscale("log")
-        values = [v for s in panel.series for v in s.y if v > 0] or [1.0]
         if min(values) > 1e-3 and max(values) < min(1e4, 300 * min(values)):
             _plain_ticks(ax.yaxis, [])
     if ax.get_legend_handles_labels()[1]:
