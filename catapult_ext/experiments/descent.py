@@ -40,6 +40,7 @@ class Recipe:
         probe_times: values of eta * t at which curvature and accuracies are also read.
         probe_factor: they are read at steps 0, 1 and steps growing by this factor.
         probe_samples: curvature uses the first so many training samples; None for all.
+        probes: whether anything is measured along the way; without, only losses are kept.
         batch_stats: what batch normalisation means to the curvature, ``models.BATCH_STATS``.
         tol: relative tolerance of the curvature.
         top: eigenvectors of the initial kernel whose share in the residual is followed (full
@@ -57,6 +58,7 @@ class Recipe:
     probe_times: tuple[float, ...] = ()
     probe_factor: float = 2.0
     probe_samples: int | None = None
+    probes: bool = True
     batch_stats: str = "coupled"
     tol: float = 1e-3
     top: int = 0
@@ -86,6 +88,8 @@ class Recipe:
 
     def probe_steps(self, eta: float) -> dict[int, str]:
         """Steps at which everything is measured, with why: ``schedule``, ``time`` or ``end``."""
+        if not self.probes:
+            return {}
         last = self.steps_at(eta)
         found = {0: "schedule"}
         step = 0
@@ -247,7 +251,7 @@ def train(
         if step < main + recipe.final_steps:
             rate = eta if step < main or recipe.final_rate is None else recipe.final_rate
             _move(weights, gradients, velocity, rate, recipe)
-    if diverged_at < 0 and recipe.final_steps:
+    if diverged_at < 0 and recipe.final_steps and recipe.probes:
         probe.measure(main + recipe.final_steps, eta * main, "final")
     growth = None if projection is None else projection.growth[0]
     return _record(problem, eta, recipe, curve, diverged_at, growth) | {"probes": probe.rows}

@@ -63,7 +63,7 @@ class Settings:
     width: int = 128
     depth: int = 3
     warmups: tuple[int, ...] = (1, 16, 64, 256)
-    exponents: tuple[float, ...] = (1.0, 2.0, 3.0, 4.0, 4.5, 5.0, 5.5, 6.0)
+    exponents: tuple[float, ...] = (1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0, 9.0)
     shown: float = 3.0
     seeds: int = 2
     steps: int = 100
@@ -334,7 +334,7 @@ def _claims_search(searches: list[Row]) -> list[Claim]:
         ),
         Claim(
             "cost of eta_c",
-            "about ten forward passes",
+            "about ten forward passes (here 5 to 20)",
             ", ".join(str(p) for p in passes),
             all(5 <= p <= 20 for p in passes),
             "" if all(5 <= p <= 20 for p in passes) else "the search starts at 1e-4, far below",
@@ -364,7 +364,7 @@ def _panel_sharpness(s: Settings, runs: list[Row]) -> Panel:
     series = []
     for r in runs:
         if r["seed"] == 0 and r["c"] == 2**s.shown:
-            name = f"{r['warmup']} steps" + (" (diverged)" if r["diverged"] else "")
+            name = f"warm-up {r['warmup']}" + (" (diverged)" if r["diverged"] else "")
             series.append(Series(name, [v + 1 for v in r["at"]], r["eta_lambda"]))
     return Panel(
         f"Sharpness times the target rate, c = {2**s.shown:g}, by length of the warm-up",

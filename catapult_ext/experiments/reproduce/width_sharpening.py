@@ -69,7 +69,7 @@ def run(settings: Settings, context: Context) -> Outcome:
     """Find c_proj and c_loss for every width and seed, the gap to the Hessian, and judge."""
     s = settings
     data = context.data("digits", train=s.train, test=0)
-    recipe = Recipe(steps=s.steps, top=data.outputs, probe_factor=float(s.steps + 1))
+    recipe = Recipe(steps=s.steps, top=data.outputs, probes=False)
     context.expect(len(s.widths) * s.seeds + 1)
     cells = []
     for width in s.widths:
