@@ -12,6 +12,7 @@ from catapult_ext import models
 from catapult_ext.data import Dataset
 from catapult_ext.experiments.reproduce.context import Context
 from catapult_ext.experiments.reproduce.outcome import (
+    COLOURS,
     Claim,
     Outcome,
     Panel,
@@ -286,9 +287,10 @@ def _claim_strong(rows: list[Row]) -> Claim:
 
 def _panel(rows: list[Row], s: Settings) -> Panel:
     series = []
-    for activation in s.activations:
+    for i, activation in enumerate(s.activations):
         kept = [r for r in rows if r["activation"] == activation and r["c_act"]]
         error = [r["se"] or 0.0 for r in kept]
         x, y = [float(r["depth"]) for r in kept], [r["c_act"] for r in kept]
-        series.append(Series(activation, x, y, error))
+        style = "o-" if i < len(COLOURS) else "s--"  # colours start anew
+        series.append(Series(activation, x, y, error, style))
     return Panel("Largest stable c (median of seeds)", "hidden layers", "c_act", series, ylog=True)

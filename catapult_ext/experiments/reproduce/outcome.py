@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 Row = dict[str, Any]
+# Okabe-Ito colours, distinct for colour-blind readers; markers say the same again in print.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#E69F00", "#56B4E9", "#CC79A7", "#000000")
 
 
 @dataclass(frozen=True)

@@ -11,14 +11,12 @@ from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from catapult_ext.experiments.reproduce.outcome import Claim, Panel, Row
+from catapult_ext.experiments.reproduce.outcome import COLOURS, Claim, Panel, Row
 from catapult_ext.runs import RunFolder, RunFolderError
 
 if TYPE_CHECKING:
     from catapult_ext.experiments.reproduce.registry import Reproduction
 
-# Okabe-Ito colours, distinct for colour-blind readers; markers say the same again in print.
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#E69F00", "#56B4E9", "#CC79A7", "#000000")
 HOLDS = {True: "holds", False: "does not hold", None: "undecided"}
 _STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; color: #1a1a1a; max-width: 62rem; margin: 2rem auto;
@@ -101,9 +99,12 @@ def _fill(ax: Any, panel: Panel) -> None:
         ax.axhline(y, color="#8A8A8A", ls=":", lw=1, label=label)
     ax.set(xlabel=panel.xlabel, ylabel=panel.ylabel)
     ax.set_title(panel.title, loc="left", fontsize=9.5)
+    xs = [v for s in panel.series for v in s.x]
     if panel.xlog:
         ax.set_xscale("log")
-        _plain_ticks(ax.xaxis, [v for s in panel.series for v in s.x])
+        _plain_ticks(ax.xaxis, xs)
+    elif 1 < len(set(xs)) <= 8 and all(v == int(v) for v in xs):
+        ax.set_xticks(sorted(set(xs)))
     values = [v for s in panel.series for v in s.y if v > 0] or [1.0]
     if panel.ylog and max(values) > 3 * min(values):  # less is clearer on a linear axis
         ax.set_yscale("log")
