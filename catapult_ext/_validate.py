@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from numbers import Real
+from numbers import Integral, Real
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -27,6 +29,80 @@ def is_number(value: object) -> bool:
     return isinstance(value, Real) and not isinstance(value, bool)
 
 
+def integers(where: str, *, optional: Any = False, **values: object) -> None:
+    """Every value must be an int that 64 bits hold, no bool; None passes where ``optional``.
+
+    Raises:
+        TypeError: another type.
+        ValueError: an int out of range.
+    """
+    for name, value in values.items():
+        if optional and value is None:
+            continue
+        if isinstance(value, bool) or not isinstance(value, (int, Integral)):
+            fail(where, f"{name} must be an int", type(value).__name__, TypeError)
+        assert isinstance(value, (int, Integral))
+        require(-(2**63) <= int(value) < 2**63, where, f"{name} must fit 64 bits", value)
+
+
+def numbers(where: str, *, optional: Any = False, **values: object) -> None:
+    """Every value must be a real number (Python's or NumPy's, no bool); see :func:`integers`."""
+    for name, value in values.items():
+        scalar = isinstance(value, Tensor) and value.ndim == 0 and value.device.type != "meta"
+        if not (optional and value is None) and not is_number(value) and not scalar:
+            fail(where, f"{name} must be a number", _shown(value), TypeError)
+        huge = isinstance(value, int) and not -(2**63) <= value < 2**63
+        require(not huge, where, f"{name} must fit 64 bits", value)
+
+
+def listed(where: str, **values: object) -> None:
+    """Every value must be a sequence (or a tensor or array with rows), no text."""
+    for name, value in values.items():
+        rows = isinstance(value, (Tensor, np.ndarray)) and value.ndim > 0
+        if not rows and (isinstance(value, (str, bytes)) or not isinstance(value, Sequence)):
+            fail(where, f"{name} must be a list", type(value).__name__, TypeError)
+
+
+def number_lists(where: str, **values: object) -> None:
+    """Every value must be a sequence of real numbers."""
+    for name, value in values.items():
+        listed(where, **{name: value})
+        assert isinstance(value, Sequence | Tensor | np.ndarray)
+        for i, item in enumerate(value):
+            numbers(where, **{f"{name}[{i}]": item})
+
+
+def module(where: str, model: object) -> None:
+    """Must be a torch.nn.Module."""
+    if not isinstance(model, torch.nn.Module):
+        fail(where, "model must be a torch.nn.Module", type(model).__name__, TypeError)
+
+
+def array(where: str, name: str, value: object, dtype: torch.dtype | None = None) -> Tensor:
+    """``torch.as_tensor`` of a number, sequence, array or dense tensor, with the one error."""
+    try:
+        if isinstance(value, Tensor) and value.is_complex() and dtype is not None:
+            raise TypeError
+        found = torch.as_tensor(value, dtype=dtype)
+    except (TypeError, ValueError, RuntimeError, OverflowError):
+        fail(where, f"{name} must be numbers", _shown(value), TypeError)
+    dense(where, name, found)
+    return found
+
+
+def dense(where: str, name: str, value: Tensor) -> None:
+    """A strided tensor with memory: not sparse, not on the meta device."""
+    if value.layout != torch.strided:
+        fail(where, f"{name} must be a dense tensor", value.layout, TypeError)
+    require(value.device.type != "meta", where, f"{name} must hold data", "a meta tensor")
+
+
+def _shown(value: object) -> str:
+    """The value where it is short, its type otherwise."""
+    plain = isinstance(value, (str, float, bytes)) and len(repr(value)) < 40
+    return repr(value) if plain else type(value).__name__
+
+
 def tensor(
     value: object,
     where: str,
@@ -41,6 +117,8 @@ def tensor(
     if not isinstance(value, Tensor):
         fail(where, f"{name} must be a torch.Tensor", type(value).__name__, TypeError)
     assert isinstance(value, Tensor)
+    if value.layout != torch.strided:
+        fail(where, f"{name} must be a dense tensor", value.layout, TypeError)
     if value.dtype not in dtypes:
         names = " or ".join(str(d).removeprefix("torch.") for d in dtypes)
         fail(where, f"{name} must have dtype {names}", value.dtype, TypeError)

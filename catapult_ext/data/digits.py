@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from catapult_ext._validate import require
+from catapult_ext._validate import integers, require
 from catapult_ext.data.dataset import Dataset
 from catapult_ext.data.prepare import check_classes, make_targets, standardise
 
@@ -62,6 +62,8 @@ def digits(
     """
     where = "data.digits"
     require(size in (8, 28), where, "size must be 8 or 28", size)
+    integers(where, train=train, seed=seed)
+    integers(where, test=test, optional=True)
     chosen = check_classes(where, classes, 10, targets)
     images, labels = _load()
     if classes is not None:

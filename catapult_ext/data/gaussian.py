@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-from catapult_ext._validate import require
+from catapult_ext._validate import integers, numbers, require
 from catapult_ext.data.dataset import Dataset
 
 
@@ -40,6 +40,9 @@ def gaussian(
         ValueError: for non-positive sizes, a non-finite mean or unknown labels.
     """
     where = "data.gaussian"
+    integers(where, train=train, test=test, in_features=in_features, seed=seed)
+    integers(where, out_features=out_features)
+    numbers(where, mean=mean)
     for name, value in (("train", train), ("in_features", in_features)):
         require(value > 0, where, f"{name} must be > 0", value)
     require(test >= 0, where, "test must be >= 0", test)

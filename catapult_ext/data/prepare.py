@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from catapult_ext._validate import fail, require
+from catapult_ext._validate import fail, integers, listed, require
 from catapult_ext.data.dataset import Dataset
 
 STANDARDISATIONS = ("global", "channel", "pixel", "image", "none")
@@ -58,6 +58,9 @@ def check_classes(where: str, classes: Sequence[int] | None, held: int, targets:
     Raises:
         ValueError: fewer than two, repeated or unknown ones; signed targets of more than two.
     """
+    if classes is not None:
+        listed(where, classes=classes)
+        integers(where, **{f"classes[{i}]": c for i, c in enumerate(classes)})
     chosen = list(range(held)) if classes is None else [int(c) for c in classes]
     ok = len(chosen) >= 2 and len(set(chosen)) == len(chosen)
     ok = ok and all(0 <= c < held for c in chosen)
@@ -86,6 +89,8 @@ def prepare(
     See ``data.load`` for the arguments.
     """
     where = f"data.{raw.name}"
+    integers(where, train=train, test=test, optional=True)
+    integers(where, seed=seed)
     chosen = check_classes(where, classes, raw.classes, targets)
     rng = np.random.RandomState(seed)
     parts = []

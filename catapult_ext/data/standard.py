@@ -191,6 +191,8 @@ def named(name: str, **settings: Any) -> Dataset:
         TypeError: a setting that data set does not have.
         ValueError: an unknown name.
     """
+    if not isinstance(name, str):
+        fail("data.named", "name must be a string", type(name).__name__, TypeError)
     if name in BUILT_IN:
         return BUILT_IN[name](**settings)
     if name.endswith(".npz"):

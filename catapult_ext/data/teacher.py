@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-from catapult_ext._validate import require
+from catapult_ext._validate import integers, numbers, require
 from catapult_ext.data.dataset import Dataset
 
 
@@ -41,6 +41,9 @@ def teacher(
         ValueError: for non-positive sizes or negative noise.
     """
     where = "data.teacher"
+    integers(where, train=train, test=test, in_features=in_features, width=width, seed=seed)
+    integers(where, out_features=out_features)
+    numbers(where, noise=noise)
     for name, value in (("train", train), ("in_features", in_features), ("width", width)):
         require(value > 0, where, f"{name} must be > 0", value)
     require(test >= 0, where, "test must be >= 0", test)

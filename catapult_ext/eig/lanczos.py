@@ -91,6 +91,7 @@ def eigsh(
     """
     where = "eigsh"
     a = as_operand(A, where)
+    v.integers("eigsh", seed=seed)
     _check_options(a.n, k, which, tol, maxiter, precision, confidence)
     limit = 1000 + 20 * k if maxiter is None else maxiter
     options = _Options(k, which, tol, limit, seed, confidence, where)
@@ -124,6 +125,8 @@ def _check_options(
     n: int, k: int, which: str, tol: float, maxiter: object, precision: str, p: float
 ) -> None:
     where = "eigsh"
+    v.integers(where, k=k)
+    v.numbers(where, tol=tol, confidence=p)
     v.require(isinstance(k, int) and 1 <= k <= n, where, f"k must be in [1, n = {n}]", k)
     v.require(which in WHICH, where, f"which must be one of {WHICH}", repr(which))
     v.require(0 <= tol < 1, where, "tol must be in [0, 1)", tol)
@@ -142,6 +145,9 @@ def _start_rows(v0: Tensor | None, a: Operand, where: str) -> Tensor:
         return torch.empty(0, a.n, dtype=a.dtype, device=a.device)
     if not isinstance(v0, Tensor):
         v.fail(where, "v0 must be a torch.Tensor", type(v0).__name__, TypeError)
+    v.dense(where, "v0", v0)
+    if v0.is_complex():
+        v.fail(where, "v0 must be real", v0.dtype, TypeError)
     fits = v0.dim() in (1, 2) and v0.shape[0] == a.n and v0.numel() > 0
     v.require(fits, where, f"v0 must be ({a.n},) or ({a.n}, j)", tuple(v0.shape))
     v.require(bool(torch.isfinite(v0).all()), where, "v0 must be finite", "NaN or inf")

@@ -54,6 +54,7 @@ def _check_dtype(dtype: object, where: str) -> None:
 
 
 def _from_tensor(a: Tensor, where: str) -> Operand:
+    v.require(a.device.type != "meta", where, "A must hold data", "a meta tensor")
     _check_dtype(a.dtype, where)
     matrix = a.detach()
     if matrix.layout != torch.strided:

@@ -74,6 +74,7 @@ def _probed(
 ) -> tuple[Operand, Tensor, tuple[Tensor, Tensor]]:
     """Values z'Az of every vector, and the mean and sum of squares of z * (Az), float64."""
     a = as_operand(A, where)
+    v.integers(where, samples=samples, seed=seed)
     v.require(samples >= 2, where, "samples must be >= 2", samples)
     generator = torch.Generator().manual_seed(seed)
     total = torch.zeros(a.n, dtype=torch.float64, device=a.device)
@@ -175,6 +176,8 @@ def spectral_density(
     """
     where = "spectral_density"
     a = as_operand(A, where)
+    v.integers(where, steps=steps, samples=samples, seed=seed)
+    v.numbers(where, confidence=confidence)
     v.require(steps >= 1, where, "steps must be >= 1", steps)
     v.require(samples >= 2, where, "samples must be >= 2", samples)
     v.require(confidence > 0, where, "confidence must be > 0", confidence)

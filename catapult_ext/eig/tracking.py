@@ -50,6 +50,9 @@ class TopTracker:
         confidence: float = 0.99,
         seed: int = 0,
     ) -> None:
+        v.integers(_WHERE, k=k, check_every=check_every, seed=seed)
+        v.integers(_WHERE, guards=guards, optional=True)
+        v.numbers(_WHERE, tol=tol, confidence=confidence)
         v.require(k >= 1, _WHERE, "k must be >= 1", k)
         v.require(0 < tol < 1, _WHERE, "tol must be in (0, 1)", tol)
         v.require(guards is None or guards >= 0, _WHERE, "guards must be >= 0", guards)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from catapult_ext import losses
-from catapult_ext._validate import fail, require
+from catapult_ext._validate import array, fail, integers, require
 from catapult_ext.data import Dataset, as_dataset
 from catapult_ext.experiments import storage
 from catapult_ext.experiments.checks import WHERE, check_problem
@@ -79,6 +79,7 @@ class SweepConfig:
         for rate in rates:
             require(math.isfinite(rate) and rate > 0, WHERE, f"{name} must be finite and > 0", rate)
         require(len(set(rates)) == len(rates), WHERE, f"{name} must hold distinct rates", rates)
+        integers(WHERE, steps=self.steps)
         require(self.steps >= 1, WHERE, "steps must be >= 1", self.steps)
         require(self.probe_factor > 1, WHERE, "probe_factor must be > 1", self.probe_factor)
         require(0 < self.tol < 1, WHERE, "tol must be in (0, 1)", self.tol)
@@ -138,14 +139,21 @@ def sweep(
         probe step (about log2(steps) of them).
     """
     config = SweepConfig(
-        c=None if c is None else tuple(float(v) for v in c),
-        eta=None if eta is None else tuple(float(v) for v in eta),
+        c=None if c is None else _rates("c", c),
+        eta=None if eta is None else _rates("eta", eta),
         steps=steps,
         **settings,
     )
     return run(
         config, model, as_dataset(data, WHERE), loss, out=out, fresh=fresh, progress=progress
     )
+
+
+def _rates(name: str, values: object) -> tuple[float, ...]:
+    """A sequence, array or tensor of rates as floats."""
+    held = array(WHERE, name, values, torch.float64)
+    require(held.dim() == 1, WHERE, f"{name} must be a list of rates", tuple(held.shape))
+    return tuple(held.tolist())
 
 
 def run(

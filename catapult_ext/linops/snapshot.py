@@ -50,6 +50,7 @@ def _copy(value: Any, where: str, device: torch.device) -> Any:
         v.require(
             value.device == device, where, f"inputs must be on the model's {device}", value.device
         )
+        v.dense(where, "inputs", value)
         v.require(value.numel() > 0, where, "inputs must not be empty", tuple(value.shape))
         finite = not value.is_floating_point() or bool(torch.isfinite(value).all())
         v.require(finite, where, "inputs must be finite", "NaN or inf")
@@ -65,6 +66,8 @@ def _selected(names: list[str], params: str | Sequence[str] | None, where: str) 
     """Names that match a pattern of ``params``; every pattern must match one."""
     if params is None:
         return names
+    if not isinstance(params, Sequence):
+        v.fail(where, "params must be a name or a list of names", type(params).__name__, TypeError)
     patterns = [params] if isinstance(params, str) else list(params)
     for pattern in patterns:
         matches = isinstance(pattern, str) and any(fnmatchcase(n, pattern) for n in names)
@@ -125,6 +128,7 @@ class Snapshot:
         self.sizes = tuple(p.numel() for p in self.params.values())
         self.n_params = sum(self.sizes)
         self._raw: Any = None
+        self._ran = False  # set by the first forward pass that succeeds
         self.meter: Meter | None = None  # counts forward passes, and stops one that grows too large
         self.coarse = False  # forward passes in bfloat16 (autocast)
         self.vector_outputs = False  # set by the forward pass: outputs (N,) shown as (N, 1)
@@ -174,6 +178,30 @@ class Snapshot:
         args = self.x if isinstance(self.x, tuple) and not self._prefix else (self.x,)
         return torch.func.functional_call(self.model, state, args)
 
+    def _called(self, params: Mapping[str, Tensor]) -> Any:
+        """:meth:`call`, whose first failure names the operator and what the model was given."""
+        if self._ran:
+            return self.call(params)
+        try:
+            out = self.call(params)
+        except (TypeError, ValueError, RuntimeError, IndexError) as error:
+            if str(error).startswith("catapult_ext.") or isinstance(error, torch.OutOfMemoryError):
+                raise
+            given = self.x if isinstance(self.x, (tuple, list)) else (self.x,)
+            shown = ", ".join(
+                f"{tuple(t.shape)} {t.dtype}" if isinstance(t, Tensor) else type(t).__name__
+                for t in given
+            )
+            kind = (
+                TypeError if isinstance(error, TypeError) or "dtype" in str(error) else ValueError
+            )
+            raise kind(
+                f"catapult_ext.{self.where}: the model (parameters {self.dtype}) must accept the "
+                f"inputs, got {shown}, on which its forward pass fails: {error}"
+            ) from error
+        self._ran = True
+        return out
+
     def outputs(
         self, params: Mapping[str, Tensor], tracer: AbstractContextManager[Any] | None = None
     ) -> Tensor:
@@ -182,7 +210,7 @@ class Snapshot:
         if self.coarse:
             low = torch.autocast(self.device.type, dtype=torch.bfloat16)
         with tracer or nullcontext(), low:
-            out = self.call(params)
+            out = self._called(params)
         self._raw = out if tracer else None
         if isinstance(out, Tensor) and out.dtype in HALF:
             out = out.to(self.dtype)

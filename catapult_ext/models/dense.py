@@ -9,7 +9,7 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
-from catapult_ext._validate import require
+from catapult_ext._validate import integers, require
 from catapult_ext.models.initialise import check_init, initialise
 from catapult_ext.models.layers import NTKLinear, activation
 
@@ -49,6 +49,8 @@ def fully_connected(
         ValueError: for non-positive sizes or unknown names.
     """
     where = "models.fully_connected"
+    integers(where, in_features=in_features, out_features=out_features, width=width, depth=depth)
+    integers(where, seed=seed)
     for name, value in (
         ("in_features", in_features),
         ("out_features", out_features),

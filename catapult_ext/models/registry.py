@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import nn
 
-from catapult_ext._validate import fail, require
+from catapult_ext._validate import fail, integers, listed, require
 from catapult_ext.models.cnn import paper_cnn, small_cnn
 from catapult_ext.models.dense import fully_connected
 from catapult_ext.models.resnet import resnet, wide_resnet
@@ -34,6 +34,11 @@ def build(name: str, in_shape: Sequence[int], out_features: int, **settings: Any
         ValueError: an unknown name, or samples of a shape the network cannot take.
     """
     where = "models.build"
+    if not isinstance(name, str):
+        fail(where, "name must be a string", type(name).__name__, TypeError)
+    listed(where, in_shape=in_shape)
+    integers(where, out_features=out_features)
+    integers(where, **{f"in_shape[{i}]": size for i, size in enumerate(in_shape)})
     wide = re.fullmatch(r"wrn-(\d+)-(\d+)", name)
     plain = re.fullmatch(r"resnet-(\d+)", name)
     if name == "fc":

@@ -60,6 +60,8 @@ def gram(
         sum_l N1 N2 d_l + N1 N2 O^2 p_l multiply-adds (trace: O p_l; diagonal: N1 (d_l + O p_l)),
         half of it in the symmetric case. No temporary of the size of the result.
     """
+    _validate.listed(_WHERE, a=a, g=g)
+    _validate.number_lists(_WHERE, scale=scale, bias=bias)
     _validate.require(len(a) > 0, _WHERE, "a must list at least one layer", len(a))
     _validate.require(outputs in _OUTPUTS, _WHERE, f"outputs must be one of {_OUTPUTS}", outputs)
     _validate.require(
@@ -73,6 +75,7 @@ def gram(
             len(values) == len(a), _WHERE, f"{name} must list {len(a)} layers", len(values)
         )
     if a2 is not None and g2 is not None:
+        _validate.listed(_WHERE, a2=a2, g2=g2)
         tensors |= _check_side("a2", "g2", a2, g2, a, g)
         _validate.require(
             outputs != "diagonal" or a2[0].shape[0] == a[0].shape[0],

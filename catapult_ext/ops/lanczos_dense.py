@@ -76,6 +76,9 @@ def lanczos_dense(
     _validate.require(
         n == columns and n > 0, _WHERE, "a must hold square matrices, n >= 1", tuple(a.shape)
     )
+    _validate.integers(_WHERE, k=k, seed=seed)
+    _validate.integers(_WHERE, maxiter=maxiter, optional=True)
+    _validate.numbers(_WHERE, tol=tol)
     _validate.require(1 <= k <= n, _WHERE, f"k must be in [1, n = {n}]", k)
     _validate.require(tol >= 0, _WHERE, "tol must be at least 0", tol)
     maxiter = 10 * n + 1000 if maxiter is None else maxiter

@@ -65,6 +65,9 @@ def lanczos_step(
     _validate.tensor(alpha, _WHERE, "alpha", (replicas, "m"))
     _validate.tensor(beta, _WHERE, "beta", tuple(alpha.shape))
     _validate.tensor(w, _WHERE, "w", (replicas, n))
+    _validate.integers(_WHERE, step=step)
+    _validate.integers(_WHERE, rows=rows, optional=True)
+    _validate.numbers(_WHERE, breakdown=breakdown, optional=True)
     rows = step + 1 if rows is None else rows
     _validate.require(
         0 <= step < alpha.shape[1],

@@ -62,10 +62,13 @@ def ntk_matvec(
         sample space or 2 N p d in weight space; memory 2 N p K, and p d K in weight space. On a
         GPU, layers of more than 1.5e9 operations go to torch's GEMMs instead of the kernel.
     """
+    _validate.listed(_WHERE, weights=weights, inputs=inputs, slopes=slopes)
+    _validate.number_lists(_WHERE, scale=scale, bias=bias)
     layers = len(weights)
     _validate.require(layers > 0, _WHERE, "weights must list at least one layer", layers)
     lengths = {"inputs": inputs, "scale": scale, "bias": bias}
     if grams is not None:
+        _validate.listed(_WHERE, grams=grams)
         lengths["grams"] = grams
     for name, values in lengths.items():
         _validate.require(

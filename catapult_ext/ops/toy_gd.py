@@ -118,8 +118,7 @@ def check_schedule(where: str, steps: int, record_every: int, curvature_every: i
         ("record_every", record_every, 1),
         ("curvature_every", curvature_every, 0),
     ):
-        if not isinstance(value, int) or isinstance(value, bool):
-            _validate.fail(where, f"{name} must be an int", type(value).__name__, TypeError)
+        _validate.integers(where, **{name: value})
         _validate.require(value >= least, where, f"{name} must be >= {least}", value)
 
 

@@ -89,6 +89,8 @@ def toy_scalar(
         threads.
     """
     _validate.tensor(h, _WHERE, "h", ("R",))
+    _validate.tensor(k, _WHERE, "k", (h.shape[0],))
+    _validate.integers(_WHERE, steps=steps, record_every=record_every)
     tensors = {"h": h, "k": k, "b": b, "beta": beta}
     given = {name: t for name, t in tensors.items() if t is not None}
     for name, t in given.items():

@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from catapult_ext import _validate as v
+
 # Activations that fall to (about) zero on the negative side, so that a unit can be inactive.
 ONE_SIDED = (nn.ReLU, nn.ReLU6, nn.GELU, nn.SiLU, nn.Softplus, nn.ELU)
 DROPOUT = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout)
@@ -42,10 +44,20 @@ def activity(model: nn.Module, x: Tensor) -> tuple[Tensor, Activity | None]:
         per_unit = off.transpose(0, 1).flatten(1).all(dim=1) if off.dim() > 1 else off
         shares.append((off.float().mean().item(), per_unit.float().mean().item()))
 
+    v.module("probes.activity", model)
+    if not isinstance(x, Tensor):
+        v.fail("probes.activity", "x must be a torch.Tensor", type(x).__name__, TypeError)
     hooks = [m.register_forward_hook(look) for m in model.modules() if isinstance(m, ONE_SIDED)]
     try:
         with torch.no_grad():
-            outputs = model(x)
+            try:
+                outputs = model(x)
+            except (TypeError, ValueError, RuntimeError, IndexError) as error:
+                kind = TypeError if "dtype" in str(error) else ValueError
+                raise kind(
+                    "catapult_ext.probes.activity: the model must accept x, got "
+                    f"{tuple(x.shape)} {x.dtype}, on which its forward pass fails: {error}"
+                ) from error
     finally:
         for hook in hooks:
             hook.remove()

@@ -6,7 +6,10 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from catapult_ext._validate import require
+import numpy as np
+from torch import Tensor
+
+from catapult_ext._validate import fail, is_number, numbers, require
 
 PHASES = ("lazy", "catapult", "divergent")
 DEAD_FRACTION = 0.95  # above it a layer is called dead: the net no longer sees its inputs
@@ -86,7 +89,18 @@ def divergence_cut(loss0: float, width: int, lambda0: float = 0.0) -> float:
     The peak of a catapult grows in proportion to the width (in the toy model it is at most
     ``width * lambda0^2 / 8``), so a fixed cut would call catapults of wide nets divergent.
     """
+    numbers("probes.divergence_cut", loss0=loss0, width=width, lambda0=lambda0)
     return 100.0 * width * max(loss0, lambda0**2 / 8)
+
+
+def _floats(where: str, name: str, values: object) -> list[float]:
+    """Numbers of a sequence, array or tensor."""
+    if isinstance(values, (Tensor, np.ndarray)):
+        values = values.tolist()
+    if not isinstance(values, Sequence) or not all(is_number(x) for x in values):
+        fail(where, f"{name} must be a sequence of numbers", type(values).__name__, TypeError)
+    assert isinstance(values, Sequence)
+    return [float(x) for x in values]
 
 
 def first_above(values: Sequence[float], start: float) -> int | None:
@@ -125,6 +139,10 @@ def classify(
         ValueError: eta not positive and finite, lambda0 negative or not finite, or no loss.
     """
     where = "probes.classify"
+    numbers(where, eta=eta, lambda0=lambda0)
+    numbers(where, lambda_end=lambda_end, inactive=inactive, c=c, optional=True)
+    loss = _floats(where, "loss", loss)
+    growth = None if growth is None else _floats(where, "growth", growth)
     require(math.isfinite(eta) and eta > 0, where, "eta must be finite and > 0", eta)
     require(
         math.isfinite(lambda0) and lambda0 >= 0, where, "lambda0 must be finite and >= 0", lambda0

@@ -114,6 +114,12 @@ class CurvatureTracker:
         out: Path | str | None = None,
         fresh: bool = False,
     ) -> None:
+        v.module(_WHERE, model)
+        counts = {"kernel_samples": kernel_samples, "check_every": check_every, "max_k": max_k}
+        v.integers(_WHERE, k=k, every=every, steps=steps, seed=seed, **counts)
+        v.integers(_WHERE, samples=samples, optional=True)
+        v.numbers(_WHERE, tol=tol)
+        v.numbers(_WHERE, budget=budget, grow_at=grow_at, optional=True)
         known = quantity in QUANTITIES
         v.require(known, _WHERE, f"quantity must be one of {QUANTITIES}", repr(quantity))
         v.require(every >= 1, _WHERE, "every must be >= 1", every)

@@ -115,6 +115,9 @@ def learning_rate_window(
         About 17 products of 2-3 forward passes for lambda_0, one gradient and about 15 forward
         passes for eta_c, and ``measure`` gradient steps for each of about 10 rates.
     """
+    v.module(_WHERE, model)
+    v.integers(_WHERE, burn_in=burn_in, measure=measure, seed=seed)
+    v.numbers(_WHERE, tol=tol)
     known = resolve(loss)
     v.require(burn_in >= 0, _WHERE, "burn_in must be >= 0", burn_in)
     v.require(measure >= 0, _WHERE, "measure must be >= 0", measure)
@@ -190,7 +193,14 @@ def _gradients(model: nn.Module, loss: Loss, x: Any, y: Any) -> tuple[float, lis
 
 
 def _outputs(model: nn.Module, x: Any) -> Tensor:
-    out = model(x)
+    try:
+        out = model(x)
+    except RuntimeError as error:  # half precision, which the operator widens and the model may not
+        raise ValueError(
+            f"catapult_ext.{_WHERE}: the model must accept the inputs, got {x.dtype}: {error}"
+            if isinstance(x, Tensor)
+            else f"catapult_ext.{_WHERE}: the forward pass fails: {error}"
+        ) from error
     return out.unsqueeze(1) if out.dim() == 1 else out
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from catapult_ext import ops
-from catapult_ext._validate import require
+from catapult_ext._validate import array, integers, numbers, require
 from catapult_ext.runs.store import RunFolder
 from catapult_ext.toy.rows import Arrays, Progress, RowTable, save_npz
 
@@ -97,7 +97,10 @@ def bifurcation(
         step; the latter on disk where ``out`` is given.
     """
     where = "toy.bifurcation"
-    b = torch.as_tensor(b, dtype=torch.float64)
+    b = array(where, "b", b, torch.float64)
+    integers(where, burn_in=burn_in, keep=keep)
+    numbers(where, start=start)
+    require(keep <= 1 << 40, where, "keep must be at most 2^40", keep)
     require(b.dim() == 1, where, "b must have shape (R,)", tuple(b.shape))
     require(bool((b > 0).all()), where, "b must be positive", b)
     require(bool((b + start > 0).all()), where, "start must be above -b", start)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from catapult_ext import ops
-from catapult_ext._validate import FLOAT_DTYPES, fail, require
+from catapult_ext._validate import FLOAT_DTYPES, array, fail, integers, require
 
 Real = float | Tensor
 PHASE_NAMES = ("lazy", "catapult", "divergent", "unsettled")
@@ -133,8 +133,10 @@ def run_scalar(
     where = "toy.run_scalar"
     if dtype not in FLOAT_DTYPES:
         fail(where, "dtype must be torch.float32 or torch.float64", dtype, TypeError)
-    values = [torch.as_tensor(value, dtype=dtype) for value in
-              (c, width, f0, label, momentum, lambda0)]  # fmt: skip
+    named = {"c": c, "width": width, "f0": f0, "label": label, "momentum": momentum}
+    named["lambda0"] = lambda0
+    values = [array(where, name, value, dtype) for name, value in named.items()]
+    integers(where, steps=steps, record_every=record_every)
     try:
         given = torch.broadcast_tensors(*values)
     except RuntimeError:

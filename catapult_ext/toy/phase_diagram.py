@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from catapult_ext._validate import FLOAT_DTYPES, fail, require
+from catapult_ext._validate import FLOAT_DTYPES, fail, integers, require
 from catapult_ext.runs.store import RunFolder
 from catapult_ext.toy.maps import PHASE_NAMES, ScalarRuns, run_scalar
 from catapult_ext.toy.rows import Arrays, Progress, RowTable, save_npz
@@ -133,7 +133,11 @@ def phase_diagram(
     if dtype not in FLOAT_DTYPES:
         fail(WHERE, "dtype must be torch.float32 or torch.float64", dtype, TypeError)
     require(isinstance(steps, int) and steps >= 0, WHERE, "steps must be an int >= 0", steps)
-    columns, rows = (resolution, resolution) if isinstance(resolution, int) else resolution
+    pair = resolution if isinstance(resolution, (tuple, list)) else (resolution, resolution)
+    require(len(pair) == 2, WHERE, "resolution must be (columns, rows)", pair)
+    integers(WHERE, columns=pair[0], rows=pair[1])
+    require(max(pair) <= 1 << 20, WHERE, "resolution must be at most 2^20", pair)
+    columns, rows = pair
     low, high, logarithmic = AXES[axis]
     c_grid = _grid("c", c, columns, False)
     row_grid = _grid(axis, (low, high) if values is None else values, rows, logarithmic)

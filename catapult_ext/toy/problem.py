@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from catapult_ext._validate import FLOAT_DTYPES, fail, require
+from catapult_ext._validate import FLOAT_DTYPES, array, fail, require
 
 
 class Data(NamedTuple):
@@ -37,7 +37,7 @@ class Span(NamedTuple):
 
 def check_data(where: str, x: Any, y: Any, dtype: torch.dtype | None) -> Data:
     """Tensors of one floating dtype, finite, (N, D) and (N,); nested lists and arrays are taken."""
-    x, y = (torch.as_tensor(value) for value in (x, y))
+    x, y = array(where, "x", x), array(where, "y", y)
     require(x.dim() == 2, where, "x must have shape (N, D)", tuple(x.shape))
     require(x.numel() > 0, where, "x must not be empty", tuple(x.shape))
     require(y.shape == x.shape[:1], where, f"y must have shape ({len(x)},)", tuple(y.shape))
@@ -66,7 +66,8 @@ def check_test(where: str, test: Any, data: Data) -> Data:
 def check_rates(where: str, eta: Any, steps: int, name: str = "eta") -> Tensor:
     """A number, a sequence or a tensor of positive finite rates -> (R,) or (R, steps) float64."""
     # By way of numpy: torch would read a list of numbers in float32.
-    rates = (eta if isinstance(eta, Tensor) else torch.as_tensor(np.asarray(eta))).detach()
+    given = eta if isinstance(eta, Tensor) else np.asarray(eta)
+    rates = array(where, name, given).detach()
     if rates.is_complex() or rates.dtype == torch.bool:
         fail(where, f"{name} must be real numbers", rates.dtype, TypeError)
     rates = rates.double()
@@ -112,6 +113,8 @@ def check_width(where: str, width: Any) -> float:
 
 def check_seeds(where: str, seed: int | Sequence[int], replicas: int) -> list[int]:
     """One seed for all replicas, or one per replica."""
+    if isinstance(seed, str) or not isinstance(seed, (int, Sequence)):
+        fail(where, "seed must be a whole number or a list of them", type(seed).__name__, TypeError)
     seeds = [seed] if isinstance(seed, int) else list(seed)
     require(
         len(seeds) in (1, replicas), where, f"seed must be one or {replicas} numbers", len(seeds)

@@ -5,13 +5,17 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from catapult_ext._validate import require
+from catapult_ext._validate import array, integers, numbers, require
 
+_MOST_STEPS = 10**9
 Rates = float | list[float] | Tensor
 
 
-def _column(rates: Rates) -> Tensor:
-    return torch.as_tensor(rates, dtype=torch.float64).reshape(-1, 1)
+def _column(where: str, rates: Rates, steps: int) -> Tensor:
+    integers(where, steps=steps)
+    require(steps >= 0, where, "steps must be >= 0", steps)
+    require(steps <= _MOST_STEPS, where, f"steps must be <= {_MOST_STEPS}", steps)
+    return array(where, "rates", rates, torch.float64).reshape(-1, 1)
 
 
 def warm_up(rates: Rates, steps: int, over: int) -> Tensor:
@@ -25,9 +29,11 @@ def warm_up(rates: Rates, steps: int, over: int) -> Tensor:
     Raises:
         ValueError: over < 0.
     """
+    column = _column("toy.warm_up", rates, steps)
+    integers("toy.warm_up", over=over)
     require(over >= 0, "toy.warm_up", "over must be >= 0", over)
     t = torch.arange(1, steps + 1, dtype=torch.float64)
-    return _column(rates) * (t / max(over, 1)).clamp(max=1)
+    return column * (t / max(over, 1)).clamp(max=1)
 
 
 def drop(rates: Rates, steps: int, at: int, factor: float) -> Tensor:
@@ -36,9 +42,12 @@ def drop(rates: Rates, steps: int, at: int, factor: float) -> Tensor:
     Raises:
         ValueError: factor not positive.
     """
+    column = _column("toy.drop", rates, steps)
+    integers("toy.drop", at=at)
+    numbers("toy.drop", factor=factor)
     require(factor > 0, "toy.drop", "factor must be positive", factor)
     t = torch.arange(steps)
-    return _column(rates) * torch.where(t < at, 1.0, factor).double()
+    return column * torch.where(t < at, 1.0, float(factor)).double()
 
 
 def staircase(rates: Rates, steps: int, every: int, factor: float) -> Tensor:
@@ -51,7 +60,10 @@ def staircase(rates: Rates, steps: int, every: int, factor: float) -> Tensor:
     Raises:
         ValueError: every < 1, or factor not positive.
     """
+    column = _column("toy.staircase", rates, steps)
+    integers("toy.staircase", every=every)
+    numbers("toy.staircase", factor=factor)
     require(every >= 1, "toy.staircase", "every must be >= 1", every)
     require(factor > 0, "toy.staircase", "factor must be positive", factor)
     stairs = torch.arange(steps) // every
-    return _column(rates) * torch.as_tensor(factor, dtype=torch.float64) ** stairs
+    return column * torch.as_tensor(float(factor), dtype=torch.float64) ** stairs

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from catapult_ext._validate import require
+from catapult_ext._validate import integers, require
 from catapult_ext.ops.toy_gd import check_schedule
 from catapult_ext.toy.activations import find_activation
 from catapult_ext.toy.direct import Task
@@ -128,6 +128,7 @@ def simulate(
     """
     where = "toy.simulate"
     data = check_data(where, x, y, dtype)
+    integers(where, steps=steps)
     require((eta is None) != (c is None), where, "exactly one of eta and c must be given", eta)
     require(form in FORMS, where, f"form must be one of {FORMS}", form)
     curvature_every = max(steps, 1) if curvature_every is None else curvature_every

@@ -1,0 +1,260 @@
+"""Every public entry with arguments that make no sense: one clear error, or a right result.
+
+Each entry has one good call; its arguments are replaced one at a time by values that are wrong in
+type, dtype, shape, size or sign. Allowed are a result, or TypeError, ValueError or RuntimeError
+(for the environment) with a message that starts with ``catapult_ext.``; a torch internal error, an
+AttributeError or a crash is not.
+"""
+
+import copy
+
+import pytest
+import torch
+
+import catapult_ext as cx
+from catapult_ext import ops, probes, toy
+
+MODEL = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.Tanh(), torch.nn.Linear(4, 2))
+X, Y = torch.linspace(-1, 1, 15).reshape(5, 3), torch.linspace(0, 1, 10).reshape(5, 2)
+A = torch.diag(torch.arange(1.0, 7.0))
+DATA = cx.data.Dataset("lines", X, Y, X[:2], Y[:2], False)
+
+
+def rand(*shape):
+    return torch.rand(*shape, generator=torch.Generator().manual_seed(1)) + 0.1
+
+
+def lanczos_step(basis, alpha, beta, w, step, **options):
+    ops.lanczos_step(basis, alpha, beta, w, step, **options)
+    return alpha
+
+
+def curvature_tracker(model, loss, data, **options):
+    with cx.CurvatureTracker(model, loss, data, **options) as tracker:
+        tracker.step(0.5)
+    return tracker.report()
+
+
+CHAIN = {
+    "weights": [rand(1, 4, 3), rand(1, 2, 4)],
+    "inputs": [rand(1, 5, 3), rand(1, 5, 4)],
+    "slopes": [rand(1, 5, 4)],
+    "scale": [1.0, 0.5],
+    "bias": [1.0, 0.0],
+}
+CALLS = {
+    "NTK": (cx.NTK, {"model": MODEL, "x": X, "x2": X[:2], "engine": "autograd", "params": "0.*"}),
+    "GGN": (cx.GGN, {"model": MODEL, "loss": "half_mse", "data": (X, Y)}),
+    "Hessian": (cx.Hessian, {"model": MODEL, "loss": "half_mse", "data": (X, Y)}),
+    "eigsh": (
+        cx.eigsh,
+        {"A": A, "k": 2, "which": "LA", "tol": 1e-3, "maxiter": 50, "v0": rand(6), "seed": 0},
+    ),
+    "trace": (cx.trace, {"A": A, "samples": 4, "seed": 0}),
+    "diagonal": (cx.diagonal, {"A": A, "samples": 4, "seed": 0}),
+    "spectral_density": (cx.spectral_density, {"A": A, "steps": 4, "samples": 2, "seed": 0}),
+    "TopTracker": (cx.TopTracker, {"k": 1, "tol": 1e-3, "guards": 2}),
+    "TopTracker.update": (lambda A: cx.TopTracker(k=1).update(A), {"A": A}),
+    "CurvatureTracker": (
+        curvature_tracker,
+        {"model": MODEL, "loss": "half_mse", "data": (X, Y), "every": 1, "k": 1, "tol": 1e-2},
+    ),
+    "learning_rate_window": (
+        cx.learning_rate_window,
+        {"model": MODEL, "loss": "half_mse", "data": (X, Y), "tol": 1e-3},
+    ),
+    "sweep": (
+        cx.sweep,
+        {"model": MODEL, "data": DATA, "c": [0.5, 1.0], "steps": 2, "loss": "half_mse"},
+    ),
+    "convert_lambda": (
+        cx.convert_lambda,
+        {"value": 1.0, "source": "ntk", "target": "ntk/N", "samples": 3, "outputs": 2},
+    ),
+    "ops.gram": (
+        ops.gram,
+        {"a": [rand(5, 3)], "g": [rand(5, 2, 4)], "scale": [1.0], "bias": [0.0], "outputs": "all"},
+    ),
+    "ops.ntk_matvec": (ops.ntk_matvec, {"v": rand(1, 10, 2), **CHAIN, "grams": [None, None]}),
+    "ops.tridiag_eigh": (ops.tridiag_eigh, {"alpha": rand(2, 5), "beta": rand(2, 4)}),
+    "ops.lanczos_dense": (
+        ops.lanczos_dense,
+        {"a": A[None], "k": 1, "tol": 1e-3, "maxiter": 50, "v0": rand(1, 6), "seed": 0},
+    ),
+    "ops.lanczos_step": (
+        lanczos_step,
+        {
+            "basis": torch.eye(4)[None, :3].contiguous(),
+            "alpha": rand(1, 2),
+            "beta": rand(1, 2),
+            "w": rand(1, 4),
+            "step": 0,
+            "rows": 1,
+            "coefficients": rand(1, 1),
+            "breakdown": 1e-6,
+        },
+    ),
+    "ops.toy_gd": (
+        ops.toy_gd,
+        {
+            "U": rand(2, 6, 3),
+            "v": rand(2, 6),
+            "x": X,
+            "y": rand(5),
+            "eta": rand(2),
+            "steps": 3,
+            "record_every": 1,
+            "curvature_every": 1,
+        },
+    ),
+    "ops.toy_gd_reduced": (
+        ops.toy_gd_reduced,
+        {
+            "w": rand(2, 3),
+            "S": torch.eye(3).repeat(2, 1, 1),
+            "q": rand(2),
+            "x": X,
+            "y": rand(5),
+            "eta": rand(2),
+            "width": 100.0,
+            "steps": 3,
+            "record_every": 1,
+            "curvature_every": 1,
+        },
+    ),
+    "ops.toy_scalar": (
+        ops.toy_scalar,
+        {"h": rand(4), "k": rand(4), "steps": 5, "b": rand(4), "beta": rand(4), "record_every": 1},
+    ),
+    "toy.simulate": (
+        toy.simulate,
+        {"eta": rand(2), "width": 50, "x": X, "y": rand(5), "steps": 3, "seed": 0, "form": "auto"},
+    ),
+    "toy.run_scalar": (
+        toy.run_scalar,
+        {
+            "c": rand(3),
+            "steps": 5,
+            "width": 100.0,
+            "f0": 1.0,
+            "label": 0.5,
+            "momentum": 0.1,
+            "lambda0": 2.0,
+            "record_every": 1,
+        },
+    ),
+    "toy.phase_diagram": (
+        toy.phase_diagram,
+        {"axis": "width", "resolution": 4, "steps": 5},
+    ),
+    "toy.warm_up": (toy.warm_up, {"rates": [1.0], "steps": 10, "over": 5}),
+    "toy.drop": (toy.drop, {"rates": [1.0], "steps": 10, "at": 5, "factor": 0.1}),
+    "toy.staircase": (toy.staircase, {"rates": [1.0], "steps": 10, "every": 5, "factor": 0.1}),
+    "toy.bifurcation": (toy.bifurcation, {"b": rand(3), "burn_in": 20, "keep": 4, "start": 0.1}),
+    "probes.classify": (
+        probes.classify,
+        {"eta": 1.0, "lambda0": 1.0, "loss": [1.0, 0.5], "lambda_end": 1.0, "growth": None},
+    ),
+    "probes.activity": (probes.activity, {"model": MODEL, "x": X}),
+    "probes.divergence_cut": (probes.divergence_cut, {"loss0": 1.0, "width": 64}),
+    "models.fully_connected": (
+        cx.models.fully_connected,
+        {"in_features": 3, "out_features": 2, "width": 4, "depth": 2, "activation_name": "relu"},
+    ),
+    "models.build": (cx.models.build, {"name": "fc", "in_shape": (3,), "out_features": 2}),
+    "data.digits": (
+        cx.data.digits,
+        {"size": 8, "train": 16, "test": 4, "classes": [0, 1], "targets": "one-hot"},
+    ),
+    "data.teacher": (cx.data.teacher, {"train": 8, "test": 4, "width": 5, "noise": 0.1}),
+    "data.gaussian": (cx.data.gaussian, {"train": 8, "test": 4, "in_features": 3, "mean": 0.0}),
+    "data.named": (cx.data.named, {"name": "gaussian"}),
+    "data.npz": (cx.data.npz, {"path": "none.npz"}),
+    "losses.resolve": (cx.losses.resolve, {"loss": "half_mse"}),
+}
+
+HALF = torch.float16
+# (name, replacement of a tensor); the shape is that of the good value.
+TENSORS = {
+    "none": lambda t: None,
+    "text": lambda t: "text",
+    "number": lambda t: 3,
+    "object": lambda t: object(),
+    "int64": lambda t: t.to(torch.int64),
+    "complex": lambda t: t.to(torch.complex64),
+    "half": lambda t: t.to(HALF),
+    "double": lambda t: t.double(),
+    "empty": lambda t: t[:0],
+    "no columns": lambda t: t[..., :0],
+    "one dimension more": lambda t: t[None],
+    "scalar": lambda t: t.reshape(-1)[0],
+    "short": lambda t: t[..., :-1],
+    "requires grad": lambda t: t.clone().requires_grad_(),
+    "nan": lambda t: torch.full_like(t, torch.nan),
+    "inf": lambda t: torch.full_like(t, torch.inf),
+    "strided": lambda t: torch.stack([t, t], -1)[..., 0],
+    "sparse": lambda t: t.to_sparse(),
+    "meta": lambda t: t.to("meta"),
+}
+NUMBERS = [None, -1, 0, 1.5, float("nan"), float("inf"), -(2**70), 2**70, "3", [1], True, object()]
+WORDS = [None, "nonsense", "", 3, b"half_mse", object(), torch.ones(2)]
+OTHERS = [
+    None,
+    "nonsense",
+    3,
+    object(),
+    [],
+    [object()],
+    (None, None),
+    torch.ones(0),
+    [torch.ones(2)],
+]
+
+
+def variants(value):
+    """(label, replacement) for every kind of nonsense that fits the kind of ``value``."""
+    if isinstance(value, torch.Tensor):
+        yield from ((name, change(value)) for name, change in TENSORS.items())
+    elif isinstance(value, str):
+        yield from ((repr(bad)[:20], bad) for bad in WORDS)
+    elif isinstance(value, (int, float)):
+        yield from ((repr(bad)[:20], bad) for bad in NUMBERS)
+    elif isinstance(value, (list, tuple)) and value and isinstance(value[0], torch.Tensor):
+        yield from (
+            (name, type(value)([change(value[0]), *value[1:]])) for name, change in TENSORS.items()
+        )
+        yield from ((repr(bad)[:20], bad) for bad in OTHERS)
+        yield "one too many", type(value)([*value, value[-1]])
+    elif isinstance(value, (list, tuple)) and value and isinstance(value[0], (int, float)):
+        yield from ((f"[{bad!r}]"[:20], type(value)([bad, *value[1:]])) for bad in NUMBERS)
+        yield from ((repr(bad)[:20], bad) for bad in OTHERS)
+    else:
+        yield from ((repr(bad)[:20], bad) for bad in OTHERS)
+
+
+def fault(call, arguments):
+    """What is wrong with the answer to one call, or None."""
+    try:
+        call(**arguments)
+    except (TypeError, ValueError, RuntimeError) as error:
+        # data files and run folders raise RuntimeErrors of their own, with the same beginning
+        if not str(error).startswith("catapult_ext."):
+            return f"{type(error).__name__}: {error}"
+    except Exception as error:
+        return f"{type(error).__name__}: {error}"
+    return None
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_nonsense_gets_one_clear_error(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    call, good = CALLS[name]
+    if name != "data.npz":
+        call(**copy.deepcopy(good))
+    faults = []
+    for argument, value in good.items():
+        for label, bad in variants(value):
+            found = fault(call, {**copy.deepcopy(good), argument: bad})
+            if found:
+                faults.append(f"{argument} = {label}: {found}")
+    assert not faults, f"{len(faults)} of {name}\n" + "\n".join(faults)
