@@ -108,7 +108,7 @@ class Lanes {
     while (active > 0) {
       const bool acceptable = p_.table.residuals(data, state_);
       for (int64_t lane = 0; lane < lanes_; ++lane) {
-        if (slots_[lane].replica < 0 || (acceptable || accept(lane)) && record(lane)) continue;
+        if (slots_[lane].replica < 0 || ((acceptable || accept(lane)) && record(lane))) continue;
         unload(lane);
         if (next < last) {
           load(lane, next++);
