@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -18,6 +19,9 @@ from catapult_ext.linops.meter import Meter
 
 BATCH_STATS = (None, "frozen", "coupled")
 DROPOUT = (None, "fixed")
+SHARED_STATE = (
+    threading.RLock()
+)  # the modules and generators that a frozen forward changes and restores
 _BATCH_NORM = "input running_mean running_var weight bias training momentum eps".split()  # noqa: SIM905
 
 
@@ -50,7 +54,7 @@ class Policy:
         if self.dropout is None:
             yield
             return
-        with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        with SHARED_STATE, torch.random.fork_rng([device] if device.type == "cuda" else []):
             torch.manual_seed(self.seed)
             yield
 

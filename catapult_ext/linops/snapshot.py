@@ -17,13 +17,20 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
 from catapult_ext import _validate as v
-from catapult_ext.linops.meter import Meter
-from catapult_ext.linops.policy import Policy, check_modules, check_repeats, frozen_context
+from catapult_ext.linops.meter import Meter, OverBudget
+from catapult_ext.linops.policy import (
+    SHARED_STATE,
+    Policy,
+    check_modules,
+    check_repeats,
+    frozen_context,
+)
 
 Inputs = Tensor | tuple[Any, ...] | Mapping[str, Any]
 
 
 HALF = (torch.bfloat16, torch.float16)
+LIMITS = (OverBudget, torch.OutOfMemoryError)  # of memory, not of what the model accepts
 Hook = Callable[[nn.Module, Any], Tensor]
 
 
@@ -173,10 +180,13 @@ class Snapshot:
         # fresh constants: a module that writes its buffers must not change the next forward
         fresh = {name: c.clone() for name, c in self.constants.items()}
         state = {self._prefix + name: t for name, t in {**fresh, **params}.items()}
-        if isinstance(self.x, Mapping) and not self._prefix:
-            return torch.func.functional_call(self.model, state, (), dict(self.x))
-        args = self.x if isinstance(self.x, tuple) and not self._prefix else (self.x,)
-        return torch.func.functional_call(self.model, state, args)
+        args, kwargs = self.x if isinstance(self.x, tuple) else (self.x,), {}
+        if self._prefix:
+            args = (self.x,)
+        elif isinstance(self.x, Mapping):
+            args, kwargs = (), dict(self.x)
+        with SHARED_STATE:  # functional_call swaps the parameters of modules that threads may share
+            return torch.func.functional_call(self.model, state, args, kwargs)
 
     def _called(self, params: Mapping[str, Tensor]) -> Any:
         """:meth:`call`, whose first failure names the operator and what the model was given."""
@@ -185,7 +195,7 @@ class Snapshot:
         try:
             out = self.call(params)
         except (TypeError, ValueError, RuntimeError, IndexError) as error:
-            if str(error).startswith("catapult_ext.") or isinstance(error, torch.OutOfMemoryError):
+            if str(error).startswith("catapult_ext.") or isinstance(error, LIMITS):
                 raise
             given = self.x if isinstance(self.x, (tuple, list)) else (self.x,)
             shown = ", ".join(
