@@ -19,9 +19,7 @@ from catapult_ext.linops.meter import Meter
 
 BATCH_STATS = (None, "frozen", "coupled")
 DROPOUT = (None, "fixed")
-SHARED_STATE = (
-    threading.RLock()
-)  # the modules and generators that a frozen forward changes and restores
+SHARED_STATE = threading.RLock()  # modules, generators: changed and restored by a frozen forward
 _BATCH_NORM = "input running_mean running_var weight bias training momentum eps".split()  # noqa: SIM905
 
 
