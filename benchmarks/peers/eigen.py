@@ -99,6 +99,7 @@ class Ours:
         self.operator, self.options, self.products = operator, options, 0
 
     def __call__(self, case: int) -> float:
+        """Solve one case."""
         found = cx.eigsh(self.operator(case), seed=case, **self.options)
         self.products = found.matvecs
         return float(found.eigenvalues[0])
