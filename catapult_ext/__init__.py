@@ -13,7 +13,7 @@ from catapult_ext.eig import (
     trace,
 )
 from catapult_ext.experiments import SweepResult, sweep
-from catapult_ext.linops import GGN, NTK, Hessian, Jacobian
+from catapult_ext.linops import GGN, NTK, EmpiricalFisher, Hessian, Jacobian, Preconditioned
 from catapult_ext.losses import convert_lambda
 from catapult_ext.probes import CurvatureTracker, LearningRateWindow, learning_rate_window
 
@@ -24,10 +24,12 @@ __all__ = [
     "NTK",
     "CurvatureTracker",
     "EigshResult",
+    "EmpiricalFisher",
     "Estimate",
     "Hessian",
     "Jacobian",
     "LearningRateWindow",
+    "Preconditioned",
     "SpectralDensity",
     "SweepResult",
     "TopTracker",

@@ -2,10 +2,25 @@
 
 from catapult_ext.linops.base import Dual, LinearOperator
 from catapult_ext.linops.engine import Frozen
+from catapult_ext.linops.fisher import EmpiricalFisher
 from catapult_ext.linops.frozen import freeze
 from catapult_ext.linops.ggn import GGN
 from catapult_ext.linops.hessian import Hessian
 from catapult_ext.linops.jacobian import Jacobian
 from catapult_ext.linops.ntk import NTK
+from catapult_ext.linops.plan import Plan
+from catapult_ext.linops.precondition import Preconditioned
 
-__all__ = ["GGN", "NTK", "Dual", "Frozen", "Hessian", "Jacobian", "LinearOperator", "freeze"]
+__all__ = [
+    "GGN",
+    "NTK",
+    "Dual",
+    "EmpiricalFisher",
+    "Frozen",
+    "Hessian",
+    "Jacobian",
+    "LinearOperator",
+    "Plan",
+    "Preconditioned",
+    "freeze",
+]

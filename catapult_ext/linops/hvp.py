@@ -149,6 +149,11 @@ class no_second_derivative:
 
     def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
         """Rephrase torch's error."""
+        if isinstance(error, NotImplementedError) and "forward AD" in str(error):
+            raise RuntimeError(
+                f"catapult_ext.{self._where}: an operation has no forward derivative "
+                f"(try hvp='reverse'): {error}"
+            ) from error
         if isinstance(error, RuntimeError) and "derivative" in str(error):
             raise RuntimeError(
                 f"catapult_ext.{self._where}: an operation of the model has no second "

@@ -131,12 +131,39 @@ class _Refusals(TorchDispatchMode):
 
 
 @contextmanager
+def _activations_kept() -> Iterator[None]:
+    """Activation checkpointing off: it would recompute with the model's later parameters."""
+    import torch.utils.checkpoint as home
+
+    def plain(*args: Any, **kwargs: Any) -> Iterator[None]:
+        yield
+
+    class Direct:
+        """Stands for the reentrant autograd Function: calls what it is given."""
+
+        @staticmethod
+        def apply(function: Any, preserve_rng_state: bool, *args: Any) -> Any:
+            return function(*args)
+
+    names = {"_checkpoint_without_reentrant_generator": plain, "CheckpointFunction": Direct}
+    before = {name: getattr(home, name) for name in names if hasattr(home, name)}
+    for name in before:
+        setattr(home, name, names[name])
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            setattr(home, name, value)
+
+
+@contextmanager
 def frozen_context() -> Iterator[None]:
     """Gradients on in any caller's mode; attention by the kernels that have derivatives."""
     from torch.nn.attention import SDPBackend, sdpa_kernel
 
     fast = torch.backends.mha.get_fastpath_enabled()
-    with torch.inference_mode(False), torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):
+    grad = (torch.inference_mode(False), torch.enable_grad())
+    with grad[0], grad[1], sdpa_kernel(SDPBackend.MATH), _activations_kept():
         torch.backends.mha.set_fastpath_enabled(False)
         try:
             yield

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Callable
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -10,6 +12,22 @@ from torch import Tensor
 from catapult_ext.linops.engine import Frozen
 from catapult_ext.linops.policy import check_repeats
 from catapult_ext.linops.snapshot import Snapshot
+
+
+@cache
+def _trim() -> Callable[[int], int] | None:
+    try:
+        return ctypes.CDLL("libc.so.6").malloc_trim
+    except (OSError, AttributeError):
+        return None
+
+
+def _give_back() -> None:
+    """Returns the fragments of a freed chunk to the system, where the C library can (glibc)."""
+    trim = _trim()
+    if trim is not None:
+        trim(0)
+
 
 Make = Callable[[Snapshot], Frozen]
 
@@ -43,6 +61,7 @@ class StreamedFrozen(Frozen):
                 check_repeats(self.outputs[s], piece.outputs, self.snapshot.where)
             use(s, piece)
             del piece
+            _give_back()
 
     def rows_of(self, s: slice) -> slice:
         """Flat rows n*O + o of samples ``s``."""

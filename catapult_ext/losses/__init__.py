@@ -6,6 +6,7 @@ from catapult_ext.losses.factors import (
     DiagonalFactor,
     OutputFactor,
     OutputHessian,
+    RankOneFactor,
     SoftmaxFactor,
 )
 from catapult_ext.losses.loss import (
@@ -33,6 +34,7 @@ __all__ = [
     "Loss",
     "OutputFactor",
     "OutputHessian",
+    "RankOneFactor",
     "SoftmaxFactor",
     "SquaredLoss",
     "convert_lambda",

@@ -99,3 +99,20 @@ class SoftmaxFactor(OutputFactor):
         s = self.p.sqrt().unsqueeze(-1)
         inner = (self.p.unsqueeze(-1) * u).sum(1, keepdim=True)
         return self.root.unsqueeze(-1) * (s * u - s * inner)
+
+
+@dataclass(frozen=True, eq=False)
+class RankOneFactor(OutputFactor):
+    """S_n = s_n e_1', so that S_n S_n' = s_n s_n'."""
+
+    slope: Tensor  # (N, O)
+
+    def apply(self, u: Tensor) -> Tensor:
+        """See :class:`OutputFactor`."""
+        return self.slope.unsqueeze(-1) * u[:, :1]
+
+    def apply_t(self, u: Tensor) -> Tensor:
+        """See :class:`OutputFactor`."""
+        out = torch.zeros_like(u)
+        out[:, 0] = (self.slope.unsqueeze(-1) * u).sum(1)
+        return out

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from catapult_ext import _validate as v
+from catapult_ext.linops.precondition import inverse_preconditioner
 
 _WHERE = "learning_rate_window"
 
@@ -57,7 +58,7 @@ def rule_of(optimizer: Any, model: nn.Module) -> Rule:
         beta = float(group["betas"][0])
         decoupled = type(optimizer) is torch.optim.AdamW or group.get("decoupled_weight_decay")
         l2 = 0.0 if decoupled else float(group["weight_decay"])
-        scale = _adam_scale(optimizer, model, group)
+        scale = inverse_preconditioner(optimizer, model, None, _WHERE)
         return Rule(f"{type(optimizer).__name__}, its preconditioner held", _ema(beta), l2, scale)
     v.fail(
         _WHERE,
@@ -89,36 +90,3 @@ def _sgd(group: dict[str, Any]) -> Rule:
         return Rule(f"Nesterov, beta = {beta:g}", (2 + 2 * beta) / (1 + 2 * beta), l2)
     damping = 1 - float(group["dampening"])
     return Rule(f"heavy ball, beta = {beta:g}", 2 * (1 + beta) / damping, l2)
-
-
-def _adam_scale(optimizer: Any, model: nn.Module, group: dict[str, Any]) -> Tensor:
-    """1 / (sqrt(vhat) + eps), flat over the trainable parameters."""
-    second = "max_exp_avg_sq" if group.get("amsgrad") else "exp_avg_sq"
-    parts = []
-    for name, p in model.named_parameters():
-        if not p.requires_grad:
-            continue
-        state = optimizer.state.get(p, {})
-        v.require(
-            second in state,
-            _WHERE,
-            f"{type(optimizer).__name__} must have taken steps (or pass burn_in=)",
-            f"no state for {name}",
-        )
-        corrected = state[second] / (1 - float(group["betas"][1]) ** float(state["step"]))
-        parts.append((corrected.sqrt() + float(group["eps"])).reciprocal().reshape(-1))
-    return torch.cat(parts).detach()
-
-
-class Preconditioned:
-    """P^-1/2 (A + l2) P^-1/2 of an operator, which has the spectrum of P^-1 (A + l2)."""
-
-    def __init__(self, operator: Any, rule: Rule) -> None:
-        self._operator, self._l2 = operator, rule.l2
-        self.shape, self.dtype, self.device = operator.shape, operator.dtype, operator.device
-        assert rule.scale is not None
-        self._root = rule.scale.sqrt().to(dtype=self.dtype, device=self.device)[:, None]
-
-    def __matmul__(self, vectors: Tensor) -> Tensor:
-        inner = self._root * vectors
-        return self._root * (self._operator @ inner + self._l2 * inner)

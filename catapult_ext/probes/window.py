@@ -13,12 +13,12 @@ from torch import Tensor, nn
 
 from catapult_ext import _validate as v
 from catapult_ext.eig import eigsh
-from catapult_ext.linops import GGN
+from catapult_ext.linops import GGN, LinearOperator, Preconditioned
 from catapult_ext.losses import Loss, resolve
 from catapult_ext.models import has_batch_norm, with_batch_stats
 from catapult_ext.probes.observables import active_dropout, activity, hidden_width
 from catapult_ext.probes.phases import DEAD_FRACTION, divergence_cut
-from catapult_ext.probes.stability import Preconditioned, Rule, rule_of
+from catapult_ext.probes.stability import Rule, rule_of
 
 _WHERE = "learning_rate_window"
 # c_act: eta_max = c_act / lambda_0 by activation, for one hidden layer and for more. Ranges around
@@ -131,9 +131,10 @@ def learning_rate_window(
     rule = rule_of(optimizer, model)
     held = with_batch_stats(model, batch_stats, x) if has_batch_norm(model) else model
     operator = GGN(held, known, (x, y))
-    found = eigsh(
-        operator if rule.scale is None else Preconditioned(operator, rule), tol=tol, seed=seed
-    )
+    seen: LinearOperator = operator
+    if rule.scale is not None:
+        seen = Preconditioned.by(operator.shift(rule.l2) if rule.l2 else operator, rule.scale)
+    found = eigsh(seen, tol=tol, seed=seed)
     plain = rule.l2 if rule.scale is None else 0.0  # the preconditioned operator contains it
     lambda0, error = found.eigenvalues[0].item() + plain, found.errors[0].item()
     v.require(lambda0 > 0, _WHERE, "the curvature must be > 0 (a constant model?)", lambda0)

@@ -1,0 +1,37 @@
+"""The empirical Fisher matrix: the second moment of the gradients of single samples."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from catapult_ext.linops.frozen import Frozen
+from catapult_ext.linops.ggn import GGN
+from catapult_ext.losses import Loss, RankOneFactor
+
+
+class EmpiricalFisher(GGN):
+    """sum_n g_n g_n' / m, (P, P), g_n the gradient of sample n's own loss.
+
+    The loss is sum_n l_n / m with m its :meth:`~catapult_ext.losses.Loss.normaliser` (N for
+    ``half_mse`` and plain cross-entropy), and g_n = dl_n/dtheta.  Positive semi-definite, of rank
+    at most N; it is neither the Fisher matrix nor the Gauss-Newton matrix (Kunstner et al. 2019,
+    "Limitations of the Empirical Fisher Approximation").
+
+    Args:
+        model, loss, data, **options: see :class:`~catapult_ext.linops.ggn.GGN`; losses of
+            :func:`catapult_ext.losses.resolve` other than callables.
+    """
+
+    name = "EmpiricalFisher"
+
+    def _set_up(self, frozen: Frozen, loss: Loss, y: Tensor) -> None:
+        self._use(frozen)
+        self.loss = loss
+        targets = loss.targets(frozen.outputs, y)
+        m = loss.normaliser(frozen.outputs, targets)
+        with torch.inference_mode(False), torch.enable_grad():
+            f = frozen.outputs.clone().requires_grad_()
+            (slope,) = torch.autograd.grad(loss.value(f, targets), f)
+        self.factor = RankOneFactor(slope * m**0.5)
+        self.shape = (frozen.n_params, frozen.n_params)

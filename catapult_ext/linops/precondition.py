@@ -1,0 +1,124 @@
+"""Curvature as an adaptive optimizer sees it: P^-1/2 A P^-1/2, P from the optimizer's state."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from catapult_ext import _validate as v
+from catapult_ext.linops.base import LinearOperator
+
+_STATES = {
+    torch.optim.Adam: "exp_avg_sq",
+    torch.optim.AdamW: "exp_avg_sq",
+    torch.optim.NAdam: "exp_avg_sq",
+    torch.optim.RMSprop: "square_avg",
+    torch.optim.Adagrad: "sum",
+}
+
+
+class Preconditioned(LinearOperator):
+    """P^-1/2 A P^-1/2, (P, P): symmetric, with the spectrum of P^-1 A.
+
+    Its top eigenvalue is what 2 / eta is compared with in adaptive gradient methods (Cohen et al.
+    2022, "Adaptive Gradient Methods at the Edge of Stability", who add Adam's momentum factor
+    (1 + beta1) / (1 - beta1)).
+
+    Args:
+        operator: Hessian, GGN or a combination of them, of ``model``'s trainable parameters.
+        optimizer: Adam, AdamW, NAdam, RMSprop or Adagrad that has taken steps on ``model``.
+        model: the module the operator was made of.
+
+    Raises:
+        TypeError: another optimizer.
+        ValueError: a parameter without state, an operator of another size.
+    """
+
+    name = "Preconditioned"
+
+    def __init__(self, operator: LinearOperator, optimizer: Any, model: nn.Module) -> None:
+        held = getattr(operator, "snapshot", None)
+        held = getattr(getattr(operator, "frozen", None), "snapshot", held)
+        names = None if held is None else held.names
+        self._set_up(operator, inverse_preconditioner(optimizer, model, names, self.name))
+
+    @classmethod
+    def by(cls, operator: LinearOperator, inverse: Tensor) -> Preconditioned:
+        """The same with the diagonal of P^-1, (P,), given."""
+        self = cls.__new__(cls)
+        self._set_up(operator, inverse)
+        return self
+
+    def _set_up(self, operator: LinearOperator, inverse: Tensor) -> None:
+        fits = tuple(operator.shape) == (len(inverse),) * 2
+        text = f"the operator must be over all {len(inverse)} preconditioned parameters"
+        v.require(fits, self.name, text, tuple(operator.shape))
+        self.operator, self.columns = operator, operator.columns
+        self.shape, self.dtype, self.device = operator.shape, operator.dtype, operator.device
+        self._root = inverse.detach().to(operator.device, operator.dtype).sqrt()[:, None]
+
+    def _matmat(self, vectors: Tensor) -> Tensor:
+        return self._root * self.operator._product(self._root * vectors)
+
+    def dense(self) -> Tensor:
+        """The matrix (P, P)."""
+        return self._root * self.operator.dense() * self._root.T
+
+    def diagonal(self) -> Tensor:
+        """The diagonal (P,)."""
+        return self._root[:, 0].square() * self.operator.diagonal()
+
+
+def inverse_preconditioner(
+    optimizer: Any,
+    model: nn.Module,
+    names: Sequence[str] | None = None,
+    where: str = "Preconditioned",
+) -> Tensor:
+    """Diagonal of P^-1, (P,): 1 / (sqrt(v) + eps), v the optimizer's (corrected) second moment.
+
+    Args:
+        optimizer: see :class:`Preconditioned`.
+        model: whose parameters it trains.
+        names: of the parameters to take, in order; None: all trainable ones.
+        where: the public function named in errors.
+    """
+    kind = type(optimizer)
+    if kind not in _STATES:
+        known = ", ".join(k.__name__ for k in _STATES)
+        v.fail(where, f"optimizer must be one of {known}", kind.__name__, TypeError)
+    groups = {id(p): group for group in optimizer.param_groups for p in group["params"]}
+    own = dict(model.named_parameters())
+    chosen = [n for n, p in own.items() if p.requires_grad] if names is None else names
+    parts = []
+    for name in chosen:
+        p = own.get(name)
+        v.require(p is not None, where, "parameters must be the model's", name)
+        assert p is not None
+        group = groups.get(id(p), {})
+        key = "max_exp_avg_sq" if group.get("amsgrad") else _STATES[kind]
+        state = optimizer.state.get(p, {})
+        # Adagrad starts with a filled state; its step tells whether one was taken
+        taken = key in state and float(state.get("step", 1)) > 0
+        v.require(
+            taken,
+            where,
+            f"{kind.__name__} must have taken steps (or pass burn_in=)"
+            if where == "learning_rate_window"
+            else f"{kind.__name__} must have taken steps",
+            f"no state for {name}",
+        )
+        parts.append((_root_of(state, group, key) + float(group["eps"])).reciprocal().reshape(-1))
+    return torch.cat(parts).detach()
+
+
+def _root_of(state: dict[str, Any], group: dict[str, Any], key: str) -> Tensor:
+    second = state[key]
+    if "betas" in group:
+        second = second / (1 - float(group["betas"][1]) ** float(state["step"]))
+    if group.get("centered"):
+        second = (second - state["grad_avg"].square()).clamp_min(0)
+    return second.sqrt()
