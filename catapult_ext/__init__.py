@@ -13,7 +13,17 @@ from catapult_ext.eig import (
     trace,
 )
 from catapult_ext.experiments import SweepResult, sweep
-from catapult_ext.linops import GGN, NTK, EmpiricalFisher, Hessian, Jacobian, Preconditioned
+from catapult_ext.linops import (
+    GGN,
+    NTK,
+    EmpiricalFisher,
+    Hessian,
+    Jacobian,
+    Preconditioned,
+    StreamedGGN,
+    StreamedHessian,
+    StreamedNTK,
+)
 from catapult_ext.losses import convert_lambda
 from catapult_ext.probes import CurvatureTracker, LearningRateWindow, learning_rate_window
 
@@ -31,6 +41,9 @@ __all__ = [
     "LearningRateWindow",
     "Preconditioned",
     "SpectralDensity",
+    "StreamedGGN",
+    "StreamedHessian",
+    "StreamedNTK",
     "SweepResult",
     "TopTracker",
     "__version__",

@@ -8,6 +8,7 @@ from catapult_ext.linops.ggn import GGN
 from catapult_ext.linops.hessian import Hessian
 from catapult_ext.linops.jacobian import Jacobian
 from catapult_ext.linops.ntk import NTK
+from catapult_ext.linops.over_batches import StreamedGGN, StreamedHessian, StreamedNTK
 from catapult_ext.linops.plan import Plan
 from catapult_ext.linops.precondition import Preconditioned
 
@@ -22,5 +23,8 @@ __all__ = [
     "LinearOperator",
     "Plan",
     "Preconditioned",
+    "StreamedGGN",
+    "StreamedHessian",
+    "StreamedNTK",
     "freeze",
 ]

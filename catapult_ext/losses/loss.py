@@ -41,6 +41,11 @@ class Loss(ABC):
     name: str
     convex: bool = True
 
+    @property
+    @abstractmethod
+    def averages(self) -> bool:
+        """Whether the value is a sum over samples divided by :meth:`normaliser`, which adds up."""
+
     def __call__(self, f: Tensor, y: Tensor) -> Tensor:
         """Loss value, a scalar tensor; f (N, O), differentiable."""
         return self.value(f, self.targets(f, y))
@@ -108,6 +113,11 @@ class SquaredLoss(Loss):
     weight: float
     per: str
 
+    @property
+    def averages(self) -> bool:
+        """See :class:`Loss`."""
+        return self.per != "none"
+
     def targets(self, f: Tensor, y: Tensor) -> Tensor:
         """See :class:`Loss`."""
         return _float_targets(self.name, f, y)
@@ -138,6 +148,11 @@ class CrossEntropy(Loss):
 
     module: nn.CrossEntropyLoss
     name: str = "CrossEntropyLoss"
+
+    @property
+    def averages(self) -> bool:
+        """See :class:`Loss`."""
+        return self.module.reduction == "mean"
 
     def targets(self, f: Tensor, y: Tensor) -> Tensor:
         """See :class:`Loss`."""
@@ -217,6 +232,11 @@ class BinaryCrossEntropy(Loss):
     module: nn.BCEWithLogitsLoss
     name: str = "BCEWithLogitsLoss"
 
+    @property
+    def averages(self) -> bool:
+        """See :class:`Loss`."""
+        return self.module.reduction == "mean"
+
     def targets(self, f: Tensor, y: Tensor) -> Tensor:
         """See :class:`Loss`."""
         return _float_targets(self.name, f, y)
@@ -262,6 +282,13 @@ class CallableLoss(Loss):
     fn: Callable[[Tensor, Tensor], Tensor]
     name: str
     convex: bool = False
+
+    @property
+    def averages(self) -> bool:
+        """Unknown: raises ValueError."""
+        raise ValueError(
+            f"catapult_ext.losses: whether a loss averages is known for {ACCEPTED}, got {self.name}"
+        )
 
     def targets(self, f: Tensor, y: Tensor) -> Tensor:
         """See :class:`Loss`."""

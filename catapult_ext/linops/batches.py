@@ -1,0 +1,80 @@
+"""A data set as batches that can be read again and again, each checked to be the one it was."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_leaves
+
+from catapult_ext import _validate as v
+
+
+class Batches:
+    """Batches of an iterable, or one batch that is held.
+
+    Args:
+        data: a tensor, tuple or mapping is one batch, held in memory; anything else is iterated
+            over anew for every pass: a DataLoader (without shuffling), a list, an object whose
+            ``__iter__`` starts again.
+        where: the public function named in errors.
+
+    Raises:
+        TypeError: not iterable, or an iterator that can be read only once.
+    """
+
+    def __init__(self, data: Any, where: str) -> None:
+        self._where = where
+        self.held = isinstance(data, (Tensor, tuple, Mapping))
+        if not self.held:
+            if not isinstance(data, Iterable):
+                v.fail(where, "data must be a batch or iterable", type(data).__name__, TypeError)
+            if iter(data) is data:
+                v.fail(
+                    where,
+                    "data is read once per product: give a list, a DataLoader or an object whose "
+                    "__iter__ starts again",
+                    type(data).__name__,
+                    TypeError,
+                )
+        self._data: Iterable[Any] = [data] if self.held else data
+        self._marks: list[int] | None = None
+
+    def __iter__(self) -> Iterator[Any]:
+        """One pass.
+
+        Raises:
+            RuntimeError: it differs from the first one.
+        """
+        marks: list[int] = []
+        for i, batch in enumerate(self._data):
+            mark = 0 if self.held else _fingerprint(batch)
+            if self._marks is not None and (i >= len(self._marks) or mark != self._marks[i]):
+                self._changed(f"batch {i} is another one")
+            marks.append(mark)
+            yield batch
+        if self._marks is not None and len(marks) < len(self._marks):
+            self._changed(f"{len(marks)} batches instead of {len(self._marks)}")
+        self._marks = marks
+
+    def _changed(self, how: str) -> None:
+        raise RuntimeError(
+            f"catapult_ext.{self._where}: the data changed between two passes ({how}); "
+            "turn off shuffling and random augmentation"
+        )
+
+
+def _fingerprint(batch: Any) -> int:
+    """CRC of every tensor of the batch, shapes included."""
+    mark = 0
+    for leaf in tree_leaves(batch):
+        if isinstance(leaf, Tensor):
+            mark = zlib.crc32(repr((tuple(leaf.shape), leaf.dtype)).encode(), mark)
+            data = leaf.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
+            mark = zlib.crc32(memoryview(data.numpy()), mark)
+        else:
+            mark = zlib.crc32(repr(leaf).encode(), mark)
+    return mark

@@ -1,0 +1,226 @@
+"""NTK, GGN and Hessian of data that comes in batches, on one process or shared out over ranks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from catapult_ext import _validate as v
+from catapult_ext.linops.base import Dual, LinearOperator
+from catapult_ext.linops.frozen import Options
+from catapult_ext.linops.ggn import GGN, DualGGN, unpack
+from catapult_ext.linops.hessian import Hessian
+from catapult_ext.linops.ntk import NTK
+from catapult_ext.linops.streaming import Streamed
+from catapult_ext.losses import Loss, OutputFactor, resolve
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+
+class StreamedNTK(Streamed):
+    """Theta = J J' of all samples, (N*O, N*O), rows in the order of batches, rank after rank.
+
+    Args:
+        model: any module; DDP and FSDP2 wrappers are undone. A copy is kept: training it afterwards
+            changes nothing here.
+        data: inputs: one batch held in memory (tensor, tuple, mapping), or an iterable of them
+            that can be read again; of this rank where ``group`` is given.
+        group: None, ``"world"`` or a torch.distributed group; every rank makes the same calls.
+        **options: see :class:`~catapult_ext.linops.frozen.Options`.
+
+    Raises:
+        TypeError: data that can be read only once.
+        ValueError: ranks whose models, dtypes or outputs differ.
+        RuntimeError: data that changed between passes; a rank that failed (named) or was lost.
+
+    Cost:
+        Two passes over the data per block of columns, N*O*K values; one all-reduce of P*K values
+        and one all-gather of N*O*K.
+    """
+
+    name = "StreamedNTK"
+
+    def __init__(
+        self, model: nn.Module, data: Any, *, group: Any = None, **options: Unpack[Options]
+    ) -> None:
+        super().__init__(model, data, None, group, options)
+        n = self.n_samples * self.n_outputs
+        self.shape = (n, n)
+
+    def _operator(self, batch: Any) -> NTK:
+        return NTK(self._model, batch, **self._options)
+
+    def _measure(self, operator: NTK, batch: Any) -> tuple[int, int, float]:
+        return operator.frozen.n_samples, operator.frozen.n_outputs, 1.0
+
+    def _matmat(self, vectors: Tensor) -> Tensor:
+        mine, k = self._mine(vectors), vectors.shape[1]
+        total = vectors.new_zeros(self.n_params, k)
+        for operator, _, rows in self._each():
+            total += operator.frozen.vjp(mine[rows])
+        total = self.group.sum(total)
+        out = torch.empty_like(mine)
+        for operator, _, rows in self._each():
+            out[rows] = operator.frozen.jvp(total)
+        return self._stacked(out)
+
+
+class StreamedGGN(Streamed):
+    """J' H_L J of the loss over all samples, (P, P).
+
+    Args:
+        model: as for :class:`StreamedNTK`.
+        loss: a loss with a known normaliser (see :func:`catapult_ext.losses.resolve`).
+        data: ``(x, y)``, or an iterable of such pairs that can be read again.
+        group: as for :class:`StreamedNTK`.
+        **options: see :class:`~catapult_ext.linops.frozen.Options`.
+
+    Raises:
+        ValueError: also for a callable loss, whose normaliser is unknown.
+
+    Cost:
+        One pass per block of columns, memory of one batch, one all-reduce of P*K values. Where
+        every rank holds its data in memory and N*O < P, ``dual()`` works in sample space.
+    """
+
+    name = "StreamedGGN"
+
+    def __init__(
+        self,
+        model: nn.Module,
+        loss: object,
+        data: Any,
+        *,
+        group: Any = None,
+        **options: Unpack[Options],
+    ) -> None:
+        super().__init__(model, data, resolve(loss), group, options)
+        self.shape = (self.n_params, self.n_params)
+        held = [one and self.batches.held for one in self.group.everyone(self._has_factor())]
+        self._small = all(held) and self.n_samples * self.n_outputs < self.n_params
+
+    def _has_factor(self) -> bool:
+        return all(isinstance(op.factor, OutputFactor) for op in self._operators)
+
+    def _operator(self, batch: Any) -> GGN:
+        return GGN(self._model, self._loss, unpack(batch, self.name), **self._options)
+
+    def _measure(self, operator: GGN, batch: Any) -> tuple[int, int, float]:
+        frozen = operator.frozen
+        part = 1.0
+        if self._averages:
+            part = operator.loss.normaliser(frozen.outputs, unpack(batch, self.name)[1])
+        return frozen.n_samples, frozen.n_outputs, part
+
+    def _matmat(self, vectors: Tensor) -> Tensor:
+        out = vectors.new_zeros(vectors.shape)
+        for operator, weight, _ in self._each():
+            out.add_(operator @ vectors, alpha=weight)
+        return self.group.sum(out)
+
+    def dual(self) -> Dual | None:
+        """S' Theta S, (N*O, N*O), where the data are in memory and that is the smaller space."""
+        if not self._small:
+            return None
+        small = _StreamedDual(self)
+        return Dual(small, small.lift, small.restrict)
+
+
+class _StreamedDual(LinearOperator):
+    """The non-zero spectrum of a :class:`StreamedGGN` in sample space, S S' = H_L."""
+
+    name = "StreamedDualGGN"
+
+    def __init__(self, ggn: StreamedGGN) -> None:
+        self._ggn = ggn
+        n = ggn.n_samples * ggn.n_outputs
+        self.shape, self.dtype, self.device = (n, n), ggn.dtype, ggn.device
+
+    def _each(self) -> Iterator[tuple[DualGGN, float, slice]]:
+        for operator, weight, rows in self._ggn._each():
+            yield DualGGN(operator.frozen, operator.factor), weight**0.5, rows
+
+    def lift(self, vectors: Tensor) -> Tensor:
+        """J' S u: (N*O, K) to (P, K)."""
+        mine = self._ggn._mine(vectors)
+        out = vectors.new_zeros(self._ggn.n_params, vectors.shape[1])
+        for dual, root, rows in self._each():
+            out.add_(dual.lift(mine[rows]), alpha=root)
+        return self._ggn.group.sum(out)
+
+    def restrict(self, vectors: Tensor) -> Tensor:
+        """S' J t: (P, K) to (N*O, K)."""
+        mine = self._ggn.counts[self._ggn.group.rank] * self._ggn.n_outputs
+        out = vectors.new_empty(mine, vectors.shape[1])
+        for dual, root, rows in self._each():
+            out[rows] = root * dual.restrict(vectors)
+        return self._ggn._stacked(out)
+
+    def _matmat(self, vectors: Tensor) -> Tensor:
+        return self.restrict(self.lift(vectors))
+
+
+class StreamedHessian(Streamed):
+    """Second derivatives of the loss over all samples, (P, P).
+
+    Args:
+        model: as for :class:`StreamedNTK`.
+        loss: as for :class:`~catapult_ext.Hessian`; a callable also needs ``reduction``.
+        data: ``(x, y)``, or an iterable of such pairs that can be read again.
+        reduction: ``"mean"`` or ``"sum"``: what a callable does over the samples it is given.
+        group: as for :class:`StreamedNTK`.
+        **options: see :class:`~catapult_ext.linops.frozen.Options`.
+
+    Raises:
+        ValueError: also for a callable without ``reduction``.
+
+    Cost:
+        One pass per block of columns, memory of one batch, one all-reduce of P*K values.
+    """
+
+    name = "StreamedHessian"
+
+    def __init__(
+        self,
+        model: nn.Module,
+        loss: object,
+        data: Any,
+        *,
+        reduction: str | None = None,
+        group: Any = None,
+        **options: Unpack[Options],
+    ) -> None:
+        v.require(
+            reduction in (None, "mean", "sum"), self.name, "reduction must be 'mean' or 'sum'",
+            repr(reduction),
+        )  # fmt: skip
+        self._reduction = reduction
+        super().__init__(model, data, resolve(loss), group, options)
+        self.shape = (self.n_params, self.n_params)
+
+    def _averaging(self, loss: Loss) -> bool:
+        return loss.averages if self._reduction is None else self._reduction == "mean"
+
+    def _operator(self, batch: Any) -> Hessian:
+        return Hessian(self._model, self._loss, unpack(batch, self.name), **self._options)
+
+    def _measure(self, operator: Hessian, batch: Any) -> tuple[int, int, float]:
+        y = unpack(batch, self.name)[1]
+        n = operator.snapshot.n_samples
+        with torch.no_grad():
+            f = operator.snapshot.plain_outputs(slice(0, n))
+        part = 1.0
+        if self._averages:
+            known = self._reduction is None
+            part = operator.loss.normaliser(f, y) if known else float(n)
+        return f.shape[0], f.shape[1], part
+
+    def _matmat(self, vectors: Tensor) -> Tensor:
+        out = vectors.new_zeros(vectors.shape)
+        for operator, weight, _ in self._each():
+            out.add_(operator @ vectors, alpha=weight)
+        return self.group.sum(out)
