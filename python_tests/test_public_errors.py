@@ -46,6 +46,9 @@ CALLS = {
     "NTK": (cx.NTK, {"model": MODEL, "x": X, "x2": X[:2], "engine": "autograd", "params": "0.*"}),
     "GGN": (cx.GGN, {"model": MODEL, "loss": "half_mse", "data": (X, Y)}),
     "Hessian": (cx.Hessian, {"model": MODEL, "loss": "half_mse", "data": (X, Y)}),
+    "StreamedNTK": (cx.StreamedNTK, {"model": MODEL, "data": [X, X]}),
+    "StreamedGGN": (cx.StreamedGGN, {"model": MODEL, "loss": "half_mse", "data": [(X, Y)]}),
+    "StreamedHessian": (cx.StreamedHessian, {"model": MODEL, "loss": "half_mse", "data": [(X, Y)]}),
     "eigsh": (
         cx.eigsh,
         {"A": A, "k": 2, "which": "LA", "tol": 1e-3, "maxiter": 50, "v0": rand(6), "seed": 0},

@@ -67,14 +67,19 @@ class Batches:
         )
 
 
+def crc(values: Tensor, mark: int = 0) -> int:
+    """CRC of a tensor's bytes, continued from ``mark``."""
+    data = values.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
+    return zlib.crc32(data.numpy().data, mark)
+
+
 def _fingerprint(batch: Any) -> int:
     """CRC of every tensor of the batch, shapes included."""
     mark = 0
     for leaf in tree_leaves(batch):
         if isinstance(leaf, Tensor):
             mark = zlib.crc32(repr((tuple(leaf.shape), leaf.dtype)).encode(), mark)
-            data = leaf.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
-            mark = zlib.crc32(memoryview(data.numpy()), mark)
+            mark = crc(leaf, mark)
         else:
             mark = zlib.crc32(repr(leaf).encode(), mark)
     return mark

@@ -16,13 +16,13 @@ from torch import nn
 from catapult_ext import _validate as v
 from catapult_ext.linops.autograd import AutogradFrozen, LinearizeFrozen
 from catapult_ext.linops.chain import ChainTracer
+from catapult_ext.linops.chunks import ChunkedFrozen
 from catapult_ext.linops.engine import Frozen
 from catapult_ext.linops.layers import LayersFrozen
 from catapult_ext.linops.meter import Meter, OverBudget
 from catapult_ext.linops.plan import Build, Plan, Planner, parse_budget
 from catapult_ext.linops.policy import Policy
 from catapult_ext.linops.snapshot import Hook, Inputs, Snapshot
-from catapult_ext.linops.streamed import StreamedFrozen
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -142,7 +142,7 @@ def planner_of(
 def _planned(held: Snapshot, plan: Plan, engine: str | None, options: Options) -> Frozen:
     check = options.get("check", True)
     if plan.samples < plan.n_samples:
-        return StreamedFrozen(held, plan.samples, lambda part: _engine(part, engine), check)
+        return ChunkedFrozen(held, plan.samples, lambda part: _engine(part, engine), check)
     return _checked(_engine(held, engine), check)
 
 

@@ -35,7 +35,7 @@ class Group:
         self.size = 1 if alone else dist.get_world_size(self.group)
         self.bytes = {"all_reduce": 0, "all_gather": 0}
         self._beats, self._key = 0, f"catapult_ext/{next(_count)}"
-        self._store = None if alone else dist.distributed_c10d._get_default_store()
+        self._store: Any = None if alone else dist.distributed_c10d._get_default_store()
 
     def sum(self, values: Tensor) -> Tensor:
         """Sum over ranks, in place, the same bits on every rank."""

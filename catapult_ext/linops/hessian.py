@@ -11,13 +11,13 @@ from torch import Tensor, nn
 from catapult_ext import _validate as v
 from catapult_ext.linops.autograd import AutogradFrozen
 from catapult_ext.linops.base import LinearOperator
+from catapult_ext.linops.chunks import ChunkedFrozen
 from catapult_ext.linops.frozen import GRAPHS, Options, planned, planner_of, snapshot
 from catapult_ext.linops.ggn import unpack
 from catapult_ext.linops.hvp import MODES, ForwardHVP, ReverseHVP, StreamedHVP
 from catapult_ext.linops.meter import Meter, OverBudget
 from catapult_ext.linops.plan import Plan, Planner
 from catapult_ext.linops.snapshot import Snapshot
-from catapult_ext.linops.streamed import StreamedFrozen
 from catapult_ext.losses import Loss, resolve
 
 if TYPE_CHECKING:
@@ -111,7 +111,7 @@ class Hessian(LinearOperator):
         if plan is not None and plan.samples < plan.n_samples:
             right = self._hvp is None
             v.require(right, self.name, "hvp must be None where samples go in chunks", self._hvp)
-            frozen = StreamedFrozen(held, plan.samples, AutogradFrozen, check)
+            frozen = ChunkedFrozen(held, plan.samples, AutogradFrozen, check)
             return StreamedHVP(frozen, self.loss, self._targets)
         outputs = held.forward()
         if check:

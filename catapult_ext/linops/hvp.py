@@ -9,10 +9,10 @@ from torch import Tensor
 
 from catapult_ext import _validate as v
 from catapult_ext.linops.autograd import AutogradFrozen
+from catapult_ext.linops.chunks import ChunkedFrozen
 from catapult_ext.linops.engine import Frozen
 from catapult_ext.linops.policy import frozen_context
 from catapult_ext.linops.snapshot import Snapshot, require_second_derivatives
-from catapult_ext.linops.streamed import StreamedFrozen
 from catapult_ext.losses import AutogradHessian, Loss
 
 MODES = ("reverse", "forward")
@@ -91,7 +91,7 @@ class StreamedHVP:
     couple samples; one product passes all chunks twice.
     """
 
-    def __init__(self, frozen: StreamedFrozen, loss: Loss, y: Any) -> None:
+    def __init__(self, frozen: ChunkedFrozen, loss: Loss, y: Any) -> None:
         self._frozen = frozen
         snapshot = frozen.snapshot
         with frozen_context():

@@ -11,12 +11,11 @@ import zlib
 from collections.abc import Iterator
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from catapult_ext import _validate as v
 from catapult_ext.linops.base import LinearOperator
-from catapult_ext.linops.batches import Batches
+from catapult_ext.linops.batches import Batches, crc
 from catapult_ext.linops.frozen import Options
 from catapult_ext.linops.ggn import GGN, unpack
 from catapult_ext.linops.group import Group
@@ -34,6 +33,9 @@ class Streamed(LinearOperator):
         passes: readings of the data so far.
         group: the ranks, with the bytes sent so far (``group.bytes``).
     """
+
+    _averages: bool
+    _operators: list[Any]
 
     def __init__(
         self, model: nn.Module, data: Any, loss: Loss | None, group: Any, options: Options
@@ -60,10 +62,12 @@ class Streamed(LinearOperator):
         self, model: nn.Module, data: Any, loss: Loss | None, options: Options
     ) -> dict[str, Any]:
         """The first pass over this rank's data: counts, normalisers, and what must agree."""
+        if not isinstance(model, nn.Module):
+            v.fail(self.name, "model must be a torch.nn.Module", type(model).__name__, TypeError)
         self._model, self._loss = own_copy(model), loss
         self._options: Options = options
         self.batches = Batches(data, self.name)
-        self._operators: list[NTK | GGN | Hessian] = []
+        self._operators = []
         self._parts: list[float] = []
         self._averages = loss is not None and self._averaging(loss)
         names = [(n, tuple(p.shape)) for n, p in self._model.named_parameters() if p.requires_grad]
@@ -158,6 +162,5 @@ def _samples(operator: NTK | GGN | Hessian) -> int:
 def _checksum(parameters: list[nn.Parameter]) -> int:
     mark = 0
     for p in parameters:
-        data = p.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
-        mark = zlib.crc32(memoryview(data.numpy()), mark)
+        mark = crc(p, mark)
     return mark

@@ -32,7 +32,7 @@ def _rebuilt(module: nn.Module, memo: dict[int, nn.Module | Tensor]) -> nn.Modul
     from torch.distributed.fsdp import FSDPModule
 
     wrapped = isinstance(module, FSDPModule)
-    new = nn.Module.__new__(cls.__bases__[1] if wrapped else cls)
+    new: nn.Module = nn.Module.__new__(cls.__bases__[1] if wrapped else cls)
     memo[id(module)] = new
     own = {name: value for name, value in vars(module).items() if "fsdp" not in name.lower()}
     new.__dict__.update(own)
@@ -47,7 +47,7 @@ def _rebuilt(module: nn.Module, memo: dict[int, nn.Module | Tensor]) -> nn.Modul
     return new
 
 
-def _whole(parameter: Tensor | None, memo: dict[int, nn.Module | Tensor]) -> Tensor | None:
+def _whole(parameter: Tensor | None, memo: dict[int, nn.Module | Tensor]) -> nn.Parameter | None:
     if parameter is None:
         return None
     if id(parameter) not in memo:

@@ -32,7 +32,7 @@ def _give_back() -> None:
 Make = Callable[[Snapshot], Frozen]
 
 
-class StreamedFrozen(Frozen):
+class ChunkedFrozen(Frozen):
     """J' and J as sums and stacks over chunks of samples, one of which is held at a time.
 
     Args:
@@ -49,9 +49,9 @@ class StreamedFrozen(Frozen):
         super().__init__(snapshot, torch.cat([snapshot.plain_outputs(s) for s in self._slices]))
         self.engine = make(snapshot.part(slice(0, 1))).engine
 
-    def rebuilt(self, snapshot: Snapshot) -> StreamedFrozen:
+    def rebuilt(self, snapshot: Snapshot) -> ChunkedFrozen:
         """The same chunks of another snapshot (as in bfloat16)."""
-        return StreamedFrozen(snapshot, self._samples, self._make, False)
+        return ChunkedFrozen(snapshot, self._samples, self._make, False)
 
     def each(self, use: Callable[[slice, Frozen], None]) -> None:
         """Freeze one chunk after another and ``use`` it; only one is alive at a time."""
