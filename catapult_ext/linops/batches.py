@@ -51,7 +51,7 @@ class Batches:
         """
         marks: list[int] = []
         for i, batch in enumerate(self._data):
-            mark = 0 if self.held else _fingerprint(batch)
+            mark = 0 if self.held else _fingerprint(batch, self._where)
             if self._marks is not None and (i >= len(self._marks) or mark != self._marks[i]):
                 self._changed(f"batch {i} is another one")
             marks.append(mark)
@@ -73,11 +73,14 @@ def crc(values: Tensor, mark: int = 0) -> int:
     return zlib.crc32(data.numpy().data, mark)
 
 
-def _fingerprint(batch: Any) -> int:
+def _fingerprint(batch: Any, where: str) -> int:
     """CRC of every tensor of the batch, shapes included."""
     mark = 0
     for leaf in tree_leaves(batch):
         if isinstance(leaf, Tensor):
+            if leaf.layout != torch.strided or leaf.is_meta:
+                held = f"{leaf.layout} on {leaf.device}"
+                v.fail(where, "tensors of a batch must be dense and hold values", held, TypeError)
             mark = zlib.crc32(repr((tuple(leaf.shape), leaf.dtype)).encode(), mark)
             mark = crc(leaf, mark)
         else:
