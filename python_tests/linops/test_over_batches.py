@@ -1,5 +1,10 @@
 """Operators of data in batches: equal to those of the whole data in memory, to 1e-12."""
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 from torch import nn
@@ -145,3 +150,42 @@ def test_bad_data():
     close(cx.StreamedGGN(model, "half_mse", empty) @ v, cx.GGN(model, "half_mse", (x, y)) @ v)
     with pytest.raises(RuntimeError, match="init_process_group"):
         cx.StreamedGGN(model, "half_mse", (x, y), group="world")
+
+
+class Generated:
+    """n samples made batch by batch, the same ones in every pass."""
+
+    def __init__(self, n, batch=500):
+        self.n, self.batch = n, batch
+
+    def __iter__(self):
+        for start in range(0, self.n, self.batch):
+            generator = torch.Generator().manual_seed(start)
+            x = torch.randn(self.batch, 20, generator=generator)
+            yield x, x[:, :2].sin()
+
+
+def peak_of_streaming(n):
+    """Peak resident bytes of a process that makes one product over n samples."""
+    code = (
+        "import resource, torch, catapult_ext as cx, test_over_batches as t\n"
+        "torch.manual_seed(0); torch.set_num_threads(1)\n"
+        "net = torch.nn.Sequential("
+        "torch.nn.Linear(20, 32), torch.nn.Tanh(), torch.nn.Linear(32, 2))\n"
+        f"G = cx.StreamedGGN(net, 'half_mse', t.Generated({n}))\n"
+        "assert torch.isfinite(G @ torch.ones(G.shape[0])).all()\n"
+        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"
+    )
+    paths = [str(Path(__file__).parent), str(Path(cx.__file__).parents[1])]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return int(done.stdout)
+
+
+@pytest.mark.parametrize("n", [20_000, pytest.param(1_000_000, marks=pytest.mark.nightly)])
+def test_memory_does_not_grow_with_the_samples(n):
+    few, many = peak_of_streaming(1000), peak_of_streaming(n)
+    assert many <= 1.05 * few, (few, many)
