@@ -67,6 +67,19 @@ def sweep_progress(resume_with: str) -> Iterator[Progress]:
         sys.exit(130)
 
 
+@contextmanager
+def launched_ranks() -> Iterator[tuple[str | None, bool]]:
+    """Under torchrun its group, ``"world"``, and whether this rank talks; else None and True."""
+    import torch.distributed as dist
+
+    if not (dist.is_available() and dist.is_torchelastic_launched()):
+        yield None, True
+        return
+    dist.init_process_group("gloo")
+    yield "world", dist.get_rank() == 0
+    dist.destroy_process_group()
+
+
 class _Bars(Progress):
     """One bar over the learning rates, one over the steps of the present rate."""
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import shlex
 import sys
+from contextlib import nullcontext
 from enum import Enum
 from pathlib import Path
 from typing import Any
 
 from catapult_ext import data, models
 from catapult_ext._validate import fail
-from catapult_ext.cli.console import print_result, sweep_progress
+from catapult_ext.cli.console import launched_ranks, print_result, sweep_progress
 from catapult_ext.experiments.sweep import SweepConfig, run
 
 
@@ -64,7 +65,10 @@ def register(app: Any, typer: Any) -> None:
         linearised: bool = option(False, "--linearised", help="Also sweep the linearised net."),
         seed: int = option(0, help="Of weights and data."),
     ) -> None:
-        """Train one network at many learning rates and follow its curvature."""
+        """Train one network at many learning rates and follow its curvature.
+
+        Started by torchrun, the ranks share out the rates.
+        """
         config = SweepConfig(
             c=rates(c, "--c"), eta=rates(eta, "--eta"), steps=steps, linearised=linearised
         )
@@ -93,8 +97,19 @@ def register(app: Any, typer: Any) -> None:
         folder = out if out is not None else Path("catapult-runs") / name
         command = "catapult-ext " + shlex.join(a for a in sys.argv[1:] if a != "--fresh")
         title = f"Learning-rate sweep: {model_name.value} on {found.name}"
-        with sweep_progress(command) as progress:
-            result = run(
-                config, model, found, loss, out=folder, fresh=fresh, title=title, progress=progress
-            )
-        print_result(result, title)
+        with launched_ranks() as (group, talks):
+            bars = sweep_progress(command) if talks else nullcontext(None)
+            with bars as progress:
+                result = run(
+                    config,
+                    model,
+                    found,
+                    loss,
+                    out=folder,
+                    fresh=fresh,
+                    title=title,
+                    progress=progress,
+                    group=group,
+                )
+        if talks:
+            print_result(result, title)

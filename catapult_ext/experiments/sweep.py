@@ -20,6 +20,7 @@ from catapult_ext.experiments import storage
 from catapult_ext.experiments.checks import WHERE, check_problem
 from catapult_ext.experiments.curvature import top_space
 from catapult_ext.experiments.linearised import linearised_sweep
+from catapult_ext.experiments.ranks import Ranks
 from catapult_ext.experiments.result import SweepResult
 from catapult_ext.experiments.summary import summarise, verdict_of
 from catapult_ext.experiments.training import Problem, descend, probe_schedule
@@ -104,6 +105,7 @@ def sweep(
     out: Path | str | None = None,
     fresh: bool = False,
     progress: Progress | None = None,
+    group: Any = None,
     **settings: Any,
 ) -> SweepResult:
     """Train ``model`` by full-batch gradient descent at each learning rate, from the same start.
@@ -122,6 +124,8 @@ def sweep(
             extra ``experiments``). None keeps the results in memory only.
         fresh: start anew in a folder that holds an earlier run.
         progress: told what happens.
+        group: None, ``"world"`` or a torch.distributed group, whose ranks share out the rates;
+            every rank makes the same call with the same ``out``, which all must see.
         **settings: the other fields of :class:`SweepConfig`.
 
     Returns:
@@ -131,8 +135,8 @@ def sweep(
         TypeError: wrong types or dtypes, both or none of c and eta.
         ValueError: rates <= 0, sizes that do not fit, outputs that are not (N, O), a loss without a
             Gauss-Newton matrix.
-        RuntimeError: a run folder that cannot be used (``runs.RunFolderError``), or matplotlib
-            missing with ``out``.
+        RuntimeError: a rank that failed or was lost (named); a run folder that cannot be used
+            (``runs.RunFolderError``), or matplotlib missing with ``out``.
 
     Cost:
         One forward and backward pass per step and rate, and a warm-started eigenvalue solve per
@@ -145,7 +149,14 @@ def sweep(
         **settings,
     )
     return run(
-        config, model, as_dataset(data, WHERE), loss, out=out, fresh=fresh, progress=progress
+        config,
+        model,
+        as_dataset(data, WHERE),
+        loss,
+        out=out,
+        fresh=fresh,
+        progress=progress,
+        group=group,
     )
 
 
@@ -166,6 +177,7 @@ def run(
     fresh: bool = False,
     title: str = "Learning-rate sweep",
     progress: Progress | None = None,
+    group: Any = None,
 ) -> SweepResult:
     """:func:`sweep` with its settings in a :class:`SweepConfig`."""
     resolved = check_problem(model, data, loss, config.linearised)
@@ -180,13 +192,37 @@ def run(
         "data": data.name,
         "data_digest": data.fingerprint(),
     }
+    if group is not None:
+        require(out is not None, WHERE, "group needs out, a run folder that all ranks see", out)
+        work = _Sweep(config, model, data, resolved, None, progress)
+        return _shared(group, identity, work, out, fresh, title)
     if out is None:
         return _Sweep(config, model, data, resolved, None, progress).result()
     storage.require_reports()
     with RunFolder(out, identity, environment=storage.environment(), fresh=fresh) as folder:
-        result = _Sweep(config, model, data, resolved, folder, progress).result()
-        progress.stage("writing the report")
-        storage.write_reports(folder, result, title)
+        return _Sweep(config, model, data, resolved, folder, progress).reported(title)
+
+
+def _shared(
+    group: Any, identity: dict[str, Any], work: _Sweep, out: Any, fresh: bool, title: str
+) -> SweepResult:
+    """One sweep on all ranks of ``group``: rank 0 opens the folder first, and reports last."""
+    storage.require_reports()
+    with Ranks(group, WHERE) as ranks:
+        first = ranks.rank == 0
+        if not first:
+            ranks.wait("open")
+        with RunFolder(
+            out,
+            identity,
+            environment=storage.environment(),
+            fresh=fresh and first,
+            joined=not first,
+        ) as folder:
+            ranks.tell("open")
+            work.folder, work.ranks = folder, ranks
+            result = work.reported(title) if first else work.result()
+            ranks.meet("end")
     return result
 
 
@@ -200,14 +236,26 @@ class _Sweep:
     loss: losses.Loss
     folder: RunFolder | None
     progress: Progress
+    ranks: Ranks | None = None
+
+    def reported(self, title: str) -> SweepResult:
+        """:meth:`result`, written to the folder."""
+        assert self.folder is not None
+        result = self.result()
+        self.progress.stage("writing the report")
+        storage.write_reports(self.folder, result, title)
+        return result
 
     def result(self) -> SweepResult:
         initial = self._load("initial")
-        names = [f"rate_{i:04d}" for i in range(len(self.config.c or self.config.eta or ()))]
+        rates = self.config.c or self.config.eta or ()
+        names = [f"rate_{i:04d}" for i in range(len(rates))]
         parts = {n: self._load(n) for n in (*names, "linearised")}
         wanted = [*names, "linearised"] if self.config.linearised else names
         if initial is None or any(parts[n] is None for n in wanted):
             initial = self._compute(initial, names, parts)
+        if self.ranks is not None:
+            self._gather(wanted, parts)
         records: list[Any] = [parts[n] for n in names]
         both = parts["linearised"]
         linear = both["rates"] if self.config.linearised and both is not None else None
@@ -222,23 +270,57 @@ class _Sweep:
         start = time.perf_counter()
         problem, now = self._problem()
         if initial is None:
-            initial = self._save("initial", now, start)
+            initial = self._initial(now, start)
         rates = self.config.rates(initial["lambda0"])
         missing = [i for i, name in enumerate(names) if parts[name] is None]
         self.progress.begin([c for c, _ in rates], self.config.steps, len(names) - len(missing))
         for i in missing:
+            if not self._mine(names[i]):
+                continue
             c, eta = rates[i]
             self.progress.rate(i, c)
             start = time.perf_counter()
-            record = {"c": c, **descend(problem, eta, self.progress.step)}
+            record = {"c": c, **descend(problem, eta, self._step)}
             parts[names[i]] = record = self._save(names[i], record, start)
             self.progress.done(i, c, verdict_of(record, initial["lambda0"]).phase)
-        if self.config.linearised and parts["linearised"] is None:
+        if self.config.linearised and parts["linearised"] is None and self._mine("linearised"):
             self.progress.stage("the net linearised at the start")
             start = time.perf_counter()
             linear = {"rates": linearised_sweep(problem, [eta for _, eta in rates])}
             parts["linearised"] = self._save("linearised", linear, start)
         return initial
+
+    def _initial(self, found: dict[str, Any], start: float) -> dict[str, Any]:
+        """The start as rank 0 found and stored it: the same rates on all ranks."""
+        if self.ranks is None or self.ranks.rank == 0:
+            found = self._save("initial", found, start)
+        if self.ranks is not None:
+            if self.ranks.rank == 0:
+                self.ranks.tell("initial")
+            self.ranks.wait("initial")
+            found = self._load("initial") or found
+        return found
+
+    def _mine(self, name: str) -> bool:
+        return self.ranks is None or self.ranks.claim(name)
+
+    def _step(self, step: int, loss: float) -> None:
+        if self.ranks is not None:
+            self.ranks.check()
+        self.progress.step(step, loss)
+
+    def _gather(self, wanted: list[str], parts: dict[str, Any]) -> None:
+        """Wait for all ranks, read what they stored, and note their times on rank 0."""
+        assert self.ranks is not None
+        self.progress.stage("waiting for the other ranks")
+        self.ranks.meet("parts")
+        for name in wanted:
+            parts[name] = parts[name] or self._load(name)
+        if self.folder is not None and self.ranks.rank == 0:
+            for name in ("initial", *wanted):
+                seconds = self.ranks.told(f"seconds/{name}")
+                if seconds is not None:
+                    storage.note_time(self.folder, name, float(seconds))
 
     def _problem(self) -> tuple[Problem, dict[str, Any]]:
         model = copy.deepcopy(self.model)
@@ -276,7 +358,11 @@ class _Sweep:
         if self.folder is None:
             return record
         self.folder.save_part(name, record)
-        storage.note_time(self.folder, name, time.perf_counter() - start)
+        seconds = time.perf_counter() - start
+        if self.ranks is None:
+            storage.note_time(self.folder, name, seconds)
+        else:  # one file, which only rank 0 writes
+            self.ranks.tell(f"seconds/{name}", str(seconds))
         stored = self.folder.load_part(name)
         assert stored is not None
         return stored

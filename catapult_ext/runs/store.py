@@ -74,6 +74,8 @@ class RunFolder:
         path: the folder; created if missing, taken if empty or if it holds the same run.
         config: JSON-like configuration; its hash is the run's identity.
         environment: facts that are noted in config.json but are no part of the identity.
+        joined: this process shares the run of another one, which has opened the folder and holds
+            its lock.
         fresh: forget the finished parts and reports of an earlier run in this folder, whatever
             its configuration; files that no run wrote are never touched.
 
@@ -89,6 +91,7 @@ class RunFolder:
         *,
         environment: dict[str, Any] | None = None,
         fresh: bool = False,
+        joined: bool = False,
     ) -> None:
         self.path = Path(path)
         self.config = clean(config)
@@ -96,9 +99,9 @@ class RunFolder:
         self.environment = clean(environment or {})
         self.resumed = False
         self._lock: Any = None
-        self._open(fresh)
+        self._open(fresh, joined)
 
-    def _open(self, fresh: bool) -> None:
+    def _open(self, fresh: bool, joined: bool) -> None:
         held = self._identify()
         if held is not None and held.get("hash") != self.hash and not fresh:
             raise RunFolderError(
@@ -106,6 +109,13 @@ class RunFolder:
                 f"({_difference(held.get('config'), self.config)}); choose another --out or "
                 "--name, or pass --fresh to replace that run"
             )
+        if joined:
+            if held is None:
+                raise RunFolderError(
+                    f"catapult_ext.runs: {self.path} must be a folder that all ranks see"
+                )
+            self.resumed, self.started_in = True, held.get("environment") or {}
+            return
         try:
             (self.path / "parts").mkdir(parents=True, exist_ok=True)
             self._lock = _take_lock(self.path / ".lock")

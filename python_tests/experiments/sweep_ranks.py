@@ -1,0 +1,67 @@
+"""What one rank of the shared sweeps does: `python sweep_ranks.py MODE RANK SIZE STORE OUT`."""
+
+import datetime
+import os
+import sys
+
+import torch
+import torch.distributed as dist
+
+import catapult_ext as cx
+from catapult_ext.experiments import Progress, ranks
+
+C = (0.5, 1.0, 1.5, 2.2, 2.6, 3.0)
+SETTINGS = {"c": C, "steps": 40, "linearised": True}
+
+
+def problem():
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Linear(5, 64), torch.nn.Tanh(), torch.nn.Linear(64, 1))
+    x = torch.randn(24, 5)
+    return model, (x, x[:, :1].sin())
+
+
+class Fatal(Progress):
+    """Ends the process, or raises, at the first step of its second rate."""
+
+    def __init__(self, error=None):
+        self.error, self.rates = error, 0
+
+    def rate(self, index, c):
+        self.rates += 1
+
+    def step(self, step, loss):
+        if self.rates == 2:
+            if self.error is None:
+                os._exit(9)
+            raise self.error
+
+
+def main():
+    mode, rank, size, store, out = sys.argv[1], *map(int, sys.argv[2:4]), *sys.argv[4:]
+    torch.set_num_threads(1)
+    ranks.PATIENCE = 3.0
+    wait = datetime.timedelta(seconds=60)
+    dist.init_process_group(
+        "gloo", init_method=f"file://{store}", rank=rank, world_size=size, timeout=wait
+    )
+    last = rank == size - 1
+    model, data = problem()
+    progress = None
+    if last and mode == "lost":
+        progress = Fatal()
+    elif last and mode == "failed":
+        progress = Fatal(ValueError("no such luck"))
+    elif last and mode == "differs":
+        model[0].weight.data += 1
+    try:
+        found = cx.sweep(model, data, out=out, group="world", progress=progress, **SETTINGS)
+    except (RuntimeError, ValueError) as error:
+        print(error, flush=True)
+        os._exit(3)
+    print(found.summary["lambda0"], len(found.records))
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main()
