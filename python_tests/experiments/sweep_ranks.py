@@ -3,6 +3,7 @@
 import datetime
 import os
 import sys
+import time
 
 import torch
 import torch.distributed as dist
@@ -21,17 +22,24 @@ def problem():
     return model, (x, x[:, :1].sin())
 
 
-class Fatal(Progress):
-    """Ends the process, or raises, at the first step of its second rate."""
+class Slow(Progress):
+    """Leaves rates for the others."""
 
-    def __init__(self, error=None):
-        self.error, self.rates = error, 0
+    def step(self, step, loss):
+        time.sleep(0.05)
+
+
+class Fatal(Progress):
+    """Ends the process, or raises, in a rate of its own; of two ranks in its second one."""
+
+    def __init__(self, size, error=None):
+        self.error, self.left, self.rates = error, 2 if size == 2 else 1, 0
 
     def rate(self, index, c):
         self.rates += 1
 
     def step(self, step, loss):
-        if self.rates == 2:
+        if self.rates == self.left and step > 20:
             if self.error is None:
                 os._exit(9)
             raise self.error
@@ -47,11 +55,11 @@ def main():
     )
     last = rank == size - 1
     model, data = problem()
-    progress = None
+    progress = Slow() if mode in ("lost", "failed") else None
     if last and mode == "lost":
-        progress = Fatal()
+        progress = Fatal(size)
     elif last and mode == "failed":
-        progress = Fatal(ValueError("no such luck"))
+        progress = Fatal(size, ValueError("no such luck"))
     elif last and mode == "differs":
         model[0].weight.data += 1
     try:

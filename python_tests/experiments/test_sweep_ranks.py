@@ -104,22 +104,10 @@ def test_a_group_needs_a_folder_and_a_process_group(tmp_path):
 @pytest.mark.nightly
 def test_torchrun(tmp_path):
     """The command of docs/scaling.md: one result, printed once."""
-    options = [
-        "--c",
-        "0.5,2.2,3",
-        "--steps",
-        "20",
-        "--samples",
-        "32",
-        "--width",
-        "32",
-        "--depth",
-        "1",
-        "--out",
-    ]
+    options = "--c 0.5,2.2,3 --steps 20 --samples 32 --width 32 --depth 1".split()  # noqa: SIM905
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node"]
     done = subprocess.run(
-        [*command, "2", "-m", "catapult_ext", "sweep", *options, str(tmp_path / "run")],
+        [*command, "2", "-m", "catapult_ext", "sweep", *options, "--out", str(tmp_path / "run")],
         env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(cx.__file__).parents[1])},
         capture_output=True,
         text=True,
