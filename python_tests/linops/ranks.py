@@ -12,6 +12,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 import catapult_ext as cx
+from catapult_ext.models import resnet
 
 CUTS = {1: [0, 23], 2: [0, 16, 23], 3: [0, 5, 5, 23], 4: [0, 11, 12, 23, 23]}
 
@@ -107,6 +108,31 @@ def check_wrappers(rank, cuts):
     fully_shard(sharded, mesh=mesh)
     for model in (DistributedDataParallel(net()), sharded):
         close(cx.StreamedGGN(model, "half_mse", pair, group="world") @ v, exact)
+    check_wrapped_resnet(rank, cuts, mesh)
+
+
+def check_wrapped_resnet(rank, cuts, mesh):
+    """lambda_max of ResNet-20, plain on one process and wrapped over the ranks."""
+    from torch.distributed.fsdp import fully_shard
+
+    def resnet20():
+        torch.manual_seed(0)
+        return resnet(20, 10).to(torch.float64).eval()
+
+    generator = torch.Generator().manual_seed(4)
+    x = torch.randn(cuts[-1], 3, 8, 8, generator=generator, dtype=torch.float64)
+    y = torch.randint(10, (cuts[-1],), generator=generator)
+    exact = cx.eigsh(cx.GGN(resnet20(), nn.CrossEntropyLoss(), (x, y)), k=1, tol=1e-6).eigenvalues
+    sharded = resnet20()
+    for block in sharded.children():
+        if any(True for _ in block.parameters()):
+            fully_shard(block, mesh=mesh)
+    fully_shard(sharded, mesh=mesh)
+    pair = (shard(x, rank, cuts), shard(y, rank, cuts))
+    for model in (DistributedDataParallel(resnet20()), sharded):
+        operator = cx.StreamedGGN(model, nn.CrossEntropyLoss(), pair, group="world")
+        found = cx.eigsh(operator, k=1, tol=1e-6)
+        close(found.eigenvalues, exact, 1e-6)
 
 
 def refused(error, text, call):
