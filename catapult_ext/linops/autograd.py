@@ -8,9 +8,11 @@ import warnings
 import torch
 from torch import Tensor
 
+from catapult_ext.linops import dense
 from catapult_ext.linops.engine import Frozen
 from catapult_ext.linops.policy import frozen_context
 from catapult_ext.linops.snapshot import Snapshot, require_second_derivatives
+from catapult_ext.linops.structured import Structured
 
 
 class AutogradFrozen(Frozen):
@@ -72,6 +74,33 @@ class AutogradFrozen(Frozen):
                 ) from error
             columns.append(out.reshape(-1).detach())
         return torch.stack(columns, 1)
+
+    def structured(self) -> Structured | None:
+        """Where parameters meet data, by one more forward pass; None where that is not known."""
+        if self.snapshot.coarse:
+            return None
+        found = Structured(self.snapshot)
+        return None if found.why else found
+
+    def kernel(self, other: Frozen | None, outputs: str) -> Tensor | None:
+        """See :class:`~catapult_ext.linops.engine.Frozen`."""
+        mine = self.structured()
+        theirs = other.structured() if isinstance(other, AutogradFrozen) and mine else None
+        if mine is None or (other is not None and theirs is None):
+            return None
+        return dense.kernel(mine, theirs, outputs, self.workspace)
+
+    def diagonal(self) -> Tensor:
+        """See :class:`~catapult_ext.linops.engine.Frozen`."""
+        mine = self.structured()
+        known = None if mine is None else dense.diagonal(mine, self.workspace)
+        return super().diagonal() if known is None else known
+
+    def jacobian(self) -> Tensor:
+        """See :class:`~catapult_ext.linops.engine.Frozen`."""
+        mine = self.structured()
+        known = None if mine is None else dense.jacobian(mine, self.workspace)
+        return super().jacobian() if known is None else known
 
     def second(self, seed: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
         """J t and the second derivative of <seed, f> times t, for t (P, K), in one backward each.

@@ -56,12 +56,17 @@ class ChunkedFrozen(Frozen):
     def each(self, use: Callable[[slice, Frozen], None]) -> None:
         """Freeze one chunk after another and ``use`` it; only one is alive at a time."""
         for s in self._slices:
-            piece = self._make(self.snapshot.part(s))
-            if self._check:
-                check_repeats(self.outputs[s], piece.outputs, self.snapshot.where)
+            piece = self._piece(s)
             use(s, piece)
             del piece
             _give_back()
+
+    def _piece(self, s: slice) -> Frozen:
+        piece = self._make(self.snapshot.part(s))
+        piece.workspace = self.workspace
+        if self._check:
+            check_repeats(self.outputs[s], piece.outputs, self.snapshot.where)
+        return piece
 
     def rows_of(self, s: slice) -> slice:
         """Flat rows n*O + o of samples ``s``."""
@@ -88,6 +93,33 @@ class ChunkedFrozen(Frozen):
     def jacobian(self) -> Tensor:
         """See :class:`~catapult_ext.linops.engine.Frozen`."""
         return self._rows(self.n_params, lambda piece: piece.jacobian())
+
+    def kernel(self, other: Frozen | None, outputs: str) -> Tensor | None:
+        """See :class:`~catapult_ext.linops.engine.Frozen`; two chunks are held at a time."""
+        if other is not None and not isinstance(other, ChunkedFrozen):
+            return None
+        columns = other or self
+        width = 1 if outputs == "trace" else self.n_outputs
+        sizes = (self.n_samples * width, columns.n_samples * width)
+        out = torch.empty(sizes, dtype=self.dtype, device=self.device)
+        for s in self._slices:
+            left = self._piece(s)
+            rows = slice(s.start * width, s.stop * width)
+            for s2 in columns._slices:
+                if other is None and s2.start > s.start:
+                    break
+                itself = other is None and s2 == s
+                right = None if itself else columns._piece(s2)
+                block = left.kernel(right, outputs)
+                if block is None:
+                    return None
+                place = slice(s2.start * width, s2.stop * width)
+                out[rows, place] = block
+                if other is None:
+                    out[place, rows] = block.T
+                del right, block
+                _give_back()
+        return out
 
     def _rows(self, columns: int, of: Callable[[Frozen], Tensor]) -> Tensor:
         out = torch.empty(self.rows, columns, dtype=self.dtype, device=self.device)

@@ -1,0 +1,259 @@
+"""Dense kernels from the per-sample Jacobian of each use of each parameter.
+
+One traced forward pass finds where parameters meet data (:mod:`catapult_ext.linops.uses`); one
+backward pass per output gives the derivatives g of all outputs by the results of those calls, for
+all samples at once.  Theta = sum over parameters of J_p J_p' then needs J_p only one block of
+columns at a time; where a use is an outer product, contracting its factors can be cheaper still.
+
+Source: structured derivatives of Novak, Sohl-Dickstein and Schoenholz (2022), and the per-layer
+choice of Bu et al. (2022), here for exact kernels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.weak import WeakIdKeyDictionary
+
+from catapult_ext.linops.snapshot import Snapshot
+from catapult_ext.linops.uses import Use, uses_of
+
+_VIEWS_OF_ONE = ("expand", "expand_as", "repeat", "broadcast_to")
+
+
+class UseTracer(TorchFunctionMode):
+    """Finds every use of a parameter, or of a tensor made of parameters alone, with data."""
+
+    def __init__(self, snapshot: Snapshot) -> None:
+        super().__init__()
+        self.uses: list[Use] = []
+        self.versions: list[list[int]] = []  # of what each use saved, when it was made
+        self.why = ""
+        self._n = snapshot.n_samples
+        self._like = {id(p): p for p in snapshot.params.values()}
+        self._data = WeakIdKeyDictionary()
+        self._mark(snapshot.x)
+
+    def _mark(self, value: Any) -> None:
+        for t in tree_leaves(value):
+            if isinstance(t, Tensor):
+                self._data[t] = True
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        out = func(*args, **kwargs)
+        if not any(isinstance(t, Tensor) for t in tree_leaves(out)):
+            return out
+        given = [t for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)]
+        like = {id(t) for t in given if id(t) in self._like}
+        data = any(t in self._data for t in given)
+        if like and not data:
+            self._derived(func, out, given, like)
+        if data:
+            self._mark(out)
+            if like and not self.why:
+                self._record(func, args, kwargs, out, like)
+        return out
+
+    def _record(self, func: Any, args: Any, kwargs: Any, out: Any, like: set[int]) -> None:
+        found = uses_of(func, args, kwargs, out, self._n, like)
+        if any(use is None for use in found) or not found:
+            self.why = f"it uses a parameter in {getattr(func, '__name__', func)}"
+        self._take(found)
+
+    def _take(self, found: Sequence[Use | None]) -> None:
+        for use in found:
+            if use is not None:
+                self.uses.append(use)
+                self.versions.append([t._version for t in use.saved()])
+
+    def _derived(self, func: Any, out: Any, given: list[Tensor], like: set[int]) -> None:
+        """A tensor of parameters alone; expanded to the samples, it counts as data."""
+        for t in tree_leaves(out):
+            if not (isinstance(t, Tensor) and t.requires_grad):
+                continue
+            first = given[0]
+            expands = func.__name__ in _VIEWS_OF_ONE and t.dim() and t.shape[0] == self._n
+            if expands and id(first) in like and t.dim() == first.dim() and first.shape[0] == 1:
+                self._mark(t)
+                found = uses_of(torch.add, (0, first), {}, t, self._n, like)
+                self._take(found)
+                self.why = self.why or ("" if found[0] else "it expands a parameter")
+            else:
+                self._like[id(t)] = t
+
+
+class Structured:
+    """The uses of every parameter of a snapshot, checked against a plain backward pass.
+
+    ``why`` says what stands against it, empty where nothing does: then :meth:`gradients` and
+    :meth:`groups` serve the kernels below.
+    """
+
+    def __init__(self, snapshot: Snapshot) -> None:
+        self.snapshot = snapshot
+        tracer = UseTracer(snapshot)
+        self.graph = snapshot.forward(tracer)
+        snapshot.take_raw_output()
+        self.uses, self.why = tracer.uses, tracer.why
+        self.n, self.outputs = self.graph.shape
+        self._versions = tracer.versions
+        self.leaves = list(snapshot.params.values())
+        self.why = self.why or self._refusal()
+
+    def _refusal(self) -> str:
+        if self.n != self.snapshot.n_samples:
+            return "its outputs are not one row per sample"
+        if any(use.target.dtype != self.snapshot.dtype for use in self.uses):
+            return "it computes in other precisions"
+        made = [use for use in self.uses if use.target.grad_fn is not None]
+        self.parents = {id(use): self._parents(use) for use in made}
+        for use, versions in zip(self.uses, self._versions, strict=True):
+            if [t._version for t in use.saved()] != versions:
+                return "it changes a saved tensor in place"
+        return self._check()
+
+    def _parents(self, use: Use) -> list[int]:
+        """Positions of the parameters that a derived target is made of."""
+        grads = torch.autograd.grad(
+            use.target,
+            self.leaves,
+            torch.zeros_like(use.target),
+            retain_graph=True,
+            allow_unused=True,
+        )
+        return [i for i, g in enumerate(grads) if g is not None]
+
+    def _check(self) -> str:
+        """All uses found, and samples independent: by a random cotangent of half the samples."""
+        half = (self.n + 1) // 2
+        generator = torch.Generator().manual_seed(0)
+        u = torch.randn(self.graph.shape, generator=generator, dtype=torch.float64)
+        u[half:] = 0
+        edges = list(dict.fromkeys(use.edge for use in self.uses))
+        wanted: list[Any] = [*edges, *self.leaves]
+        found = torch.autograd.grad(
+            self.graph,
+            wanted,
+            u.to(self.graph),
+            retain_graph=True,
+            allow_unused=True,
+        )
+        by_edge = dict(zip(edges, found, strict=False))
+        gradients = [by_edge[use.edge] for use in self.uses]
+        gradients = [
+            None if g is None else g.reshape(use.out)
+            for g, use in zip(gradients, self.uses, strict=True)
+        ]
+        if any(g is not None and bool((g[half:] != 0).any()) for g in gradients):
+            return "its samples depend on each other or are not the leading dimension"
+        sums = [torch.zeros_like(p) for p in self.leaves]
+        for use, g in zip(self.uses, gradients, strict=True):
+            if g is None:
+                continue
+            total = torch.zeros_like(use.target.detach())
+            step = max(1, (1 << 24) // (total.numel() + use.scratch()))
+            for at in range(0, half, step):
+                some = slice(at, min(at + step, half))
+                rows = use.rows(g[some].unsqueeze(1), some, slice(0, use.leads))
+                total += rows.sum((0, 1)).view_as(total)
+            try:
+                pulled = self._pull(use, total.unsqueeze(0))
+            except RuntimeError as error:
+                return f"it makes a parameter by what has no batched derivative ({error})"
+            for i, part in pulled:
+                sums[i] += part[0]
+        epsilon = 1e3 * torch.finfo(self.graph.dtype).eps
+        for p, got, exact in zip(self.leaves, sums, found[len(edges) :], strict=True):
+            right = torch.zeros_like(p) if exact is None else exact
+            if bool((got - right).norm() > epsilon * right.norm() + 1e-30):
+                return "it uses a parameter where no call shows it"
+        return ""
+
+    def _pull(self, use: Use, rows: Tensor) -> list[tuple[int, Tensor]]:
+        """(parameter, rows by it) of rows (R, *target.shape) by the target of ``use``."""
+        if id(use) not in self.parents:
+            at = next(i for i, p in enumerate(self.leaves) if p is use.target)
+            return [(at, rows)]
+        parents = self.parents[id(use)]
+        parts = torch.autograd.grad(
+            use.target,
+            [self.leaves[i] for i in parents],
+            rows,
+            retain_graph=True,
+            is_grads_batched=True,
+        )
+        return list(zip(parents, parts, strict=True))
+
+    def groups(self) -> list[tuple[list[int], list[int]]]:
+        """(parameters, uses) whose rows are to be summed before they are multiplied."""
+        owner = list(range(len(self.leaves)))
+        touched = [self._touched(use) for use in self.uses]
+        for parents in touched:
+            first = owner[parents[0]]
+            for other in {owner[i] for i in parents}:
+                owner = [first if o == other else o for o in owner]
+        out = []
+        for root in dict.fromkeys(owner):
+            members = [i for i, o in enumerate(owner) if o == root]
+            uses = [k for k, parents in enumerate(touched) if parents[0] in members]
+            if uses:
+                out.append((members, uses))
+        return out
+
+    def _touched(self, use: Use) -> list[int]:
+        if id(use) in self.parents:
+            return self.parents[id(use)]
+        return [next(i for i, p in enumerate(self.leaves) if p is use.target)]
+
+    def is_derived(self, use: Use) -> bool:
+        """Whether the target is made of parameters, and not one itself."""
+        return id(use) in self.parents
+
+    def gradients(self, uses: list[int]) -> list[Tensor]:
+        """Derivatives (N, O, ...) of all outputs by the results of ``uses``."""
+        chosen = [self.uses[k] for k in uses]
+        edges = list(dict.fromkeys(use.edge for use in chosen))
+        at = [edges.index(use.edge) for use in chosen]
+        out: list[Tensor | None] = [None] * len(edges)
+        shapes = {edges.index(use.edge): use.out for use in chosen}
+        for o in range(self.outputs):
+            seed = torch.zeros_like(self.graph)
+            seed[:, o] = 1
+            found = torch.autograd.grad(
+                self.graph, edges, seed, retain_graph=True, allow_unused=True
+            )
+            for i, g in enumerate(found):
+                shape = shapes[i]
+                if out[i] is None:
+                    out[i] = self.graph.new_zeros(shape[0], self.outputs, *shape[1:])
+                if g is not None:
+                    out[i][:, o] = g.reshape(shape)  # type: ignore[index]
+        return [out[i] for i in at]  # type: ignore[misc]
+
+    def rows(self, use: Use, g: Tensor, lead: slice, room: int) -> Tensor:
+        """All rows (N, O, q) by the entries ``lead`` of a target, few samples at a time."""
+        step = max(1, room // max(1, use.scratch()))
+        parts = [
+            use.rows(g[at : at + step], slice(at, min(at + step, self.n)), lead)
+            for at in range(0, self.n, step)
+        ]
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+    def leaf_rows(
+        self, members: list[int], uses: list[int], gradients: list[Tensor], room: int
+    ) -> dict[int, Tensor]:
+        """Rows (N, O, size) by each parameter of a group with derived targets."""
+        found: dict[int, Tensor] = {}
+        for k, g in zip(uses, gradients, strict=True):
+            use = self.uses[k]
+            rows = self.rows(use, g, slice(0, use.leads), room)
+            for i, part in self._pull(use, rows.view(-1, *use.target.shape)):
+                part = part.reshape(self.n, self.outputs, -1)
+                found[i] = found[i] + part if i in found else part
+        return found

@@ -1,0 +1,400 @@
+"""How each use of a parameter turns gradients by its result into per-sample Jacobian rows.
+
+A use is one call that mixes a parameter with data: z = use(parameter, data).  From g, the
+derivatives (n, O, ...) of every output by z, follow the rows of the Jacobian by the parameter.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from math import prod
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd.graph import GradientEdge
+
+
+@dataclass(eq=False)
+class Use(ABC):
+    """One use of ``target``; ``edge`` is where the graph meets its result, of shape ``out``."""
+
+    target: Tensor
+    edge: GradientEdge
+    out: tuple[int, ...]  # (N, ...)
+
+    @property
+    def leads(self) -> int:
+        """Length of the first dimension of the target."""
+        return self.target.shape[0] if self.target.dim() else 1
+
+    @abstractmethod
+    def rows(self, g: Tensor, samples: slice, lead: slice) -> Tensor:
+        """Rows (n, O, q) by the entries ``lead`` of the first dimension of the target.
+
+        ``g`` (n, O, *out[1:]) belongs to ``samples``.
+        """
+
+    def scratch(self) -> int:
+        """Values per sample that :meth:`rows` makes beside g and its result."""
+        return 0
+
+    def saved(self) -> list[Tensor]:
+        """Tensors that must not have changed since."""
+        return []
+
+
+class Positions(Use):
+    """A use whose derivative is a sum over positions of outer products."""
+
+    @property
+    @abstractmethod
+    def positions(self) -> int:
+        """S."""
+
+    @abstractmethod
+    def flops(self) -> float:
+        """Of the rows of one sample and output."""
+
+    @abstractmethod
+    def inner(self, other: Any, mine: slice) -> Tensor:
+        """Inner products of the data factors of samples ``mine`` and all of ``other``'s.
+
+        (n, S, N2, S2).
+        """
+
+
+@dataclass(eq=False)
+class Outer(Positions):
+    """dz_s = dW x_s at positions s: J = sum over s of g_s x_s'; or x_s g_s' if ``transposed``."""
+
+    x: Tensor  # (N, S, d)
+    transposed: bool = False
+
+    def rows(self, g: Tensor, samples: slice, lead: slice) -> Tensor:
+        """See :class:`Use`."""
+        n, o = g.shape[:2]
+        x = self.x[samples]
+        g = g.reshape(n, o, x.shape[1], -1)
+        if self.transposed:
+            rows = torch.einsum("nsd,nosp->nodp", x[..., lead], g)
+        else:
+            left = g[..., lead].transpose(2, 3).reshape(n, -1, x.shape[1])
+            rows = left @ x
+        return rows.reshape(n, o, -1)
+
+    def saved(self) -> list[Tensor]:
+        """See :class:`Use`."""
+        return [self.x]
+
+    @property
+    def positions(self) -> int:
+        """See :class:`Positions`."""
+        return self.x.shape[1]
+
+    def flops(self) -> float:
+        """See :class:`Positions`."""
+        return 2.0 * self.x.shape[1] * self.target.numel()
+
+    def inner(self, other: Outer, mine: slice) -> Tensor:
+        """See :class:`Positions`."""
+        x, x2 = self.x[mine], other.x
+        return (x.reshape(-1, x.shape[2]) @ x2.reshape(-1, x2.shape[2]).T).view(
+            *x.shape[:2], *x2.shape[:2]
+        )
+
+
+@dataclass(eq=False)
+class Lookup(Positions):
+    """z_s = W[i_s]: row i_s of J gets g_s; index -1 takes no part."""
+
+    index: Tensor  # (N, S)
+
+    def rows(self, g: Tensor, samples: slice, lead: slice) -> Tensor:
+        """See :class:`Use`."""
+        n, o = g.shape[:2]
+        g = g.reshape(n, o, self.index.shape[1], -1)
+        size = lead.stop - lead.start
+        index = self.index[samples] - lead.start
+        index = torch.where((index < 0) | (index >= size), size, index)
+        rows = g.new_zeros(n, o, size + 1, g.shape[3])
+        rows.scatter_add_(2, index[:, None, :, None].expand_as(g), g)
+        return rows[:, :, :size].reshape(n, o, -1)
+
+    @property
+    def positions(self) -> int:
+        """See :class:`Positions`."""
+        return self.index.shape[1]
+
+    def flops(self) -> float:
+        """See :class:`Positions`."""
+        return float(self.target.numel())
+
+    def inner(self, other: Lookup, mine: slice) -> Tensor:
+        """See :class:`Positions`: 1 where the indices are the same."""
+        i, j = self.index[mine], other.index
+        same = (i[:, :, None, None] == j) & (i >= 0)[:, :, None, None]
+        return same.to(self.target.dtype)
+
+
+@dataclass(eq=False)
+class Convolution(Use):
+    """Sum over positions of outer products with patches of x, group by group."""
+
+    x: Tensor  # (N, C, spatial...)
+    stride: tuple[int, ...]
+    padding: tuple[int, ...]
+    dilation: tuple[int, ...]
+    groups: int
+
+    def patches(self, samples: slice) -> Tensor:
+        """(n, groups, values of a patch, positions)."""
+        x = self.x[samples]
+        pads = [p for size in reversed(self.padding) for p in (size, size)]
+        x = (F.pad(x, pads) if any(pads) else x).contiguous()
+        kernel, out = self.target.shape[2:], self.out[2:]
+        steps = x.stride()[2:]
+        shape = (*x.shape[:2], *kernel, *out)
+        strides = [
+            *x.stride()[:2],
+            *(d * s for d, s in zip(self.dilation, steps, strict=True)),
+            *(d * s for d, s in zip(self.stride, steps, strict=True)),
+        ]
+        return x.as_strided(shape, strides).reshape(len(x), self.groups, -1, prod(out))
+
+    def rows(self, g: Tensor, samples: slice, lead: slice) -> Tensor:
+        """See :class:`Use`."""
+        n, o = g.shape[:2]
+        patches = self.patches(samples)
+        if self.groups == 1:
+            left = g[:, :, lead].reshape(n, -1, patches.shape[3])
+            return (left @ patches[:, 0].mT).reshape(n, o, -1)
+        left = g.reshape(n, o, self.groups, -1, patches.shape[3]).transpose(1, 2)
+        rows = left.reshape(n, self.groups, -1, patches.shape[3]) @ patches.mT
+        rows = rows.view(n, self.groups, o, -1, patches.shape[2]).transpose(1, 2)
+        return rows.reshape(n, o, len(self.target), -1)[:, :, lead].reshape(n, o, -1)
+
+    def scratch(self) -> int:
+        """See :class:`Use`."""
+        taps = prod(self.target.shape[1:]) * self.groups
+        return taps * prod(self.out[2:]) + 2 * self.x[0].numel()
+
+    def saved(self) -> list[Tensor]:
+        """See :class:`Use`."""
+        return [self.x]
+
+
+@dataclass(eq=False)
+class Broadcast(Use):
+    """Dz = dw * other, w broadcast from ``shape`` (as many dimensions as z; first one 1)."""
+
+    shape: tuple[int, ...]
+    other: Tensor | None = None  # (N, ...), or without the sample dimension; None: ones
+
+    def rows(self, g: Tensor, samples: slice, lead: slice) -> Tensor:
+        """See :class:`Use`."""
+        n, o = g.shape[:2]
+        if self.other is not None:
+            other = self.other if self.other.shape[0] == 1 else self.other[samples]
+            g = g * other.unsqueeze(1)
+        flat = [i + 1 for i, size in enumerate(self.shape) if i and size == 1]
+        g = g.sum(flat) if flat else g
+        return g.reshape(n, o, self.leads, -1)[:, :, lead].reshape(n, o, -1)
+
+    def scratch(self) -> int:
+        """See :class:`Use`."""
+        return 0 if self.other is None else prod(self.out[1:])
+
+    def saved(self) -> list[Tensor]:
+        """See :class:`Use`."""
+        return [] if self.other is None else [self.other]
+
+
+class Call:
+    """One call that mixes parameters with data of N samples."""
+
+    def __init__(self, func: Any, args: Any, kwargs: Any, out: Tensor, n: int) -> None:
+        self.name = getattr(func, "__name__", "")
+        self.args, self.kwargs, self.n = args, dict(kwargs), n
+        self.edge = torch.autograd.graph.get_gradient_edge(out)
+        self.out = tuple(out.shape)
+        self.device = out.device
+
+    def bind(self, names: str, **defaults: Any) -> dict[str, Any]:
+        """Arguments by name."""
+        return defaults | dict(zip(names.split(), self.args, strict=False)) | self.kwargs
+
+    def split(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """(N*S, ...) as (N, S, ...), (N, ...) as it is."""
+        return shape if shape[0] == self.n else (self.n, shape[0] // self.n, *shape[1:])
+
+    def outer(self, w: Tensor, x: Tensor, transposed: bool = False) -> Use:
+        """Of z = x W' or x W."""
+        x = x.detach().reshape(self.n, -1, x.shape[-1])
+        return Outer(w, self.edge, self.split(self.out), x, transposed)
+
+    def broadcast(self, w: Tensor, shape: Any = None, other: Tensor | None = None) -> Use | None:
+        """Of z = ... + w * other."""
+        shape = tuple(w.shape) if shape is None else tuple(shape)
+        shape = (1,) * (len(self.out) - len(shape)) + shape
+        if len(shape) != len(self.out) or shape[0] != 1:
+            return None
+        if len(self.split(self.out)) > len(self.out):
+            shape = (1, *shape)
+        if other is not None:
+            other = other.detach().expand(self.out).reshape(self.split(self.out))
+        return Broadcast(w, self.edge, self.split(self.out), shape, other)
+
+
+Found = list["Use | None"]
+
+
+def _linear(call: Call, like: set[int]) -> Found:
+    a = call.bind("input weight bias", bias=None)
+    found: Found = []
+    if id(a["weight"]) in like:
+        found.append(call.outer(a["weight"], a["input"]))
+    if id(a["bias"]) in like:
+        found.append(call.broadcast(a["bias"]))
+    return found + _only(like, a, "weight", "bias")
+
+
+def _only(like: set[int], a: dict[str, Any], *names: str) -> Found:
+    """[None], a refusal, where a parameter stands in another argument than ``names``."""
+    others = (value for key, value in a.items() if key not in names)
+    return [None] if any(id(value) in like for value in others) else []
+
+
+def _matmul(call: Call, like: set[int]) -> Found:
+    a = call.bind("input other")
+    w = a["other"]
+    if id(w) not in like or w.dim() != 2:
+        return [None]
+    return [call.outer(w, a["input"], transposed=True), *_only(like, a, "other")]
+
+
+def _addmm(call: Call, like: set[int]) -> Found:
+    a = call.bind("input mat1 mat2")
+    if set(a) != {"input", "mat1", "mat2"}:
+        return [None]
+    found: Found = []
+    if id(a["mat2"]) in like:
+        found.append(call.outer(a["mat2"], a["mat1"], transposed=True))
+    if id(a["input"]) in like:
+        found.append(call.broadcast(a["input"]))
+    return found + _only(like, a, "mat2", "input")
+
+
+def _conv(call: Call, like: set[int]) -> Found:
+    names = "input weight bias stride padding dilation groups"
+    a = call.bind(names, bias=None, stride=1, padding=0, dilation=1, groups=1)
+    w, x = a["weight"], a["input"]
+    if isinstance(a["padding"], str) or call.out[0] != call.n or x.dim() != w.dim():
+        return [None]
+    rank = w.dim() - 2
+
+    def each(value: Any) -> tuple[int, ...]:
+        return (
+            (value,) * rank
+            if isinstance(value, int)
+            else tuple(value) * (rank // len(tuple(value)))
+        )
+
+    found: Found = []
+    if id(w) in like:
+        geometry = (each(a["stride"]), each(a["padding"]), each(a["dilation"]), a["groups"])
+        found.append(Convolution(w, call.edge, call.out, x.detach(), *geometry))
+    if id(a["bias"]) in like:
+        found.append(call.broadcast(a["bias"], (len(a["bias"]), *(1,) * rank)))
+    return found + _only(like, a, "weight", "bias")
+
+
+def _embedding(call: Call, like: set[int]) -> Found:
+    names = "input weight padding_idx max_norm norm_type scale_grad_by_freq sparse"
+    a = call.bind(names, padding_idx=None, max_norm=None, scale_grad_by_freq=False)
+    if a["max_norm"] is not None or a["scale_grad_by_freq"]:
+        return [None]
+    index, skip = a["input"].detach(), a["padding_idx"]
+    if skip is not None:
+        index = torch.where(index == skip % len(a["weight"]), -1, index)
+    index = index.reshape(call.n, -1)
+    return [Lookup(a["weight"], call.edge, call.split(call.out), index)]
+
+
+def _layer_norm(call: Call, like: set[int]) -> Found:
+    names = "input normalized_shape weight bias eps"
+    a = call.bind(names, weight=None, bias=None, eps=1e-5)
+    unit = F.layer_norm(a["input"].detach(), a["normalized_shape"], None, None, a["eps"])
+    return _affine(call, like, a, unit, 0)
+
+
+def _rms_norm(call: Call, like: set[int]) -> Found:
+    a = call.bind("input normalized_shape weight eps", weight=None, eps=None, bias=None)
+    unit = F.rms_norm(a["input"].detach(), a["normalized_shape"], None, a["eps"])
+    return _affine(call, like, a, unit, 0)
+
+
+def _group_norm(call: Call, like: set[int]) -> Found:
+    a = call.bind("input num_groups weight bias eps", weight=None, bias=None, eps=1e-5)
+    unit = F.group_norm(a["input"].detach(), a["num_groups"], None, None, a["eps"])
+    return _affine(call, like, a, unit, len(call.out) - 2)
+
+
+def _batch_norm(call: Call, like: set[int]) -> Found:
+    names = "input running_mean running_var weight bias training momentum eps"
+    a = call.bind(names, weight=None, bias=None, training=False, momentum=0.1, eps=1e-5)
+    own = a["training"]
+    mean, var = (None, None) if own else (a["running_mean"], a["running_var"])
+    unit = F.batch_norm(a["input"].detach(), mean, var, None, None, own, 0.0, a["eps"])
+    return _affine(call, like, a, unit, len(call.out) - 2)
+
+
+def _affine(call: Call, like: set[int], a: dict[str, Any], unit: Tensor, after: int) -> Found:
+    """Scale and shift of a normalisation, with ``after`` dimensions behind theirs."""
+    found: Found = []
+    for name, other in (("weight", unit), ("bias", None)):
+        w = a[name]
+        if id(w) in like:
+            found.append(call.broadcast(w, (*w.shape, *(1,) * after), other))
+    return found + _only(like, a, "weight", "bias")
+
+
+def _prelu(call: Call, like: set[int]) -> Found:
+    a = call.bind("input weight")
+    w, x = a["weight"], a["input"].detach()
+    return [call.broadcast(w, (len(w), *(1,) * (x.dim() - 2)), x.clamp(max=0))]
+
+
+def _add(call: Call, like: set[int]) -> Found:
+    if len(call.args) != 2 or call.kwargs:
+        return [None]
+    return [call.broadcast(w) for w in call.args if id(w) in like]
+
+
+def _multiply(call: Call, like: set[int]) -> Found:
+    if len(call.args) != 2 or call.kwargs:
+        return [None]
+    left, right = call.args
+    if id(left) in like:
+        left, right = right, left
+    return [None] if id(left) in like else [call.broadcast(right, other=left)]
+
+
+RULES = {"linear": _linear, "addmm": _addmm, "embedding": _embedding, "prelu": _prelu}
+RULES |= dict.fromkeys(("matmul", "__matmul__", "mm"), _matmul)
+RULES |= dict.fromkeys(("conv1d", "conv2d", "conv3d"), _conv)
+RULES |= {"layer_norm": _layer_norm, "rms_norm": _rms_norm}
+RULES |= {"group_norm": _group_norm, "batch_norm": _batch_norm}
+RULES |= dict.fromkeys(("add", "add_", "__add__", "__radd__", "__iadd__"), _add)
+RULES |= dict.fromkeys(("mul", "multiply", "__mul__", "__rmul__"), _multiply)
+
+
+def uses_of(func: Any, args: Any, kwargs: Any, out: Any, n: int, like: set[int]) -> Found:
+    """Uses of the parameters ``like`` (by id) in one call; [None] where no rule knows them."""
+    rule = RULES.get(getattr(func, "__name__", ""))
+    good = rule is not None and isinstance(out, Tensor) and out.grad_fn is not None
+    if rule is None or not good or out.dim() == 0 or out.shape[0] % n:
+        return [None]
+    return rule(Call(func, args, kwargs, out, n), like)

@@ -1,0 +1,163 @@
+"""Kernels from the uses of every parameter, against one backward pass per output."""
+
+import importlib.util
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+import catapult_ext as cx
+from catapult_ext.linops import dense
+from catapult_ext.linops.frozen import snapshot
+from catapult_ext.linops.structured import Structured
+
+spec = importlib.util.spec_from_file_location("zoo", Path(__file__).with_name("zoo.py"))
+zoo = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(zoo)
+
+UNKNOWN = {
+    "vit": "multi_head_attention_forward",
+    "attention": "multi_head_attention_forward",
+    "lstm": "lstm",
+    "gru": "gru",
+}
+
+
+def close(got, exact, tolerance=1e-12):
+    assert got.shape == exact.shape
+    assert (got - exact).abs().max() <= tolerance * exact.abs().max()
+
+
+def uses(model, x, **options):
+    return Structured(snapshot(model, x, "NTK", options))
+
+
+@pytest.mark.parametrize("workspace", [1 << 29, 1 << 17])
+@pytest.mark.parametrize("name", list(zoo.ZOO))
+def test_zoo(name, workspace):
+    """Every model but those whose calls have no rule; a small workspace may refuse, never err."""
+    model, x = zoo.build(name)
+    found = uses(model, x)
+    assert (name in UNKNOWN) == bool(found.why)
+    if found.why:
+        assert UNKNOWN[name] in found.why
+        return
+    rows = zoo.jacobian(model, x)
+    kernel, n, o = rows @ rows.T, found.n, found.outputs
+    exact = {
+        "all": kernel,
+        "trace": kernel.view(n, o, n, o).diagonal(dim1=1, dim2=3).sum(-1),
+    }
+    answers = [(dense.diagonal(found, workspace), kernel.diagonal())]
+    answers += [(dense.jacobian(found, workspace), rows)]
+    for outputs, right in exact.items():
+        answers.append((dense.kernel(found, None, outputs, workspace), right))
+        answers.append((dense.kernel(found, found, outputs, workspace), right))
+    if workspace == 1 << 29:
+        assert all(got is not None for got, _ in answers)
+    for got, right in answers:
+        if got is not None:
+            close(got, right)
+    whole = answers[2][0]
+    assert whole is None or torch.equal(whole, whole.T)
+
+
+def test_a_backward_pass_per_output_not_per_row(monkeypatch):
+    """README's promise for convolutions: O passes and a check, where products take 2 N O."""
+    model, x = zoo.build("resnet20")
+    kernel = cx.NTK(model, x.repeat(8, 1, 1, 1))
+    calls, grad = [], torch.autograd.grad
+    monkeypatch.setattr(torch.autograd, "grad", lambda *a, **k: calls.append(0) or grad(*a, **k))
+    kernel.dense()
+    assert len(calls) <= 2 + kernel.n_outputs
+
+
+class SequenceFirst(nn.Module):
+    """(N, S, d) in, (S, N, d) inside, with S = N: the leading dimension is not the sample."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Linear(3, 4), nn.Linear(4, 2)
+
+    def forward(self, x):
+        return self.b(torch.tanh(self.a(x.transpose(0, 1)))).sum(0)
+
+
+class Hidden(torch.autograd.Function):
+    """A product with a parameter that no torch function shows."""
+
+    @staticmethod
+    def forward(ctx, x, w):
+        ctx.save_for_backward(x, w)
+        return torch.from_numpy(x.detach().numpy() * w.detach().numpy())
+
+    @staticmethod
+    def backward(ctx, g):
+        x, w = ctx.saved_tensors
+        return g * w, (g * x).sum(0)
+
+
+class Hiding(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a, self.w = nn.Linear(5, 3), nn.Parameter(torch.tensor([1.0, 2.0, 3.0]))
+
+    def forward(self, x):
+        return Hidden.apply(torch.tanh(self.a(x)), self.w)
+
+
+class Overwriting(nn.Module):
+    """The factor of a product is changed in place after it was used."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.w = nn.Linear(5, 3), nn.Parameter(torch.tensor([1.0, 2.0, 3.0]))
+
+    def forward(self, x):
+        x = x.clone()
+        y = torch.tanh(self.a(x))
+        x.mul_(2)
+        return y * self.w
+
+
+@pytest.mark.parametrize(
+    ("make", "inputs", "options", "reason"),
+    [
+        (SequenceFirst, lambda: torch.randn(4, 4, 3), {}, "leading dimension"),
+        (Hiding, lambda: torch.randn(4, 5), {}, "no call shows"),
+        (Overwriting, lambda: torch.randn(4, 5), {}, "in place"),
+        (
+            lambda: nn.Sequential(nn.Linear(5, 4), nn.BatchNorm1d(4), nn.Tanh(), nn.Linear(4, 2)),
+            lambda: torch.randn(6, 5),
+            {"batch_stats": "coupled"},
+            "depend on each other",
+        ),
+    ],
+)
+def test_what_cannot_be_taken_apart_is_noticed(make, inputs, options, reason):
+    torch.manual_seed(0)
+    model, x = make().double(), inputs().double()
+    assert reason in uses(model, x, **options).why
+    if make is Overwriting:
+        return  # autograd itself refuses the plain product
+    kernel = cx.NTK(model, x, **options)
+    close(
+        kernel.dense(), kernel @ torch.eye(len(kernel.frozen.outputs) * kernel.n_outputs).double()
+    )
+
+
+@pytest.mark.parametrize("outputs", ["all", "trace"])
+@pytest.mark.parametrize("name", ["conv", "smooth", "vit"])
+def test_chunks(name, outputs):
+    """Pairs of chunks fill the kernel, and cross kernels."""
+    model, x = zoo.build(name)
+    x2 = x[:2].flip(0)
+    close(
+        cx.NTK(model, x, samples_at_once=2).dense(outputs=outputs),
+        cx.NTK(model, x).dense(outputs=outputs),
+    )
+    close(
+        cx.NTK(model, x, x2, samples_at_once=1).dense(outputs=outputs),
+        cx.NTK(model, x, x2).dense(outputs=outputs),
+    )
