@@ -1,4 +1,4 @@
-"""Engines for any model: double backward on one kept graph, and torch.func.linearize."""
+"""Engines for any model: one kept graph and a tangent program, and torch.func.linearize."""
 
 from __future__ import annotations
 
@@ -13,18 +13,32 @@ from catapult_ext.linops.engine import Frozen
 from catapult_ext.linops.policy import frozen_context
 from catapult_ext.linops.snapshot import Snapshot, require_second_derivatives
 from catapult_ext.linops.structured import Structured
+from catapult_ext.linops.tangents import TangentTracer
 
 
 class AutogradFrozen(Frozen):
-    """One kept graph: backward for J', backward through that backward for J."""
+    """One kept graph: backward for J'; for J the tangents of the recorded forward pass.
+
+    Where a pass cannot be replayed, J is a backward through the backward of that graph.
+    """
 
     engine = "autograd"
     columns = 1  # they run one by one in any case
 
-    def __init__(self, snapshot: Snapshot, outputs: Tensor | None = None) -> None:
-        self._graph = snapshot.forward() if outputs is None else outputs
+    def __init__(
+        self,
+        snapshot: Snapshot,
+        outputs: Tensor | None = None,
+        tangents: TangentTracer | None = None,
+    ) -> None:
+        if outputs is None:
+            tangents = TangentTracer(list(snapshot.params.values()))
+            outputs = snapshot.forward(tangents)
+            tangents.finish(snapshot.take_raw_output())
+        self._graph = outputs
         super().__init__(snapshot, self._graph)
         self._leaves = list(snapshot.params.values())
+        self._program = None if tangents is None else tangents.program
         self._pullback: tuple[list[int], list[Tensor], Tensor] | None = None
         self._seeded: tuple[list[int], list[Tensor], Tensor] | None = None
 
@@ -57,6 +71,45 @@ class AutogradFrozen(Frozen):
 
     def jvp(self, t: Tensor) -> Tensor:
         """See :class:`~catapult_ext.linops.engine.Frozen`."""
+        if self._program is not None and self._proven():
+            return self._replayed(t)
+        return self._backward_of_backward(t)
+
+    def _replayed(self, t: Tensor) -> Tensor:
+        assert self._program is not None
+        out = [self._program(self.snapshot.split(a.contiguous())) for a in t.unbind(1)]
+        return torch.stack([a.reshape(-1).to(self.dtype) for a in out], 1)
+
+    def _proven(self) -> bool:
+        """Whether the program is the transpose of the backward pass: tried once per model.
+
+        It would not be where a model's own autograd Function hides operations, say.
+        """
+        known = self.snapshot.replayable
+        if self.snapshot.coarse not in known:
+            generator = torch.Generator().manual_seed(0)
+
+            def random(size: int) -> Tensor:
+                values = torch.randn(size, 1, generator=generator, dtype=torch.float64)
+                return values.to(self.outputs)
+
+            u, t = random(self.rows), random(self.n_params)
+            try:
+                forward, backward = self._replayed(t), self.vjp(u)
+            except torch.OutOfMemoryError:
+                raise
+            except (RuntimeError, NotImplementedError):  # an operation has no forward formula
+                known[self.snapshot.coarse] = False
+            else:
+                gap = (u.double() * forward).sum() - (backward.double() * t).sum()
+                size = u.norm() * forward.norm() + backward.norm() * t.norm()
+                epsilon = torch.finfo(torch.bfloat16 if self.snapshot.coarse else self.dtype).eps
+                known[self.snapshot.coarse] = bool(gap.abs() <= 1e2 * epsilon * size)
+        if not known[self.snapshot.coarse]:
+            self._program = None
+        return known[self.snapshot.coarse]
+
+    def _backward_of_backward(self, t: Tensor) -> Tensor:
         used, grads, dummy = self._backward_graph()
         columns = []
         for k in range(t.shape[1]):

@@ -8,7 +8,8 @@ to be such a chain and ``autograd`` elsewhere.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import TYPE_CHECKING, TypedDict
 
 from torch import nn
@@ -23,6 +24,7 @@ from catapult_ext.linops.meter import Meter, OverBudget
 from catapult_ext.linops.plan import Build, Plan, Planner, parse_budget
 from catapult_ext.linops.policy import Policy
 from catapult_ext.linops.snapshot import Hook, Inputs, Snapshot
+from catapult_ext.linops.tangents import TangentTracer
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -179,14 +181,23 @@ def _checked(frozen: Frozen, check: bool) -> Frozen:
     return frozen
 
 
+@contextmanager
+def _both(*modes: AbstractContextManager[object]) -> Iterator[None]:
+    with ExitStack() as stack:
+        for mode in modes:
+            stack.enter_context(mode)
+        yield
+
+
 def _engine(held: Snapshot, engine: str | None, probe: bool = False) -> Frozen:
     if engine == "linearize" and not probe:  # probed by autograd, which keeps as much
         return LinearizeFrozen(held)
     if engine in ("linearize", "autograd"):
         return AutogradFrozen(held)
-    tracer = ChainTracer(held.params)
-    outputs = held.forward(tracer)
-    chain = tracer.result(held.take_raw_output())
+    tracer, tangents = ChainTracer(held.params), TangentTracer(list(held.params.values()))
+    outputs = held.forward(_both(tracer, tangents))
+    raw = held.take_raw_output()
+    chain = tracer.result(raw)
     if chain is not None:
         return LayersFrozen(held, outputs, chain)
     v.require(
@@ -195,6 +206,7 @@ def _engine(held: Snapshot, engine: str | None, probe: bool = False) -> Frozen:
         "engine='layers' needs a chain of dense layers and element-wise activations",
         f"a model where {tracer.why}",
     )
-    frozen = AutogradFrozen(held, held.forward() if tracer.altered else outputs)
+    tangents.finish(raw)
+    frozen = AutogradFrozen(held) if tracer.altered else AutogradFrozen(held, outputs, tangents)
     frozen.why = f"not a chain of dense layers: {tracer.why}"
     return frozen

@@ -208,8 +208,11 @@ class Planner:
     def _probe(self) -> None:
         sizes = (1, 2) if self.held.policy.batch_stats is None else (2, 4)
         self._scale = sizes[0]
+        proofs = len(self.held.replayable)
         try:
             self.frozen, self.one = self._run(min(sizes[0], self.n))
+            if len(self.held.replayable) > proofs:  # a proof ran, which comes once and not again
+                self.frozen, self.one = self._run(min(sizes[0], self.n))
         except OverBudget:
             self._too_small(f"{show_bytes(self.budget)} for a pass over {sizes[0]} of them")
         self.two = self.one

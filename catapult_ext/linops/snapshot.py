@@ -138,6 +138,7 @@ class Snapshot:
         self._ran = False  # set by the first forward pass that succeeds
         self.meter: Meter | None = None  # counts forward passes, and stops one that grows too large
         self.coarse = False  # forward passes in bfloat16 (autocast)
+        self.replayable: dict[bool, bool] = {}  # by ``coarse``: tangent programs were proven right
         self.vector_outputs = False  # set by the forward pass: outputs (N,) shown as (N, 1)
 
     def _take_state(self, params: str | Sequence[str] | None) -> None:

@@ -1,0 +1,234 @@
+"""How the tangents of an operation's arguments become those of its results.
+
+A rule is made when the operation is recorded, and keeps what it needs of the values then.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.autograd.forward_ad as forward_ad
+from torch import Tensor
+from torch.utils._pytree import tree_flatten, tree_map_only, tree_unflatten
+
+from catapult_ext.linops.policy import SHARED_STATE
+
+aten: Any = torch.ops.aten
+Rule = Callable[[list[Tensor | None]], Any]  # tangents of tensor arguments to those of results
+Made = tuple[Rule, list[Tensor]]  # a rule, and the tensors whose values it keeps
+
+
+@dataclass(eq=False)
+class Call:
+    """One operation as it ran; ``tensors`` are the tensor arguments in order."""
+
+    func: Any
+    args: Any
+    kwargs: Any
+    out: Any
+    tensors: list[Tensor]
+    active: list[bool]
+
+    def again(self, values: Sequence[Any]) -> Any:
+        """The operation on other tensors."""
+        left = iter(values)
+        args, kwargs = tree_map_only(Tensor, lambda _: next(left), (self.args, self.kwargs))
+        return self.func(*args, **kwargs)
+
+
+def by_formula(call: Call) -> Made:
+    """The forward-mode formula at the recorded inputs."""
+    frozen = [t.detach() for t in call.tensors]
+
+    def rule(tangents: list[Tensor | None]) -> Any:
+        with SHARED_STATE, forward_ad.dual_level():  # one level for all threads of a process
+            out = call.again(
+                [
+                    t if d is None else forward_ad.make_dual(t, d)
+                    for t, d in zip(frozen, tangents, strict=True)
+                ]
+            )
+            flat, spec = tree_flatten(out)
+            found = [
+                forward_ad.unpack_dual(t).tangent if isinstance(t, Tensor) else None for t in flat
+            ]
+            return found[0] if isinstance(out, Tensor) else tree_unflatten(found, spec)
+
+    return rule, call.tensors
+
+
+def _linear(call: Call) -> Made:
+    """An operation that is linear in its only tensor."""
+
+    def rule(tangents: list[Tensor | None]) -> Any:
+        return call.again(tangents)
+
+    return (rule, []) if len(call.tensors) == 1 else by_formula(call)
+
+
+def _reshape(call: Call) -> Made:
+    shape = call.out.shape
+    return lambda tangents: tangents[0].reshape(shape), []
+
+
+def _cat(call: Call) -> Made:
+    shapes = [t.shape for t in call.tensors]
+
+    def rule(tangents: list[Tensor | None]) -> Tensor:
+        some = next(d for d in tangents if d is not None)
+        return call.again(
+            [some.new_zeros(s) if d is None else d for d, s in zip(tangents, shapes, strict=True)]
+        )
+
+    return rule, []
+
+
+def _sum_of(sign: float) -> Callable[[Call], Made]:
+    """Of left + sign * alpha * right."""
+
+    def make(call: Call) -> Made:
+        factor = sign * call.kwargs.get("alpha", call.args[2] if len(call.args) > 2 else 1)
+        shape, scalar = call.out.shape, len(call.tensors) == 1
+
+        def rule(tangents: list[Tensor | None]) -> Tensor:
+            left, right = (tangents[0], None) if scalar else tangents
+            if left is not None and right is not None:
+                return torch.add(left, right, alpha=factor)
+            out = left if right is None else factor * right
+            assert out is not None
+            return out if out.shape == shape else out.expand(shape)
+
+        return rule, []
+
+    return make
+
+
+def _product(call: Call) -> Made:
+    """Bilinear in two tensors."""
+    if len(call.tensors) == 1:
+        return _linear(call)
+    left, right = (t.detach() if call.active[1 - i] else None for i, t in enumerate(call.tensors))
+
+    def rule(tangents: list[Tensor | None]) -> Tensor:
+        dl, dr = tangents
+        out = None if dl is None else call.again([dl, right])
+        if dr is not None:
+            other = call.again([left, dr])
+            out = other if out is None else out.add_(other)
+        assert out is not None
+        return out
+
+    return rule, [t for i, t in enumerate(call.tensors) if call.active[1 - i]]
+
+
+def _quotient(call: Call) -> Made:
+    if len(call.tensors) == 2 and not call.active[1]:
+        divisor = call.tensors[1].detach()
+        return lambda tangents: call.again([tangents[0], divisor]), [divisor]
+    return _linear(call)
+
+
+def _addmm(call: Call) -> Made:
+    _, left, right = (t.detach() for t in call.tensors)
+    if call.kwargs or len(call.args) > 3:
+        return by_formula(call)
+
+    def rule(tangents: list[Tensor | None]) -> Tensor:
+        d0, dl, dr = tangents
+        out = None
+        if dr is not None:
+            out = left @ dr if d0 is None else torch.addmm(d0, left, dr)
+        elif d0 is not None:
+            out = d0.expand(len(left), right.shape[1])
+        if dl is not None:
+            out = dl @ right if out is None else torch.addmm(out, dl, right)
+        assert out is not None
+        return out
+
+    return rule, [left, right]
+
+
+def _convolution(call: Call) -> Made:
+    x, w = (t.detach() for t in call.tensors[:2])
+    shape, rest = call.out.shape, call.args[3:]
+
+    def rule(tangents: list[Tensor | None]) -> Tensor:
+        dx, dw, db = tangents if len(tangents) == 3 else (*tangents, None)
+        out = None
+        if dw is not None:
+            out, db = aten.convolution(x, dw, db, *rest), None
+        if dx is not None:
+            other = aten.convolution(dx, w, db, *rest)
+            out, db = other if out is None else out.add_(other), None
+        if db is not None:
+            out = db.view(1, -1, *(1,) * (len(shape) - 2)).expand(shape)
+        assert out is not None
+        return out
+
+    return rule, [x, w]
+
+
+def _batch_norm(call: Call) -> Made:
+    """By running statistics: scale and shift of every channel."""
+    x, weight, bias, mean, var, training, _, eps = call.args
+    if training or mean is None:
+        return by_formula(call)
+    has = [t is not None for t in (weight, bias)]
+    x = x.detach()
+    root = torch.rsqrt(var + eps)
+    factor = root if weight is None else root * weight.detach()
+    shape = (1, -1, *(1,) * (x.dim() - 2))
+
+    def rule(tangents: list[Tensor | None]) -> Any:
+        left = iter(tangents[1:])
+        dw, db = (next(left) if there else None for there in has)
+        dx, out = tangents[0], None
+        if dw is not None:
+            shift = torch.zeros_like(dw) if db is None else db
+            out = torch.batch_norm(x, dw, shift, mean, var, False, 0.0, eps, False)
+        elif db is not None:
+            out = db.view(shape).expand(x.shape)
+        if dx is not None:
+            scale = factor.view(shape)
+            out = dx * scale if out is None else torch.addcmul(out, dx, scale)
+        return out, None, None
+
+    return rule, [x, mean, var]
+
+
+def _weight_norm(call: Call) -> Made:
+    """No formula: torch has none for its fused kernel."""
+
+    def composed(v: Tensor, g: Tensor, dim: int = 0) -> tuple[Tensor, None]:
+        rest = [i for i in range(v.dim()) if i != dim]
+        return v * (g / torch.linalg.vector_norm(v, dim=rest, keepdim=True)), None
+
+    call.func = composed
+    return by_formula(call)
+
+
+def _relu(call: Call) -> Made:
+    out = call.out.detach()
+    return lambda tangents: aten.threshold_backward(tangents[0], out, 0), [call.out]
+
+
+STOPS = {aten.detach.default}
+WITHOUT_VALUE = {aten.relu, aten.add, aten.sub, aten.mul, aten.div, aten.neg}
+SHAPES = {aten.transpose, aten.t, aten.squeeze, aten.unsqueeze}
+RULES: dict[Any, Callable[[Call], Made]] = {}
+RULES |= dict.fromkeys((aten.t, aten.transpose, aten.permute, aten.alias, aten.expand), _linear)
+RULES |= dict.fromkeys((aten.slice, aten.select, aten.squeeze, aten.unsqueeze), _linear)
+RULES |= dict.fromkeys((aten.split, aten.split_with_sizes, aten.unbind), _linear)
+RULES |= dict.fromkeys((aten.clone, aten._to_copy, aten.neg, aten.sum, aten.mean), _linear)
+RULES |= dict.fromkeys((aten.avg_pool1d, aten.avg_pool2d, aten.avg_pool3d), _linear)
+RULES |= dict.fromkeys((aten._adaptive_avg_pool2d, aten._adaptive_avg_pool3d), _linear)
+RULES[aten.constant_pad_nd] = _linear
+RULES |= dict.fromkeys((aten.view, aten._unsafe_view, aten._reshape_alias), _reshape)
+RULES |= {aten.cat: _cat, aten.stack: _cat, aten.add: _sum_of(1.0), aten.sub: _sum_of(-1.0)}
+RULES |= dict.fromkeys((aten.mul, aten.mm, aten.bmm), _product)
+RULES |= {aten.div: _quotient, aten.addmm: _addmm, aten.convolution: _convolution}
+RULES |= {aten.native_batch_norm: _batch_norm, aten.relu: _relu}
+RULES |= {aten._weight_norm_interface: _weight_norm}

@@ -1,0 +1,169 @@
+"""Jacobian-vector products by a recorded program: every operation's rule at the frozen values.
+
+One forward pass records the operations between parameters and outputs; a product replays their
+tangents alone.  An operation without a rule of its own here takes torch's forward-mode formula at
+the recorded inputs.  What cannot be replayed (writes through views, say) is told by ``why``.
+
+Source: forward-mode accumulation of a linearised program (Griewank and Walther 2008, chapter 3).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves, tree_map_only
+from torch.utils.weak import WeakTensorKeyDictionary
+
+from catapult_ext.linops.tangent_rules import (
+    RULES,
+    SHAPES,
+    STOPS,
+    WITHOUT_VALUE,
+    Call,
+    Rule,
+    aten,
+    by_formula,
+)
+
+
+@dataclass(eq=False)
+class Step:
+    """One operation: slots of its tensor arguments (None: constant) and of its results."""
+
+    inputs: list[int | None]
+    results: list[int | None]
+    rule: Rule
+    dying: Sequence[int] = ()  # slots that no later step reads
+
+
+class TangentTracer(TorchDispatchMode):
+    """Records a forward pass from ``leaves``; ``program`` replays it once :meth:`finish` ran.
+
+    ``why`` says what stands against it; then ``program`` stays None.
+    """
+
+    def __init__(self, leaves: Sequence[Tensor]) -> None:
+        super().__init__()
+        self.why = ""
+        self.program: Program | None = None
+        self._leaves = len(leaves)
+        self._slots = WeakTensorKeyDictionary()
+        self._count = 0
+        self._steps: list[Step] = []
+        self._saved: list[tuple[Tensor, int]] = []
+        self._viewed: set[int] = set()  # storages that views share: no writes in place
+        for leaf in leaves:
+            self._new(leaf)
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # True makes torch import its compiler, seconds
+
+    def _new(self, tensor: Tensor) -> int:
+        self._slots[tensor] = self._count
+        self._count += 1
+        return self._count - 1
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        leaves = args if all(isinstance(a, Tensor) for a in args) else tree_leaves(args)
+        tensors = [t for t in leaves if isinstance(t, Tensor)]
+        tensors += [t for t in tree_leaves(kwargs) if isinstance(t, Tensor)] if kwargs else []
+        slots = [self._slots.get(t) for t in tensors]
+        if self.why or all(s is None for s in slots) or func in STOPS:
+            return func(*args, **kwargs)
+        if not torch.is_grad_enabled():  # constants to autograd as well
+            return func(*args, **kwargs)
+        call = Call(func, args, kwargs, None, tensors, [s is not None for s in slots])
+        written = tensors[0] if func._schema.is_mutable else None
+        if written is not None and not self._writable(call):
+            return func(*args, **kwargs)
+        call.out = func(*args, **kwargs)
+        self._record(call, slots, written)
+        return call.out
+
+    def _writable(self, call: Call) -> bool:
+        """Makes an in-place call one without; where that cannot be, says why."""
+        name = call.func._schema.name.split("::")[1]
+        plain = getattr(aten, name[:-1], None) if name.endswith("_") else None
+        overload = "int" if name == "transpose_" else call.func._overloadname
+        target = call.tensors[0]
+        good = plain is not None and overload in plain.overloads() and call.active[0]
+        shared = target.untyped_storage()._cdata in self._viewed and plain not in SHAPES
+        if not good or shared:
+            self.why = f"it writes in place by {name}"
+            return False
+        if plain not in WITHOUT_VALUE | SHAPES or (plain is aten.mul and call.active[1:] == [True]):
+            call.tensors = [target.clone(), *call.tensors[1:]]
+            left = iter(call.tensors)
+            call.args, call.kwargs = tree_map_only(
+                Tensor, lambda _: next(left), (call.args, call.kwargs)
+            )
+        call.func = getattr(plain, overload)
+        return True
+
+    def _record(self, call: Call, slots: list[int | None], written: Tensor | None) -> None:
+        outs = [call.out] if isinstance(call.out, Tensor) else list(tree_leaves(call.out))
+        if call.func.is_view:
+            self._viewed.add(outs[0].untyped_storage()._cdata)
+        results = [
+            self._new(t) if isinstance(t, Tensor) and t.is_floating_point() else None for t in outs
+        ]
+        if all(r is None for r in results):
+            return
+        if torch.Tag.nondeterministic_seeded in call.func.tags:
+            self.why = f"it draws random numbers in {call.func}"
+            return
+        try:
+            made, saved = RULES.get(call.func._overloadpacket, by_formula)(call)
+        except (TypeError, ValueError, IndexError) as error:  # a form of the call not foreseen
+            self.why = f"it calls {call.func} with other arguments ({error})"
+            return
+        # the version of what is written in place goes up when this call has returned
+        self._saved += [(t, t._version + (t is written)) for t in saved]
+        self._steps.append(Step(list(slots), results, made))
+
+    def finish(self, output: Any) -> None:
+        """Make ``program`` of the finished forward pass, whose result was ``output``."""
+        end = self._slots.get(output) if isinstance(output, Tensor) else None
+        if not self.why and end is None:
+            self.why = "its output was not seen to be made of its parameters"
+        if not self.why and any(t._version != version for t, version in self._saved):
+            self.why = "it changes a saved tensor in place"
+        if not self.why and end is not None:
+            self.program = Program(self._leaves, self._steps, end)
+
+
+class Program:
+    """The tangent program of one forward pass: from leaf tangents to that of the result."""
+
+    def __init__(self, leaves: int, steps: list[Step], end: int) -> None:
+        needed, kept = {end}, []
+        for step in reversed(steps):
+            reads = {s for s in step.inputs if s is not None}
+            if needed.isdisjoint(r for r in step.results if r is not None):
+                continue
+            step.dying = sorted(s for s in reads - needed if s >= leaves)
+            needed |= reads
+            kept.append(step)
+        self._leaves, self._end = leaves, end
+        self._steps = kept[::-1]
+
+    def __call__(self, tangents: Sequence[Tensor]) -> Tensor:
+        """Tangents of the leaves, in their shapes, to the tangent of the result."""
+        values: dict[int, Tensor] = dict(enumerate(tangents))
+        with torch.no_grad():
+            for step in self._steps:
+                out = step.rule([None if s is None else values.get(s) for s in step.inputs])
+                outs = [out] if isinstance(out, Tensor) else tree_leaves(out)
+                for slot, value in zip(step.results, outs, strict=False):
+                    if slot is not None and value is not None:
+                        values[slot] = value
+                for slot in step.dying:
+                    values.pop(slot, None)
+        return values[self._end]

@@ -1,0 +1,177 @@
+"""The recorded tangent program against the backward of the backward pass, and what it refuses."""
+
+import importlib.util
+import threading
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+import catapult_ext as cx
+from catapult_ext.linops.autograd import AutogradFrozen
+from catapult_ext.linops.snapshot import Snapshot
+from catapult_ext.linops.tangents import TangentTracer
+
+spec = importlib.util.spec_from_file_location("zoo", Path(__file__).with_name("zoo.py"))
+zoo = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(zoo)
+
+
+def recorded(model, x):
+    """(frozen model, why it has no program)."""
+    snapshot = Snapshot(model, x, "NTK")
+    tracer = TangentTracer(list(snapshot.params.values()))
+    outputs = snapshot.forward(tracer)
+    tracer.finish(snapshot.take_raw_output())
+    return AutogradFrozen(snapshot, outputs, tracer), tracer.why
+
+
+def both(frozen):
+    t = torch.randn(frozen.n_params, 2, generator=torch.Generator().manual_seed(3)).to(
+        frozen.outputs
+    )
+    return frozen.jvp(t), frozen._backward_of_backward(t)
+
+
+class Of(nn.Module):
+    """A layer between two others, written as a function."""
+
+    def __init__(self, function):
+        super().__init__()
+        self.first, self.last, self.function = nn.Linear(5, 6), nn.Linear(6, 3), function
+
+    def forward(self, x):
+        return self.last(self.function(self.first(x)))
+
+
+def of(function):
+    torch.manual_seed(0)
+    return Of(function).double(), torch.randn(4, 5, dtype=torch.float64)
+
+
+@pytest.mark.parametrize("name", sorted(set(zoo.ZOO) - {"wrn_16_1"}))  # as resnet20, slower
+def test_program_of_the_zoo(name):
+    frozen, why = recorded(*zoo.build(name))
+    assert not why
+    replayed, exact = both(frozen)
+    assert frozen.snapshot.replayable == {False: True}
+    assert (replayed - exact).abs().max() <= 1e-12 * exact.abs().max()
+
+
+def scaled_in_place(x):
+    y = 2 * x
+    y.mul_(x)
+    y += 1
+    y -= x
+    y.div_(3.0)
+    return y.tanh_()
+
+
+def written_through_a_view(x):
+    y = 2 * x
+    y[:, :2].mul_(3.0)
+    return y
+
+
+def saved_then_changed(x):
+    y = 2 * x
+    z = y.exp()  # whose graph keeps z, and whose tangent program y
+    return y.add_(1.0) + z
+
+
+FUNCTIONS = {
+    "scalars": lambda x: (3 - x) * 2 / 5 + 1,
+    "reflected": lambda x: 1 / (2 + x.square()) - torch.rsub(x, 1),
+    "broadcast": lambda x: x - x.mean(1, keepdim=True) + x.amax(0),
+    "products": lambda x: (x @ x.T.tanh() @ x).softmax(1) * x,
+    "batched products": lambda x: (x.view(-1, 2, 3).mT @ x.view(-1, 2, 3)).sum(1).repeat(1, 2),
+    "pieces": lambda x: torch.cat([*x.split(2, 1)[::-1], torch.zeros_like(x[:, :0])], 1),
+    "stacked": lambda x: torch.stack([x, torch.ones_like(x), x.exp()]).prod(0),
+    "einsum": lambda x: torch.einsum("ni,mi,mj->nj", x, x, x),
+    "in place": scaled_in_place,
+    "sorted": lambda x: x.sort(1).values + x.cumsum(1),
+    "gathered": lambda x: x[:, [3, 1, 2, 0, 5, 4]].where(x > 0, x.abs().sqrt()),
+    "detached": lambda x: x * x.detach() + x.norm(dim=1, keepdim=True),
+    "pooled": lambda x: nn.functional.max_pool1d(x[:, None], 3, 1, 1)[:, 0],
+    "padded": lambda x: nn.functional.pad(x, (1, 1), mode="reflect")[:, 1:-1],
+}
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_program_of_functions(name):
+    frozen, why = recorded(*of(FUNCTIONS[name]))
+    assert not why
+    replayed, exact = both(frozen)
+    assert frozen._program is not None
+    assert (replayed - exact).abs().max() <= 1e-12 * exact.abs().max()
+
+
+@pytest.mark.parametrize(
+    ("function", "reason"),
+    [
+        (written_through_a_view, "writes in place by mul_"),
+        (lambda x: nn.functional.pad(x, (1, 1), mode="circular")[:, 1:-1], "in place by copy_"),
+        (saved_then_changed, "changes a saved tensor"),
+    ],
+)
+def test_what_is_not_replayed_is_exact_all_the_same(function, reason):
+    model, x = of(function)
+    _, why = recorded(model, x)
+    assert reason in why
+    j = zoo.jacobian(model, x)
+    v = torch.randn(j.shape[0], dtype=torch.float64)
+    assert torch.allclose(cx.NTK(model, x) @ v, j @ (j.T @ v), rtol=1e-10)
+
+
+class Hidden(torch.autograd.Function):
+    """x^2 with the derivative of 3 x: nothing but the graph can know."""
+
+    @staticmethod
+    def forward(ctx, x):
+        return x.square()
+
+    @staticmethod
+    def backward(ctx, g):
+        return 3 * g
+
+
+def test_a_hidden_derivative_is_found_out():
+    model, x = of(lambda a: a + Hidden.apply(a))
+    frozen, _ = recorded(model, x)
+    replayed, exact = both(frozen)
+    assert frozen._program is None
+    assert frozen.snapshot.replayable == {False: False}
+    assert torch.equal(replayed, exact)
+
+
+def test_parts_of_a_model_are_proven_once(monkeypatch):
+    model, x = of(torch.tanh)
+    tried = []
+    plain = AutogradFrozen.vjp
+    monkeypatch.setattr(AutogradFrozen, "vjp", lambda s, u: (tried.append(len(u)), plain(s, u))[1])
+    kernel = cx.NTK(model, x, engine="autograd", samples_at_once=2)
+    v = torch.randn(len(x) * 3, dtype=torch.float64)
+    kernel @ v
+    first = len(tried)
+    kernel @ v
+    assert len(tried) - first < first
+
+
+def test_threads_replay_formulas_at_once():
+    kernels = [cx.NTK(*of(f)) for f in (torch.tanh, torch.erf, lambda x: x.softmax(1))]
+    v = torch.randn(kernels[0].shape[0], dtype=torch.float64)
+    exact = [k @ v for k in kernels]
+    wrong = []
+
+    def work(kernel, right):
+        for _ in range(20):
+            if not torch.equal(kernel @ v, right):
+                wrong.append(1)
+
+    threads = [threading.Thread(target=work, args=a) for a in zip(kernels, exact, strict=True)]
+    for t in threads:
+        t.start()
+    for t in threads:
+        t.join()
+    assert not wrong
