@@ -25,7 +25,7 @@ class Frozen(ABC):
     engine: str
     why = "chosen"  # what decided the engine
     columns = 64  # right-hand sides multiplied at once
-    workspace = 1 << 29  # bytes that a dense kernel or a diagonal may use beside its result
+    workspace = 1 << 30  # bytes that a dense kernel or a diagonal may use beside its result
     make_plan: Callable[[], Plan]  # given by freeze
 
     def __init__(self, snapshot: Snapshot, outputs: Tensor) -> None:

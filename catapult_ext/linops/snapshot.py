@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
 from catapult_ext import _validate as v
+from catapult_ext.linops.layout import prefer_channels_last
 from catapult_ext.linops.meter import Meter, OverBudget
 from catapult_ext.linops.policy import (
     SHARED_STATE,
@@ -140,6 +141,8 @@ class Snapshot:
         self.coarse = False  # forward passes in bfloat16 (autocast)
         self.replayable: dict[bool, bool] = {}  # by ``coarse``: tangent programs were proven right
         self.vector_outputs = False  # set by the forward pass: outputs (N,) shown as (N, 1)
+        if self.device.type == "cpu" and any(len(s) == 4 for s in self.shapes):
+            prefer_channels_last(self)
 
     def _take_state(self, params: str | Sequence[str] | None) -> None:
         self.params: dict[str, Tensor] = {}

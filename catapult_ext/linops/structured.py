@@ -231,10 +231,16 @@ class Structured:
             for i, g in enumerate(found):
                 shape = shapes[i]
                 if out[i] is None:
-                    out[i] = self.graph.new_zeros(shape[0], self.outputs, *shape[1:])
-                if g is not None:
-                    out[i][:, o] = g.reshape(shape)  # type: ignore[index]
+                    out[i] = self._room(g, shape)
+                out[i][:, o] = 0 if g is None else g.reshape(shape)  # type: ignore[index]
         return [out[i] for i in at]  # type: ignore[misc]
+
+    def _room(self, g: Tensor | None, shape: tuple[int, ...]) -> Tensor:
+        """Empty (N, O, ...), outputs and channels innermost where channels are in ``g``."""
+        if g is None or g.dim() != 4 or g.shape != shape or g.is_contiguous():
+            return self.graph.new_empty(shape[0], self.outputs, *shape[1:])
+        n, c, *image = shape
+        return self.graph.new_empty(n, *image, self.outputs, c).permute(0, 3, 4, 1, 2)
 
     def rows(self, use: Use, g: Tensor, lead: slice, room: int) -> Tensor:
         """All rows (N, O, q) by the entries ``lead`` of a target, few samples at a time."""

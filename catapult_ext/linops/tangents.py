@@ -154,16 +154,23 @@ class Program:
         self._leaves, self._end = leaves, end
         self._steps = kept[::-1]
 
-    def __call__(self, tangents: Sequence[Tensor]) -> Tensor:
-        """Tangents of the leaves, in their shapes, to the tangent of the result."""
-        values: dict[int, Tensor] = dict(enumerate(tangents))
-        with torch.no_grad():
+    def __call__(self, tangents: Sequence[Tensor]) -> Tensor | None:
+        """Tangents of the leaves, in their shapes, to the tangent of the result; None is zero."""
+        with torch.inference_mode(False), torch.no_grad():
+            values: dict[int, Tensor] = {
+                i: t.clone() if t.is_inference() else t for i, t in enumerate(tangents)
+            }
             for step in self._steps:
-                out = step.rule([None if s is None else values.get(s) for s in step.inputs])
-                outs = [out] if isinstance(out, Tensor) else tree_leaves(out)
-                for slot, value in zip(step.results, outs, strict=False):
-                    if slot is not None and value is not None:
-                        values[slot] = value
+                given = [None if s is None else values.get(s) for s in step.inputs]
+                if any(v is not None for v in given):
+                    self._keep(values, step, step.rule(given))
                 for slot in step.dying:
                     values.pop(slot, None)
-        return values[self._end]
+            return values.get(self._end)
+
+    @staticmethod
+    def _keep(values: dict[int, Tensor], step: Step, out: Any) -> None:
+        outs = [out] if isinstance(out, Tensor) else tree_leaves(out)
+        for slot, value in zip(step.results, outs, strict=False):
+            if slot is not None and value is not None:
+                values[slot] = value
