@@ -43,6 +43,10 @@ def _numbers(usage: Usage) -> tuple[float, float, float, float]:
     return usage.kept, usage.peak, usage.flops, usage.traffic
 
 
+def _channels_last(t: Tensor) -> bool:
+    return t.dim() == 4 and t.is_contiguous(memory_format=torch.channels_last)
+
+
 class Meter(TorchDispatchMode):
     """Counts the storages that operations make while they live, and the work done.
 
@@ -119,5 +123,9 @@ class Meter(TorchDispatchMode):
             self.traffic += sum(t.numel() * t.element_size() for t in tensors)
         if "convolution" in func.name():  # oneDNN's blocked copies live inside the operation
             inputs = [t for t in tree_leaves(args) if isinstance(t, Tensor)]
-            copies = sum(t.numel() * t.element_size() for t in [*results, *inputs])
+            copies = sum(
+                t.numel() * t.element_size()
+                for t in [*results, *inputs]
+                if not _channels_last(t)  # which it takes as they are
+            )
             self.peak = max(self.peak, self.live + int(_BLOCKED_COPIES * copies))

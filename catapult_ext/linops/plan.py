@@ -22,9 +22,10 @@ from catapult_ext.linops.snapshot import Snapshot
 
 SHARE = 0.5  # of the free memory, where no budget is given
 # resident over counted bytes, measured on ten models: the allocator's fragments, library scratch
-_ROOM = {"layers": 1.1, "autograd": 1.4}
+_ROOM = {"layers": 1.1, "autograd": 1.5}
 _FIXED = 8 << 20
 _MOST_COLUMNS = 64
+_MANY = 128  # samples from which on the plan looks at 16 and 32 of them too
 _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 
 
@@ -137,14 +138,14 @@ class Costs:
         first, kept = self.setup.kept, self.setup.kept + self.first.kept
         return max(self.setup.peak, first + self.first.peak, kept + self.following.peak)
 
-    def at(self, one: Costs, n: int) -> Costs:
-        """Extrapolated to n samples from two (self) and one (``one``)."""
+    def at(self, one: Costs, share: float) -> Costs:
+        """Extrapolated by ``share`` of the distance from ``one`` to self, and beyond."""
         pairs = (
             (self.setup, one.setup),
             (self.first, one.first),
             (self.following, one.following),
         )
-        return Costs(*(b + (b - a) * max(n - 2, 0) if n > 1 else a for b, a in pairs))
+        return Costs(*(a + (b - a) * share for b, a in pairs))
 
 
 Build = Callable[[Snapshot], tuple[Frozen | None, Callable[[], object]]]
@@ -206,26 +207,32 @@ class Planner:
         return self._describe(samples)
 
     def _probe(self) -> None:
-        sizes = (1, 2) if self.held.policy.batch_stats is None else (2, 4)
-        self._scale = sizes[0]
+        small = (1, 2) if self.held.policy.batch_stats is None else (2, 4)
+        self._points: list[tuple[int, Costs]] = []
         proofs = len(self.held.replayable)
+        first = min(small[0], self.n)
         try:
-            self.frozen, self.one = self._run(min(sizes[0], self.n))
+            self.frozen, one = self._run(first)
             if len(self.held.replayable) > proofs:  # a proof ran, which comes once and not again
-                self.frozen, self.one = self._run(min(sizes[0], self.n))
+                self.frozen, one = self._run(first)
         except OverBudget:
-            self._too_small(f"{show_bytes(self.budget)} for a pass over {sizes[0]} of them")
-        self.two = self.one
-        if self.n < sizes[1]:
-            return
-        try:
-            frozen, self.two = self._run(sizes[1])
-        except OverBudget:  # no second point: everything grows with the samples
-            both = self.one
-            self.two = Costs(both.setup * 2, both.first * 2, both.following * 2)
-            return
-        if sizes[0] == 1 and frozen is not None and self.frozen is not None:
-            self._coupled = not _same(frozen.outputs[:1], self.frozen.outputs)
+            self._too_small(f"{show_bytes(self.budget)} for a pass over {small[0]} of them")
+        self._points.append((first, one))
+        # what a few samples take may be hidden behind what the parameters do: then more are tried
+        for n in (small[1], 16, 32):
+            if n > self.n or (n == 16 and self.n < _MANY):
+                break
+            try:
+                frozen, costs = self._run(n)
+            except OverBudget:
+                break
+            self._points.append((n, costs))
+            if len(self._points) == 2 and frozen is not None and small[0] == 1:
+                assert self.frozen is not None
+                self._coupled = not _same(frozen.outputs[:1], self.frozen.outputs)
+        if len(self._points) == 1:  # no second point: everything grows with the samples
+            twice = Costs(one.setup * 2, one.first * 2, one.following * 2)
+            self._points.append((2 * first, twice))
 
     _coupled = False
 
@@ -234,7 +241,10 @@ class Planner:
         return measure(part, self.build, self.budget)
 
     def _costs(self, n: int) -> Costs:
-        return self.two.at(self.one, -(-n // self._scale))
+        below = [k for k, (size, _) in enumerate(self._points) if size <= n]
+        upper = max(1, below[-1] if below else 1)
+        (n1, one), (n2, two) = self._points[upper - 1 : upper + 1]
+        return two.at(one, (n - n1) / (n2 - n1))
 
     def _layers(self, n: int) -> float:
         """What the native products of ``layers`` take, which the meter does not see."""
