@@ -199,7 +199,9 @@ def test_replicas_in_several_launches(backend):
                for i, t in enumerate(one)]  # fmt: skip
     problem[4] *= torch.linspace(0.2, 1, 140, dtype=torch.float64)
     got = run(backend, problem, 1, activation="tanh")
-    assert_same_run(got, oracle(problem, 1, activation="tanh"), 1e-12)
+    want = oracle(problem, 1, activation="tanh")
+    assert_close(got[0].loss, want[0].loss, 1e-12)
+    assert_close(got[2], want[2], 1e-12)
 
 
 def test_linear_is_the_limit_of_leaky(backend):
