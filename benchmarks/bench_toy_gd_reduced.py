@@ -33,6 +33,11 @@ def _flops(steps):
     return REPLICAS * steps * (4 * INPUTS**2 + 4 * SAMPLES * INPUTS)
 
 
+def _bytes(steps):
+    """The states in and out once, loss and weight norm of every step."""
+    return 4 * REPLICAS * (2 * (INPUTS**2 + INPUTS + 1) + 2 * (steps + 1))
+
+
 @pytest.mark.parametrize("curvature_every", [0, 10])
 def test_toy_gd_reduced(measure, quick, curvature_every):
     """Per replica and step at least 300 times lean torch, which descends on 1 / 64 of them."""
@@ -61,6 +66,7 @@ def test_toy_gd_reduced(measure, quick, curvature_every):
             check=check,
             prepare=fresh,
             flops=_flops(steps),
+            bytes=_bytes(steps),
             unit=("replica-steps", REPLICAS * steps),
             target={"lean torch, 1/64": 300 * FEW / REPLICAS},
         )
@@ -90,6 +96,7 @@ def test_width_costs_nothing(measure, quick):
             check=check,
             prepare=fresh,
             flops=_flops(steps),
+            bytes=_bytes(steps),
             unit=("replica-steps", REPLICAS * steps),
         )
     )

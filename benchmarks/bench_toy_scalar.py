@@ -41,6 +41,7 @@ def test_toy_scalar(measure, quick, dtype, early_exit):
             baselines={"torch (u, v) map": lambda: composed(h, k, steps)},
             check=check,
             flops=0.0 if early_exit else 10.0 * count * steps,
+            bytes=count * (5 * h.element_size() + 16),  # h, k in and out, the peak, two steps
             unit=("lane-steps", count * steps),
         )
     )

@@ -53,7 +53,7 @@ def lanczos_step(
     threads: int,
 ) -> None: ...
 def toy_gd_workspace(
-    U: Tensor, samples: int, curvatures: int, device: int, stream: int, threads: int
+    U: Tensor, samples: int, curvatures: int, linear: bool, device: int, stream: int, threads: int
 ) -> int: ...
 def toy_gd(
     U: Tensor,
@@ -69,6 +69,8 @@ def toy_gd(
     steps: int,
     record_every: int,
     curvature_every: int,
+    activation: int,
+    slope: float,
     device: int,
     stream: int,
     threads: int,

@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from catapult_ext.reference.toy_gd import Record, kernel_top, run
+from catapult_ext.reference.toy_gd import Record, divergence_cut, kernel_top, run
 
 
 def toy_gd_reduced(
@@ -49,4 +49,5 @@ def toy_gd_reduced(
     def curvature() -> Tensor:
         return kernel_top(S, q, x, width)
 
-    return run(observe, step, curvature, x, y, width, steps, record_every, curvature_every)
+    limit = divergence_cut(x, y, observe()[2], width)
+    return run(observe, step, curvature, limit, steps, record_every, curvature_every)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from catapult_ext import ops, reference
 from catapult_ext.reference.toy_gd import kernel_top
+from catapult_ext.testing.backends import Backend
 
 
 class ToyProblem(NamedTuple):
@@ -72,8 +74,31 @@ def reduced_state(problem: ToyProblem) -> ReducedProblem:
     return ReducedProblem(w.to(U.dtype), S.to(U.dtype), q.to(U.dtype), x, y, eta)
 
 
-def lean_torch_gd(problem: ToyProblem, steps: int) -> Tensor:
-    """The leanest batched torch composition of toy_gd: loss (R, steps + 1); mutates U and v."""
+def run_toy_gd(
+    backend: Backend, problem: Sequence[Tensor], steps: int, **options: Any
+) -> tuple[ops.ToyRecord, Tensor, Tensor]:
+    """The record of ``toy_gd``, and U and v after the run, on copies of the problem."""
+    mine = [t.clone().to(backend.device) for t in problem]
+    record = backend.run(ops.toy_gd, *mine, steps, **options)
+    return record, mine[0].cpu(), mine[1].cpu()
+
+
+def exact_toy_gd(
+    problem: Sequence[Tensor], steps: int, **options: Any
+) -> tuple[ops.ToyRecord, Tensor, Tensor]:
+    """The same by the reference, in float64."""
+    U, v, x, y, eta = (t.double() for t in problem)
+    U, v = U.clone(), v.clone()
+    return ops.ToyRecord(*reference.toy_gd(U, v, x, y, eta, steps, **options)), U, v
+
+
+def lean_torch_gd(problem: ToyProblem, steps: int, activation: str = "linear") -> Tensor:
+    """The leanest batched torch composition of toy_gd: loss (R, steps + 1); mutates U and v.
+
+    ``activation``: "linear", "relu" or "tanh".
+    """
+    if activation != "linear":
+        return _lean_activated(problem, steps, activation)
     U, v, x, y, eta = problem
     samples, root = x.shape[0], math.sqrt(U.shape[1])
     rate = (eta / root)[:, None]
@@ -89,4 +114,25 @@ def lean_torch_gd(problem: ToyProblem, steps: int) -> Tensor:
         U.baddbmm_(v[:, :, None], zeta[:, None, :], alpha=-1)
         v.sub_(pull)
         w = torch.bmm(v[:, None, :], U)[:, 0]
+    return torch.stack(losses, 1) / (2 * samples)
+
+
+def _lean_activated(problem: ToyProblem, steps: int, activation: str) -> Tensor:
+    U, v, x, y, eta = problem
+    samples, root = x.shape[0], math.sqrt(U.shape[1])
+    rate = (eta / root)[:, None]
+    losses = []
+    for t in range(steps + 1):
+        hidden = U @ x.mT  # (R, W, N)
+        hidden = hidden.relu_() if activation == "relu" else hidden.tanh_()
+        residual = torch.bmm(v[:, None, :], hidden)[:, 0].div_(root).sub_(y)
+        losses.append(residual.square().sum(1))
+        if t == steps:
+            break
+        residual = residual.mul_(rate / samples)
+        pull = torch.bmm(hidden, residual[:, :, None])[:, :, 0]
+        slope = hidden.sign_() if activation == "relu" else hidden.square_().neg_().add_(1)
+        inner = slope.mul_(residual[:, None, :]) @ x
+        U.sub_(inner.mul_(v[:, :, None]))
+        v.sub_(pull)
     return torch.stack(losses, 1) / (2 * samples)

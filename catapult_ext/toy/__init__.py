@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from catapult_ext.toy.activations import ACTIVATIONS
+from catapult_ext.ops.toy_gd import ACTIVATIONS
 from catapult_ext.toy.bifurcation import Bifurcation, bifurcation
 from catapult_ext.toy.companions import (
     QuadraticModel,

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from catapult_ext._validate import fail, require
+from catapult_ext.ops.toy_gd import parse_activation
 
 
 class Activation(NamedTuple):
@@ -57,7 +56,6 @@ def _leaky(slope: float) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
 _TWO_BY_ROOT_PI = 2 / math.sqrt(math.pi)
 _NAMED = {
     "linear": Activation("linear", lambda z: (z, torch.ones_like(z))),
-    "relu": Activation("relu", _leaky(0.0)),
     "abs": Activation("abs", lambda z: (z.abs(), z.sign())),
     "tanh": Activation("tanh", _tanh),
     "erf": Activation(
@@ -65,11 +63,13 @@ _NAMED = {
     ),
     "gelu": Activation("gelu", _gelu, 1.13),
     "softplus": Activation(
-        "softplus", lambda z: (torch.nn.functional.softplus(z), z.sigmoid()), 1.0, math.log(2)
+        "softplus",
+        lambda z: (torch.logaddexp(z, torch.zeros_like(z)), z.sigmoid()),
+        1.0,
+        math.log(2),
     ),
     "silu": Activation("silu", _silu, 1.1),
 }
-ACTIVATIONS = (*_NAMED, "leaky(slope)")
 
 
 def find_activation(where: str, name: str) -> Activation:
@@ -79,12 +79,5 @@ def find_activation(where: str, name: str) -> Activation:
         TypeError: not a string.
         ValueError: an unknown name.
     """
-    if not isinstance(name, str):
-        fail(where, "activation must be a name", type(name).__name__, TypeError)
-    leaky = re.fullmatch(r"leaky\((-?[0-9.]+(?:e-?[0-9]+)?)\)", name)
-    if leaky:
-        slope = float(leaky.group(1))
-        return Activation(name, _leaky(slope), max(1.0, abs(slope)))
-    known = ", ".join(ACTIVATIONS)
-    require(name in _NAMED, where, f"activation must be one of {known}", repr(name))
-    return _NAMED[name]
+    _, slope = parse_activation(where, name)
+    return _NAMED.get(name) or Activation(name, _leaky(slope), max(1.0, abs(slope)))

@@ -18,6 +18,9 @@ from catapult_ext.toy.rules import Rule, Schedule
 from catapult_ext.toy.start import Start
 
 FUSED_CHUNK_BYTES = 1 << 27  # of replicated state at a time, for the fused kernels
+# With an activation: the curvature's N x N matrix is for LAPACK beyond, and on CUDA N sums for each
+# warp no longer fit its shared memory.
+MOST_SAMPLES = 1024
 TORCH_CHUNK_BYTES = 1 << 24  # of state and temporaries, for the batched engine: about a cache
 
 
@@ -31,12 +34,16 @@ class Engine:
 
     def run(self, task: Task) -> Record:
         """One record of all replicas."""
-        fused = self.network.linear and task.rule.is_plain and task.only_basics
+        fused = task.rule.is_plain and task.only_basics and self._native(task.data)
         run = self._scalar if self.form == "scalar" else self._fused if fused else self._torch
         size = self._chunk(task, in_torch=run == self._torch)
         return Record.join(
             [run(task.rows(i, j), i, j) for i, j in _parts(len(task.rule.eta), size)]
         )
+
+    def _native(self, data: Data) -> bool:
+        """Whether the network on these data is for the fused kernels."""
+        return self.network.linear or len(data.x) <= MOST_SAMPLES
 
     def top(self, data: Data) -> Tensor:
         """(count,) curvature of the initial states, float64."""
@@ -79,7 +86,8 @@ class Engine:
                 *ops.toy_gd_reduced(w, S, q, x, y, eta, self.network.width, steps, **strides)
             )
         U, v = state
-        return Record.basic(*ops.toy_gd(U, v, x, y, eta, steps, **strides))
+        name = self.network.phi.name
+        return Record.basic(*ops.toy_gd(U, v, x, y, eta, steps, activation=name, **strides))
 
     def _scalar(self, task: Task, first: int, last: int) -> Record:
         """One sample, x (1, 1) in its own direction: the map of ``ops.toy_scalar``."""

@@ -113,11 +113,12 @@ def simulate(
             is missing, does not match ``init``, or is too large for the direct form.
 
     Cost:
-        Per replica and step 6 W D + 4 N D flops (direct), about 8 r^2, r = rank X (reduced), or ten
-        (scalar), in one call of a fused kernel. Other than plain full-batch gradient descent of the
-        linear network, and any of ``test``, ``observe`` and ``stop``, run as batched torch, at
-        6 W D N flops and several passes over (W, N) (direct), or 6 r^2 in a dozen torch calls
-        (reduced); a record of observables costs about 9 N^3 besides (see
+        Per replica and step 6 W D + 4 N D flops (direct), 4 W D N and W N evaluations of an
+        activation, about 8 r^2, r = rank X (reduced), or ten (scalar), in one call of a fused
+        kernel. Other than plain full-batch gradient descent, any of ``test``, ``observe`` and
+        ``stop``, and activations on more than 1024 samples run as batched torch, at 6 W D N flops
+        and several passes over (W, N) (direct), or 6 r^2 in a dozen torch calls (reduced); a record
+        of observables costs about 9 N^3 besides (see
         :class:`~catapult_ext.toy.observables.Observer`).
 
     Example:

@@ -1,25 +1,13 @@
 import pytest
 import torch
 
-from catapult_ext import ops, reference
+from catapult_ext import ops
 from catapult_ext.testing import max_error
+from catapult_ext.testing.toy_cases import exact_toy_gd as oracle
 from catapult_ext.testing.toy_cases import lean_torch_gd, toy_problem
+from catapult_ext.testing.toy_cases import run_toy_gd as run
 
 RATES = [0.5, 1.2, 2.6, 3.3]
-
-
-def run(backend, problem, steps, op=ops.toy_gd, **kwargs):
-    """The record, and U and v after the run, on copies of the problem."""
-    mine = [t.clone().to(backend.device) for t in problem]
-    record = backend.run(op, *mine, steps, **kwargs)
-    return record, mine[0].cpu(), mine[1].cpu()
-
-
-def oracle(problem, steps, **kwargs):
-    mine = [t.double() for t in problem]
-    mine[0], mine[1] = mine[0].clone(), mine[1].clone()
-    record = reference.toy_gd(*mine, steps, **kwargs)
-    return ops.ToyRecord(*record), mine[0], mine[1]
 
 
 def assert_close(got, want, tolerance):
@@ -175,7 +163,8 @@ def test_magnitudes(backend, scale):
     assert max_error(U, same_U) <= 1e-10
 
 
-def test_same_bits_for_any_number_of_threads(dtype):
+@pytest.mark.parametrize("activation", ["linear", "tanh"])
+def test_same_bits_for_any_number_of_threads(dtype, activation):
     problem = toy_problem([1.0, 9.0, 2.6, 3.3, 1.5], width=37, inputs=3, samples=4, dtype=dtype)
     before = torch.get_num_threads()
     try:
@@ -183,7 +172,7 @@ def test_same_bits_for_any_number_of_threads(dtype):
         for threads in (1, 2, 5):
             torch.set_num_threads(threads)
             mine = [t.clone() for t in problem]
-            results.append((ops.toy_gd(*mine, 30).loss, mine[0]))
+            results.append((ops.toy_gd(*mine, 30, activation=activation).loss, mine[0]))
     finally:
         torch.set_num_threads(before)
     for loss, U in results[1:]:
@@ -202,7 +191,7 @@ def test_other_arguments_may_be_strided(backend):
 
 def test_registration(dtype):
     problem = toy_problem(RATES, width=9, inputs=3, samples=4, dtype=dtype)
-    torch.library.opcheck(torch.ops.catapult.toy_gd, (*problem, 4, 2, 2))
+    torch.library.opcheck(torch.ops.catapult.toy_gd, (*problem, 4, 2, 2, 3, 0.0))
     compiled = torch.compile(ops.toy_gd, fullgraph=True, backend="aot_eager")
     one, two = ([t.clone() for t in problem] for _ in range(2))
     assert torch.equal(compiled(*one, 4).loss, ops.toy_gd(*two, 4).loss)
@@ -232,6 +221,8 @@ def test_registration(dtype):
         ({"steps": 2.0}, TypeError, "steps must be an int, got float"),
         ({"record_every": 0}, ValueError, "record_every must be >= 1, got 0"),
         ({"curvature_every": -2}, ValueError, "curvature_every must be >= 0, got -2"),
+        ({"activation": 3}, TypeError, "activation must be a name, got int"),
+        ({"activation": "leaky"}, ValueError, "activation must be one of linear, relu, leaky"),
     ],
 )
 def test_bad_input(change, error, message):

@@ -26,14 +26,15 @@ __global__ void toy_curvature_data_kernel(const T* x, int samples, int inputs, d
 
 template <typename T>
 struct ToyCurvatureParams {
-  const double* grams;  // (records, blocks, inputs^2 + 1)
+  const double* grams;  // (records, blocks, order^2 + 1)
   const double* data;
-  double* scratch;  // per thread of the grid: inputs^2 + toy_curvature_work
+  double* scratch;  // per thread of the grid: ToyCurvatureSizes.each
   const int64_t* diverged_at;
   T* curvature;  // (replicas, curvatures)
   double width;
   int64_t records, curvatures, curvature_every;
   int inputs, samples, blocks;
+  bool linear;
 };
 
 // One thread per record. A record after divergence repeats the last one before it.
@@ -41,8 +42,9 @@ template <typename T>
 __global__ void toy_curvature_kernel(const ToyCurvatureParams<T> p) {
   const int64_t thread = int64_t{blockIdx.x} * blockDim.x + threadIdx.x;
   const int64_t threads = int64_t{gridDim.x} * blockDim.x;
-  const int64_t square = int64_t{p.inputs} * p.inputs;
-  double* const gram = p.scratch + thread * (square + toy_curvature_work(p.samples, p.inputs));
+  const ToyCurvatureSizes sizes(p.samples, p.inputs, p.linear);
+  const int64_t square = sizes.order * sizes.order;
+  double* const gram = p.scratch + thread * sizes.each;
   for (int64_t r = thread; r < p.records; r += threads) {
     const int64_t at = p.diverged_at[r / p.curvatures], column = r % p.curvatures;
     const int64_t last = at < 0 ? column : (at - 1) / p.curvature_every;
@@ -62,8 +64,15 @@ __global__ void toy_curvature_kernel(const ToyCurvatureParams<T> p) {
         q = sum;
       }
     }
-    p.curvature[r] =
-        static_cast<T>(toy_curvature(gram, q, p.width, p.data, p.samples, p.inputs, gram + square));
+    double* matrix = gram;  // with an activation N W times the kernel itself
+    int64_t order = p.samples;
+    double scale = p.width * p.samples;
+    if (p.linear) {
+      matrix = toy_curvature_matrix(gram, q, p.data, p.samples, p.inputs, gram + square);
+      order = toy_curvature_order(p.samples, p.inputs);
+      scale = p.width;
+    }
+    p.curvature[r] = static_cast<T>(top_eigenvalue(matrix, order, matrix + order * order) / scale);
   }
 }
 

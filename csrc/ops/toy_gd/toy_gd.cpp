@@ -46,11 +46,12 @@ int64_t toy_curvature_threads(int64_t records, int64_t each) {
   return wanted < kWarp ? wanted : (wanted + kWarp - 1) / kWarp * kWarp;
 }
 
-int64_t toy_curvature_workspace(int64_t records, int64_t blocks, int64_t samples, int64_t inputs) {
+int64_t toy_curvature_workspace(int64_t records, int64_t blocks, int64_t samples, int64_t inputs,
+                                bool linear) {
   if (records == 0) return 0;
-  const int64_t square = inputs * inputs, each = square + toy_curvature_work(samples, inputs);
-  return records * blocks * (square + 1) + toy_curvature_data_size(samples, inputs) +
-         toy_curvature_threads(records, each) * each;
+  const ToyCurvatureSizes sizes(samples, inputs, linear);
+  return records * blocks * sizes.stored() + sizes.data +
+         toy_curvature_threads(records, sizes.each) * sizes.each;
 }
 
 int64_t toy_gd_workspace(const ToyGdSizes& sizes, const Exec& exec) {
@@ -69,6 +70,8 @@ void toy_gd(const ToyGdArgs& a, const Exec& exec) {
   check_toy_problem(kOp, a.x, a.y, a.eta, replicas, dtype);
   check_size(kOp, "x", a.x, 1, a.u.size[2]);
   check_toy_records(kOp, a.records, replicas, dtype);
+  check(a.activation.kind >= Activation::kLinear && a.activation.kind < Activation::kCount, kOp,
+        "no activation has the number ", static_cast<int64_t>(a.activation.kind));
   if (replicas == 0) return;
   const int64_t wanted = toy_gd_workspace(toy_gd_sizes(a), exec);
   check_dense(kOp, "workspace", a.workspace, 1, Dtype::kFloat64);

@@ -1,9 +1,10 @@
-// R independent gradient descents of the two-layer linear network f(x) = v . U x / sqrt(W), all
-// steps in one call: direct form, on the weights themselves.
+// R independent gradient descents of the two-layer network f(x) = v . phi(U x) / sqrt(W), all steps
+// in one call: direct form, on the weights themselves.
 #pragma once
 
 #include "core/exec.hpp"
 #include "core/tensor_view.hpp"
+#include "ops/toy_gd/toy_activation.hpp"
 
 namespace catapult {
 
@@ -27,10 +28,12 @@ struct ToyGdArgs {
   TensorView eta;  // (R,)
   ToyRecords records;
   TensorView workspace;  // float64, toy_gd_workspace() entries; unused on the CPU
+  ToyActivation activation;
 };
 
 struct ToyGdSizes {
   int64_t replicas, width, inputs, samples, curvatures, element_bytes;
+  bool linear;
 };
 
 inline ToyGdSizes toy_gd_sizes(const ToyGdArgs& a) {
@@ -39,7 +42,8 @@ inline ToyGdSizes toy_gd_sizes(const ToyGdArgs& a) {
           a.u.size[2],
           a.x.size[0],
           a.records.curvature.size[1],
-          a.u.dtype == Dtype::kFloat32 ? 4 : 8};
+          a.u.dtype == Dtype::kFloat32 ? 4 : 8,
+          a.activation.linear()};
 }
 
 // Float64 entries of workspace for a run on exec.device.
@@ -53,22 +57,26 @@ void check_toy_records(const char* op, const ToyRecords& records, int64_t replic
 void toy_gd(const ToyGdArgs& args, const Exec& exec);
 
 void toy_gd_cpu(const ToyGdArgs& args, const Exec& exec);
+void toy_activated_cpu(const ToyGdArgs& args, const Exec& exec);  // any activation but the linear
 void toy_gd_cuda(const ToyGdArgs& args, const Exec& exec);
 int64_t toy_gd_cuda_workspace(const ToyGdSizes& sizes, const Exec& exec);
 
-// On CUDA the forms store S and q at the curvature steps; this turns them into the curvatures.
+// On CUDA the forms store S and q at the curvature steps, or with an activation N W times the
+// kernel and 0; this turns them into the curvatures.
 struct ToyCurvatureArgs {
   const ToyRecords& records;
   TensorView x;
   double width;
-  double* grams;   // (R, curvatures, blocks, D^2 + 1), followed by the rest of the workspace
-  int64_t blocks;  // pieces of S and q to add up
+  double* grams;   // (R, curvatures, blocks, order^2 + 1), followed by the rest of the workspace
+  int64_t blocks;  // pieces of them to add up
+  bool linear = true;
 };
 
 // Threads that work on curvature records at once, each with `each` float64 entries of scratch: as
 // many as stay below 256 MiB.
 int64_t toy_curvature_threads(int64_t records, int64_t each);
-int64_t toy_curvature_workspace(int64_t records, int64_t blocks, int64_t samples, int64_t inputs);
+int64_t toy_curvature_workspace(int64_t records, int64_t blocks, int64_t samples, int64_t inputs,
+                                bool linear = true);
 void toy_curvature_cuda(const ToyCurvatureArgs& args, const Exec& exec);
 
 }  // namespace catapult

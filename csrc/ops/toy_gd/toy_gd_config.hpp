@@ -29,30 +29,37 @@ struct ToyGdPlan {
 
 constexpr int64_t kToyGdMaxThreads = 256;
 
+// With an activation a thread keeps this many numbers per sample aside, in global memory: at most
+// these bytes of them at once.
+constexpr int64_t kToyGdScratch = 2, kToyGdScratchBytes = int64_t{1} << 26;
+
 // Rows of `registers` inputs that a thread keeps: at most 64 registers of U.
 constexpr int64_t toy_gd_register_rows(int64_t registers, int64_t element) {
   return std::min<int64_t>(4, 256 / (element * registers));
 }
 
-// Shared memory beside the rows: sums per warp, w, zeta, residuals, and X if staged.
-// `inputs` are those of the kernel, rounded up.
-inline int64_t toy_gd_small_bytes(int64_t inputs, int64_t samples, int64_t element, bool stage_x) {
+// Shared memory beside the rows: `sums` per warp and in all, zeta (linear network), residuals, and
+// X if staged.
+inline int64_t toy_gd_small_bytes(int64_t sums, int64_t zeta, int64_t inputs, int64_t samples,
+                                  int64_t element, bool stage_x) {
   const int64_t warps = kToyGdMaxThreads / 32;
-  return 8 * (warps + 4) + element * (warps * inputs + 2 * inputs + samples +
+  return 8 * (warps + 4) + element * ((warps + 1) * sums + zeta + samples +
                                       (stage_x ? samples * odd_pitch(inputs) : 0));
 }
 
 // `blocks` of the plan is 0 where the small vectors alone do not fit into `shared_limit`.
 // A grid with a barrier between blocks holds at most one block per multiprocessor.
 inline ToyGdPlan toy_gd_plan(int64_t replicas, int64_t width, int64_t inputs, int64_t samples,
-                             int64_t element, int64_t shared_limit, int64_t multiprocessors) {
+                             int64_t element, bool linear, int64_t shared_limit,
+                             int64_t multiprocessors) {
   ToyGdPlan plan{};
-  const int fit = inputs <= 8 ? 8 : inputs <= 16 ? 16 : inputs <= 32 ? 32 : 0;
+  const int fit = !linear ? 0 : inputs <= 8 ? 8 : inputs <= 16 ? 16 : inputs <= 32 ? 32 : 0;
   const int64_t thread_rows = fit > 0 ? toy_gd_register_rows(fit, element) : 0;
   plan.registers = width <= thread_rows * kToyGdMaxThreads ? fit : 0;
   plan.stage_x = samples * inputs * element <= shared_limit / 8;
-  const int64_t small = toy_gd_small_bytes(plan.registers > 0 ? plan.registers : inputs, samples,
-                                           element, plan.stage_x);
+  const int64_t zeta = !linear ? 0 : plan.registers > 0 ? plan.registers : inputs;
+  const int64_t small =
+      toy_gd_small_bytes(linear ? zeta : samples, zeta, inputs, samples, element, plan.stage_x);
   if (small > shared_limit) return plan;
   const auto threads = [](int64_t wanted, int64_t most) {
     return static_cast<int>(std::clamp<int64_t>((wanted + 31) / 32 * 32, 32, most));
@@ -70,10 +77,15 @@ inline ToyGdPlan toy_gd_plan(int64_t replicas, int64_t width, int64_t inputs, in
   plan.resident = plan.blocks <= multiprocessors;
   if (!plan.resident) plan.blocks = std::min(multiprocessors, (width + 1023) / 1024);
   plan.rows = (width + plan.blocks - 1) / plan.blocks;
-  plan.threads = threads((plan.rows + 3) / 4, kToyGdMaxThreads);  // four rows at a time
+  plan.threads = threads(linear ? (plan.rows + 3) / 4 : plan.rows, kToyGdMaxThreads);
   plan.shared_bytes = small + (plan.resident ? plan.rows * row_bytes : 0);
   plan.replicas_per_launch =
       plan.blocks == 1 ? replicas : std::max<int64_t>(1, multiprocessors / plan.blocks);
+  if (!linear) {
+    const int64_t each = kToyGdScratch * samples * plan.threads * element * plan.blocks;
+    plan.replicas_per_launch =
+        std::clamp<int64_t>(kToyGdScratchBytes / each, 1, plan.replicas_per_launch);
+  }
   return plan;
 }
 

@@ -1,85 +1,12 @@
-// One replica per block (or several blocks with a barrier over the grid once a step). Its rows of U
-// and v stay in registers for all steps where D is small, else in shared memory, U by columns, so
-// that neighbouring threads read neighbouring words; global memory sees the records only.
+// The linear network: one replica per block (or several blocks with a barrier over the grid once a
+// step). Its rows of U and v stay in registers for all steps where D is small, else in shared
+// memory, U by columns, so that neighbouring threads read neighbouring words; global memory sees
+// the records only.
 #pragma once
 
-#include "core/cuda/grid.cuh"
-#include "core/cuda/reduce.cuh"
-#include "core/cuda/runtime.cuh"
-#include "core/cuda/staged_rows.cuh"
-#include "ops/toy_gd/toy_gd_config.hpp"
-#include "ops/toy_gd/toy_gd_math.hpp"
+#include "ops/toy_gd/toy_gd_block.cuh"
 
 namespace catapult::device {
-
-template <typename T>
-struct ToyGdParams {
-  T* u;  // (R, width, inputs)
-  T* v;  // (R, width)
-  const T* x;
-  const T* y;
-  const T* eta;
-  T* loss;         // (R, columns)
-  T* weight_norm;  // (R, columns)
-  int64_t* diverged_at;
-  double* partials;  // (2, replicas of the launch, blocks, inputs + 2); used with several blocks
-  double* grams;     // (R, curvatures, blocks, inputs^2 + 1): U'U of the block's rows, |v|^2
-  int64_t first, width, rows;
-  int64_t steps, record_every, curvature_every, columns, curvatures;
-  int inputs, samples, blocks;
-  int padded;  // inputs, rounded up where rows are in registers
-  bool resident, stage_x;
-};
-
-// What a block works with; everything but the counters lives in shared memory; u and v in global
-// memory where they do not fit or are kept in registers.
-template <typename T>
-struct ToyGdBlock {
-  T *u, *v;
-  int64_t row_stride, input_stride, rows;
-  StagedRows<T> data;  // X
-  T *sums, *w, *zeta, *residual;
-  double* scratch;  // one per warp
-  double* totals;   // q of the replica, |U|^2 of the replica, q of the block
-  int* alive;
-  T rate, inverse_root_width;
-};
-
-template <typename T>
-__device__ ToyGdBlock<T> toy_gd_setup(const ToyGdParams<T>& p, unsigned char* smem, int block,
-                                      int64_t replica, double& u_norm) {
-  constexpr int kWarps = kToyGdMaxThreads / kWarpSize;
-  ToyGdBlock<T> b;
-  b.scratch = reinterpret_cast<double*>(smem);
-  b.totals = b.scratch + kWarps;
-  b.alive = reinterpret_cast<int*>(b.totals + 3);
-  b.sums = reinterpret_cast<T*>(b.totals + 4);
-  b.w = b.sums + kWarps * p.padded;
-  b.zeta = b.w + p.padded;
-  b.residual = b.zeta + p.padded;
-  T* next = b.residual + p.samples;
-  b.data = stage_rows(p.x, p.samples, p.inputs, p.stage_x, next);
-  const int64_t row0 = block * p.rows;
-  b.rows = p.width - row0 < p.rows ? p.width - row0 : p.rows;
-  if (b.rows < 0) b.rows = 0;
-  T* const u = p.u + (replica * p.width + row0) * p.inputs;
-  T* const v = p.v + replica * p.width + row0;
-  b.u = p.resident ? next : u;
-  b.v = p.resident ? next + p.rows * p.inputs : v;
-  b.row_stride = p.resident ? 1 : p.inputs;
-  b.input_stride = p.resident ? p.rows : 1;
-  u_norm = 0.0;
-  for (int64_t i = threadIdx.x; i < b.rows * p.inputs; i += blockDim.x) {
-    const T entry = u[i];
-    if (p.resident) b.u[i % p.inputs * b.input_stride + i / p.inputs] = entry;
-    u_norm += static_cast<double>(entry) * static_cast<double>(entry);
-  }
-  for (int64_t i = threadIdx.x; p.resident && i < b.rows; i += blockDim.x) b.v[i] = v[i];
-  for (int j = threadIdx.x; j < p.padded; j += blockDim.x) b.zeta[j] = T(0);
-  b.rate = static_cast<T>(static_cast<double>(p.eta[replica]) / sqrt(static_cast<double>(p.width)));
-  b.inverse_root_width = static_cast<T>(1.0 / sqrt(static_cast<double>(p.width)));
-  return b;
-}
 
 // One step of size `rate` along zeta on the block's rows; sums[warp][j] holds the warps' shares of
 // w_j of the new weights, the return value this thread's share of |v|^2.
@@ -167,7 +94,7 @@ struct ToyGdRegisters {
   }
 
   // As toy_gd_rows. A few inputs at a time, so that their sums leave room for two blocks.
-  __device__ double advance(const ToyGdBlock<T>& b, T rate) {
+  __device__ double advance(const ToyGdParams<T>&, const ToyGdBlock<T>& b, T rate) {
     constexpr int kChunk = 8;
     const int lane = threadIdx.x % kWarpSize, warp = threadIdx.x / kWarpSize;
     double q = 0.0;
@@ -204,53 +131,11 @@ struct ToyGdRegisters {
 template <typename T>
 struct ToyGdRegisters<T, 0> {
   __device__ void load(const ToyGdParams<T>&, const ToyGdBlock<T>&) {}
+  __device__ void store(const ToyGdParams<T>&, const ToyGdBlock<T>&) const {}
+  __device__ double advance(const ToyGdParams<T>& p, const ToyGdBlock<T>& b, T rate) {
+    return toy_gd_rows(p, b, rate);
+  }
 };
-
-// Sums of all warps, and of all blocks of the replica, into w and totals. Ends with a barrier.
-// `kAlone`: one block is known to hold the replica.
-template <bool kAlone, typename T>
-__device__ void toy_gd_gather(const ToyGdParams<T>& p, const ToyGdBlock<T>& b, int block,
-                              int64_t local, int64_t round, double q, double u_norm) {
-  const int warps = blockDim.x / kWarpSize;
-  const bool alone = kAlone || p.blocks == 1;
-  q = block_sum(q, b.scratch);  // its barriers publish sums as well
-  const int64_t entries = p.inputs + 2, replicas = gridDim.x / p.blocks;
-  double* const all =
-      p.partials + ((round % 2 * replicas + local) * p.blocks) * entries;  // of this replica
-  for (int j = threadIdx.x; j < p.inputs; j += blockDim.x) {
-    T sum = T(0);
-    for (int i = 0; i < warps; ++i) sum += b.sums[i * p.padded + j];
-    if (alone) {
-      b.w[j] = sum;
-    } else {
-      all[block * entries + j] = static_cast<double>(sum);
-    }
-  }
-  if (threadIdx.x == 0) {
-    b.totals[0] = b.totals[2] = q;
-    if (round == 0) b.totals[1] = u_norm;
-    if (!alone) {
-      all[block * entries + p.inputs] = q;
-      all[block * entries + p.inputs + 1] = u_norm;
-    }
-  }
-  if (!alone) {
-    // The buffers alternate, so a block one step ahead does not overwrite what is being read.
-    grid_sync();
-    for (int j = threadIdx.x; j < p.inputs + 2; j += blockDim.x) {
-      double sum = 0.0;
-      for (int i = 0; i < p.blocks; ++i) sum += all[i * entries + j];
-      if (j < p.inputs) {
-        b.w[j] = static_cast<T>(sum);
-      } else if (j == p.inputs) {
-        b.totals[0] = sum;
-      } else if (round == 0) {
-        b.totals[1] = sum;
-      }
-    }
-  }
-  __syncthreads();
-}
 
 // The residuals and zeta of the weights as they are; returns the loss to every thread.
 template <typename T>
@@ -306,6 +191,37 @@ __device__ void toy_gd_store_gram(const ToyGdParams<T>& p, const ToyGdBlock<T>& 
   if (threadIdx.x == 0) out[d * d] = b.totals[2];
 }
 
+// The linear network's Rows for toy_gd_run: in registers, or with kInputs = 0 where they are.
+template <typename T, int kInputs>
+struct ToyGdLinear {
+  static constexpr bool kAlone = kInputs > 0, kLinear = true;
+  ToyGdRegisters<T, kInputs> rows;
+
+  __device__ void load(const ToyGdParams<T>& p, const ToyGdBlock<T>& b) { rows.load(p, b); }
+  __device__ void store(const ToyGdParams<T>& p, const ToyGdBlock<T>& b) const { rows.store(p, b); }
+
+  // A step of size zero along zero leaves the weights as they are and gives their w and q.
+  __device__ double start(const ToyGdParams<T>& p, const ToyGdBlock<T>& b) {
+    return rows.advance(p, b, T(0));
+  }
+  __device__ double step(const ToyGdParams<T>& p, const ToyGdBlock<T>& b, double&) {
+    return rows.advance(p, b, b.rate);
+  }
+  __device__ T observe(const ToyGdParams<T>& p, const ToyGdBlock<T>& b) const {
+    return toy_gd_observe(p, b);
+  }
+  __device__ void follow(const ToyGdParams<T>& p, const ToyGdBlock<T>& b) const {
+    toy_gd_follow_norm(p, b);
+  }
+  __device__ void record(const ToyGdParams<T>& p, const ToyGdBlock<T>& b, double* out) const {
+    if constexpr (kInputs > 0) {
+      rows.store(p, b);
+      __syncthreads();
+    }
+    toy_gd_store_gram(p, b, out);
+  }
+};
+
 // Two blocks a multiprocessor, where the compiler manages that without spilling.
 #if defined(__CUDA_ARCH__) && (__CUDA_ARCH__ == 900 || __CUDA_ARCH__ == 1000)
 constexpr int kToyGdFloatBlocks = 2;
@@ -318,74 +234,9 @@ __global__ void __launch_bounds__(kToyGdMaxThreads,
                                   kInputs > 0 && sizeof(T) == 4 ? kToyGdFloatBlocks : 1)
     toy_gd_kernel(const ToyGdParams<T> p) {
   CATAPULT_DYNAMIC_SMEM(unsigned char, smem);
-  const int team = kInputs > 0 ? 1 : p.blocks, block = blockIdx.x % team;
-  const int64_t local = blockIdx.x / team, replica = p.first + local;
-  double u_norm, xx = 0.0, yy = 0.0;
-  const ToyGdBlock<T> b = toy_gd_setup(p, smem, block, replica, u_norm);
-  for (int i = threadIdx.x; i < p.samples * p.inputs; i += blockDim.x)
-    xx += static_cast<double>(p.x[i]) * static_cast<double>(p.x[i]);
-  for (int i = threadIdx.x; i < p.samples; i += blockDim.x)
-    yy += static_cast<double>(p.y[i]) * static_cast<double>(p.y[i]);
-  const ToyDataNorms norms{block_sum(xx, b.scratch), block_sum(yy, b.scratch)};
-  u_norm = block_sum(u_norm, b.scratch);
-  ToyGdRegisters<T, kInputs> rows;
-  rows.load(p, b);
-  const auto advance = [&](T rate) {
-    if constexpr (kInputs > 0) {
-      return rows.advance(b, rate);
-    } else {
-      return toy_gd_rows(p, b, rate);
-    }
-  };
-  // A step of size zero along zero leaves the weights as they are and gives their w and q.
-  toy_gd_gather<(kInputs > 0)>(p, b, block, local, 0, advance(T(0)), u_norm);
-
   // Thread 0's; in shared memory, as the registers are for the rows.
   __shared__ ToyReplicaRecord<T> record;
-  if (threadIdx.x == 0) {
-    record = {};
-    record.loss = p.loss + replica * p.columns;
-    record.weight_norm = p.weight_norm + replica * p.columns;
-    record.diverged_at = p.diverged_at + replica;
-    record.steps = p.steps;
-    record.record_every = p.record_every;
-    record.cut = toy_divergence_cut<T>(norms, p.samples, static_cast<double>(p.width),
-                                       b.totals[0] + b.totals[1]);
-  }
-  int64_t t = 0, next_curvature = 0, gram = replica * p.curvatures;
-  for (;; ++t) {
-    const T loss = toy_gd_observe(p, b);
-    if (threadIdx.x == 0) {
-      const T norm = static_cast<T>(b.totals[0] + b.totals[1]);
-      *b.alive = block == 0 ? record.accept(t, loss, norm) : record.acceptable(loss, norm);
-    }
-    __syncthreads();
-    if (!*b.alive) break;
-    if (p.curvature_every > 0 && t == next_curvature) {
-      if constexpr (kInputs > 0) {
-        rows.store(p, b);
-        __syncthreads();
-      }
-      toy_gd_store_gram(p, b,
-                        p.grams + (gram++ * team + block) * (int64_t{p.inputs} * p.inputs + 1));
-      next_curvature += p.curvature_every;
-      __syncthreads();  // before the rows change
-    }
-    if (t == p.steps) break;
-    const double q = advance(b.rate);
-    if (threadIdx.x == 0) toy_gd_follow_norm(p, b);
-    toy_gd_gather<(kInputs > 0)>(p, b, block, local, t + 1, q, 0.0);
-  }
-  // The other replicas of the launch still wait for this one once a step.
-  for (; team > 1 && t < p.steps; ++t) grid_sync();
-  if constexpr (kInputs > 0) rows.store(p, b);
-  if (!p.resident) return;
-  const int64_t row0 = block * p.rows;
-  T* const u = p.u + (replica * p.width + row0) * p.inputs;
-  for (int64_t i = threadIdx.x; i < b.rows * p.inputs; i += blockDim.x)
-    u[i] = b.u[i % p.inputs * b.input_stride + i / p.inputs];
-  for (int64_t i = threadIdx.x; i < b.rows; i += blockDim.x)
-    p.v[replica * p.width + row0 + i] = b.v[i];
+  toy_gd_run<ToyGdLinear<T, kInputs>>(p, smem, record);
 }
 
 }  // namespace catapult::device

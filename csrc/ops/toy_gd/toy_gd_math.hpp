@@ -12,8 +12,9 @@
 
 namespace catapult {
 
-// |f(x)| <= |x| (|U|^2 + |v|^2) / (2 sqrt(W)) always, and a bounded run keeps the weight norm near
-// its start: a loss this many times above the bound that follows never comes back.
+// |f(x)| <= max |phi'| |x| (|U|^2 + |v|^2) / (2 sqrt(W)) + |phi(0)| |v| always, and a bounded run
+// keeps the weight norm near its start: a loss this many times above the bound that follows never
+// comes back.
 constexpr double kDivergenceFactor = 1e3;
 
 // Sums over the samples that the cut needs: |x|^2 and y^2.
@@ -44,10 +45,13 @@ struct FloatMax<double> {
 };
 
 // The largest loss a replica may show; finite, so that `loss <= cut` rejects inf and NaN alike.
+// `weight_norm` is |U|^2 + |v|^2, `v2` its second part, asked for where phi(0) is not zero.
 template <typename T>
 CATAPULT_HOST_DEVICE T toy_divergence_cut(const ToyDataNorms& norms, int64_t samples, double width,
-                                          double weight_norm) {
-  const double reach = weight_norm / (2.0 * sqrt(width)) * sqrt(norms.xx) + sqrt(norms.yy);
+                                          double weight_norm, const ToyActivation& phi = {},
+                                          double v2 = 0.0) {
+  const double reach = phi.steepest() * weight_norm / (2.0 * sqrt(width)) * sqrt(norms.xx) +
+                       phi.at_zero() * sqrt(static_cast<double>(samples) * v2) + sqrt(norms.yy);
   const double cut = kDivergenceFactor * reach * reach / (2.0 * static_cast<double>(samples));
   return static_cast<T>(cut < FloatMax<T>::value ? cut : FloatMax<T>::value);
 }
@@ -134,7 +138,7 @@ CATAPULT_HOST_DEVICE inline int64_t toy_curvature_order(int64_t samples, int64_t
   return samples < inputs ? samples : inputs;
 }
 
-// Entries of the data matrix that toy_curvature reads: X / sqrt(N) itself (N < D), or C.
+// Entries of the data matrix that toy_curvature_matrix reads: X / sqrt(N) itself (N < D), or C.
 CATAPULT_HOST_DEVICE inline int64_t toy_curvature_data_size(int64_t samples, int64_t inputs) {
   return toy_curvature_order(samples, inputs) * inputs;
 }
@@ -157,7 +161,7 @@ CATAPULT_HOST_DEVICE void toy_curvature_data(const T* x, int64_t samples, int64_
   }
 }
 
-// Doubles of workspace for toy_curvature.
+// Doubles of workspace for toy_curvature_matrix.
 CATAPULT_HOST_DEVICE inline int64_t toy_curvature_work(int64_t samples, int64_t inputs) {
   const int64_t order = toy_curvature_order(samples, inputs);
   return order * inputs + order * order + 4 * order;
@@ -181,12 +185,13 @@ CATAPULT_HOST_DEVICE inline void cholesky_lower(double* s, int64_t n) {
   }
 }
 
-// gram (D, D) is S = U'U and is destroyed; it must be finite.
-CATAPULT_HOST_DEVICE inline double toy_curvature(double* gram, double q, double width,
-                                                 const double* data, int64_t samples,
-                                                 int64_t inputs, double* work) {
+// The matrix whose top eigenvalue is W times the curvature, (order, order) in work with 4 order
+// doubles behind it. gram (D, D) is S = U'U and is destroyed; it must be finite.
+CATAPULT_HOST_DEVICE inline double* toy_curvature_matrix(double* gram, double q, const double* data,
+                                                         int64_t samples, int64_t inputs,
+                                                         double* work) {
   const int64_t order = toy_curvature_order(samples, inputs), d = inputs;
-  double *half = work, *matrix = work + order * d, *rest = matrix + order * order;
+  double *half = work, *matrix = work + order * d;
   for (int64_t i = 0; i < d; ++i) gram[i * d + i] += q;
   if (samples < inputs) {
     for (int64_t a = 0; a < samples; ++a)
@@ -216,7 +221,29 @@ CATAPULT_HOST_DEVICE inline double toy_curvature(double* gram, double q, double 
         matrix[i * d + j] = sum;
       }
   }
-  return top_eigenvalue(matrix, order, rest) / width;
+  return matrix;
 }
+
+template <typename T>
+CATAPULT_HOST_DEVICE double toy_inner(const T* x, const T* y, int64_t count) {
+  double sum = 0.0;
+  for (int64_t i = 0; i < count; ++i) sum += static_cast<double>(x[i]) * static_cast<double>(y[i]);
+  return sum;
+}
+
+// Doubles that the curvature records on CUDA take.
+struct ToyCurvatureSizes {
+  CATAPULT_HOST_DEVICE ToyCurvatureSizes(int64_t samples, int64_t inputs, bool linear)
+      : order(linear ? inputs : samples),
+        data(linear ? toy_curvature_data_size(samples, inputs) : 0),
+        each(order * order + (linear ? toy_curvature_work(samples, inputs) : 4 * samples)) {}
+
+  int64_t order;  // of the matrix stored at a record
+  int64_t data;   // shared by all records
+  int64_t each;   // scratch of a thread
+
+  // A record's matrix, and |v|^2.
+  CATAPULT_HOST_DEVICE int64_t stored() const { return order * order + 1; }
+};
 
 }  // namespace catapult

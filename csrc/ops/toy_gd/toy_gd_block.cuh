@@ -1,0 +1,205 @@
+// What a block of the direct form works with, and the steps of all its replicas' run; how it keeps
+// and moves its rows of U and v is up to a Rows type.
+#pragma once
+
+#include "core/cuda/grid.cuh"
+#include "core/cuda/reduce.cuh"
+#include "core/cuda/runtime.cuh"
+#include "core/cuda/staged_rows.cuh"
+#include "ops/toy_gd/toy_gd_config.hpp"
+#include "ops/toy_gd/toy_gd_math.hpp"
+
+namespace catapult::device {
+
+template <typename T>
+struct ToyGdParams {
+  T* u;  // (R, width, inputs)
+  T* v;  // (R, width)
+  const T* x;
+  const T* y;
+  const T* eta;
+  T* loss;         // (R, columns)
+  T* weight_norm;  // (R, columns)
+  int64_t* diverged_at;
+  double* partials;  // (2, replicas of the launch, blocks, sums + 2); used with several blocks
+  double* grams;     // (R, curvatures, blocks, order^2 + 1): see ToyCurvatureArgs
+  T* scratch;        // with an activation: (blocks of the launch, 2, samples, threads)
+  int64_t first, width, rows;
+  int64_t steps, record_every, curvature_every, columns, curvatures;
+  int inputs, samples, blocks;
+  int padded;  // sums, rounded up where rows are in registers
+  bool resident, stage_x;
+  ToyActivation phi;
+
+  // What a step adds up over the rows: the D of w = U'v, or the N outputs of an activation.
+  template <typename Rows>
+  __device__ int sums() const {
+    return Rows::kLinear ? inputs : samples;
+  }
+};
+
+// Everything but the counters lives in shared memory; u and v in global memory where they do not
+// fit or are kept in registers.
+template <typename T>
+struct ToyGdBlock {
+  T *u, *v;
+  int64_t row_stride, input_stride, rows;
+  StagedRows<T> data;  // X
+  T *sums, *w, *zeta, *residual;
+  double* scratch;  // one per warp
+  double* totals;   // q of the replica, |U|^2 of the replica, q of the block
+  int* alive;
+  T rate, inverse_root_width;
+};
+
+template <typename Rows, typename T>
+__device__ ToyGdBlock<T> toy_gd_setup(const ToyGdParams<T>& p, unsigned char* smem, int block,
+                                      int64_t replica, double& u_norm) {
+  constexpr int kWarps = kToyGdMaxThreads / kWarpSize;
+  const int directions = Rows::kLinear ? p.padded : 0;
+  ToyGdBlock<T> b;
+  b.scratch = reinterpret_cast<double*>(smem);
+  b.totals = b.scratch + kWarps;
+  b.alive = reinterpret_cast<int*>(b.totals + 3);
+  b.sums = reinterpret_cast<T*>(b.totals + 4);
+  b.w = b.sums + kWarps * p.padded;
+  b.zeta = b.w + p.padded;
+  b.residual = b.zeta + directions;
+  T* next = b.residual + p.samples;
+  b.data = stage_rows(p.x, p.samples, p.inputs, p.stage_x, next);
+  const int64_t row0 = block * p.rows;
+  b.rows = p.width - row0 < p.rows ? p.width - row0 : p.rows;
+  if (b.rows < 0) b.rows = 0;
+  T* const u = p.u + (replica * p.width + row0) * p.inputs;
+  T* const v = p.v + replica * p.width + row0;
+  b.u = p.resident ? next : u;
+  b.v = p.resident ? next + p.rows * p.inputs : v;
+  b.row_stride = p.resident ? 1 : p.inputs;
+  b.input_stride = p.resident ? p.rows : 1;
+  u_norm = 0.0;
+  for (int64_t i = threadIdx.x; i < b.rows * p.inputs; i += blockDim.x) {
+    const T entry = u[i];
+    if (p.resident) b.u[i % p.inputs * b.input_stride + i / p.inputs] = entry;
+    u_norm += static_cast<double>(entry) * static_cast<double>(entry);
+  }
+  for (int64_t i = threadIdx.x; p.resident && i < b.rows; i += blockDim.x) b.v[i] = v[i];
+  for (int j = threadIdx.x; j < directions; j += blockDim.x) b.zeta[j] = T(0);
+  b.rate = static_cast<T>(static_cast<double>(p.eta[replica]) / sqrt(static_cast<double>(p.width)));
+  b.inverse_root_width = static_cast<T>(1.0 / sqrt(static_cast<double>(p.width)));
+  return b;
+}
+
+// Sums of all warps, and of all blocks of the replica, into w and totals. Ends with a barrier.
+// Rows::kAlone: one block is known to hold the replica. Rows::kLinear: |U|^2 is summed in
+// round 0 only.
+template <typename Rows, typename T>
+__device__ void toy_gd_gather(const ToyGdParams<T>& p, const ToyGdBlock<T>& b, int block,
+                              int64_t local, int64_t round, double q, double u_norm) {
+  const int warps = blockDim.x / kWarpSize;
+  const bool alone = Rows::kAlone || p.blocks == 1, norm = !Rows::kLinear || round == 0;
+  q = block_sum(q, b.scratch);  // its barriers publish sums as well
+  if (!Rows::kLinear) u_norm = block_sum(u_norm, b.scratch);
+  const int sums = p.template sums<Rows>();
+  const int64_t entries = sums + 2, replicas = gridDim.x / p.blocks;
+  double* const all =
+      p.partials + ((round % 2 * replicas + local) * p.blocks) * entries;  // of this replica
+  for (int j = threadIdx.x; j < sums; j += blockDim.x) {
+    T sum = T(0);
+    for (int i = 0; i < warps; ++i) sum += b.sums[i * p.padded + j];
+    if (alone) {
+      b.w[j] = sum;
+    } else {
+      all[block * entries + j] = static_cast<double>(sum);
+    }
+  }
+  if (threadIdx.x == 0) {
+    b.totals[0] = b.totals[2] = q;
+    if (norm) b.totals[1] = u_norm;
+    if (!alone) {
+      all[block * entries + sums] = q;
+      all[block * entries + sums + 1] = u_norm;
+    }
+  }
+  if (!alone) {
+    // The buffers alternate, so a block one step ahead does not overwrite what is being read.
+    grid_sync();
+    for (int j = threadIdx.x; j < sums + 2; j += blockDim.x) {
+      double sum = 0.0;
+      for (int i = 0; i < p.blocks; ++i) sum += all[i * entries + j];
+      if (j < sums) {
+        b.w[j] = static_cast<T>(sum);
+      } else if (j == sums) {
+        b.totals[0] = sum;
+      } else if (norm) {
+        b.totals[1] = sum;
+      }
+    }
+  }
+  __syncthreads();
+}
+
+// All steps of the replica that this block holds, or holds a part of. Rows has load(p, b), store(p,
+// b), start and step(p, b, q, u_norm) that fill sums, observe(p, b) from w to the loss, follow(p,
+// b) for thread 0 after a step, and record(p, b, out) for the curvature.
+template <typename Rows, typename T>
+__device__ __forceinline__ void toy_gd_run(const ToyGdParams<T>& p, unsigned char* smem,
+                                           ToyReplicaRecord<T>& record) {
+  const int team = Rows::kAlone ? 1 : p.blocks, block = blockIdx.x % team;
+  const int64_t local = blockIdx.x / team, replica = p.first + local;
+  double u_norm, xx = 0.0, yy = 0.0;
+  const ToyGdBlock<T> b = toy_gd_setup<Rows>(p, smem, block, replica, u_norm);
+  for (int i = threadIdx.x; i < p.samples * p.inputs; i += blockDim.x)
+    xx += static_cast<double>(p.x[i]) * static_cast<double>(p.x[i]);
+  for (int i = threadIdx.x; i < p.samples; i += blockDim.x)
+    yy += static_cast<double>(p.y[i]) * static_cast<double>(p.y[i]);
+  const ToyDataNorms norms{block_sum(xx, b.scratch), block_sum(yy, b.scratch)};
+  if (Rows::kLinear) u_norm = block_sum(u_norm, b.scratch);
+  Rows rows;
+  rows.load(p, b);
+  double q = rows.start(p, b);
+  toy_gd_gather<Rows>(p, b, block, local, 0, q, u_norm);
+
+  if (threadIdx.x == 0) {
+    record = {};
+    record.loss = p.loss + replica * p.columns;
+    record.weight_norm = p.weight_norm + replica * p.columns;
+    record.diverged_at = p.diverged_at + replica;
+    record.steps = p.steps;
+    record.record_every = p.record_every;
+    record.cut = toy_divergence_cut<T>(norms, p.samples, static_cast<double>(p.width),
+                                       b.totals[0] + b.totals[1],
+                                       Rows::kLinear ? ToyActivation{} : p.phi, b.totals[0]);
+  }
+  int64_t t = 0, next_curvature = 0, gram = replica * p.curvatures;
+  const int64_t stored = ToyCurvatureSizes(p.samples, p.inputs, Rows::kLinear).stored();
+  for (;; ++t) {
+    const T loss = rows.observe(p, b);
+    if (threadIdx.x == 0) {
+      const T norm = static_cast<T>(b.totals[0] + b.totals[1]);
+      *b.alive = block == 0 ? record.accept(t, loss, norm) : record.acceptable(loss, norm);
+    }
+    __syncthreads();
+    if (!*b.alive) break;
+    if (p.curvature_every > 0 && t == next_curvature) {
+      rows.record(p, b, p.grams + (gram++ * team + block) * stored);
+      next_curvature += p.curvature_every;
+      __syncthreads();  // before the rows change
+    }
+    if (t == p.steps) break;
+    q = rows.step(p, b, u_norm);
+    if (threadIdx.x == 0) rows.follow(p, b);
+    toy_gd_gather<Rows>(p, b, block, local, t + 1, q, u_norm);
+  }
+  // The other replicas of the launch still wait for this one once a step.
+  for (; team > 1 && t < p.steps; ++t) grid_sync();
+  rows.store(p, b);
+  if (!p.resident) return;
+  const int64_t row0 = block * p.rows;
+  T* const u = p.u + (replica * p.width + row0) * p.inputs;
+  for (int64_t i = threadIdx.x; i < b.rows * p.inputs; i += blockDim.x)
+    u[i] = b.u[i % p.inputs * b.input_stride + i / p.inputs];
+  for (int64_t i = threadIdx.x; i < b.rows; i += blockDim.x)
+    p.v[replica * p.width + row0 + i] = b.v[i];
+}
+
+}  // namespace catapult::device
