@@ -11,11 +11,11 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, TypedDict
 
-from torch import nn
+from torch import Tensor, nn
 
 from catapult_ext import _validate as v
 from catapult_ext.linops.autograd import AutogradFrozen, LinearizeFrozen
-from catapult_ext.linops.chain import ChainTracer
+from catapult_ext.linops.chain import Chain, ChainTracer
 from catapult_ext.linops.chunks import ChunkedFrozen
 from catapult_ext.linops.engine import Frozen
 from catapult_ext.linops.layers import LayersFrozen
@@ -184,17 +184,30 @@ def _engine(held: Snapshot, engine: str | None, probe: bool = False) -> Frozen:
         return LinearizeFrozen(held)
     if engine in ("linearize", "autograd"):
         return AutogradFrozen(held)
+    outputs, chain, why = traced(held, engine)
+    if chain is not None:
+        return LayersFrozen(held, outputs, chain)
+    frozen = AutogradFrozen(held, outputs)
+    frozen.why = why
+    return frozen
+
+
+def traced(held: Snapshot, engine: str | None) -> tuple[Tensor, Chain | None, str]:
+    """One forward pass: outputs with graph, the chain if the model is one, and why it is not.
+
+    Raises:
+        ValueError: ``engine="layers"`` for a model that is no chain.
+    """
     tracer = ChainTracer(held.params)
     outputs = held.forward(tracer)
     chain = tracer.result(held.take_raw_output())
     if chain is not None:
-        return LayersFrozen(held, outputs, chain)
+        return outputs, chain, ""
     v.require(
         engine is None,
         held.where,
         "engine='layers' needs a chain of dense layers and element-wise activations",
         f"a model where {tracer.why}",
     )
-    frozen = AutogradFrozen(held, held.forward() if tracer.altered else outputs)
-    frozen.why = f"not a chain of dense layers: {tracer.why}"
-    return frozen
+    why = f"not a chain of dense layers: {tracer.why}"
+    return held.forward() if tracer.altered else outputs, None, why
