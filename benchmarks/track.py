@@ -42,9 +42,9 @@ class Case:
             self.words = "MLP 784-512x3-10, N = 512 digits, full batch"
         else:
             self.model = cx.models.resnet(20, 10)
-            self.x, self.y = cx.data.synthetic_images(512, 0).train
-            self.batch, self.probe_samples = 128, 64
-            self.words = "ResNet-20, batch norm, 512 images 3x32x32, batch 128, probe set 64"
+            self.x, self.y = cx.data.synthetic_images(512, 0, shape=(3, 16, 16)).train
+            self.batch, self.probe_samples = 128, 32
+            self.words = "ResNet-20, batch norm, 512 images 3x16x16, batch 128, probe set 32"
 
     @property
     def probe_set(self) -> tuple[Tensor, Tensor]:
