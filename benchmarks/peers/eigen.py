@@ -17,7 +17,7 @@ import catapult_ext as cx
 
 LOSS = nn.MSELoss()
 TOLERANCES = (1e-1, 1e-2, 1e-3, 1e-4, 1e-5)
-SEEDS = 3
+SEEDS = 5
 
 
 class Counted:

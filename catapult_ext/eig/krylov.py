@@ -68,7 +68,9 @@ class Krylov:
         b = len(q)
         rows = slice(m, m + b)
         w = self._product(q)
-        self.v[rows], self.w[rows] = q, w
+        if q.data_ptr() != self.v[m].data_ptr():  # the fused step has left it in its place
+            self.v[rows] = q
+        self.w[rows] = w
         fused = b == 1 and self.a.device.type == "cpu"
         t = (self._fused_step if fused else self._block_step)(w, m + b)
         if m and m <= 8:
@@ -118,7 +120,7 @@ class Krylov:
             breakdown=4 * self.eps,
         )
         rest = beta[0, -1].double().cpu()
-        self.next = self.v[rows : rows + int(rest > 0)].clone()
+        self.next = self.v[rows : rows + int(rest > 0)]
         self.coupling = rest.reshape(1, 1)[: len(self.next)]
         return column.double().cpu().T.contiguous()
 
@@ -145,6 +147,7 @@ class Krylov:
         self.cycles.append(Cycle(theta, s[self.start], residual))
         rotate = s[:, keep].to(self.v)
         kept = len(keep)
+        self.next = self.next.clone()  # rows move below it
         self.v[:kept] = rotate.T @ self.v[: self.m]
         self.w[:kept] = rotate.T @ self.w[: self.m]
         self.t.zero_()
@@ -157,8 +160,7 @@ class Krylov:
     def vectors(self, s: Tensor) -> tuple[Tensor, Tensor]:
         """Unit vectors with coefficients ``s`` (m, k) and scaled products, (k, n), float64."""
         rotate = s.double().to(self.a.device)
-        x = torch.stack([_combine(rotate[:, i], self.v[: self.m]) for i in range(s.shape[1])])
-        ax = torch.stack([_combine(rotate[:, i], self.w[: self.m]) for i in range(s.shape[1])])
+        x, ax = (_combine(rotate.T, rows[: self.m]) for rows in (self.v, self.w))
         norms = x.norm(dim=1, keepdim=True)
         return x / norms, ax / norms
 
@@ -173,7 +175,7 @@ class Krylov:
         )
         self.matvecs += len(q)
         rows = out.detach().to(self.a.dtype).T.contiguous()
-        largest = rows.abs().max().item()
+        largest = max(abs(bound.item()) for bound in rows.aminmax())
         v.require(
             largest < float("inf"), self.where, "products with A must be finite", "NaN or inf"
         )
@@ -181,7 +183,7 @@ class Krylov:
             self.scale = 2.0 ** round(torch.tensor(largest).double().log2().item())
         if self.scale > 0:
             rows = rows / self.scale
-        self.norm = max(self.norm, rows.double().norm(dim=1).max().item())
+        self.norm = max(self.norm, _norms(rows).max().item())
         return rows
 
     def _orthonormal(self, block: Tensor, basis: Tensor, drop: float) -> tuple[Tensor, Tensor]:
@@ -193,7 +195,7 @@ class Krylov:
         count, room = 0, self.a.n - len(basis)
         coefficients = torch.zeros(len(block), len(block), dtype=torch.float64)
         for i, row in enumerate(block):
-            before = row.double().norm().item()
+            before = _norms(row).item()
             done = accepted[:count]
             h = torch.zeros(count, dtype=torch.float64)
             for _ in range(2):
@@ -201,14 +203,14 @@ class Krylov:
                 row = row - step @ done
                 h += step.double().cpu()
             coefficients[:count, i] = h
-            after = row.double().norm().item()
+            after = _norms(row).item()
             lost = after <= max(drop, 4 * self.eps * before) or count >= room
             if lost:
                 continue
             row = row / after
             if after < 0.1 * self.norm:  # rounding has been blown up: clean once more
                 row = row - (done @ row) @ done - (basis @ row) @ basis
-            accepted[count] = row / row.double().norm().to(row.dtype)
+            accepted[count] = row / _norms(row).to(row.dtype)
             coefficients[count, i] = after
             count += 1
         return accepted[:count].clone(), coefficients[:count]
@@ -237,10 +239,16 @@ def _inner(rows: Tensor, others: Tensor) -> Tensor:
 
 
 def _combine(coefficients: Tensor, rows: Tensor) -> Tensor:
-    """Product coefficients @ rows in float64, a few million entries at a time."""
-    out = torch.empty(rows.shape[1], dtype=torch.float64, device=rows.device)
-    step = max(1, (1 << 22) // max(1, rows.shape[0]))
+    """Product (k, m) @ (m, n) in float64, in pieces that stay in cache."""
+    out = torch.empty(len(coefficients), rows.shape[1], dtype=torch.float64, device=rows.device)
+    step = max(1, (1 << 19) // max(1, len(rows)))
     for start in range(0, rows.shape[1], step):
-        part = rows[:, start : start + step].double()
-        out[start : start + step] = coefficients @ part
+        piece = slice(start, start + step)
+        out[:, piece] = coefficients @ rows[:, piece].double()
     return out
+
+
+def _norms(rows: Tensor) -> Tensor:
+    """Euclidean norms along the last dimension in float64, without a float64 copy of long rows."""
+    pieces = [p.double().square().sum(-1) for p in rows.split(1 << 17, dim=-1)]
+    return torch.stack(pieces).sum(0).sqrt()

@@ -9,14 +9,14 @@ to be such a chain and ``autograd`` elsewhere.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from typing import TYPE_CHECKING, TypedDict
 
-from torch import nn
+from torch import Tensor, nn
 
 from catapult_ext import _validate as v
 from catapult_ext.linops.autograd import AutogradFrozen, LinearizeFrozen
-from catapult_ext.linops.chain import ChainTracer
+from catapult_ext.linops.chain import Chain, ChainTracer
 from catapult_ext.linops.chunks import ChunkedFrozen
 from catapult_ext.linops.engine import Frozen
 from catapult_ext.linops.layers import LayersFrozen
@@ -194,19 +194,42 @@ def _engine(held: Snapshot, engine: str | None, probe: bool = False) -> Frozen:
         return LinearizeFrozen(held)
     if engine in ("linearize", "autograd"):
         return AutogradFrozen(held)
-    tracer, tangents = ChainTracer(held.params), TangentTracer(list(held.params.values()))
-    outputs = held.forward(_both(tracer, tangents))
+    tangents = TangentTracer(list(held.params.values()))
+    outputs, chain, why = traced(held, engine, tangents)
+    if chain is not None:
+        return LayersFrozen(held, outputs, chain)
+    frozen = AutogradFrozen(held, outputs, tangents)
+    frozen.why = why
+    return frozen
+
+
+def traced(
+    held: Snapshot, engine: str | None, tangents: TangentTracer | None = None
+) -> tuple[Tensor, Chain | None, str]:
+    """One forward pass: outputs with graph, the chain if the model is one, and why it is not.
+
+    ``tangents`` records the pass where it is no chain.
+
+    Raises:
+        ValueError: ``engine="layers"`` for a model that is no chain.
+    """
+    tracer = ChainTracer(held.params)
+    outputs = held.forward(_both(tracer, tangents or nullcontext()))
     raw = held.take_raw_output()
     chain = tracer.result(raw)
     if chain is not None:
-        return LayersFrozen(held, outputs, chain)
+        return outputs, chain, ""
     v.require(
         engine is None,
         held.where,
         "engine='layers' needs a chain of dense layers and element-wise activations",
         f"a model where {tracer.why}",
     )
-    tangents.finish(raw)
-    frozen = AutogradFrozen(held) if tracer.altered else AutogradFrozen(held, outputs, tangents)
-    frozen.why = f"not a chain of dense layers: {tracer.why}"
-    return frozen
+    if tracer.altered:  # a call in place was given a copy
+        if tangents is not None:
+            tangents.restart()
+        outputs = held.forward(tangents)
+        raw = held.take_raw_output()
+    if tangents is not None:
+        tangents.finish(raw)
+    return outputs, None, f"not a chain of dense layers: {tracer.why}"

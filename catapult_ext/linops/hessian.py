@@ -1,4 +1,4 @@
-"""The Hessian of the loss: double backward on one kept graph."""
+"""The Hessian of the loss: layers' own products, or double backward on one kept graph."""
 
 from __future__ import annotations
 
@@ -12,9 +12,10 @@ from catapult_ext import _validate as v
 from catapult_ext.linops.autograd import AutogradFrozen
 from catapult_ext.linops.base import LinearOperator
 from catapult_ext.linops.chunks import ChunkedFrozen
-from catapult_ext.linops.frozen import GRAPHS, Options, planned, planner_of, snapshot
+from catapult_ext.linops.frozen import GRAPHS, Options, planned, planner_of, snapshot, traced
 from catapult_ext.linops.ggn import unpack
 from catapult_ext.linops.hvp import MODES, ForwardHVP, ReverseHVP, StreamedHVP
+from catapult_ext.linops.layers_hessian import LayersHVP
 from catapult_ext.linops.meter import Meter, OverBudget
 from catapult_ext.linops.plan import Plan, Planner
 from catapult_ext.linops.snapshot import Snapshot
@@ -27,17 +28,18 @@ if TYPE_CHECKING:
 class Hessian(LinearOperator):
     """Second derivatives of the loss, (P, P), parameters in ``named_parameters`` order.
 
-    Forward and backward run once; a product is one backward through that backward
-    (``hvp="reverse"``, which None takes),
-    or a tangent through both, without a kept graph (``"forward"``).  Where that does not fit into
-    the budget, chunks of samples are frozen anew for every product.
+    Forward and backward run once.  A chain of dense layers is multiplied from its activations,
+    several vectors at once (``engine="layers"``); elsewhere a product is one backward through that
+    backward (``hvp="reverse"``), or a tangent through both, without a kept graph (``"forward"``).
+    Where that does not fit into the budget, chunks of samples are frozen anew for every product.
 
     Args:
         model: any module with outputs (N, O) or (N,).
         loss: a name, torch loss module or any callable ``(outputs, targets) -> scalar``, which
             gets the outputs as the model returns them (see :func:`catapult_ext.losses.resolve`).
         data: ``(x, y)``, the full batch.
-        hvp: ``"reverse"``, ``"forward"`` or None to choose.
+        hvp: ``"reverse"``, ``"forward"`` or None: layers where the model is such a chain, else
+            reverse.
         **options: see :class:`~catapult_ext.linops.frozen.Options`.
 
     Raises:
@@ -58,10 +60,12 @@ class Hessian(LinearOperator):
     ) -> None:
         x, y = unpack(data, self.name)
         engine = options.get("engine")
-        right = engine in (None, "autograd")
-        v.require(right, self.name, "engine must be None or 'autograd'", repr(engine))
+        right = engine in (None, "layers", "autograd")
+        v.require(right, self.name, "engine must be None, 'layers' or 'autograd'", repr(engine))
         right = hvp is None or hvp in MODES
         v.require(right, self.name, f"hvp must be None or one of {MODES}", repr(hvp))
+        clash = engine == "layers" and hvp is not None
+        v.require(not clash, self.name, "hvp must be None with engine='layers'", repr(hvp))
         self._hvp, self._options = hvp, options
         self._set_up(snapshot(model, x, self.name, options), resolve(loss), y)
 
@@ -77,7 +81,7 @@ class Hessian(LinearOperator):
     def _set_up(self, held: Snapshot, loss: Loss, y: Any) -> None:
         self.snapshot, self.loss, self._targets = held, loss, y
         self.shape = (held.n_params, held.n_params)
-        self.dtype, self.device, self.engine = held.dtype, held.device, "autograd"
+        self.dtype, self.device = held.dtype, held.device
         self._plan: Plan | None = None
         planner = self._planner()
         if planned(self._options):
@@ -85,7 +89,9 @@ class Hessian(LinearOperator):
             self._products = self._built(self._plan)
         else:
             self._guarded(planner)
-        self.columns = 1 if self._plan is None else self._plan.columns
+        self.engine, self.columns = "autograd", 1 if self._plan is None else self._plan.columns
+        if isinstance(self._products, LayersHVP):
+            self.engine, self.columns = "layers", self._products.columns
         self.value = self._products.value.detach()
 
     @property
@@ -106,14 +112,23 @@ class Hessian(LinearOperator):
 
         return planner_of(self.snapshot, self._options, build, samples)
 
-    def _built(self, plan: Plan | None) -> ReverseHVP | ForwardHVP | StreamedHVP:
+    def _built(self, plan: Plan | None) -> ReverseHVP | ForwardHVP | StreamedHVP | LayersHVP:
         held, check = self.snapshot, self._options.get("check", True)
+        engine = self._options.get("engine")
         if plan is not None and plan.samples < plan.n_samples:
-            right = self._hvp is None
-            v.require(right, self.name, "hvp must be None where samples go in chunks", self._hvp)
+            for given, name in ((self._hvp, "hvp"), (engine == "layers" or None, "engine")):
+                needs = f"{name} must be None where samples go in chunks"
+                v.require(given is None, self.name, needs, engine if name == "engine" else given)
             frozen = ChunkedFrozen(held, plan.samples, AutogradFrozen, check)
             return StreamedHVP(frozen, self.loss, self._targets)
-        outputs = held.forward()
+        # a plan has measured the graph's products
+        direct = engine == "layers" or (engine is None and plan is None)
+        if direct and self._hvp is None and not held.coarse:
+            outputs, chain, _ = traced(held, engine)
+            if chain is not None:
+                return LayersHVP(held, self.loss, self._targets, outputs, chain)
+        else:
+            outputs = held.forward()
         if check:
             held.check_repeats(outputs)
         kind = ForwardHVP if self._hvp == "forward" else ReverseHVP

@@ -93,13 +93,8 @@ class StreamedHVP:
 
     def __init__(self, frozen: ChunkedFrozen, loss: Loss, y: Any) -> None:
         self._frozen = frozen
-        snapshot = frozen.snapshot
-        with frozen_context():
-            f = frozen.outputs.clone().requires_grad_()
-            self.value = checked_loss(snapshot, loss, y, f)
-            (self._slope,) = torch.autograd.grad(self.value, f)
-        self._outputs = AutogradHessian(
-            lambda outputs: loss_value(snapshot, loss, y, outputs), frozen.outputs, loss.name
+        self.value, self._slope, self._outputs = output_curvature(
+            frozen.snapshot, loss, y, frozen.outputs
         )
 
     @property
@@ -122,6 +117,18 @@ class StreamedHVP:
         shaped = rows.reshape(frozen.n_samples, frozen.n_outputs, -1)
         out += frozen.vjp(self._outputs.hessian(shaped).reshape(rows.shape))
         return out
+
+
+def output_curvature(
+    snapshot: Snapshot, loss: Loss, y: Any, outputs: Tensor
+) -> tuple[Tensor, Tensor, AutogradHessian]:
+    """The loss, its slope dL/df (N, O) and its second derivative at detached outputs (N, O)."""
+    with frozen_context():
+        f = outputs.clone().requires_grad_()
+        value = checked_loss(snapshot, loss, y, f)
+        (slope,) = torch.autograd.grad(value, f)
+    second = AutogradHessian(lambda moved: loss_value(snapshot, loss, y, moved), outputs, loss.name)
+    return value, slope, second
 
 
 def loss_value(snapshot: Snapshot, loss: Loss, y: Any, outputs: Tensor) -> Tensor:

@@ -49,15 +49,19 @@ class TangentTracer(TorchDispatchMode):
 
     def __init__(self, leaves: Sequence[Tensor]) -> None:
         super().__init__()
+        self._leaves = list(leaves)
+        self.restart()
+
+    def restart(self) -> None:
+        """Forget what was recorded."""
         self.why = ""
         self.program: Program | None = None
-        self._leaves = len(leaves)
         self._slots = WeakTensorKeyDictionary()
         self._count = 0
         self._steps: list[Step] = []
         self._saved: list[tuple[Tensor, int]] = []
         self._viewed: set[int] = set()  # storages that views share: no writes in place
-        for leaf in leaves:
+        for leaf in self._leaves:
             self._new(leaf)
 
     @classmethod
@@ -136,7 +140,7 @@ class TangentTracer(TorchDispatchMode):
         if not self.why and any(t._version != version for t, version in self._saved):
             self.why = "it changes a saved tensor in place"
         if not self.why and end is not None:
-            self.program = Program(self._leaves, self._steps, end)
+            self.program = Program(len(self._leaves), self._steps, end)
 
 
 class Program:

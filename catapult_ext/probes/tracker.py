@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from catapult_ext import _validate as v
 from catapult_ext.eig import EigshResult, TopTracker
 from catapult_ext.linops import GGN, NTK, Hessian
+from catapult_ext.linops.ggn import DualGGN
 from catapult_ext.losses import SquaredLoss, resolve
 from catapult_ext.models import has_batch_norm, with_batch_stats
 from catapult_ext.probes import free
@@ -251,7 +252,8 @@ class CurvatureTracker:
         if has_batch_norm(self.model):
             held = with_batch_stats(self.model, self.batch_stats, x)
         operator = self._operator(held, x, y)
-        found = self._solved(operator)
+        followed = self._followed(operator)
+        found = self._top.update(followed)
         eta = free.learning_rate(self.optimizer)
         value = found.eigenvalues[0].item()
         row: dict[str, Any] = {
@@ -265,7 +267,7 @@ class CurvatureTracker:
             "eta_lambda": None if eta is None else eta * value,
             "weight_norm": weight_norm(self.model),
             "inactive": None,
-            "top_shares": self._shares(operator, found, y),
+            "top_shares": self._shares(operator, followed, found, y),
             "drift": None,
             "drift_norm": None,
         }
@@ -284,23 +286,29 @@ class CurvatureTracker:
         kind = GGN if self.quantity == "ggn" else Hessian
         return kind(model, self.loss, (x, y))
 
-    def _solved(self, operator: Any) -> EigshResult:
-        if self.data is None and hasattr(operator, "dual"):
+    def _followed(self, operator: Any) -> Any:
+        """The smaller space where there is one: its vectors serve, nothing is lifted."""
+        dual = operator.dual() if hasattr(operator, "dual") else None
+        if dual is None:
+            return operator
+        if self.data is None:
             # another batch has another sample space: follow the vectors of parameter space
-            operator = _WithoutDual(operator)
-        return self._top.update(operator)
+            return _WithoutDual(operator)
+        return dual.operator if self.k <= dual.operator.shape[0] else operator
 
     def _flags(self, found: EigshResult) -> list[str]:
         flags = [] if found.index_check == "inherited" else ["checked"]
         return flags if found.converged else [*flags, "missed"]
 
-    def _shares(self, operator: Any, found: EigshResult, y: Any) -> list[float] | None:
+    def _shares(
+        self, operator: Any, followed: Any, found: EigshResult, y: Any
+    ) -> list[float] | None:
         if isinstance(operator, Hessian) or not isinstance(self.loss, SquaredLoss):
             return None
         f = operator.frozen.outputs
         targets = self.loss.targets(f, y)
         residual = (f - targets).reshape(-1, 1)
-        if isinstance(operator, NTK):
+        if isinstance(followed, (NTK, DualGGN)):  # the same space for a squared loss
             parts = found.eigenvectors.double().T @ residual.double()
             return (parts.square() / residual.double().square().sum())[:, 0].tolist()
         gradient = operator.frozen.vjp(residual / self.loss.normaliser(f, y))[:, 0]
