@@ -9,12 +9,14 @@ import random
 import signal
 import subprocess
 import sys
+import time
 import xml.etree.ElementTree as ElementTree
 
 import pytest
 import torch
 
 from catapult_ext.experiments import reproduce as rp
+from catapult_ext.experiments import workers
 from catapult_ext.experiments.reproduce import grid, outcome
 from catapult_ext.runs import RunFolderError
 
@@ -86,17 +88,24 @@ torch.set_num_threads(1)
 from catapult_ext.experiments import reproduce as rp
 cs = tuple(0.5 + 0.5 * i for i in range(int(sys.argv[2])))
 rp.reproduce("fc-phases", "smoke", out=sys.argv[1], c=cs, seeds=3, train=32, test=20, width=32,
-             steps=6, read_at=2.0, tell=lambda line: print(line, flush=True))
+             steps=6, read_at=2.0, workers=int(sys.argv[3]),
+             tell=lambda line: print(line, flush=True))
 """
 
 
 @pytest.mark.parametrize(
-    ("kills", "rates"), [(1, 4), pytest.param(5, 24, marks=pytest.mark.nightly)]
+    ("kills", "rates", "workers"),
+    [
+        (1, 4, 1),
+        pytest.param(5, 24, 1, marks=pytest.mark.nightly),
+        pytest.param(3, 24, 2, marks=pytest.mark.nightly),
+    ],
 )
-def test_a_killed_sweep_ends_like_an_undisturbed_one(kills, rates, tmp_path):
-    def begin(folder):
+def test_a_killed_sweep_ends_like_an_undisturbed_one(kills, rates, workers, tmp_path):
+    def begin(folder, workers):
         return subprocess.Popen(
-            [sys.executable, "-c", KILLED, str(folder), str(rates)],
+            [sys.executable, "-c", KILLED, str(folder), str(rates), str(workers)],
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
             stdout=subprocess.PIPE,
             text=True,
         )
@@ -105,7 +114,7 @@ def test_a_killed_sweep_ends_like_an_undisturbed_one(kills, rates, tmp_path):
     folder, calm = tmp_path / "killed", tmp_path / "calm"
     parts = 0
     for _ in range(kills):
-        process = begin(folder)
+        process = begin(folder, workers)
         for _ in range(draw.randint(1, 10)):
             process.stdout.readline()
         # Then a kill at a random moment of the next parts, before, in or after the writing of one.
@@ -118,13 +127,45 @@ def test_a_killed_sweep_ends_like_an_undisturbed_one(kills, rates, tmp_path):
         assert now > parts
         parts = now
     assert parts < 3 * rates
-    for path in (folder, calm):
-        process = begin(path)
+    for path, count in ((folder, workers), (calm, 1)):
+        process = begin(path, count)
         process.communicate()
         assert process.returncode == 0
     for name in ("claims.json", "summary.json", "table_rates.csv"):
         assert (folder / name).read_bytes() == (calm / name).read_bytes()
     assert len(list((folder / "parts").glob("*.json"))) == 3 * rates
+
+
+def test_workers_share_the_parts_and_store_the_same_bits(tmp_path, monkeypatch):
+    monkeypatch.setattr(workers, "cores", lambda: 2)  # one thread each, as the run alone has
+    rp.reproduce("fc-phases", "smoke", out=tmp_path / "alone")
+    parts, own = tmp_path / "shared" / "parts", []
+
+    def tell(line):
+        """Wait for a part of the other process before going on."""
+        own.append(line.split()[0])
+        end = time.monotonic() + 60
+        while len(list(parts.glob("*.json"))) == len(own) and time.monotonic() < end:
+            time.sleep(0.02)
+
+    rp.reproduce("fc-phases", "smoke", out=tmp_path / "shared", workers=2, tell=tell)
+    assert 0 < len(own) < 8
+    for path in (tmp_path / "alone").rglob("*.*"):
+        if path.name not in ("timing.json", "config.json", "report.html", ".lock"):
+            other = tmp_path / "shared" / path.relative_to(tmp_path / "alone")
+            assert path.read_bytes() == other.read_bytes(), path.name
+    times = json.loads((tmp_path / "shared" / "timing.json").read_text())
+    assert len(times["seconds"]) == len(times["processor_seconds"]) == 8
+
+
+def test_a_helper_that_fails_is_named():
+    def go_on():
+        with workers.helped(2, "reproduce", getattr, ("nonsense",)) as ranks:
+            while True:
+                ranks.pause()
+
+    with pytest.raises(RuntimeError, match="rank 1 failed: 'Ranks' object"):
+        go_on()
 
 
 def test_compare_names_settings_and_claims_that_differ(tmp_path):
@@ -145,6 +186,8 @@ def test_bad_arguments(tmp_path):
         rp.reproduce("fig-1")
     with pytest.raises(ValueError, match="scale must be one of smoke, cpu, full, got 'gpu'"):
         rp.reproduce("fc-phases", "gpu")
+    with pytest.raises(ValueError, match="workers > 1 needs out"):
+        rp.reproduce("fc-phases", "smoke", workers=2)
     with pytest.raises(TypeError, match=r"settings of fc-phases are data, train, .* got wdith"):
         rp.reproduce("fc-phases", "smoke", wdith=3)
     rp.reproduce("c-act-table", "smoke", out=tmp_path / "run")

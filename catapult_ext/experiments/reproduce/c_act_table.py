@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from dataclasses import dataclass
 from typing import Any
@@ -115,15 +116,13 @@ SETTINGS = {
 def run(settings: Settings, context: Context) -> Outcome:
     """Scan every activation and depth, all rates and seeds of one as a single program."""
     s = settings
-    context.expect(len(s.activations) * len(s.depths))
-    cells = []
-    for activation in s.activations:
-        for depth in s.depths:
-
-            def compute(activation: str = activation, depth: int = depth) -> dict[str, Any]:
-                return _cell(s, context, activation, depth)
-
-            cells.append(context.part(f"{activation}_{depth}", compute))
+    cells = context.parts(
+        {
+            f"{activation}_{depth}": functools.partial(_cell, s, context, activation, depth)
+            for activation in s.activations
+            for depth in s.depths
+        }
+    )
     rows = [_row(cell) for cell in cells]
     claims = [_claim(row) for row in rows if (row["activation"], row["depth"]) in KNOWN]
     claims += [_claim_strong(rows)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 from dataclasses import dataclass
 from typing import Any
@@ -90,23 +91,17 @@ def run(settings: Settings, context: Context) -> Outcome:
     s = settings
     data = _data(s, context)
     plan = [(ratio, 0.0) for ratio in s.ratios] + [(s.ratios[0], s.momentum)]
-    context.expect(len(plan) * s.seeds + s.seeds)
-    records = []
-    for ratio, beta in plan:
-        for seed in range(s.seeds):
-
-            def compute(ratio: float = ratio, beta: float = beta, seed: int = seed) -> Any:
-                return _hover(s, data, ratio, beta, seed)
-
-            records.append(context.part(f"r{ratio:g}_b{beta:g}_s{seed}", compute))
+    records = context.parts(
+        {
+            f"r{ratio:g}_b{beta:g}_s{seed}": functools.partial(_hover, s, data, ratio, beta, seed)
+            for ratio, beta in plan
+            for seed in range(s.seeds)
+        }
+    )
     signed = _data(s, context, classes=s.pair, targets="signed")
-    cycles = []
-    for seed in range(s.seeds):
-
-        def cycle(seed: int = seed) -> dict[str, Any]:
-            return _cycle(s, signed, seed)
-
-        cycles.append(context.part(f"cycle_s{seed}", cycle))
+    cycles = context.parts(
+        {f"cycle_s{seed}": functools.partial(_cycle, s, signed, seed) for seed in range(s.seeds)}
+    )
     rows = [_row(record) for record in records]
     plain = [r for r in rows if r["momentum"] == 0]
     claims = [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -36,25 +37,26 @@ def run_grid(
     Args:
         context: of the experiment.
         label: prefix of the parts' names.
-        make: the network and data of a seed at their start; called only where a part is missing.
+        make: the network and data of a seed at their start; called only where a part is missing,
+            and only the latest seed's are kept.
         cs: learning rates in units of 1 / (lambda_0 + l2), each seed with its own lambda_0.
         seeds: number of seeds.
         recipe: how to train.
     """
-    context.expect(seeds * len(cs))
-    records = []
-    for seed in range(seeds):
-        held: list[Start] = []
-        for c in cs:
+    started = functools.lru_cache(maxsize=1)(make)
 
-            def compute(seed: int = seed, c: float = c, held: list[Start] = held) -> Record:
-                if not held:
-                    held.append(make(seed))
-                record = train(held[0], held[0].eta(c, recipe), recipe, seed=seed)
-                return {"seed": seed, **record, "c": c}
+    def compute(seed: int, c: float) -> Record:
+        problem = started(seed)
+        record = train(problem, problem.eta(c, recipe), recipe, seed=seed)
+        return {"seed": seed, **record, "c": c}
 
-            records.append(context.part(f"{label}_s{seed}_c{c:g}", compute))
-    return records
+    return context.parts(
+        {
+            f"{label}_s{seed}_c{c:g}": functools.partial(compute, seed, c)
+            for seed in range(seeds)
+            for c in cs
+        }
+    )
 
 
 def last(record: Record, key: str, mark: str = "end") -> float | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 from dataclasses import dataclass
 from typing import Any
 
@@ -87,15 +88,13 @@ def run(settings: Settings, context: Context) -> Outcome:
     s = settings
     shape = {"flatten": True} if s.data not in ("digits", "teacher") else {}
     data = context.data(s.data, train=s.train, test=0, standardisation="image", **shape)
-    context.expect(len(s.widths) * s.seeds)
-    cells = []
-    for width in s.widths:
-        for seed in range(s.seeds):
-
-            def compute(width: int = width, seed: int = seed) -> dict[str, Any]:
-                return {"width": width, "seed": seed, **_cell(s, data, width, seed)}
-
-            cells.append(context.part(f"w{width}_s{seed}", compute))
+    cells = context.parts(
+        {
+            f"w{width}_s{seed}": functools.partial(_cell, s, data, width, seed)
+            for width in s.widths
+            for seed in range(s.seeds)
+        }
+    )
     rows = [_row(width, [c for c in cells if c["width"] == width]) for width in s.widths]
     claims = [
         _claim_falls(rows, "c_loss"),
@@ -148,7 +147,8 @@ def _cell(s: Settings, data: Dataset, width: int, seed: int) -> dict[str, Any]:
                 found[key] = c
     # A threshold that no convergent rate passed lies at c_max, as in the source.
     top = found["c_max"]
-    return {"sharpness": sharpness} | {k: v if v is not None else top for k, v in found.items()}
+    known = {k: v if v is not None else top for k, v in found.items()}
+    return {"width": width, "seed": seed, "sharpness": sharpness} | known
 
 
 def _try(

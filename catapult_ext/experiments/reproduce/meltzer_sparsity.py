@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from dataclasses import dataclass
 from typing import Any
@@ -79,22 +80,19 @@ def run(settings: Settings, context: Context) -> Outcome:
     s = settings
     shape = {} if s.data == "digits" else {"flatten": True}
     data = context.data(s.data, train=s.train, test=0, classes=s.classes, targets="signed", **shape)
-    context.expect(len(s.depths) * s.seeds + s.seeds)
-    records: list[Row] = []
-    for depth in s.depths:
-        for seed in range(s.seeds):
 
-            def compute(depth: int = depth, seed: int = seed) -> dict[str, Any]:
-                return {"runs": _net(s, data, depth, seed)}
+    def net(depth: int, seed: int) -> dict[str, Any]:
+        return {"runs": _net(s, data, depth, seed)}
 
-            records += context.part(f"relu_{depth}_s{seed}", compute)["runs"]
-    pure: list[dict[str, Any]] = []
-    for seed in range(s.seeds):
-
-        def quadratic(seed: int = seed) -> dict[str, Any]:
-            return _quadratic(s, seed)
-
-        pure.append(context.part(f"quadratic_s{seed}", quadratic))
+    nets = {
+        f"relu_{depth}_s{seed}": functools.partial(net, depth, seed)
+        for depth in s.depths
+        for seed in range(s.seeds)
+    }
+    records: list[Row] = [r for part in context.parts(nets) for r in part["runs"]]
+    pure = context.parts(
+        {f"quadratic_s{seed}": functools.partial(_quadratic, s, seed) for seed in range(s.seeds)}
+    )
     rows = [_row(depth, c, records) for depth in s.depths for c in s.c]
     claims = [
         *(_claim_sparsity(depth, records) for depth in s.depths),

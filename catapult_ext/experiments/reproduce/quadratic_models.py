@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from dataclasses import dataclass
 from typing import Any
@@ -90,27 +91,26 @@ def run(settings: Settings, context: Context) -> Outcome:
     data = context.data(
         s.data, train=s.train, test=s.test, classes=s.classes, targets="signed", **shape
     )
-    context.expect(len(s.widths) + s.seeds * (1 + len(s.c)))
-    ones, pairs, cells = [], [], []
-    for width in s.widths:
 
-        def one(width: int = width) -> dict[str, Any]:
-            return {"runs": [r for seed in range(s.one_seeds) for r in _one(s, width, seed)]}
+    def one(width: int) -> dict[str, Any]:
+        return {"runs": [r for seed in range(s.one_seeds) for r in _one(s, width, seed)]}
 
-        ones += context.part(f"one_w{width}", one)["runs"]
-    for seed in range(s.seeds):
+    def pair(seed: int) -> dict[str, Any]:
+        return {"runs": _pair(s, seed)}
 
-        def pair(seed: int = seed) -> dict[str, Any]:
-            return {"runs": _pair(s, seed)}
+    def cell(seed: int, c: float) -> dict[str, Any]:
+        return {"seed": seed, "c": c, **gated.compare(data, s.width, seed, c, s.steps)}
 
-        pairs += context.part(f"pair_s{seed}", pair)["runs"]
-    for seed in range(s.seeds):
-        for c in s.c:
-
-            def cell(seed: int = seed, c: float = c) -> dict[str, Any]:
-                return {"seed": seed, "c": c, **gated.compare(data, s.width, seed, c, s.steps)}
-
-            cells.append(context.part(f"data_s{seed}_c{c:g}", cell))
+    single = {f"one_w{width}": functools.partial(one, width) for width in s.widths}
+    double = {f"pair_s{seed}": functools.partial(pair, seed) for seed in range(s.seeds)}
+    real = {
+        f"data_s{seed}_c{c:g}": functools.partial(cell, seed, c)
+        for seed in range(s.seeds)
+        for c in s.c
+    }
+    ones = [r for part in context.parts(single) for r in part["runs"]]
+    pairs = [r for part in context.parts(double) for r in part["runs"]]
+    cells = context.parts(real)
     rows = [_row(c, [x for x in cells if x["c"] == c]) for c in s.c]
     claims = [
         _claim_boundary(ones),

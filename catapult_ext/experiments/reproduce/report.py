@@ -155,9 +155,11 @@ def page(folder: RunFolder, done: Reproduction, pictures: dict[str, bytes]) -> s
     for name, rows in outcome.tables.items():
         parts += [f"<h2>{escape(name.replace('_', ' '))}</h2>", _table(rows)]
     timing = folder.read_json("timing.json") or {}
-    total = timing.get("total_seconds")
     facts = {"Configuration": folder.config, "Environment": folder.started_in}
-    facts["Seconds"] = {"total": total}
+    facts["Seconds, all parts"] = {
+        "elapsed": timing.get("total_seconds"),
+        "of processors": timing.get("total_processor_seconds"),
+    }
     for heading, value in facts.items():
         text = json.dumps(value, indent=1, sort_keys=True)
         parts.append(f"<h2>{escape(heading)}</h2><pre>{escape(text)}</pre>")

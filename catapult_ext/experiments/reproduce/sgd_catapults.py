@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -73,28 +74,26 @@ def run(settings: Settings, context: Context) -> Outcome:
     y = (digits.y_train @ sign)[:, None]
     data = replace(digits, y_train=y, y_test=y[:0], classes=False)
     recipe = Recipe(steps=s.steps)
-    context.expect(s.seeds * (len(s.batches) + 1))
-    sgd, gd = [], []
-    for seed in range(s.seeds):
-        held: list[Start] = []
 
-        def problem(seed: int = seed, held: list[Start] = held) -> Start:
-            if not held:
-                model = build("fc", (64,), 1, width=s.width, depth=s.depth, seed=seed)
-                held.append(start(model, data, "half_mse", recipe))
-            return held[0]
+    @functools.lru_cache(maxsize=1)
+    def problem(seed: int) -> Start:
+        model = build("fc", (64,), 1, width=s.width, depth=s.depth, seed=seed)
+        return start(model, data, "half_mse", recipe)
 
-        for batch in s.batches:
+    def stochastic(seed: int, batch: int) -> dict[str, Any]:
+        return _sgd(problem(seed), data, batch, s, seed)
 
-            def compute(batch: int = batch, seed: int = seed) -> dict[str, Any]:
-                return _sgd(problem(seed), data, batch, s, seed)
+    def descend(seed: int) -> dict[str, Any]:
+        return _gd(problem(seed), data, s)
 
-            sgd.append(context.part(f"sgd_b{batch}_s{seed}", compute))
-
-        def descend(seed: int = seed) -> dict[str, Any]:
-            return _gd(problem(seed), data, s)
-
-        gd.append(context.part(f"gd_s{seed}", descend))
+    sgd = context.parts(
+        {
+            f"sgd_b{batch}_s{seed}": functools.partial(stochastic, seed, batch)
+            for seed in range(s.seeds)
+            for batch in s.batches
+        }
+    )
+    gd = context.parts({f"gd_s{seed}": functools.partial(descend, seed) for seed in range(s.seeds)})
     rows = [_row(batch, [r for r in sgd if r["batch"] == batch]) for batch in s.batches]
     claims = [*_claims_space(gd), _claim_predicts(rows), _claim_smaller(rows)]
     panels = {"space": _panel_space(gd[0], s.top), "batch": _panel_batch(sgd)}

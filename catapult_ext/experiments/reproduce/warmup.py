@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 from dataclasses import dataclass
 from typing import Any
 
@@ -89,21 +90,19 @@ def run(settings: Settings, context: Context) -> Outcome:
     s = settings
     shape = {} if s.data == "digits" else {"flatten": True}
     data = context.data(s.data, train=s.train, test=s.test, **shape)
-    context.expect(s.seeds * (len(s.warmups) + 1))
-    runs: list[Row] = []
-    searches: list[Row] = []
-    for seed in range(s.seeds):
-        for warm in s.warmups:
 
-            def compute(seed: int = seed, warm: int = warm) -> dict[str, Any]:
-                return {"runs": _scan(s, data, seed, warm)}
+    def scan(seed: int, warm: int) -> dict[str, Any]:
+        return {"runs": _scan(s, data, seed, warm)}
 
-            runs += context.part(f"s{seed}_w{warm}", compute)["runs"]
-
-        def search(seed: int = seed) -> dict[str, Any]:
-            return _search(s, data, seed)
-
-        searches.append(context.part(f"search_s{seed}", search))
+    scans = {
+        f"s{seed}_w{warm}": functools.partial(scan, seed, warm)
+        for seed in range(s.seeds)
+        for warm in s.warmups
+    }
+    runs: list[Row] = [r for part in context.parts(scans) for r in part["runs"]]
+    searches = context.parts(
+        {f"search_s{seed}": functools.partial(_search, s, data, seed) for seed in range(s.seeds)}
+    )
     rows = [_row(s, warm, runs) for warm in s.warmups]
     claims = [
         _claim_largest(rows),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 from dataclasses import dataclass
@@ -70,16 +71,14 @@ def run(settings: Settings, context: Context) -> Outcome:
     s = settings
     data = context.data("digits", train=s.train, test=0)
     recipe = Recipe(steps=s.steps, top=data.outputs, probes=False)
-    context.expect(len(s.widths) * s.seeds + 1)
-    cells = []
-    for width in s.widths:
-        for seed in range(s.seeds):
-
-            def compute(width: int = width, seed: int = seed) -> dict[str, Any]:
-                return _cell(s, data, width, seed, recipe)
-
-            cells.append(context.part(f"w{width}_s{seed}", compute))
-    linear = context.part("linearised", lambda: _linearised(s, data, recipe))
+    jobs = {
+        f"w{width}_s{seed}": functools.partial(_cell, s, data, width, seed, recipe)
+        for width in s.widths
+        for seed in range(s.seeds)
+    }
+    *cells, linear = context.parts(
+        jobs | {"linearised": functools.partial(_linearised, s, data, recipe)}
+    )
     rows = [_row(width, [c for c in cells if c["width"] == width]) for width in s.widths]
     claims = [
         _claim_falls(rows, "c_proj", "c_proj falls with the width"),
