@@ -176,18 +176,19 @@ def largest_stable(records: list[Record]) -> list[float]:
     return found
 
 
-def claim_best(rows: list[Row], largest: float | None, mark: str = "") -> Claim:
+def claim_best(
+    rows: list[Row], largest: float | None, mark: str = "", key: str = "test_accuracy"
+) -> Claim:
     """The best test accuracy lies between 2 and the largest stable c."""
-    scored = [r for r in rows if r["test_accuracy"] is not None and r["diverged"] == 0]
+    scored = [r for r in rows if r[key] is not None and r["diverged"] == 0]
     predicted = "the best test accuracy lies in the catapult phase, often near its upper end"
     if not scored:
         return Claim(f"best accuracy{mark}", predicted, "no accuracies", None, "no class labels")
-    best = max(scored, key=lambda r: r["test_accuracy"])
-    lazy = [r for r in scored if r["c"] < 2]
-    rival = max(lazy, key=lambda r: r["test_accuracy"], default=None)
-    found = f"{with_error(best['test_accuracy'], best['test_accuracy_se'])} at c = {best['c']:g}"
+    best = max(scored, key=lambda r: r[key])
+    rival = max((r for r in scored if r["c"] < 2), key=lambda r: r[key], default=None)
+    found = f"{with_error(best[key], best[f'{key}_se'])} at c = {best['c']:g}"
     if rival is not None:
-        value = with_error(rival["test_accuracy"], rival["test_accuracy_se"])
+        value = with_error(rival[key], rival[f"{key}_se"])
         found += f"; best below 2: {value} at c = {rival['c']:g}"
     if largest is not None:
         found += f"; largest stable c {largest:g}"
