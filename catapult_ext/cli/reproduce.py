@@ -34,6 +34,8 @@ def changes(name: str, scale: str, assignments: list[str]) -> dict[str, Any]:
             parsed = value  # a word
         present = getattr(held, key, None)
         if isinstance(present, tuple):
+            if isinstance(parsed, str):
+                parsed = tuple(parsed.split(","))
             parsed = parsed if isinstance(parsed, tuple) else (parsed,)
             numbers = all(isinstance(v, int | float) for v in present)
             kind, wanted = ((int, float), "numbers") if numbers else ((str,), "words")

@@ -18,6 +18,7 @@ import torch
 from catapult_ext.experiments import reproduce as rp
 from catapult_ext.experiments import workers
 from catapult_ext.experiments.reproduce import grid, outcome
+from catapult_ext.experiments.reproduce.page import page
 from catapult_ext.runs import RunFolderError
 
 CORE = [
@@ -234,6 +235,15 @@ def test_lazy_and_best_claims():
     # A rate that diverged for some seed does not win.
     rows = grid.by_rate([fake(1.0), fake(3.0, accuracy=0.9), fake(3.0, 1, diverged=4)])
     assert grid.claim_best(rows, 3.0).holds is False
+
+
+def test_page_merges_errors_into_their_column():
+    rows = [{"c": 1.0, "accuracy": 0.5, "accuracy_se": 0.01, "free_se": 2.0}]
+    text = page("t", ["a < b"], "run it", [], {"p": b"png"}, {"rates": rows}, {"Facts": {"c": [1]}})
+    assert "0.5 \u00b1 0.01" in text
+    assert "<th>free se</th>" in text
+    assert "accuracy se" not in text
+    assert "a &lt; b" in text
 
 
 def test_statistics():

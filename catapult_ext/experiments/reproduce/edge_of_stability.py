@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from catapult_ext import losses
 from catapult_ext.data import Dataset
-from catapult_ext.eig import eigsh
+from catapult_ext.experiments.curvature import top_sharpness
 from catapult_ext.experiments.reproduce.context import Context
 from catapult_ext.experiments.reproduce.outcome import (
     Claim,
@@ -24,7 +24,6 @@ from catapult_ext.experiments.reproduce.outcome import (
     show,
 )
 from catapult_ext.experiments.reproduce.self_stabilisation import follow
-from catapult_ext.linops import Hessian
 from catapult_ext.models import build
 
 TITLE = "progressive sharpening and the edge of stability"
@@ -135,16 +134,15 @@ def _hover(s: Settings, data: Dataset, ratio: float, beta: float, seed: int) -> 
     model, loss = _network(s, data, s.depth, seed), losses.resolve("half_mse")
     x, y = data.train
     weights: list[Tensor] = list(model.parameters())
-    first = eigsh(Hessian(model, loss, (x, y)), k=1, tol=1e-3)
-    vector, sharpness = first.eigenvectors, [float(first.eigenvalues[0])]
+    top, vector = top_sharpness(model, loss, x, y, None, 1e-3)
+    sharpness = [top]
     eta = 2 * (1 + beta) / (ratio * sharpness[0])
     velocity = [torch.zeros_like(p) for p in weights]
     curve: list[float] = []
     for step in range(s.steps + 1):
         if step and step % s.every == 0:
-            found = eigsh(Hessian(model, loss, (x, y)), k=1, tol=1e-3, v0=vector)
-            vector = found.eigenvectors
-            sharpness.append(float(found.eigenvalues[0]))
+            top, vector = top_sharpness(model, loss, x, y, vector, 1e-3)
+            sharpness.append(top)
         value = loss(model(x), y)
         curve.append(value.item())
         if not curve[-1] <= CUT * curve[0]:

@@ -54,13 +54,14 @@ class Experiment:
 
 @dataclass(frozen=True)
 class Reproduction:
-    """A finished experiment: its outcome, settings, and run folder if there is one."""
+    """A finished experiment: outcome, settings, device, and run folder if there is one."""
 
     experiment: Experiment
     scale: str
     settings: Any
     outcome: Outcome
     path: Path | None
+    device: str = "cpu"
 
 
 def names() -> list[str]:
@@ -127,7 +128,7 @@ def reproduce(
     require(workers == 1 or out is not None, "reproduce", "workers > 1 needs out", out)
     if out is None:
         outcome = chosen.run(settings, Context(None, data_dir, tell, device))
-        return Reproduction(chosen, scale, settings, outcome, None)
+        return Reproduction(chosen, scale, settings, outcome, None, device)
     storage.require_reports()
     identity = {
         "experiment": name,
@@ -141,7 +142,7 @@ def reproduce(
         ranks = None if workers == 1 else helped(workers, "reproduce", _share, given)
         with Context(folder, data_dir, tell, device, ranks) as context:
             outcome = chosen.run(settings, context)
-        done = Reproduction(chosen, scale, settings, outcome, folder.path)
+        done = Reproduction(chosen, scale, settings, outcome, folder.path, device)
         write_report(folder, done)
     return done
 

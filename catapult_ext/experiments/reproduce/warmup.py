@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from catapult_ext import losses
 from catapult_ext.data import Dataset
-from catapult_ext.eig import eigsh
+from catapult_ext.experiments.curvature import top_sharpness
 from catapult_ext.experiments.reproduce.context import Context
 from catapult_ext.experiments.reproduce.outcome import (
     Claim,
@@ -26,7 +26,6 @@ from catapult_ext.experiments.reproduce.outcome import (
     standard_error,
     with_error,
 )
-from catapult_ext.linops import Hessian
 from catapult_ext.models import build
 from catapult_ext.probes import accuracy, divergence_cut
 
@@ -131,9 +130,7 @@ def _sharpness(
     s: Settings, model: nn.Module, data: Dataset, vector: Tensor | None
 ) -> tuple[float, Tensor]:
     x, y = data.x_train[: s.batch], data.y_train[: s.batch]
-    hessian = Hessian(model, losses.resolve("half_mse_mean"), (x, y))
-    found = eigsh(hessian, k=1, tol=1e-2, v0=vector)
-    return float(found.eigenvalues[0]), found.eigenvectors
+    return top_sharpness(model, losses.resolve("half_mse_mean"), x, y, vector, 1e-2)
 
 
 def _scan(s: Settings, data: Dataset, seed: int, warm: int) -> list[Row]:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from catapult_ext.data import Dataset
-from catapult_ext.eig import eigsh
+from catapult_ext.experiments.curvature import top_sharpness
 from catapult_ext.experiments.descent import Recipe, Start, start, train
 from catapult_ext.experiments.reproduce.context import Context
 from catapult_ext.experiments.reproduce.outcome import (
@@ -25,7 +25,7 @@ from catapult_ext.experiments.reproduce.outcome import (
     slope,
 )
 from catapult_ext.experiments.training import Projection
-from catapult_ext.linops import NTK, Hessian
+from catapult_ext.linops import NTK
 from catapult_ext.models import build
 
 TITLE = "the transition sharpens with the width"
@@ -119,8 +119,7 @@ def _cell(s: Settings, data: Dataset, width: int, seed: int, recipe: Recipe) -> 
     gap = None
     if seed < s.hessian_seeds:
         problem.model.load_state_dict(problem.state)
-        hessian = Hessian(problem.model, problem.loss, data.train)
-        top = float(eigsh(hessian, k=1, tol=1e-3).eigenvalues[0])
+        top, _ = top_sharpness(problem.model, problem.loss, *data.train, None, 1e-3)
         gap = abs(top - problem.lambda0) / problem.lambda0
     return {"width": width, "seed": seed, "lambda0": problem.lambda0, **found, "gap": gap} | {
         "tried": tried
