@@ -59,6 +59,7 @@ def test_smoke(name, tmp_path):
         assert claim.predicted
         assert claim.measured
         assert claim.holds in (True, False, None)
+        assert claim.holds or claim.why, claim.name
     page = (folder / "report.html").read_text()
     for claim in done.outcome.claims:
         assert claim.measured.split("<")[0][:20] in page

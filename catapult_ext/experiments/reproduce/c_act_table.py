@@ -260,13 +260,12 @@ def _claim(row: Row) -> Claim:
         text += f", {row['open_above']} seeds stable at every rate" if row["open_above"] else ""
         text += f", {row['dead']} dead" if row["dead"] else ""
     near = value is not None and 0.93 * low <= value <= 1.07 * high
-    why = "" if near else WHY
     return Claim(
         f"c_act {row['activation']}, {row['depth']} hidden",
         f"largest stable c {expected} (within 7 %)",
         text,
         None if value is None else near,
-        why if value is not None else "the scan starts too high",
+        WHY if value is not None else "the scan starts too high",
     )
 
 
@@ -281,6 +280,7 @@ def _claim_strong(rows: list[Row]) -> Claim:
         "c_act differs strongly between activations (4 linear, about 12 deep ReLU)",
         f"at {deep} hidden layers: {text}",
         ok if len(kept) > 1 else None,
+        "these few activations have boundaries alike",
     )
 
 

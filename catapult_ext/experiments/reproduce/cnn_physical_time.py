@@ -138,7 +138,7 @@ def judged(
             "test accuracy",
             both,
             xlog=True,
-            vlines={"eta_crit": 2.0},
+            vlines=grid.marks(rows),
         ),
         "curvature": grid.panel_lambda(rows, "eta_lambda_end", "eta * lambda at equal eta * t"),
     }

@@ -231,7 +231,7 @@ def _claim_loss(rows: list[Row]) -> Claim:
         "the loss is non-monotone over short times and decreases over long ones",
         text or f"no run spent {LONG} steps at the edge",
         len(good) == len(kept) if kept else None,
-        "" if kept else "too few steps",
+        "the loss does not come down in the steps left" if kept else "too few steps",
     )
 
 

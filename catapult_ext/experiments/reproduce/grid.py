@@ -140,7 +140,7 @@ def claim_lazy(rows: list[Row], slack: float = 0.0) -> Claim:
         f"for c = eta*lambda_0 < 2 the loss never exceeds its start{margin}",
         f"it rose at c = {named}" if rose else f"it never did, at {len(lazy)} rates",
         not rose if lazy else None,
-        "finite width or mini-batch noise moves the threshold" if rose else "",
+        "finite width or mini-batch noise moves the threshold" if lazy else "no rate below 2",
     )
 
 
@@ -152,7 +152,11 @@ def claim_bound(rows: list[Row], key: str = "eta_lambda_end", where: str = "at t
     found = f"largest eta*lambda {where} over all rates and seeds: {show(worst)}"
     if over:
         found += "; above 2 at c = " + ", ".join(f"{r['c']:g}" for r in over)
-    why = "those runs have not settled yet or sharpen again towards the edge" if over else ""
+    why = (
+        "those runs have not settled yet or sharpen again towards the edge"
+        if caught
+        else "no rate above 2 converged"
+    )
     return Claim(
         f"lambda <= 2/eta {where}",
         "in the catapult phase lambda drops until it is below 2/eta",
@@ -193,8 +197,14 @@ def claim_best(
     if largest is not None:
         found += f"; largest stable c {largest:g}"
     holds = best["c"] > 2
-    why = "" if holds else "the task is learnt as well by small rates, or the grid is too coarse"
+    why = "the task is learnt as well by small rates, or the grid is too coarse"
     return Claim(f"best accuracy{mark}", predicted, found, holds, why)
+
+
+def marks(rows: list[Row]) -> dict[str, float]:
+    """Vertical lines of every picture against c: the transition and where divergence begins."""
+    lost = [r["c"] for r in rows if r["diverged"]]
+    return {"eta_crit": 2.0} | ({"first divergence": min(lost)} if lost else {})
 
 
 def panel_lambda(rows: list[Row], key: str, title: str) -> Panel:
@@ -208,14 +218,15 @@ def panel_lambda(rows: list[Row], key: str, title: str) -> Panel:
         "eta * lambda",
         [line],
         xlog=True,
-        vlines={"eta_crit": 2.0},
+        vlines=marks(rows),
         hlines={"2/eta": 2.0},
     )
 
 
 def panel_peak(rows: list[Row]) -> Panel:
-    """Largest loss over the initial one against c."""
-    line = Series("median over seeds", [r["c"] for r in rows], [r["loss_peak_ratio"] for r in rows])
+    """Largest loss over the initial one against c, of the rates that never diverged."""
+    kept = [r for r in rows if r["diverged"] == 0]
+    line = Series("median over seeds", [r["c"] for r in kept], [r["loss_peak_ratio"] for r in kept])
     return Panel(
         "Largest loss of the run over the initial loss",
         "c = eta * lambda_0",
@@ -223,7 +234,7 @@ def panel_peak(rows: list[Row]) -> Panel:
         [line],
         xlog=True,
         ylog=True,
-        vlines={"eta_crit": 2.0},
+        vlines=marks(rows),
     )
 
 
@@ -235,7 +246,7 @@ def panel_accuracy(rows: list[Row], title: str, label: str = "test accuracy") ->
         "test accuracy",
         [accuracy_series(rows, label)],
         xlog=True,
-        vlines={"eta_crit": 2.0},
+        vlines=marks(rows),
     )
 
 

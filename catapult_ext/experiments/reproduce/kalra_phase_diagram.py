@@ -251,7 +251,7 @@ def _claim_max(rows: list[Row], depth: int) -> Claim:
         f"c_max stays within {LOWEST} to {HIGHEST} at every width (published 12 to 14)",
         text,
         not outside if found else None,
-        why if outside else "",
+        why,
     )
 
 

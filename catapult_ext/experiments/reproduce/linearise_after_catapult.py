@@ -237,4 +237,5 @@ def _claim_settled(rows: list[Row]) -> Claim:
         "after of order log n steps lambda is below 2/eta",
         f"largest eta*lambda at the linearisation: {show(worst)}",
         None if not worst else worst < 2,
+        "more steps are needed at this width" if worst else "every run diverged before",
     )

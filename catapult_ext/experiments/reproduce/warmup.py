@@ -264,7 +264,9 @@ def _claim_milder(s: Settings, rows: list[Row]) -> Claim:
         f"at the same target (c = {2**s.shown:g}) the loss peaks lower after a longer warm-up",
         f"peak over start, {text or 'no run'}",
         last < first if len(known) > 1 else None,
-        "" if len(known) > 1 else "fewer than two warm-ups train at this rate",
+        "this rate makes no catapult without warm-up either"
+        if len(known) > 1
+        else "fewer than two warm-ups train at this rate",
     )
 
 
@@ -327,6 +329,7 @@ def _claims_search(searches: list[Row]) -> list[Claim]:
             "doubling and bisecting the rate of one step finds eta_c, at or above 2/lambda_0",
             f"eta_c times the initial sharpness: {text}",
             all(v >= 2 * 0.95 for v in c),
+            "the sharpness is that of one batch, the loss searched that of all samples",
         ),
         Claim(
             "cost of eta_c",
