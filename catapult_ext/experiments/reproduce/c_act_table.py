@@ -189,8 +189,7 @@ class _Problem:
         alone = StackedDense([self.model], *self.data.train)
         self.lambda0 = alone.top_eigenvalue().item()
         with torch.no_grad():
-            f, _, _ = alone.forward()
-            loss0 = (f - self.data.y_train[:, 0]).square().mean().item() / 2
+            loss0 = alone.losses().item()
         self.cut = divergence_cut(loss0, s.width, self.lambda0)
 
 

@@ -117,7 +117,7 @@ def _net(s: Settings, data: Dataset, depth: int, seed: int) -> list[Row]:
     alone = StackedDense([model], x, y)
     lambda0 = alone.top_eigenvalue().item()
     with torch.no_grad():
-        loss0 = (alone.forward()[0] - y[:, 0]).square().mean().item() / 2
+        loss0 = alone.losses().item()
     stack = StackedDense([model] * len(s.c), x, y)
     eta = torch.tensor(s.c, device=x.device) / lambda0
     cut = torch.full_like(eta, divergence_cut(loss0, s.width, lambda0))
