@@ -110,7 +110,7 @@ def _fill(ax: Any, panel: Panel) -> None:
         look = {"color": colour, "label": s.label, "ms": 3.5, "lw": 1.2, "capsize": 2}
         ax.errorbar(s.x, s.y, s.error, fmt=s.style, **look)
     for i, (label, x) in enumerate(panel.vlines.items()):
-        ax.axvline(x, color="#8A8A8A", ls=("--", ":", "-.")[i % 3], lw=1, label=label)
+        ax.axvline(x, color="#8A8A8A", ls=("--", "-.", ":")[i % 3], lw=1, label=label)
     for label, y in panel.hlines.items():
         ax.axhline(y, color="#8A8A8A", ls=":", lw=1, label=label)
     ax.set(xlabel=panel.xlabel, ylabel=panel.ylabel)
