@@ -18,6 +18,7 @@ import torch
 from catapult_ext.experiments import reproduce as rp
 from catapult_ext.experiments import workers
 from catapult_ext.experiments.reproduce import grid, outcome
+from catapult_ext.experiments.reproduce import kalra_phase_diagram as kalra
 from catapult_ext.experiments.reproduce.page import page
 from catapult_ext.runs import RunFolderError
 
@@ -236,6 +237,31 @@ def test_lazy_and_best_claims():
     # A rate that diverged for some seed does not win.
     rows = grid.by_rate([fake(1.0), fake(3.0, accuracy=0.9), fake(3.0, 1, diverged=4)])
     assert grid.claim_best(rows, 3.0).holds is False
+
+
+def test_the_reason_goes_where_the_claim_holds():
+    assert outcome.Claim("a", "p", "m", True, "noise").why == ""
+    assert outcome.Claim("a", "p", "m", False, "noise").why == "noise"
+
+
+def test_kalra_claims_look_at_every_width():
+    def rows(*values):
+        widths = zip((128, 256, 512), values, strict=True)
+        return [{"width": w, "c_max": v, "published_c_max": None} for w, v in widths]
+
+    assert kalra._claim_max(rows(19.0, 14.0, 8.0), 8).holds is True
+    narrow = kalra._claim_max(rows(24.0, 14.0, 11.0), 8)
+    assert narrow.holds is False
+    assert "width 128 is narrow for depth 8" in narrow.why
+    wide = kalra._claim_max(rows(14.0, 14.0, 7.0), 8)
+    assert wide.holds is False
+    assert "narrow" not in wide.why
+    falls = [{"width": w, "c_loss": v, "published_c_loss": None} for w, v in ((1, 5), (2, 3))]
+    assert kalra._claim_falls(falls, "c_loss").holds is True
+    again = [*falls, {"width": 3, "c_loss": 3.5, "published_c_loss": None}]
+    assert (
+        kalra._claim_falls(again, "c_loss").holds is False
+    )  # lower than at first, but not falling
 
 
 def test_page_merges_errors_into_their_column():
