@@ -102,11 +102,12 @@ class Context:
         if self.folder is None:
             self._records[name] = record
             return
+        helper = self._ranks if self._ranks is not None and self._ranks.rank > 0 else None
+        if helper is not None:  # rank 0 writes all times: it looks once the part is there
+            helper.tell(f"seconds/{name}", json.dumps(took))
         self.folder.save_part(name, record)
-        if self._ranks is None or self._ranks.rank == 0:  # which writes all times
+        if helper is None:
             storage.note_time(self.folder, name, *took)
-        else:
-            self._ranks.tell(f"seconds/{name}", json.dumps(took))
 
     def _note(self, name: str) -> None:
         """Note the time of a part that another rank computed, on rank 0."""
