@@ -11,6 +11,7 @@ from typing import Any
 from catapult_ext._validate import fail
 from catapult_ext.cli.console import load
 from catapult_ext.experiments import reproduce as experiments
+from catapult_ext.experiments.workers import cores
 
 
 def changes(name: str, scale: str, assignments: list[str]) -> dict[str, Any]:
@@ -33,6 +34,8 @@ def changes(name: str, scale: str, assignments: list[str]) -> dict[str, Any]:
             parsed = value  # a word
         present = getattr(held, key, None)
         if isinstance(present, tuple):
+            if isinstance(parsed, str):
+                parsed = tuple(parsed.split(","))
             parsed = parsed if isinstance(parsed, tuple) else (parsed,)
             numbers = all(isinstance(v, int | float) for v in present)
             kind, wanted = ((int, float), "numbers") if numbers else ((str,), "words")
@@ -92,6 +95,9 @@ def register(app: Any, typer: Any) -> None:
         data_dir: Path = option(None, help="Folder of data files; default $CATAPULT_DATA."),  # noqa: B008
         fresh: bool = option(False, "--fresh", help="Start anew in an existing run folder."),
         device: str = option("cpu", help="Where to train, such as cuda."),
+        workers: int = option(
+            None, help="Processes that share the cores; default one per core at cpu scale."
+        ),
         settings: list[str] = option([], "--set", help="key=value, such as seeds=3 or c=1,3,8."),  # noqa: B008
     ) -> None:
         """Run one experiment of the paper and judge its claims."""
@@ -100,6 +106,8 @@ def register(app: Any, typer: Any) -> None:
             return
         changed = changes(name, scale, settings)
         folder = out if out is not None else Path("catapult-runs") / f"{name}-{scale}"
+        if workers is None:
+            workers = cores() if scale == "cpu" and device == "cpu" else 1
         console = load("rich.console").Console(stderr=True)
 
         def tell(line: str) -> None:
@@ -114,6 +122,7 @@ def register(app: Any, typer: Any) -> None:
                 fresh=fresh,
                 device=device,
                 tell=tell,
+                workers=workers,
                 **changed,
             )
         except KeyboardInterrupt:

@@ -1,4 +1,4 @@
-"""The eigenvalue that a sweep follows: top of the Gauss-Newton matrix of the loss trained."""
+"""The eigenvalues that experiments follow: top of the loss's Gauss-Newton and Hessian matrices."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from catapult_ext import losses
 from catapult_ext.eig import eigsh
-from catapult_ext.linops import GGN, NTK
+from catapult_ext.linops import GGN, NTK, Hessian
 
 # Along a run the last eigenvector is the start, so a lighter check that nothing larger hides
 # beside it is enough: it saves a third of the products. The start of the sweep is checked fully.
@@ -67,3 +67,12 @@ def top_curvature(
         found = eigsh(GGN(model, loss, (x, y)), tol=tol, v0=v0, confidence=CONFIDENCE)
         m = 1.0
     return float(found.eigenvalues[0]) / m, float(found.errors[0]) / m, found.eigenvectors
+
+
+@torch.no_grad()
+def top_sharpness(
+    model: nn.Module, loss: losses.Loss, x: Tensor, y: Tensor, v0: Tensor | None, tol: float
+) -> tuple[float, Tensor]:
+    """Sharpness, the top Hessian eigenvalue, and its eigenvector (P, 1); ``v0`` as above."""
+    found = eigsh(Hessian(model, loss, (x, y)), k=1, tol=tol, v0=v0)
+    return float(found.eigenvalues[0]), found.eigenvectors

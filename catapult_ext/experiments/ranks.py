@@ -1,4 +1,4 @@
-"""The parts of a run handed out over the ranks of a torch.distributed group, through its store."""
+"""The parts of a run handed out over several processes, through a torch.distributed store."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import Any
 import torch.distributed as dist
 
 PATIENCE = 20.0  # seconds without a sign of life after which a rank counts as lost
+START = 120.0  # the same until its first one: a busy machine loads torch slowly
 PAUSE = 0.2  # seconds between looks at the store
 _count = itertools.count()
 
@@ -22,30 +23,38 @@ class Ranks:
     own; an error on one rank, or its silence, ends the work of the others.
 
     Args:
-        group: ``"world"`` or a torch.distributed group.
+        store: of torch.distributed, shared by all ranks and by nothing else.
+        rank: of this process.
+        size: number of ranks.
         where: the public function named in errors.
 
     Attributes:
-        rank, size: of this process, of the group.
-
-    Raises:
-        RuntimeError: no process group.
+        rank, size: as given.
     """
 
-    def __init__(self, group: Any, where: str) -> None:
+    def __init__(self, store: Any, rank: int, size: int, where: str) -> None:
+        self.rank, self.size = rank, size
+        self._store, self._where = store, where
+        self._trouble: str | None = None
+        self._over = threading.Event()
+        self._pulse = threading.Thread(target=self._watch, daemon=True)
+
+    @classmethod
+    def of(cls, group: Any, where: str) -> Ranks:
+        """The ranks of ``group``: ``"world"`` or a torch.distributed group.
+
+        Raises:
+            RuntimeError: no process group.
+        """
         if not dist.is_initialized():
             raise RuntimeError(
                 f"catapult_ext.{where}: group needs torch.distributed.init_process_group first"
             )
         held = dist.group.WORLD if group == "world" else group
-        self.rank, self.size = dist.get_rank(held), dist.get_world_size(held)
-        self._where = where
         store: Any = dist.distributed_c10d._get_default_store()
         members = "-".join(map(str, dist.get_process_group_ranks(held)))
-        self._store = dist.PrefixStore(f"catapult_ext/{where}/{members}/{next(_count)}", store)
-        self._trouble: str | None = None
-        self._over = threading.Event()
-        self._pulse = threading.Thread(target=self._watch, daemon=True)
+        own = dist.PrefixStore(f"catapult_ext/{where}/{members}/{next(_count)}", store)
+        return cls(own, dist.get_rank(held), dist.get_world_size(held), where)
 
     def __enter__(self) -> Ranks:
         self._pulse.start()
@@ -78,9 +87,13 @@ class Ranks:
     def wait(self, key: str) -> str:
         """The text under ``key`` once a rank leaves it."""
         while (text := self.told(key)) is None:
-            self.check()
-            time.sleep(PAUSE)
+            self.pause()
         return text
+
+    def pause(self) -> None:
+        """Let a moment pass; raises as :meth:`check`."""
+        self.check()
+        time.sleep(PAUSE)
 
     def meet(self, point: str) -> None:
         """Return when every rank is here."""
@@ -110,7 +123,7 @@ class Ranks:
                     latest = self._store.add(f"beat/{rank}", 0)
                     if latest != beat:
                         seen[rank] = (latest, now)
-                    elif now - since > PATIENCE:
+                    elif now - since > (PATIENCE if beat else START):
                         self._trouble = f"rank {rank} was lost"
                         return
         except RuntimeError as error:

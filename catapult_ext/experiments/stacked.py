@@ -1,4 +1,4 @@
-"""Many dense networks as one program: weights stacked along a replica axis, one batched product."""
+"""Many dense networks as one program: weights stacked along a replica axis, batched products."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from catapult_ext.models import NTKLinear
 from catapult_ext.probes.observables import ONE_SIDED
 
 DROP_AT = (4, 16, 64, 256)  # steps after which diverged replicas leave the stack
+KERNEL_VALUES = 1 << 25  # of the explicit kernels held at once
 
 
 @dataclass(frozen=True)
@@ -23,7 +24,8 @@ class StackedRecord:
     Attributes:
         loss: (R, steps + 1); after a divergence the value stays at the last one.
         diverged_at: (R,) int64, -1 for none.
-        lambda_end: (R,) top eigenvalue of the squared loss's Gauss-Newton matrix, NaN if diverged.
+        lambda_end: (R,) top eigenvalue of the squared loss's Gauss-Newton matrix, NaN if diverged
+            or not asked for.
         inactive: (R,) largest share, over the layers, of pre-activations <= 0 at the end; NaN
             for activations that are not one-sided.
     """
@@ -35,22 +37,26 @@ class StackedRecord:
 
 
 class StackedDense:
-    """R chains of :class:`~catapult_ext.models.NTKLinear` without bias and with one output.
+    """R chains of :class:`~catapult_ext.models.NTKLinear` without bias, all on the same data.
+
+    The loss of each is 1/(2N) sum (f - y)^2 over samples and outputs.
 
     Args:
         models: networks of equal layout, as ``models.fully_connected`` builds them.
         x: (N, D) inputs that all of them share.
-        y: (N, 1) targets.
+        y: (N, O) targets.
 
     Raises:
-        ValueError: layers of another kind, biases, or several outputs.
+        ValueError: layers of another kind or with biases, depths that differ, or targets whose
+            columns are not the outputs.
     """
 
     def __init__(self, models: Sequence[nn.Sequential], x: Tensor, y: Tensor) -> None:
         where = "experiments.StackedDense"
         first = [m for m in models[0] if isinstance(m, NTKLinear)]
-        ok = all(m.bias is None for m in first) and first[-1].out_features == 1
-        require(ok, where, "layers must have no bias, and one output", str(models[0]))
+        require(all(m.bias is None for m in first), where, "layers must have no bias", models[0])
+        fits = y.dim() == 2 and y.shape[1] == first[-1].out_features
+        require(fits, where, "y must have a column per output", tuple(y.shape))
         self.x, self.y = x, y
         self.activation = next(
             (m for m in models[0] if not isinstance(m, NTKLinear)), nn.Identity()
@@ -69,7 +75,7 @@ class StackedDense:
         ]
 
     def forward(self) -> tuple[Tensor, list[Tensor], list[Tensor]]:
-        """Outputs (R, N), the input of every layer and every pre-activation, (R, N, width)."""
+        """Outputs (R, N, O), the input of every layer and every pre-activation, (R, N, width)."""
         h = self.x.expand(len(self.weights[0]), *self.x.shape)
         inputs, before = [], []
         for i, (w, scale) in enumerate(zip(self.weights, self.scales, strict=True)):
@@ -77,21 +83,36 @@ class StackedDense:
             z = torch.bmm(h * math.sqrt(scale), w.transpose(1, 2))
             before.append(z)
             h = z if i == len(self.weights) - 1 else self.activation(z)
-        return h[..., 0], inputs, before
+        return h, inputs, before
+
+    def losses(self) -> Tensor:
+        """(R,) present losses, differentiable."""
+        f, _, _ = self.forward()
+        return (f - self.y).square().sum(dim=(1, 2)) / (2 * len(self.x))
 
     def top_eigenvalue(self) -> Tensor:
-        """(R,) lambda of the loss 1/(2N) sum (f - y)^2, from the explicit (N, N) kernels."""
+        """(R,) lambda of the loss, from the explicit (N*O, N*O) kernels in double precision."""
         with torch.enable_grad():
             f, inputs, before = self.forward()
-            slopes = torch.autograd.grad(f.sum(), before)
-        kernel = torch.zeros(1, dtype=torch.float64, device=self.x.device)
-        for a, g, scale in zip(inputs, slopes, self.scales, strict=True):
-            a, g = a.detach().double(), g.double()
-            kernel = kernel + scale * (a @ a.transpose(1, 2)) * (g @ g.transpose(1, 2))
-        broken = ~torch.isfinite(kernel).all(dim=2).all(dim=1)
-        kernel[broken] = 0
-        top = torch.linalg.eigvalsh(kernel)[:, -1] / len(self.x)
-        return torch.where(broken, torch.nan, top)
+            columns = [
+                torch.autograd.grad(f[..., o].sum(), before, retain_graph=True)
+                for o in range(f.shape[2])
+            ]
+        slopes = [torch.stack(layer, dim=2) for layer in zip(*columns, strict=True)]
+        rows = f.shape[1] * f.shape[2]
+        found = []
+        for part in torch.arange(len(f)).split(max(1, KERNEL_VALUES // rows**2)):
+            kernel = torch.zeros(len(part), rows, rows, dtype=torch.float64, device=f.device)
+            for a, g, scale in zip(inputs, slopes, self.scales, strict=True):
+                a, g = a[part].detach().double(), g[part].double().flatten(1, 2)
+                samples = scale * (a @ a.transpose(1, 2))
+                pairs = samples.repeat_interleave(f.shape[2], 1).repeat_interleave(f.shape[2], 2)
+                kernel += pairs * (g @ g.transpose(1, 2))
+            broken = ~torch.isfinite(kernel).all(dim=2).all(dim=1)
+            kernel[broken] = 0
+            top = torch.linalg.eigvalsh(kernel)[:, -1] / len(self.x)
+            found.append(torch.where(broken, torch.nan, top))
+        return torch.cat(found)
 
     def descend(
         self,
@@ -100,11 +121,12 @@ class StackedDense:
         cut: Tensor,
         *,
         watch: Callable[[Tensor, list[Tensor]], None] | None = None,
+        curvature: bool = True,
     ) -> StackedRecord:
         """Gradient descent of all replicas, each at its own rate; moves the weights.
 
         A replica whose loss is not finite or above ``cut`` is given up; at steps ``DROP_AT`` those
-        leave the stack, and only there is anything read back, so that on a GPU steps queue up.
+        leave the stack, and only there is anything read back. On a GPU a step is one CUDA graph.
 
         Args:
             eta: (R,) learning rates.
@@ -112,33 +134,65 @@ class StackedDense:
             cut: (R,) loss above which a replica is given up.
             watch: called at every step, before it, with the indices of the replicas that are still
                 in the stack and the stacked weights.
+            curvature: whether the record's lambda_end is wanted.
         """
         replicas, device = len(eta), self.x.device
         diverged = torch.full((replicas,), -1, dtype=torch.int64, device=device)
         curves = torch.zeros(replicas, steps + 1, dtype=self.x.dtype, device=device)
         held = torch.arange(replicas, device=device)
+        advance = self._advance(eta)
         for step in range(steps + 1):
-            with torch.enable_grad():
-                f, _, _ = self.forward()
-                losses = (f - self.y[:, 0]).square().sum(dim=1) / (2 * len(self.x))
-                if step < steps:
-                    gradients = torch.autograd.grad(losses.sum(), self.weights)
-            curves[held, step] = losses.detach()
             if watch is not None:
                 watch(held, self.weights)
-            bad = (diverged[held] < 0) & ~(losses.detach() <= cut[held])
-            diverged[held] = torch.where(bad, step, diverged[held])
             if step < steps:
-                self._move(gradients, eta[held])
-            if step in DROP_AT:
-                held = self._drop(held, diverged[held] < 0)
+                now = advance()
+            else:
+                with torch.no_grad():
+                    now = self.losses()
+            curves[held, step] = now
+            bad = (diverged[held] < 0) & ~(now <= cut[held])
+            diverged[held] = torch.where(bad, step, diverged[held])
+            if step in DROP_AT and not bool((kept := diverged[held] < 0).all()):
+                held = self._drop(held, kept)
+                advance = self._advance(eta[held])
         held = self._drop(held, diverged[held] < 0)
         # What a diverged replica did after its divergence says nothing.
         columns = torch.arange(steps + 1, device=device)
         first = torch.where(diverged < 0, steps, diverged)[:, None]
         at = curves.gather(1, first)
         curves = torch.where(columns > first, torch.nan_to_num(at, nan=torch.inf), curves)
-        return self._record(curves, diverged, held)
+        return self._record(curves, diverged, held, curvature)
+
+    def _advance(self, eta: Tensor) -> Callable[[], Tensor]:
+        """One step of all replicas as a call that returns the losses before it."""
+
+        def step() -> Tensor:
+            with torch.enable_grad():
+                losses = self.losses()
+                gradients = torch.autograd.grad(losses.sum(), self.weights)
+            self._move(gradients, eta)
+            return losses.detach()
+
+        if not self.x.is_cuda or not len(eta):
+            return step
+        before = [w.detach().clone() for w in self.weights]
+        side = torch.cuda.Stream()
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):
+            step()  # a graph must not meet a library's first use
+        torch.cuda.current_stream().wait_stream(side)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            losses = step()
+        with torch.no_grad():
+            for w, start in zip(self.weights, before, strict=True):
+                w.copy_(start)
+
+        def replay() -> Tensor:
+            graph.replay()
+            return losses
+
+        return replay
 
     @torch.no_grad()
     def _move(self, gradients: tuple[Tensor, ...], eta: Tensor) -> None:
@@ -153,11 +207,14 @@ class StackedDense:
         return held[kept]
 
     @torch.no_grad()
-    def _record(self, curves: Tensor, diverged: Tensor, held: Tensor) -> StackedRecord:
+    def _record(
+        self, curves: Tensor, diverged: Tensor, held: Tensor, curvature: bool
+    ) -> StackedRecord:
         top = torch.full_like(curves[:, 0], torch.nan)
         inactive = top.clone()
         if len(held):
-            top[held] = self.top_eigenvalue().to(curves.dtype)
+            if curvature:
+                top[held] = self.top_eigenvalue().to(curves.dtype)
             if isinstance(self.activation, ONE_SIDED):
                 _, _, before = self.forward()
                 shares = [(z <= 0).to(curves.dtype).mean(dim=(1, 2)) for z in before[:-1]]

@@ -78,13 +78,19 @@ def require_reports() -> None:
         )
 
 
-def note_time(folder: RunFolder, part: str, seconds: float) -> None:
-    """Add the time of a finished part to timing.json, which holds all times and only times."""
+def note_time(folder: RunFolder, part: str, seconds: float, processor: float | None = None) -> None:
+    """Add the time of a finished part to timing.json, which holds all times and only times.
+
+    ``processor`` seconds, of all threads, are what a busy machine does not blur.
+    """
     known = folder.read_json("timing.json")
-    parts = known.get("seconds", {}) if isinstance(known, dict) else {}
-    parts[part] = round(seconds, 3)
-    total = round(sum(parts.values()), 3)
-    folder.write_json("timing.json", {"seconds": parts, "total_seconds": total})
+    document = known if isinstance(known, dict) else {}
+    for name, value in (("seconds", seconds), ("processor_seconds", processor)):
+        if value is not None:
+            parts = document.setdefault(name, {})
+            parts[part] = round(value, 3)
+            document[f"total_{name}"] = round(sum(parts.values()), 3)
+    folder.write_json("timing.json", document)
 
 
 def write_reports(folder: RunFolder, result: SweepResult, title: str) -> None:

@@ -208,7 +208,7 @@ def _shared(
 ) -> SweepResult:
     """One sweep on all ranks of ``group``: rank 0 opens the folder first, and reports last."""
     storage.require_reports()
-    with Ranks(group, WHERE) as ranks:
+    with Ranks.of(group, WHERE) as ranks:
         first = ranks.rank == 0
         if not first:
             ranks.wait("open")

@@ -15,7 +15,7 @@ def run(capsys, *arguments):
     return stop.value.code or 0, captured.out, captured.err
 
 
-SMALL = ("--scale", "smoke", "--set", "activations='relu','tanh'", "--set", "seeds=1")
+SMALL = ("--scale", "smoke", "--set", "activations=relu,tanh", "--set", "seeds=1")
 
 
 def test_without_a_name_the_experiments_are_listed(capsys):
@@ -35,6 +35,9 @@ def test_reproduce_prints_claims_and_writes_the_folder(capsys, tmp_path, monkeyp
     config = json.loads((folder / "config.json").read_text())["config"]
     assert config["activations"] == ["relu", "tanh"]
     assert config["seeds"] == 1
+    told = "catapult-ext reproduce c-act-table --scale smoke --set activations=relu,tanh"
+    assert json.loads((folder / "claims.json").read_text())["command"] == f"{told} --set seeds=1"
+    assert f"<code>{told} --set seeds=1</code>" in (folder / "report.html").read_text()
     code, out, err = run(capsys, "compare", folder, folder)
     assert code == 0, err
     assert "c_act relu" in out

@@ -9,13 +9,17 @@ import random
 import signal
 import subprocess
 import sys
+import time
 import xml.etree.ElementTree as ElementTree
 
 import pytest
 import torch
 
 from catapult_ext.experiments import reproduce as rp
+from catapult_ext.experiments import workers
 from catapult_ext.experiments.reproduce import grid, outcome
+from catapult_ext.experiments.reproduce import kalra_phase_diagram as kalra
+from catapult_ext.experiments.reproduce.page import page
 from catapult_ext.runs import RunFolderError
 
 CORE = [
@@ -56,6 +60,7 @@ def test_smoke(name, tmp_path):
         assert claim.predicted
         assert claim.measured
         assert claim.holds in (True, False, None)
+        assert claim.holds or claim.why, claim.name
     page = (folder / "report.html").read_text()
     for claim in done.outcome.claims:
         assert claim.measured.split("<")[0][:20] in page
@@ -86,17 +91,24 @@ torch.set_num_threads(1)
 from catapult_ext.experiments import reproduce as rp
 cs = tuple(0.5 + 0.5 * i for i in range(int(sys.argv[2])))
 rp.reproduce("fc-phases", "smoke", out=sys.argv[1], c=cs, seeds=3, train=32, test=20, width=32,
-             steps=6, read_at=2.0, tell=lambda line: print(line, flush=True))
+             steps=6, read_at=2.0, workers=int(sys.argv[3]),
+             tell=lambda line: print(line, flush=True))
 """
 
 
 @pytest.mark.parametrize(
-    ("kills", "rates"), [(1, 4), pytest.param(5, 24, marks=pytest.mark.nightly)]
+    ("kills", "rates", "workers"),
+    [
+        (1, 4, 1),
+        pytest.param(5, 24, 1, marks=pytest.mark.nightly),
+        pytest.param(3, 24, 2, marks=pytest.mark.nightly),
+    ],
 )
-def test_a_killed_sweep_ends_like_an_undisturbed_one(kills, rates, tmp_path):
-    def begin(folder):
+def test_a_killed_sweep_ends_like_an_undisturbed_one(kills, rates, workers, tmp_path):
+    def begin(folder, workers):
         return subprocess.Popen(
-            [sys.executable, "-c", KILLED, str(folder), str(rates)],
+            [sys.executable, "-c", KILLED, str(folder), str(rates), str(workers)],
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
             stdout=subprocess.PIPE,
             text=True,
         )
@@ -105,7 +117,7 @@ def test_a_killed_sweep_ends_like_an_undisturbed_one(kills, rates, tmp_path):
     folder, calm = tmp_path / "killed", tmp_path / "calm"
     parts = 0
     for _ in range(kills):
-        process = begin(folder)
+        process = begin(folder, workers)
         for _ in range(draw.randint(1, 10)):
             process.stdout.readline()
         # Then a kill at a random moment of the next parts, before, in or after the writing of one.
@@ -118,13 +130,45 @@ def test_a_killed_sweep_ends_like_an_undisturbed_one(kills, rates, tmp_path):
         assert now > parts
         parts = now
     assert parts < 3 * rates
-    for path in (folder, calm):
-        process = begin(path)
+    for path, count in ((folder, workers), (calm, 1)):
+        process = begin(path, count)
         process.communicate()
         assert process.returncode == 0
     for name in ("claims.json", "summary.json", "table_rates.csv"):
         assert (folder / name).read_bytes() == (calm / name).read_bytes()
     assert len(list((folder / "parts").glob("*.json"))) == 3 * rates
+
+
+def test_workers_share_the_parts_and_store_the_same_bits(tmp_path, monkeypatch):
+    monkeypatch.setattr(workers, "cores", lambda: 2)  # one thread each, as the run alone has
+    rp.reproduce("fc-phases", "smoke", out=tmp_path / "alone")
+    parts, own = tmp_path / "shared" / "parts", []
+
+    def tell(line):
+        """Wait for a part of the other process before going on."""
+        own.append(line.split()[0])
+        end = time.monotonic() + 60
+        while len(list(parts.glob("*.json"))) == len(own) and time.monotonic() < end:
+            time.sleep(0.02)
+
+    rp.reproduce("fc-phases", "smoke", out=tmp_path / "shared", workers=2, tell=tell)
+    assert 0 < len(own) < 8
+    for path in (tmp_path / "alone").rglob("*.*"):
+        if path.name not in ("timing.json", "config.json", "report.html", ".lock"):
+            other = tmp_path / "shared" / path.relative_to(tmp_path / "alone")
+            assert path.read_bytes() == other.read_bytes(), path.name
+    times = json.loads((tmp_path / "shared" / "timing.json").read_text())
+    assert len(times["seconds"]) == len(times["processor_seconds"]) == 8
+
+
+def test_a_helper_that_fails_is_named():
+    def go_on():
+        with workers.helped(2, "reproduce", getattr, ("nonsense",)) as ranks:
+            while True:
+                ranks.pause()
+
+    with pytest.raises(RuntimeError, match="rank 1 failed: 'Ranks' object"):
+        go_on()
 
 
 def test_compare_names_settings_and_claims_that_differ(tmp_path):
@@ -145,6 +189,8 @@ def test_bad_arguments(tmp_path):
         rp.reproduce("fig-1")
     with pytest.raises(ValueError, match="scale must be one of smoke, cpu, full, got 'gpu'"):
         rp.reproduce("fc-phases", "gpu")
+    with pytest.raises(ValueError, match="workers > 1 needs out"):
+        rp.reproduce("fc-phases", "smoke", workers=2)
     with pytest.raises(TypeError, match=r"settings of fc-phases are data, train, .* got wdith"):
         rp.reproduce("fc-phases", "smoke", wdith=3)
     rp.reproduce("c-act-table", "smoke", out=tmp_path / "run")
@@ -191,6 +237,40 @@ def test_lazy_and_best_claims():
     # A rate that diverged for some seed does not win.
     rows = grid.by_rate([fake(1.0), fake(3.0, accuracy=0.9), fake(3.0, 1, diverged=4)])
     assert grid.claim_best(rows, 3.0).holds is False
+
+
+def test_the_reason_goes_where_the_claim_holds():
+    assert outcome.Claim("a", "p", "m", True, "noise").why == ""
+    assert outcome.Claim("a", "p", "m", False, "noise").why == "noise"
+
+
+def test_kalra_claims_look_at_every_width():
+    def rows(*values):
+        widths = zip((128, 256, 512), values, strict=True)
+        return [{"width": w, "c_max": v, "published_c_max": None} for w, v in widths]
+
+    assert kalra._claim_max(rows(19.0, 14.0, 8.0), 8).holds is True
+    narrow = kalra._claim_max(rows(24.0, 14.0, 11.0), 8)
+    assert narrow.holds is False
+    assert "width 128 is narrow for depth 8" in narrow.why
+    wide = kalra._claim_max(rows(14.0, 14.0, 7.0), 8)
+    assert wide.holds is False
+    assert "narrow" not in wide.why
+    falls = [{"width": w, "c_loss": v, "published_c_loss": None} for w, v in ((1, 5), (2, 3))]
+    assert kalra._claim_falls(falls, "c_loss").holds is True
+    again = [*falls, {"width": 3, "c_loss": 3.5, "published_c_loss": None}]
+    assert (
+        kalra._claim_falls(again, "c_loss").holds is False
+    )  # lower than at first, but not falling
+
+
+def test_page_merges_errors_into_their_column():
+    rows = [{"c": 1.0, "accuracy": 0.5, "accuracy_se": 0.01, "free_se": 2.0}]
+    text = page("t", ["a < b"], "run it", [], {"p": b"png"}, {"rates": rows}, {"Facts": {"c": [1]}})
+    assert "0.5 \u00b1 0.01" in text
+    assert "<th>free se</th>" in text
+    assert "accuracy se" not in text
+    assert "a &lt; b" in text
 
 
 def test_statistics():

@@ -83,5 +83,7 @@ def _claim_drop(rows: list[Row], stable: float) -> Claim:
         f"largest stable c {stable:g}; of the {len(above)} larger rates {len(lost)} diverge or die "
         f"for some seed; best accuracy of the others {show(max(weak, default=None))}",
         None if not above else len(lost) == len(above),
-        "the largest rate of the grid was stable" if not above else "",
+        "some seeds train on where others diverge"
+        if above
+        else "the largest rate of the grid was stable",
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from catapult_ext.experiments.descent import Recipe, Start, start
@@ -43,8 +44,9 @@ class Settings(AccuracySettings):
         final_steps: its steps.
     """
 
-    c: tuple[float, ...] = (1, 1.5, 2.5, 4, 6, 8, 12, 16, 24, 32)
-    time: float = 4000.0
+    c: tuple[float, ...] = (1.5, 3, 6, 12, 16, 24)
+    seeds: int = 3
+    time: float = 16_000.0
     final: float = 0.2
     final_steps: int = 300
 
@@ -78,6 +80,24 @@ SETTINGS = {
 
 def run(settings: Settings, context: Context) -> Outcome:
     """Train the grid and judge the claims of the figure."""
+
+    def judge(rows: list[Row], records: list[grid.Record]) -> list[Claim]:
+        return [
+            _claim_flat(rows, "test_accuracy", "before the common final rate"),
+            _claim_flat(rows, "final_accuracy", "after it"),
+            _claim_decay(records),
+            _claim_no_correlation(records),
+        ]
+
+    return judged(settings, context, judge)
+
+
+def judged(
+    settings: Settings,
+    context: Context,
+    judge: Callable[[list[Row], list[grid.Record]], list[Claim]],
+) -> Outcome:
+    """Train the grid at equal eta * t; ``judge`` gets the rows by rate and all records."""
     s = settings
     data = s.load(context)
     bare = Recipe(steps=1, probe_samples=s.probe_samples)
@@ -107,12 +127,6 @@ def run(settings: Settings, context: Context) -> Outcome:
         after = [grid.last(r, "test_accuracy", "final") for r in held]
         row["steps"] = held[0]["steps"]
         row["final_accuracy"], row["final_accuracy_se"] = mean(after), standard_error(after)
-    claims = [
-        _claim_flat(rows, "test_accuracy", "before the common final rate"),
-        _claim_flat(rows, "final_accuracy", "after it"),
-        _claim_decay(records),
-        _claim_no_correlation(records),
-    ]
     both = [
         grid.accuracy_series(rows, "at equal eta * t"),
         grid.accuracy_series(rows, "after the common final rate", "final_accuracy"),
@@ -124,12 +138,12 @@ def run(settings: Settings, context: Context) -> Outcome:
             "test accuracy",
             both,
             xlog=True,
-            vlines={"eta_crit": 2.0},
+            vlines=grid.marks(rows),
         ),
         "curvature": grid.panel_lambda(rows, "eta_lambda_end", "eta * lambda at equal eta * t"),
     }
     notes = [f"eta_crit = {critical:.4g} (first seed); every run covers the same eta * t."]
-    return Outcome(claims, {"rates": rows}, panels, notes)
+    return Outcome(judge(rows, records), {"rates": rows}, panels, notes)
 
 
 def _claim_flat(rows: list[Row], key: str, when: str) -> Claim:

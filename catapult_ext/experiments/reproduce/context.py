@@ -2,26 +2,33 @@
 
 from __future__ import annotations
 
+import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 from catapult_ext.data import Dataset, named
 from catapult_ext.experiments import storage
+from catapult_ext.experiments.ranks import Ranks
 from catapult_ext.runs import RunFolder
 
 FROM_FILES = ("mnist", "fashion-mnist", "cifar-10", "cifar-100")
+Record = dict[str, Any]
 
 
 class Context:
-    """Hands out finished parts, computes and stores missing ones.
+    """Hands out finished parts, computes and stores missing ones; a context manager.
 
     Args:
         folder: run folder, or None to keep everything in memory.
         data_dir: folder of data files.
         tell: called with a line of text when a part is done.
         device: where data and networks live.
+        ranks: who shares the parts (the folder is then needed): the ranks themselves, or what
+            starts them; it is entered where several parts are missing for the first time.
     """
 
     def __init__(
@@ -30,41 +37,92 @@ class Context:
         data_dir: Path | str | None = None,
         tell: Callable[[str], None] | None = None,
         device: str = "cpu",
+        ranks: Ranks | AbstractContextManager[Ranks] | None = None,
     ) -> None:
         self.device = device
         self.folder, self.data_dir, self.tell = folder, data_dir, tell
-        self.seconds: dict[str, float] = {}
-        self._expected = self._done = 0
+        self._ranks = ranks if isinstance(ranks, Ranks) else None
+        self._starter = None if isinstance(ranks, Ranks) else ranks
+        self._started = ExitStack()
+        self._records: dict[str, Record] = {}
 
-    def expect(self, parts: int) -> None:
-        """Announce that so many more parts will be asked for."""
-        self._expected += parts
+    def __enter__(self) -> Context:
+        return self
 
-    def part(self, name: str, compute: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        value: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._started.__exit__(kind, value, trace)
+
+    def part(self, name: str, compute: Callable[[], Record]) -> Record:
         """The record ``name``: from the run folder, else computed and stored there at once."""
-        stored = None if self.folder is None else self.folder.load_part(name)
-        self._done += 1
-        if stored is not None:
-            return stored
+        return self.parts({name: compute})[0]
+
+    def parts(self, jobs: Mapping[str, Callable[[], Record]]) -> list[Record]:
+        """The records of all ``jobs``, in their order; ranks share what is missing."""
+        missing = [name for name in jobs if self._load(name) is None]
+        if len(missing) > 1 and self._starter is not None:
+            self._ranks = self._started.enter_context(self._starter)
+            self._starter = None
         begin = time.perf_counter()
-        record = compute()
-        self.seconds[name] = time.perf_counter() - begin
-        if self.folder is not None:
-            self.folder.save_part(name, record)
-            storage.note_time(self.folder, name, self.seconds[name])
-            record = self.folder.load_part(name) or record  # floats as every later run sees them
-        self._report(name)
+        for name in missing:
+            if self._ranks is not None and not self._ranks.claim(name):
+                continue
+            self._compute(name, jobs[name])
+            self._report(name, missing, time.perf_counter() - begin)
+        return [self._wait(name) for name in jobs]
+
+    def _load(self, name: str) -> Record | None:
+        if self.folder is None:
+            return self._records.get(name)
+        return self.folder.load_part(name)
+
+    def _wait(self, name: str) -> Record:
+        """The record ``name``, which another rank may still be computing."""
+        if self._ranks is not None:
+            while not self._finished(name):
+                self._ranks.pause()
+            self._note(name)
+        record = self._load(name)  # floats as every later run sees them
+        assert record is not None
         return record
 
-    def _report(self, name: str) -> None:
+    def _finished(self, name: str) -> bool:
+        if self.folder is None:
+            return name in self._records
+        return self.folder.part_path(name).exists()
+
+    def _compute(self, name: str, compute: Callable[[], Record]) -> None:
+        begin, busy = time.perf_counter(), time.process_time()
+        record = compute()
+        took = [time.perf_counter() - begin, time.process_time() - busy]
+        if self.folder is None:
+            self._records[name] = record
+            return
+        helper = self._ranks if self._ranks is not None and self._ranks.rank > 0 else None
+        if helper is not None:  # rank 0 writes all times: it looks once the part is there
+            helper.tell(f"seconds/{name}", json.dumps(took))
+        self.folder.save_part(name, record)
+        if helper is None:
+            storage.note_time(self.folder, name, *took)
+
+    def _note(self, name: str) -> None:
+        """Note the time of a part that another rank computed, on rank 0."""
+        assert self._ranks is not None
+        took = self._ranks.told(f"seconds/{name}") if self._ranks.rank == 0 else None
+        if took is not None and self.folder is not None:
+            storage.note_time(self.folder, name, *json.loads(took))
+
+    def _report(self, name: str, missing: list[str], seconds: float) -> None:
         if self.tell is None:
             return
-        line = f"{name}: {self.seconds[name]:.1f} s"
-        if self._expected:
-            left = max(0, self._expected - self._done)
-            mean = sum(self.seconds.values()) / len(self.seconds)
-            line += f" ({self._done}/{self._expected}, about {left * mean / 60:.1f} min left)"
-        self.tell(line)
+        done = sum(map(self._finished, missing))
+        left = seconds / done * (len(missing) - done)
+        text = f"{name} ({done}/{len(missing)} in {seconds:.1f} s"
+        self.tell(text + (f", about {left / 60:.1f} min left)" if left else ")"))
 
     def data(self, name: str, **settings: Any) -> Dataset:
         """``data.named`` with this run's data folder."""

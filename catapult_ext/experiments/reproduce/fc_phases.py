@@ -115,7 +115,9 @@ def _claim_rise(rows: list[Row]) -> Claim:
         "the largest loss exceeds the initial one from c = 2 on (at finite width a little later)",
         f"first c at which the loss rose in most seeds: {show(first)} (rate below: {show(below)})",
         None if first is None else first > 2 and (below or 0) < 3.5,
-        "no rate made the loss rise" if first is None else "",
+        "no rate made the loss rise"
+        if first is None
+        else "narrow nets rise later, and the grid of rates is coarse",
     )
 
 
@@ -128,5 +130,7 @@ def _claim_eta_max(stable: list[float], highest: float) -> Claim:
         "the largest stable c is about 12 (7 to 16)",
         f"largest stable c of the seeds: {text}; median {middle:g}",
         None if open_ else 7 <= middle <= 16,
-        "the largest rate of the grid was stable" if open_ else "",
+        "the largest rate of the grid was stable"
+        if open_
+        else "the boundary is fractal and moves with width, data and the grid of rates",
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -36,25 +37,26 @@ def run_grid(
     Args:
         context: of the experiment.
         label: prefix of the parts' names.
-        make: the network and data of a seed at their start; called only where a part is missing.
+        make: the network and data of a seed at their start; called only where a part is missing,
+            and only the latest seed's are kept.
         cs: learning rates in units of 1 / (lambda_0 + l2), each seed with its own lambda_0.
         seeds: number of seeds.
         recipe: how to train.
     """
-    context.expect(seeds * len(cs))
-    records = []
-    for seed in range(seeds):
-        held: list[Start] = []
-        for c in cs:
+    started = functools.lru_cache(maxsize=1)(make)
 
-            def compute(seed: int = seed, c: float = c, held: list[Start] = held) -> Record:
-                if not held:
-                    held.append(make(seed))
-                record = train(held[0], held[0].eta(c, recipe), recipe, seed=seed)
-                return {"seed": seed, **record, "c": c}
+    def compute(seed: int, c: float) -> Record:
+        problem = started(seed)
+        record = train(problem, problem.eta(c, recipe), recipe, seed=seed)
+        return {"seed": seed, **record, "c": c}
 
-            records.append(context.part(f"{label}_s{seed}_c{c:g}", compute))
-    return records
+    return context.parts(
+        {
+            f"{label}_s{seed}_c{c:g}": functools.partial(compute, seed, c)
+            for seed in range(seeds)
+            for c in cs
+        }
+    )
 
 
 def last(record: Record, key: str, mark: str = "end") -> float | None:
@@ -138,7 +140,7 @@ def claim_lazy(rows: list[Row], slack: float = 0.0) -> Claim:
         f"for c = eta*lambda_0 < 2 the loss never exceeds its start{margin}",
         f"it rose at c = {named}" if rose else f"it never did, at {len(lazy)} rates",
         not rose if lazy else None,
-        "finite width or mini-batch noise moves the threshold" if rose else "",
+        "finite width or mini-batch noise moves the threshold" if lazy else "no rate below 2",
     )
 
 
@@ -150,7 +152,11 @@ def claim_bound(rows: list[Row], key: str = "eta_lambda_end", where: str = "at t
     found = f"largest eta*lambda {where} over all rates and seeds: {show(worst)}"
     if over:
         found += "; above 2 at c = " + ", ".join(f"{r['c']:g}" for r in over)
-    why = "those runs have not settled yet or sharpen again towards the edge" if over else ""
+    why = (
+        "those runs have not settled yet or sharpen again towards the edge"
+        if caught
+        else "no rate above 2 converged"
+    )
     return Claim(
         f"lambda <= 2/eta {where}",
         "in the catapult phase lambda drops until it is below 2/eta",
@@ -174,24 +180,31 @@ def largest_stable(records: list[Record]) -> list[float]:
     return found
 
 
-def claim_best(rows: list[Row], largest: float | None, mark: str = "") -> Claim:
+def claim_best(
+    rows: list[Row], largest: float | None, mark: str = "", key: str = "test_accuracy"
+) -> Claim:
     """The best test accuracy lies between 2 and the largest stable c."""
-    scored = [r for r in rows if r["test_accuracy"] is not None and r["diverged"] == 0]
+    scored = [r for r in rows if r[key] is not None and r["diverged"] == 0]
     predicted = "the best test accuracy lies in the catapult phase, often near its upper end"
     if not scored:
         return Claim(f"best accuracy{mark}", predicted, "no accuracies", None, "no class labels")
-    best = max(scored, key=lambda r: r["test_accuracy"])
-    lazy = [r for r in scored if r["c"] < 2]
-    rival = max(lazy, key=lambda r: r["test_accuracy"], default=None)
-    found = f"{with_error(best['test_accuracy'], best['test_accuracy_se'])} at c = {best['c']:g}"
+    best = max(scored, key=lambda r: r[key])
+    rival = max((r for r in scored if r["c"] < 2), key=lambda r: r[key], default=None)
+    found = f"{with_error(best[key], best[f'{key}_se'])} at c = {best['c']:g}"
     if rival is not None:
-        value = with_error(rival["test_accuracy"], rival["test_accuracy_se"])
+        value = with_error(rival[key], rival[f"{key}_se"])
         found += f"; best below 2: {value} at c = {rival['c']:g}"
     if largest is not None:
         found += f"; largest stable c {largest:g}"
     holds = best["c"] > 2
-    why = "" if holds else "the task is learnt as well by small rates, or the grid is too coarse"
+    why = "the task is learnt as well by small rates, or the grid is too coarse"
     return Claim(f"best accuracy{mark}", predicted, found, holds, why)
+
+
+def marks(rows: list[Row]) -> dict[str, float]:
+    """Vertical lines of every picture against c: the transition and where divergence begins."""
+    lost = [r["c"] for r in rows if r["diverged"]]
+    return {"eta_crit": 2.0} | ({"first divergence": min(lost)} if lost else {})
 
 
 def panel_lambda(rows: list[Row], key: str, title: str) -> Panel:
@@ -205,14 +218,15 @@ def panel_lambda(rows: list[Row], key: str, title: str) -> Panel:
         "eta * lambda",
         [line],
         xlog=True,
-        vlines={"eta_crit": 2.0},
+        vlines=marks(rows),
         hlines={"2/eta": 2.0},
     )
 
 
 def panel_peak(rows: list[Row]) -> Panel:
-    """Largest loss over the initial one against c."""
-    line = Series("median over seeds", [r["c"] for r in rows], [r["loss_peak_ratio"] for r in rows])
+    """Largest loss over the initial one against c, of the rates that never diverged."""
+    kept = [r for r in rows if r["diverged"] == 0]
+    line = Series("median over seeds", [r["c"] for r in kept], [r["loss_peak_ratio"] for r in kept])
     return Panel(
         "Largest loss of the run over the initial loss",
         "c = eta * lambda_0",
@@ -220,7 +234,7 @@ def panel_peak(rows: list[Row]) -> Panel:
         [line],
         xlog=True,
         ylog=True,
-        vlines={"eta_crit": 2.0},
+        vlines=marks(rows),
     )
 
 
@@ -232,7 +246,7 @@ def panel_accuracy(rows: list[Row], title: str, label: str = "test accuracy") ->
         "test accuracy",
         [accuracy_series(rows, label)],
         xlog=True,
-        vlines={"eta_crit": 2.0},
+        vlines=marks(rows),
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from dataclasses import dataclass
 from typing import Any
@@ -71,19 +72,22 @@ def run(settings: Settings, context: Context) -> Outcome:
     data = context.data("digits", train=s.train, test=s.test)
     before = math.ceil(s.logs * math.log(s.width))
     recipe = Recipe(steps=before, probe_factor=float(before + 1))
-    context.expect(s.seeds * len(s.c))
-    cells = []
-    for seed in range(s.seeds):
-        held: list[Start] = []
-        for c in s.c:
 
-            def compute(seed: int = seed, c: float = c, held: list[Start] = held) -> dict[str, Any]:
-                if not held:
-                    model = build("fc", (64,), 10, width=s.width, depth=s.depth, seed=seed)
-                    held.append(start(model, data, "half_mse", recipe))
-                return {"seed": seed, "c": c, **_cell(held[0], data, c, recipe, s.steps)}
+    @functools.lru_cache(maxsize=1)
+    def problem(seed: int) -> Start:
+        model = build("fc", (64,), 10, width=s.width, depth=s.depth, seed=seed)
+        return start(model, data, "half_mse", recipe)
 
-            cells.append(context.part(f"s{seed}_c{c:g}", compute))
+    def compute(seed: int, c: float) -> dict[str, Any]:
+        return {"seed": seed, "c": c, **_cell(problem(seed), data, c, recipe, s.steps)}
+
+    cells = context.parts(
+        {
+            f"s{seed}_c{c:g}": functools.partial(compute, seed, c)
+            for seed in range(s.seeds)
+            for c in s.c
+        }
+    )
     rows = [_row(c, [x for x in cells if x["c"] == c]) for c in s.c]
     claims = [_claim_same(rows), _claim_start(rows), _claim_settled(rows)]
     both = []
@@ -233,4 +237,5 @@ def _claim_settled(rows: list[Row]) -> Claim:
         "after of order log n steps lambda is below 2/eta",
         f"largest eta*lambda at the linearisation: {show(worst)}",
         None if not worst else worst < 2,
+        "more steps are needed at this width" if worst else "every run diverged before",
     )

@@ -21,14 +21,19 @@ class Claim:
         predicted: the statement.
         measured: what was found, with numbers.
         holds: True, False, or None where this run could not decide.
-        why: the likely reason where it does not hold or could not be decided.
+        why: the likely reason where it does not hold or could not be decided; dropped where it
+            holds.
     """
 
     name: str
     predicted: str
     measured: str
     holds: bool | None
-    why: str = ""
+    why: str
+
+    def __post_init__(self) -> None:
+        if self.holds:
+            object.__setattr__(self, "why", "")
 
 
 @dataclass(frozen=True)

@@ -9,11 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from catapult_ext._validate import fail
+from catapult_ext._validate import fail, integers, require
 from catapult_ext.experiments import storage
+from catapult_ext.experiments.ranks import Ranks
 from catapult_ext.experiments.reproduce.context import Context
 from catapult_ext.experiments.reproduce.outcome import Outcome
 from catapult_ext.experiments.reproduce.report import write_report
+from catapult_ext.experiments.workers import helped
 from catapult_ext.runs import RunFolder
 
 SCALES = ("smoke", "cpu", "full")
@@ -52,13 +54,14 @@ class Experiment:
 
 @dataclass(frozen=True)
 class Reproduction:
-    """A finished experiment: its outcome, settings, and run folder if there is one."""
+    """A finished experiment: outcome, settings, device, and run folder if there is one."""
 
     experiment: Experiment
     scale: str
     settings: Any
     outcome: Outcome
     path: Path | None
+    device: str = "cpu"
 
 
 def names() -> list[str]:
@@ -87,6 +90,7 @@ def reproduce(
     fresh: bool = False,
     tell: Callable[[str], None] | None = None,
     device: str = "cpu",
+    workers: int = 1,
     **changes: Any,
 ) -> Reproduction:
     """Run one experiment of the paper and say claim by claim what was found.
@@ -101,6 +105,8 @@ def reproduce(
         fresh: start anew in a folder that holds an earlier run.
         tell: called with a line of text whenever a part is done.
         device: where to train, such as ``"cuda"``; part of the run's identity.
+        workers: processes that share the parts and the processor's cores; more than one needs
+            ``out`` and, in a script, ``if __name__ == "__main__":`` around the call.
         **changes: settings of the experiment to change, by name.
 
     Raises:
@@ -117,9 +123,12 @@ def reproduce(
         held = ", ".join(f.name for f in dataclasses.fields(settings))
         fail("reproduce", f"settings of {name} are {held}", ", ".join(sorted(unknown)), TypeError)
     settings = dataclasses.replace(settings, **changes)
+    integers("reproduce", workers=workers)
+    require(workers >= 1, "reproduce", "workers must be >= 1", workers)
+    require(workers == 1 or out is not None, "reproduce", "workers > 1 needs out", out)
     if out is None:
         outcome = chosen.run(settings, Context(None, data_dir, tell, device))
-        return Reproduction(chosen, scale, settings, outcome, None)
+        return Reproduction(chosen, scale, settings, outcome, None, device)
     storage.require_reports()
     identity = {
         "experiment": name,
@@ -127,8 +136,27 @@ def reproduce(
         "device": device,
         **storage.describe(settings),
     }
-    with RunFolder(out, identity, environment=storage.environment(), fresh=fresh) as folder:
-        outcome = chosen.run(settings, Context(folder, data_dir, tell, device))
-        done = Reproduction(chosen, scale, settings, outcome, folder.path)
+    environment = storage.environment() | {"workers": workers}
+    with RunFolder(out, identity, environment=environment, fresh=fresh) as folder:
+        given = (name, settings, identity, folder.path, data_dir, device)
+        ranks = None if workers == 1 else helped(workers, "reproduce", _share, given)
+        with Context(folder, data_dir, tell, device, ranks) as context:
+            outcome = chosen.run(settings, context)
+        done = Reproduction(chosen, scale, settings, outcome, folder.path, device)
         write_report(folder, done)
     return done
+
+
+def _share(
+    ranks: Ranks,
+    name: str,
+    settings: Any,
+    identity: dict[str, Any],
+    out: Path,
+    data_dir: Path | str | None,
+    device: str,
+) -> None:
+    """What a helping process does: the same experiment, on the parts it can claim."""
+    with RunFolder(out, identity, joined=True) as folder:
+        context = Context(folder, data_dir, None, device, ranks)
+        experiment(name).run(settings, context)

@@ -2,38 +2,22 @@
 
 from __future__ import annotations
 
-import base64
 import dataclasses
 import io
 import itertools
 import json
-from html import escape
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from catapult_ext.experiments.reproduce.outcome import COLOURS, Claim, Panel, Row
+from catapult_ext.experiments.reproduce.page import page
 from catapult_ext.runs import RunFolder, RunFolderError
 
 if TYPE_CHECKING:
     from catapult_ext.experiments.reproduce.registry import Reproduction
 
 HOLDS = {True: "holds", False: "does not hold", None: "undecided"}
-_STYLE = """
-body { font: 15px/1.5 system-ui, sans-serif; color: #1a1a1a; max-width: 62rem; margin: 2rem auto;
-  padding: 0 1rem; }
-h1 { font-size: 1.6rem; margin-bottom: .3rem; } h2 { font-size: 1.15rem; margin-top: 2rem; }
-.wide { overflow-x: auto; }
-table { border-collapse: collapse; font-size: .82rem; font-variant-numeric: tabular-nums; }
-th, td { padding: .25rem .6rem; border-bottom: 1px solid #ddd; text-align: left;
-  vertical-align: top; }
-th { border-bottom: 2px solid #555; }
-td.yes { color: #00563f; font-weight: 600; } td.no { color: #a33c00; font-weight: 600; }
-figure { margin: 1rem 0; } img { max-width: 100%; height: auto; }
-figcaption { color: #555; font-size: .85rem; }
-pre { background: #f6f6f6; padding: .7rem; font-size: .78rem; overflow-x: auto; }
-@media print { body { max-width: none; font-size: 11px; margin: 0; }
-  figure, tr { break-inside: avoid; } }
-"""
 
 
 def claim_rows(claims: list[Claim]) -> list[Row]:
@@ -50,12 +34,27 @@ def claim_rows(claims: list[Claim]) -> list[Row]:
     ]
 
 
+def command(done: Reproduction) -> str:
+    """The command line that runs this experiment with these settings."""
+    words = ["catapult-ext", "reproduce", done.experiment.name]
+    words += [] if done.scale == "cpu" else ["--scale", done.scale]
+    words += [] if done.device == "cpu" else ["--device", done.device]
+    usual = done.experiment.settings[done.scale]
+    for field in dataclasses.fields(usual):
+        value = getattr(done.settings, field.name)
+        if value != getattr(usual, field.name):
+            text = ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
+            words += ["--set", f"{field.name}={text}"]
+    return shlex.join(words)
+
+
 def write_report(folder: RunFolder, done: Reproduction) -> None:
     """Write everything about a finished experiment into its run folder."""
-    outcome = done.outcome
+    outcome, experiment = done.outcome, done.experiment
     claims = [dataclasses.asdict(c) for c in outcome.claims]
-    head = {"experiment": done.experiment.name, "scale": done.scale, "verdict": outcome.verdict}
-    folder.write_json("claims.json", head | {"claims": claims, "notes": outcome.notes})
+    head = {"experiment": experiment.name, "scale": done.scale, "verdict": outcome.verdict}
+    told = {"command": command(done), "claims": claims, "notes": outcome.notes}
+    folder.write_json("claims.json", head | told)
     folder.write_json("summary.json", head | {"tables": outcome.tables})
     for name, rows in outcome.tables.items():
         folder.write_csv(f"table_{name}.csv", rows)
@@ -64,7 +63,24 @@ def write_report(folder: RunFolder, done: Reproduction) -> None:
         pictures[name], svg = draw(panel)
         folder.write_bytes(f"fig_{name}.png", pictures[name])
         folder.write_bytes(f"fig_{name}.svg", svg)
-    folder.write_bytes("report.html", page(folder, done, pictures).encode())
+    times = folder.read_json("timing.json") or {}
+    text = page(
+        f"{experiment.name}: {experiment.title}",
+        [f"{experiment.source}.", f"{outcome.verdict}.", *outcome.notes],
+        command(done),
+        claim_rows(outcome.claims),
+        {outcome.panels[name].title: png for name, png in pictures.items()},
+        outcome.tables,
+        {
+            "Configuration": folder.config,
+            "Environment": folder.started_in,
+            "Seconds": {
+                "elapsed, sum over the parts": times.get("total_seconds"),
+                "of processors": times.get("total_processor_seconds"),
+            },
+        },
+    )
+    folder.write_bytes("report.html", text.encode())
 
 
 def draw(panel: Panel) -> tuple[bytes, bytes]:
@@ -94,7 +110,7 @@ def _fill(ax: Any, panel: Panel) -> None:
         look = {"color": colour, "label": s.label, "ms": 3.5, "lw": 1.2, "capsize": 2}
         ax.errorbar(s.x, s.y, s.error, fmt=s.style, **look)
     for i, (label, x) in enumerate(panel.vlines.items()):
-        ax.axvline(x, color="#8A8A8A", ls=("--", ":", "-.")[i % 3], lw=1, label=label)
+        ax.axvline(x, color="#8A8A8A", ls=("--", "-.", ":")[i % 3], lw=1, label=label)
     for label, y in panel.hlines.items():
         ax.axhline(y, color="#8A8A8A", ls=":", lw=1, label=label)
     ax.set(xlabel=panel.xlabel, ylabel=panel.ylabel)
@@ -132,60 +148,6 @@ def _plain_ticks(axis: Any, values: list[float]) -> None:
     axis.set_minor_formatter(NullFormatter())
     if few:
         axis.set_minor_locator(NullLocator())
-
-
-def page(folder: RunFolder, done: Reproduction, pictures: dict[str, bytes]) -> str:
-    """The HTML page: verdict, claims, pictures, tables, configuration. Needs no other file."""
-    outcome, experiment = done.outcome, done.experiment
-    title = f"{experiment.name}: {experiment.title}"
-    parts = [
-        f"<h1>{escape(title)}</h1>",
-        f"<p>{escape(experiment.source)}. Scale: {escape(done.scale)}. "
-        f"<b>{escape(outcome.verdict)}.</b></p>",
-        *(f"<p>{escape(note)}</p>" for note in outcome.notes),
-        "<h2>Claims</h2>",
-        _table(claim_rows(outcome.claims)),
-    ]
-    for name, png in pictures.items():
-        data, text = base64.b64encode(png).decode(), escape(outcome.panels[name].title)
-        parts.append(
-            f'<figure><img alt="{text}" src="data:image/png;base64,{data}">'
-            f"<figcaption>{text}</figcaption></figure>"
-        )
-    for name, rows in outcome.tables.items():
-        parts += [f"<h2>{escape(name.replace('_', ' '))}</h2>", _table(rows)]
-    timing = folder.read_json("timing.json") or {}
-    total = timing.get("total_seconds")
-    facts = {"Configuration": folder.config, "Environment": folder.started_in}
-    facts["Seconds"] = {"total": total}
-    for heading, value in facts.items():
-        text = json.dumps(value, indent=1, sort_keys=True)
-        parts.append(f"<h2>{escape(heading)}</h2><pre>{escape(text)}</pre>")
-    return (
-        '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{escape(title)}</title><style>{_STYLE}</style></head>\n"
-        "<body>\n" + "\n".join(parts) + "\n</body></html>\n"
-    )
-
-
-def _table(rows: list[Row]) -> str:
-    if not rows:
-        return "<p>No rows.</p>"
-    head = "".join(f"<th>{escape(str(name))}</th>" for name in rows[0])
-    lines = []
-    for row in rows:
-        cells = []
-        for value in row.values():
-            text = "" if value is None else f"{value:.4g}" if isinstance(value, float) else value
-            kind = {"holds": "yes", "does not hold": "no"}.get(str(text), "")
-            cells.append(f'<td class="{kind}">{escape(str(text))}</td>')
-        lines.append(f"<tr>{''.join(cells)}</tr>")
-    body = "".join(lines)
-    return (
-        f'<div class="wide"><table><thead><tr>{head}</tr></thead>'
-        f"<tbody>{body}</tbody></table></div>"
-    )
 
 
 def compare(first: Path | str, second: Path | str) -> list[Row]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -73,30 +74,28 @@ def run(settings: Settings, context: Context) -> Outcome:
     y = (digits.y_train @ sign)[:, None]
     data = replace(digits, y_train=y, y_test=y[:0], classes=False)
     recipe = Recipe(steps=s.steps)
-    context.expect(s.seeds * (len(s.batches) + 1))
-    sgd, gd = [], []
-    for seed in range(s.seeds):
-        held: list[Start] = []
 
-        def problem(seed: int = seed, held: list[Start] = held) -> Start:
-            if not held:
-                model = build("fc", (64,), 1, width=s.width, depth=s.depth, seed=seed)
-                held.append(start(model, data, "half_mse", recipe))
-            return held[0]
+    @functools.lru_cache(maxsize=1)
+    def problem(seed: int) -> Start:
+        model = build("fc", (64,), 1, width=s.width, depth=s.depth, seed=seed)
+        return start(model, data, "half_mse", recipe)
 
-        for batch in s.batches:
+    def stochastic(seed: int, batch: int) -> dict[str, Any]:
+        return _sgd(problem(seed), data, batch, s, seed)
 
-            def compute(batch: int = batch, seed: int = seed) -> dict[str, Any]:
-                return _sgd(problem(seed), data, batch, s, seed)
+    def descend(seed: int) -> dict[str, Any]:
+        return _gd(problem(seed), data, s)
 
-            sgd.append(context.part(f"sgd_b{batch}_s{seed}", compute))
-
-        def descend(seed: int = seed) -> dict[str, Any]:
-            return _gd(problem(seed), data, s)
-
-        gd.append(context.part(f"gd_s{seed}", descend))
+    sgd = context.parts(
+        {
+            f"sgd_b{batch}_s{seed}": functools.partial(stochastic, seed, batch)
+            for seed in range(s.seeds)
+            for batch in s.batches
+        }
+    )
+    gd = context.parts({f"gd_s{seed}": functools.partial(descend, seed) for seed in range(s.seeds)})
     rows = [_row(batch, [r for r in sgd if r["batch"] == batch]) for batch in s.batches]
-    claims = [*_claims_space(gd), _claim_predicts(rows), _claim_smaller(rows)]
+    claims = [*_claims_space(gd, s.top), _claim_predicts(rows), _claim_smaller(rows)]
     panels = {"space": _panel_space(gd[0], s.top), "batch": _panel_batch(sgd)}
     notes = [
         f"SGD at c = {s.c:g} of the full batch, GD at c = {s.gd_c:g}; a step spikes where the "
@@ -202,7 +201,7 @@ def _peaks(runs: list[dict[str, Any]]) -> list[tuple[Row, Row]]:
     return found
 
 
-def _claims_space(runs: list[dict[str, Any]]) -> list[Claim]:
+def _claims_space(runs: list[dict[str, Any]], top: int) -> list[Claim]:
     peaks = _peaks(runs)
     shares = [(peak["top"] - low["top"]) / (peak["loss"] - low["loss"]) for low, peak in peaks]
     drops = [
@@ -216,14 +215,14 @@ def _claims_space(runs: list[dict[str, Any]]) -> list[Claim]:
             "the part of the loss in the kernel's top-s eigenspace reproduces the spike",
             f"share of the rise carried by it: {show(share, '.3f')} ({len(peaks)} runs)",
             None if share is None else share >= 0.8,
-            none if share is None else "",
+            none if share is None else f"the kernel turns meanwhile: more than its top {top}",
         ),
         Claim(
             "the kernel's top eigenvalue drops at the spike",
             "lambda is lower after a catapult",
             f"lower in {sum(drops)} of {len(drops)} full-batch runs that converged",
             all(drops) if drops else None,
-            "" if drops else "no run converged",
+            "the catapult was too weak to lower it" if drops else "no run converged",
         ),
     ]
 
@@ -272,7 +271,7 @@ def _claim_smaller(rows: list[Row]) -> Claim:
         "smaller batches have a wider spread of lambda(batch) and more spikes at the same eta",
         text,
         holds if decided else None,
-        "" if decided else "no batch size made a spike at this rate",
+        "few spikes at this rate: chance decides" if decided else "no batch size made a spike",
     )
 
 

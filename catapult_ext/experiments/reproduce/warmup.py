@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 
 from catapult_ext import losses
 from catapult_ext.data import Dataset
-from catapult_ext.eig import eigsh
+from catapult_ext.experiments.curvature import top_sharpness
 from catapult_ext.experiments.reproduce.context import Context
 from catapult_ext.experiments.reproduce.outcome import (
     Claim,
@@ -25,7 +26,6 @@ from catapult_ext.experiments.reproduce.outcome import (
     standard_error,
     with_error,
 )
-from catapult_ext.linops import Hessian
 from catapult_ext.models import build
 from catapult_ext.probes import accuracy, divergence_cut
 
@@ -89,21 +89,19 @@ def run(settings: Settings, context: Context) -> Outcome:
     s = settings
     shape = {} if s.data == "digits" else {"flatten": True}
     data = context.data(s.data, train=s.train, test=s.test, **shape)
-    context.expect(s.seeds * (len(s.warmups) + 1))
-    runs: list[Row] = []
-    searches: list[Row] = []
-    for seed in range(s.seeds):
-        for warm in s.warmups:
 
-            def compute(seed: int = seed, warm: int = warm) -> dict[str, Any]:
-                return {"runs": _scan(s, data, seed, warm)}
+    def scan(seed: int, warm: int) -> dict[str, Any]:
+        return {"runs": _scan(s, data, seed, warm)}
 
-            runs += context.part(f"s{seed}_w{warm}", compute)["runs"]
-
-        def search(seed: int = seed) -> dict[str, Any]:
-            return _search(s, data, seed)
-
-        searches.append(context.part(f"search_s{seed}", search))
+    scans = {
+        f"s{seed}_w{warm}": functools.partial(scan, seed, warm)
+        for seed in range(s.seeds)
+        for warm in s.warmups
+    }
+    runs: list[Row] = [r for part in context.parts(scans) for r in part["runs"]]
+    searches = context.parts(
+        {f"search_s{seed}": functools.partial(_search, s, data, seed) for seed in range(s.seeds)}
+    )
     rows = [_row(s, warm, runs) for warm in s.warmups]
     claims = [
         _claim_largest(rows),
@@ -132,9 +130,7 @@ def _sharpness(
     s: Settings, model: nn.Module, data: Dataset, vector: Tensor | None
 ) -> tuple[float, Tensor]:
     x, y = data.x_train[: s.batch], data.y_train[: s.batch]
-    hessian = Hessian(model, losses.resolve("half_mse_mean"), (x, y))
-    found = eigsh(hessian, k=1, tol=1e-2, v0=vector)
-    return float(found.eigenvalues[0]), found.eigenvectors
+    return top_sharpness(model, losses.resolve("half_mse_mean"), x, y, vector, 1e-2)
 
 
 def _scan(s: Settings, data: Dataset, seed: int, warm: int) -> list[Row]:
@@ -268,7 +264,9 @@ def _claim_milder(s: Settings, rows: list[Row]) -> Claim:
         f"at the same target (c = {2**s.shown:g}) the loss peaks lower after a longer warm-up",
         f"peak over start, {text or 'no run'}",
         last < first if len(known) > 1 else None,
-        "" if len(known) > 1 else "fewer than two warm-ups train at this rate",
+        "this rate makes no catapult without warm-up either"
+        if len(known) > 1
+        else "fewer than two warm-ups train at this rate",
     )
 
 
@@ -331,6 +329,7 @@ def _claims_search(searches: list[Row]) -> list[Claim]:
             "doubling and bisecting the rate of one step finds eta_c, at or above 2/lambda_0",
             f"eta_c times the initial sharpness: {text}",
             all(v >= 2 * 0.95 for v in c),
+            "the sharpness is that of one batch, the loss searched that of all samples",
         ),
         Claim(
             "cost of eta_c",

@@ -25,8 +25,9 @@ SETTINGS = {
     ),
     "cpu": Settings(
         batch=128,
-        c=(0.5, 1, 1.5, 3, 4, 6, 8, 12, 24),
-        steps=60,
+        c=(0.5, 1, 1.5, 2.5, 4, 6, 8, 12, 24),
+        seeds=3,
+        steps=400,
         probe_samples=64,
         model="wrn-10-1",
         crop=1,

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from catapult_ext.experiments.reproduce.cnn_physical_time import Settings, run
-
-__all__ = ["SETTINGS", "SOURCE", "TITLE", "run"]
+from catapult_ext.experiments.reproduce import grid
+from catapult_ext.experiments.reproduce.cnn_physical_time import Settings, judged
+from catapult_ext.experiments.reproduce.context import Context
+from catapult_ext.experiments.reproduce.outcome import Claim, Outcome, Row, median
 
 TITLE = "Wide ResNet at equal physical time"
 SOURCE = (
@@ -26,10 +27,10 @@ SETTINGS = {
     ),
     "cpu": Settings(
         batch=128,
-        c=(1, 1.5, 3, 4, 6, 8, 12),
-        time=40.0,
+        c=(1.5, 2.5, 4, 6, 8, 12),
+        time=800.0,
         final=0.25,
-        final_steps=30,
+        final_steps=100,
         probe_samples=64,
         model="wrn-10-1",
         crop=1,
@@ -50,3 +51,17 @@ SETTINGS = {
         flip=True,
     ),
 }
+
+
+def run(settings: Settings, context: Context) -> Outcome:
+    """Train the grid and judge the claims of the figure."""
+
+    def judge(rows: list[Row], records: list[grid.Record]) -> list[Claim]:
+        stable = median(grid.largest_stable(records))
+        return [
+            grid.claim_best(rows, stable, " before the common final rate"),
+            grid.claim_best(rows, stable, " after it", "final_accuracy"),
+            grid.claim_bound(rows),
+        ]
+
+    return judged(settings, context, judge)
