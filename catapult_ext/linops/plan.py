@@ -222,7 +222,7 @@ class Planner:
             self.two = Costs(both.setup * 2, both.first * 2, both.following * 2)
             return
         if sizes[0] == 1 and frozen is not None and self.frozen is not None:
-            self._coupled = not _same(frozen.outputs[:1], self.frozen.outputs)
+            self._coupled = not same(frozen.outputs[:1], self.frozen.outputs)
 
     _coupled = False
 
@@ -302,7 +302,7 @@ class Planner:
         )
 
 
-def _same(left: torch.Tensor, right: torch.Tensor) -> bool:
+def same(left: torch.Tensor, right: torch.Tensor) -> bool:
     """Equal up to rounding: a batch of another size takes other kernels."""
     bound = 1e3 * torch.finfo(left.dtype).eps * left.abs().max()
     return left.shape == right.shape and bool(((left - right).abs() <= bound).all())
