@@ -20,7 +20,7 @@ from torch.utils._pytree import tree_flatten
 from catapult_ext import _validate as v
 from catapult_ext.linops.engine import Frozen, KernelPart
 from catapult_ext.linops.kernel_file import KernelFile
-from catapult_ext.linops.meter import Meter, OverBudget
+from catapult_ext.linops.meter import Meter
 from catapult_ext.linops.plan import parse_budget, same, show_bytes
 from catapult_ext.linops.snapshot import Snapshot
 from catapult_ext.runs.digest import update_digest
@@ -110,14 +110,11 @@ class Tiles:
         Half of the room is the workspace of two parts, a quarter holds them, a quarter the block.
         """
         few = slice(0, min(2, self.n1))
-        try:
-            with Meter(self.one.snapshot.tensors(), room) as meter:
-                part = self.one.part(few)
-        except OverBudget:
-            return 0
+        one, _ = self._probe(slice(0, 1))
+        two, part = self._probe(few)
         if part is None or not same(part.outputs, self.one.outputs[few]):
             return 0
-        held = max(1, int(meter.live) // few.stop)
+        held = max(1, two - one)  # of a further sample: what both hold was there before
         edge = min(
             isqrt(max(room // 8 // self.item, 1)) // self.width,
             room // 8 // held,
@@ -128,6 +125,12 @@ class Tiles:
             edge = 1
         part.workspace = room // 2
         return edge if part.kernel(None, self.outputs) is not None else 0
+
+    def _probe(self, samples: slice) -> tuple[int, KernelPart | None]:
+        """Bytes that a part holds, and the part."""
+        with Meter(self.one.snapshot.tensors()) as meter:
+            part = self.one.part(samples)
+        return int(meter.live), part
 
     def _tiles(self, cut: dict[str, Any]) -> list[Tile]:
         edge = cut["edge"]
