@@ -126,17 +126,26 @@ def ntk_mlp_o1() -> Row:
     return full("ntk-mlp-o1", "full NTK, MLP 784-512x3-1, N = 128", model, gaussian(128, 784), 1)
 
 
+SLOW = (
+    "neural-tangents 0.6.5 contraction",
+    "neural-tangents 0.6.5 vector products",
+    "torch.func Jacobian contraction",
+    "torch.func vjp + jvp on the identity",
+    "nngeometry 0.4 GramMatrix",
+    "torch.func contraction, torch.compile",
+)
+
+
 def ntk_mlp_o1_n512() -> Row:
     """O = 1, more samples: the fast methods only."""
-    skip = (
-        "neural-tangents 0.6.5 contraction",
-        "neural-tangents 0.6.5 vector products",
-        "torch.func vjp + jvp on the identity",
-        "nngeometry 0.4 GramMatrix",
-        "torch.func contraction, torch.compile",
-    )
     words = "full NTK, MLP 784-512x3-1, N = 512"
-    return full("ntk-mlp-o1-n512", words, mlp(1), gaussian(512, 784), 1, skip)
+    return full("ntk-mlp-o1-n512", words, mlp(1), gaussian(512, 784), 1, SLOW)
+
+
+def ntk_mlp_w1024() -> Row:
+    """O = 1, wider: the fast methods only."""
+    words = "full NTK, MLP 784-1024x3-1, N = 512"
+    return full("ntk-mlp-w1024", words, mlp(1, width=1024), gaussian(512, 784), 1, SLOW)
 
 
 def ntk_mlp_o10() -> Row:
@@ -144,6 +153,12 @@ def ntk_mlp_o10() -> Row:
     skip = ("neural-tangents 0.6.5 contraction",)  # 27 s a call
     words = "full NTK, MLP 784-512x3-10, N = 64"
     return full("ntk-mlp-o10", words, mlp(10), gaussian(64, 784), 10, skip)
+
+
+def ntk_mlp_o10_n128() -> Row:
+    """O = 10, more samples: the fast methods only."""
+    words = "full NTK, MLP 784-512x3-10, N = 128"
+    return full("ntk-mlp-o10-n128", words, mlp(10), gaussian(128, 784), 10, SLOW)
 
 
 def ntk_cnn() -> Row:
@@ -222,7 +237,9 @@ def product(columns: int) -> Row:
 ROWS = {
     "ntk-mlp-o1": ntk_mlp_o1,
     "ntk-mlp-o1-n512": ntk_mlp_o1_n512,
+    "ntk-mlp-w1024": ntk_mlp_w1024,
     "ntk-mlp-o10": ntk_mlp_o10,
+    "ntk-mlp-o10-n128": ntk_mlp_o10_n128,
     "ntk-cnn": ntk_cnn,
     "ntk-wrn": ntk_wrn,
     "product-k1": lambda: product(1),

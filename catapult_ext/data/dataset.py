@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from catapult_ext._validate import FLOAT_DTYPES, fail, require
+from catapult_ext.runs.digest import update_digest
 
 
 @dataclass(frozen=True)
@@ -94,13 +95,6 @@ class Dataset:
         for name in ("x_train", "y_train", "x_test", "y_test"):
             update_digest(digest, name, getattr(self, name))
         return digest.hexdigest()[:16]
-
-
-def update_digest(digest: hashlib._Hash, name: str, value: Tensor) -> None:
-    """Feed name, dtype, shape and bytes of a tensor into a hash."""
-    value = value.detach().cpu().contiguous()
-    digest.update(f"{name}|{value.dtype}|{tuple(value.shape)}".encode())
-    digest.update(value.reshape(-1).view(torch.uint8).numpy().tobytes())
 
 
 def as_dataset(data: object, where: str) -> Dataset:

@@ -7,6 +7,7 @@ from catapult_ext.linops.frozen import freeze
 from catapult_ext.linops.ggn import GGN
 from catapult_ext.linops.hessian import Hessian
 from catapult_ext.linops.jacobian import Jacobian
+from catapult_ext.linops.kernel_file import KernelFileError
 from catapult_ext.linops.ntk import NTK
 from catapult_ext.linops.over_batches import StreamedGGN, StreamedHessian, StreamedNTK
 from catapult_ext.linops.plan import Plan
@@ -20,6 +21,7 @@ __all__ = [
     "Frozen",
     "Hessian",
     "Jacobian",
+    "KernelFileError",
     "LinearOperator",
     "Plan",
     "Preconditioned",

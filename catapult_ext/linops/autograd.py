@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from catapult_ext.linops import dense
-from catapult_ext.linops.engine import Frozen
+from catapult_ext.linops.engine import Frozen, KernelPart
 from catapult_ext.linops.policy import frozen_context
 from catapult_ext.linops.snapshot import Snapshot, require_second_derivatives
 from catapult_ext.linops.structured import Structured
@@ -147,6 +147,10 @@ class AutogradFrozen(Frozen):
             return None
         return dense.kernel(mine, theirs, outputs, self.workspace)
 
+    def part(self, samples: slice) -> KernelPart | None:
+        """See :class:`~catapult_ext.linops.engine.Frozen`."""
+        return UsesPart.of(self.snapshot.part(samples))
+
     def diagonal(self) -> Tensor:
         """See :class:`~catapult_ext.linops.engine.Frozen`."""
         mine = self.structured()
@@ -182,6 +186,32 @@ class AutogradFrozen(Frozen):
             return tuple(rest)
 
         return rows, self.snapshot.columns(t.shape[1], column)
+
+
+class UsesPart:
+    """Some samples of a model by the uses of its parameters alone, without a second graph."""
+
+    workspace = Frozen.workspace
+
+    def __init__(self, found: Structured) -> None:
+        self._found = found
+        self.outputs = found.graph.detach()
+
+    @classmethod
+    def of(cls, part: Snapshot) -> UsesPart | None:
+        """None where uses are not known, or samples are not independent."""
+        coupled = part.policy.batch_stats is not None or part.policy.dropout is not None
+        found = None if coupled or part.coarse else Structured(part)
+        return None if found is None or found.why else cls(found)
+
+    def kernel(self, other: UsesPart | None, outputs: str) -> Tensor | None:
+        """See :class:`~catapult_ext.linops.engine.KernelPart`."""
+        theirs = None if other is None else other._found
+        return dense.kernel(self._found, theirs, outputs, self.workspace)
+
+    def gradient_bytes(self) -> int:
+        """See :class:`~catapult_ext.linops.engine.KernelPart`."""
+        return dense.gradient_bytes(self._found)
 
 
 def coarse(frozen: Frozen) -> Frozen:

@@ -9,7 +9,8 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from catapult_ext.linops.engine import Frozen
+from catapult_ext.linops.autograd import UsesPart
+from catapult_ext.linops.engine import Frozen, KernelPart
 from catapult_ext.linops.policy import check_repeats
 from catapult_ext.linops.snapshot import Snapshot
 
@@ -41,6 +42,8 @@ class ChunkedFrozen(Frozen):
         make: freezes one chunk.
         check: compare the outputs of every pass with those of the first one.
     """
+
+    streamed = True
 
     def __init__(self, snapshot: Snapshot, samples: int, make: Make, check: bool = True) -> None:
         self._samples, self._make, self._check = samples, make, check
@@ -94,32 +97,12 @@ class ChunkedFrozen(Frozen):
         """See :class:`~catapult_ext.linops.engine.Frozen`."""
         return self._rows(self.n_params, lambda piece: piece.jacobian())
 
-    def kernel(self, other: Frozen | None, outputs: str) -> Tensor | None:
-        """See :class:`~catapult_ext.linops.engine.Frozen`; two chunks are held at a time."""
-        if other is not None and not isinstance(other, ChunkedFrozen):
-            return None
-        columns = other or self
-        width = 1 if outputs == "trace" else self.n_outputs
-        sizes = (self.n_samples * width, columns.n_samples * width)
-        out = torch.empty(sizes, dtype=self.dtype, device=self.device)
-        for s in self._slices:
-            left = self._piece(s)
-            rows = slice(s.start * width, s.stop * width)
-            for s2 in columns._slices:
-                if other is None and s2.start > s.start:
-                    break
-                itself = other is None and s2 == s
-                right = None if itself else columns._piece(s2)
-                block = left.kernel(right, outputs)
-                if block is None:
-                    return None
-                place = slice(s2.start * width, s2.stop * width)
-                out[rows, place] = block
-                if other is None:
-                    out[place, rows] = block.T
-                del right, block
-                _give_back()
-        return out
+    def part(self, samples: slice) -> KernelPart | None:
+        """See :class:`~catapult_ext.linops.engine.Frozen`."""
+        if self.engine != "layers":
+            return UsesPart.of(self.snapshot.part(samples))
+        piece = self._piece(samples)
+        return piece.part(slice(0, piece.n_samples))
 
     def _rows(self, columns: int, of: Callable[[Frozen], Tensor]) -> Tensor:
         out = torch.empty(self.rows, columns, dtype=self.dtype, device=self.device)

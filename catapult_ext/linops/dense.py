@@ -46,6 +46,13 @@ def _passes(sides: list[Structured], workspace: int) -> Iterator[list[Group]] | 
     return batches()
 
 
+def gradient_bytes(one: Structured) -> int:
+    """Of the largest group of uses, for one sample."""
+    item = one.graph.element_size()
+    sizes = (sum(prod(one.uses[k].out[1:]) for k in uses) for _, uses in one.groups())
+    return max(sizes, default=0) * one.outputs * item
+
+
 def each_block(
     sides: list[Structured], workspace: int, take: Take, outer: Outers | None = None
 ) -> bool:

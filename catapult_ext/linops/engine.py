@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor
@@ -14,6 +14,22 @@ from catapult_ext.linops.snapshot import Snapshot
 
 if TYPE_CHECKING:
     from catapult_ext.linops.plan import Plan
+
+
+class KernelPart(Protocol):
+    """Some samples of a frozen model, as far as dense kernels need them."""
+
+    outputs: Tensor  # (n, O)
+    workspace: int  # bytes that :meth:`kernel` may use beside its result
+
+    def kernel(self, other: Any, outputs: str) -> Tensor | None:
+        """J J2' with another part of the same kind, None: the same one; see :meth:`Frozen.kernel`.
+
+        None where the workspace does not suffice.
+        """
+
+    def gradient_bytes(self) -> int:
+        """Of one sample: what must fit a quarter of the workspace."""
 
 
 class Frozen(ABC):
@@ -26,7 +42,11 @@ class Frozen(ABC):
     why = "chosen"  # what decided the engine
     columns = 64  # right-hand sides multiplied at once
     workspace = 1 << 30  # bytes that a dense kernel or a diagonal may use beside its result
-    make_plan: Callable[[], Plan]  # given by freeze
+    streamed = False  # frozen anew, chunk by chunk, for every product
+    # given by freeze
+    make_plan: Callable[[], Plan]
+    budget: int | str | None = None  # as the caller wrote it
+    room = 1 << 29  # bytes that tiles of a dense kernel may use, when no product runs
 
     def __init__(self, snapshot: Snapshot, outputs: Tensor) -> None:
         self.snapshot = snapshot
@@ -79,6 +99,10 @@ class Frozen(ABC):
 
     def kernel(self, other: Frozen | None, outputs: str) -> Tensor | None:
         """J J2' as ``ops.gram`` lays it out, where the engine knows layer factors; else None."""
+        return None
+
+    def part(self, samples: slice) -> KernelPart | None:
+        """Some of the samples for tiles of a kernel; None where they cannot be taken apart."""
         return None
 
 

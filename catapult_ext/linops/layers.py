@@ -41,6 +41,29 @@ class DenseLayer:
         return self.bias_scale**2 if self.bias_at is not None else 0.0
 
 
+@dataclass(eq=False)
+class LayerFactors:
+    """Inputs a_l (n, d_l) and derivatives g_l (n, O, p_l) of every output by every z_l."""
+
+    outputs: Tensor
+    a: list[Tensor]
+    g: list[Tensor]
+    scale: list[float]
+    bias: list[float]
+    workspace: int = 0  # none is needed
+
+    def kernel(self, other: LayerFactors | None, outputs: str) -> Tensor:
+        """See :class:`~catapult_ext.linops.engine.KernelPart`."""
+        a2, g2 = (None, None) if other is None else (other.a, other.g)
+        return ops.gram(
+            self.a, self.g, scale=self.scale, bias=self.bias, a2=a2, g2=g2, outputs=outputs
+        )
+
+    def gradient_bytes(self) -> int:
+        """See :class:`~catapult_ext.linops.engine.KernelPart`."""
+        return 0
+
+
 class LayersFrozen(Frozen):
     """Products and kernels of a proven chain; keeps activations, not the graph."""
 
@@ -162,19 +185,25 @@ class LayersFrozen(Frozen):
             ]
         return self._grams
 
-    def factors(self, samples: slice | None = None) -> list[Tensor]:
-        """Derivatives g_l (n, O, p_l) of every output by every pre-activation, batched over O."""
-        samples = samples or slice(0, self.n_samples)
+    def part(self, samples: slice) -> LayerFactors:
+        """See :class:`~catapult_ext.linops.engine.Frozen`."""
         eye = torch.eye(self.n_outputs, dtype=self.dtype, device=self.device)
-        delta = eye.expand(samples.stop - samples.start, -1, -1)
-        out: list[Tensor] = []
+        outputs = self.outputs[samples]
+        delta = eye.expand(len(outputs), -1, -1)
+        g: list[Tensor] = []
         for i in reversed(range(len(self.layers))):
             slope = self.layers[i].slope
             delta = _masked(delta, None if slope is None else slope[samples])
-            out.insert(0, delta.contiguous())
+            g.insert(0, delta.contiguous())
             if i:
                 delta = self.layers[i].root * (delta @ self.layers[i].weight)
-        return out
+        return LayerFactors(
+            outputs,
+            [layer.input[samples] for layer in self.layers],
+            g,
+            [layer.scale for layer in self.layers],
+            [layer.bias for layer in self.layers],
+        )
 
     def diagonal(self) -> Tensor:
         """Diagonal of J J', (N*O,), by factors of as many samples as fit the workspace."""
@@ -184,28 +213,17 @@ class LayersFrozen(Frozen):
         out = torch.empty(self.rows, dtype=self.dtype, device=self.device)
         for at in range(0, self.n_samples, step):
             some = slice(at, min(at + step, self.n_samples))
-            out[at * self.n_outputs : some.stop * self.n_outputs] = ops.gram(
-                [layer.input[some] for layer in self.layers],
-                self.factors(some),
-                scale=[layer.scale for layer in self.layers],
-                bias=[layer.bias for layer in self.layers],
-                outputs="diagonal",
-            )
+            rows = slice(at * self.n_outputs, some.stop * self.n_outputs)
+            out[rows] = self.part(some).kernel(None, "diagonal")
         return out
 
     def kernel(self, other: Frozen | None, outputs: str) -> Tensor | None:
         """See :class:`~catapult_ext.linops.engine.Frozen`."""
         if other is not None and not isinstance(other, LayersFrozen):
             return None
-        return ops.gram(
-            [layer.input for layer in self.layers],
-            self.factors(),
-            scale=[layer.scale for layer in self.layers],
-            bias=[layer.bias for layer in self.layers],
-            a2=None if other is None else [layer.input for layer in other.layers],
-            g2=None if other is None else other.factors(),
-            outputs=outputs,
-        )
+        mine = self.part(slice(0, self.n_samples))
+        theirs = None if other is None else other.part(slice(0, other.n_samples))
+        return mine.kernel(theirs, outputs)
 
 
 def _slope(z: Tensor, after: Tensor | None) -> Tensor | None:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-import torch
 from torch import Tensor, nn
 
 from catapult_ext import _validate as v
@@ -12,6 +13,7 @@ from catapult_ext.linops.autograd import coarse
 from catapult_ext.linops.engine import ModelOperator
 from catapult_ext.linops.frozen import Frozen, Options, freeze
 from catapult_ext.linops.snapshot import Inputs
+from catapult_ext.linops.tiles import Progress, Tiles
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -77,16 +79,45 @@ class NTK(ModelOperator):
         v.require(self.symmetric, f"{self.name}.coarse", "needs a symmetric kernel", "x2")
         return NTK.of(coarse(self.frozen))
 
-    def dense(self, layout: str = "flat", outputs: str = "all") -> Tensor:
-        """The kernel itself.
+    def dense(
+        self,
+        layout: str = "flat",
+        outputs: str = "all",
+        *,
+        file: Path | str | None = None,
+        progress: Progress | None = None,
+    ) -> Tensor:
+        """The kernel itself, in memory or in a file that may be larger than the memory.
+
+        A file is written tile by tile; a call that was interrupted, however that happened, goes on
+        where it stopped when it is made again, and a finished file is only opened.  It is read
+        back by ``numpy.load(file, mmap_mode="r")``; ``file + ".json"`` beside it says whose kernel
+        it is and how much of it is there.
 
         Args:
             layout: ``"flat"`` (N1*O, N2*O) or ``"blocks"`` (N1, N2, O, O) as in neural-tangents.
             outputs: ``"all"``, or ``"trace"``: sum over o, (N1, N2), in either layout.
+            file: where to write the kernel, as ``.npy``; None keeps it in memory.
+            progress: called with (tiles done, tiles), where the kernel is computed in tiles.
+
+        Returns:
+            The kernel; from a file a tensor on the CPU that maps it (changes stay in memory).
+
+        Raises:
+            ValueError: a kernel larger than the memory budget, and no ``file``.
+            KernelFileError: a file that holds another kernel or something else, is truncated,
+                damaged, in use or cannot be written; it is left as it is.
         """
         where = f"{self.name}.dense"
         v.require(layout in ("flat", "blocks"), where, "layout must be 'flat' or 'blocks'", layout)
         v.require(outputs in ("all", "trace"), where, "outputs must be 'all' or 'trace'", outputs)
+        tiles = Tiles(self, layout, outputs)
+        if file is not None:
+            if not isinstance(file, (str, os.PathLike)):
+                v.fail(where, "file must be a path or None", type(file).__name__, TypeError)
+            return tiles.in_file(file, progress)
+        if not tiles.check_budget():
+            return tiles.in_memory(progress)
         o = self.n_outputs
         n1, n2 = self.shape[0] // o, self.shape[1] // o
         other = None if self.symmetric else self.frozen2
@@ -101,8 +132,8 @@ class NTK(ModelOperator):
         return flat.view(n1, o, n2, o).permute(0, 2, 1, 3).contiguous()
 
     def _flat(self) -> Tensor:
-        itemsize = torch.empty(0, dtype=self.dtype).element_size()
-        if sum(set(self.shape)) * self.frozen.n_params * itemsize > self.frozen.workspace:
+        held = sum(set(self.shape)) * self.frozen.n_params * self.dtype.itemsize
+        if held > self.frozen.workspace:
             return super().dense()
         rows = self.frozen.jacobian()
         if not self.symmetric:

@@ -229,7 +229,7 @@ class Planner:
             self._points.append((n, costs))
             if len(self._points) == 2 and frozen is not None and small[0] == 1:
                 assert self.frozen is not None
-                self._coupled = not _same(frozen.outputs[:1], self.frozen.outputs)
+                self._coupled = not same(frozen.outputs[:1], self.frozen.outputs)
         if len(self._points) == 1:  # no second point: everything grows with the samples
             twice = Costs(one.setup * 2, one.first * 2, one.following * 2)
             self._points.append((2 * first, twice))
@@ -315,7 +315,7 @@ class Planner:
         )
 
 
-def _same(left: torch.Tensor, right: torch.Tensor) -> bool:
+def same(left: torch.Tensor, right: torch.Tensor) -> bool:
     """Equal up to rounding: a batch of another size takes other kernels."""
     bound = 1e3 * torch.finfo(left.dtype).eps * left.abs().max()
     return left.shape == right.shape and bool(((left - right).abs() <= bound).all())

@@ -52,6 +52,13 @@ def _wide(value: Tensor) -> Tensor:
     return value.float() if value.dtype in HALF else value
 
 
+def _finite(value: Tensor) -> bool:
+    """No NaN or inf: a finite sum proves it in one pass, an infinite one may be an overflow."""
+    if not value.is_floating_point():
+        return True
+    return bool(torch.isfinite(value.sum())) or bool(torch.isfinite(value).all())
+
+
 def _copy(value: Any, where: str, device: torch.device) -> Any:
     """Detached copies of all tensors in a nested input, checked finite and on ``device``."""
     if isinstance(value, Tensor):
@@ -60,8 +67,7 @@ def _copy(value: Any, where: str, device: torch.device) -> Any:
         )
         v.dense(where, "inputs", value)
         v.require(value.numel() > 0, where, "inputs must not be empty", tuple(value.shape))
-        finite = not value.is_floating_point() or bool(torch.isfinite(value).all())
-        v.require(finite, where, "inputs must be finite", "NaN or inf")
+        v.require(_finite(value), where, "inputs must be finite", "NaN or inf")
         return _wide(value.detach().clone())
     if isinstance(value, Mapping):
         return {k: _copy(a, where, device) for k, a in value.items()}
@@ -250,7 +256,7 @@ class Snapshot:
         with frozen_context(), applied:
             out = self.outputs(self.params, tracer)
         v.require(
-            bool(torch.isfinite(out).all()),
+            _finite(out.detach()),
             self.where,
             "model outputs must be finite",
             "NaN or inf",

@@ -271,18 +271,23 @@ class RunFolder:
 def _take_lock(path: Path) -> Any:
     """An exclusive lock that the system drops with the process, however that ends."""
     file = open(path, "ab")  # noqa: SIM115  (closed by RunFolder.close)
+    if not lock(file):
+        file.close()
+        raise RunFolderError(f"catapult_ext.runs: {path.parent} is in use by another process")
+    return file
+
+
+def lock(file: Any) -> bool:
+    """Lock an open file for this process alone; False where another one holds it."""
     try:
         import fcntl
     except ImportError:  # no such locks outside POSIX
-        return file
+        return True
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        file.close()
-        raise RunFolderError(
-            f"catapult_ext.runs: {path.parent} is in use by another process"
-        ) from error
-    return file
+    except OSError:
+        return False
+    return True
 
 
 def _difference(old: Any, new: Any) -> str:

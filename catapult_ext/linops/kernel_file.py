@@ -1,0 +1,232 @@
+"""A kernel in a ``.npy`` file: written tile by tile, resumable after a kill at any moment.
+
+Beside ``kernel.npy`` stands ``kernel.npy.json``, replaced atomically after each tile: whose kernel
+it is (hashes of model, data and layout), how it is cut into tiles and how many of them are on disk.
+The tiles have a fixed order, so that their number says which ones.
+"""
+
+from __future__ import annotations
+
+import json
+import mmap
+import os
+from collections.abc import Callable
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from catapult_ext.runs.store import RunFolderError, canonical, config_hash, lock, write_atomically
+
+FORMAT = "catapult_ext kernel 1"
+
+
+class KernelFileError(RuntimeError):
+    """A kernel file that cannot be used; the message says which, why, and what to do."""
+
+
+class KernelFile:
+    """One kernel on disk, held for writing; use as a context manager, which locks the file.
+
+    Args:
+        path: of the ``.npy`` file.
+        shape: of the array.
+        dtype: float32 or float64.
+        identity: JSON-like facts that another kernel would not share.
+        probe: numbers that another model would not give either, equal up to rounding.
+        cut: the tiles of a new file as JSON values; not called where the file has them.
+
+    Attributes:
+        cut: the tiles of this file.
+        done: how many of them are on disk.
+
+    Raises:
+        KernelFileError: the file or its sidecar holds another kernel, is damaged, truncated, was
+            not written by this package (all left untouched), is in use by another process, or
+            cannot be written.
+    """
+
+    def __init__(
+        self,
+        path: Path | str,
+        shape: tuple[int, ...],
+        dtype: torch.dtype,
+        identity: dict[str, Any],
+        probe: list[float],
+        cut: Callable[[], dict[str, Any]],
+    ) -> None:
+        self.path = Path(path)
+        self.sidecar = self.path.with_name(self.path.name + ".json")
+        self.dtype, self._identity, self._probe = dtype, identity, probe
+        self._shape, self._header = shape, _header(shape, dtype)
+        self.bytes = len(self._header) + int(np.prod(shape)) * dtype.itemsize
+        self._file: Any = None
+        self._map: mmap.mmap | None = None
+        known = self._read()  # before the file is opened: what is not ours is not touched
+        try:
+            if known is not None and known["complete"]:
+                self._file = open(self.path, "rb", buffering=0)  # noqa: SIM115
+            else:
+                self._lock()
+                known = self._read()
+            self.cut = cut() if known is None else known["cut"]
+            self.done = 0 if known is None else known["done"]
+            self.complete = known is not None and known["complete"]
+            if self.done == 0 and not self.complete:
+                self._begin()
+            self._check_file()
+        except OSError as error:
+            self.close()
+            raise self._error(f"cannot be written: {error.strerror or error}") from error
+        except BaseException:
+            self.close()
+            raise
+
+    def writable(self) -> Tensor:
+        """The array, mapped: what is written to it goes to the file."""
+        self._map = mmap.mmap(self._file.fileno(), self.bytes)
+        return self._array(self._map)
+
+    def finish(self, done: int, complete: bool) -> None:
+        """The first ``done`` tiles are written: flush them to disk, then note it."""
+        assert self._map is not None
+        self._map.flush()
+        if hasattr(self._map, "madvise"):  # what is on disk need not stay resident
+            self._map.madvise(mmap.MADV_DONTNEED)
+        self.done, self.complete = done, complete
+        self._note()
+
+    def result(self) -> Tensor:
+        """The array, mapped privately: changes of it stay in memory."""
+        if hasattr(mmap, "MAP_PRIVATE"):
+            flags = mmap.MAP_PRIVATE | getattr(mmap, "MAP_NORESERVE", 0)  # may exceed the memory
+            mapped = mmap.mmap(self._file.fileno(), self.bytes, flags)
+        else:
+            mapped = mmap.mmap(self._file.fileno(), self.bytes, access=mmap.ACCESS_COPY)
+        return self._array(mapped)
+
+    def close(self) -> None:
+        """Give the lock back; tensors that map the file stay valid."""
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+        self._map = None
+
+    def __enter__(self) -> KernelFile:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        value: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def _array(self, mapped: mmap.mmap) -> Tensor:
+        return torch.frombuffer(mapped, dtype=self.dtype, offset=len(self._header)).view(
+            self._shape
+        )
+
+    def _error(self, text: str) -> KernelFileError:
+        return KernelFileError(f"catapult_ext.NTK.dense: {self.path} {text}")
+
+    def _read(self) -> dict[str, Any] | None:
+        """The sidecar's record, checked; None where there is neither sidecar nor content."""
+        try:
+            document = json.loads(self.sidecar.read_text(encoding="utf-8"))
+            record = document["record"]
+            intact = document["format"] == FORMAT and document["check"] == config_hash(record)
+        except FileNotFoundError:
+            if self.path.exists() and (not self.path.is_file() or self.path.stat().st_size):
+                raise self._error(
+                    f"exists and has no {self.sidecar.name}: it is no kernel that this package "
+                    "began, and is left untouched; choose another file="
+                ) from None
+            return None
+        except OSError as error:
+            raise self._error(f"has a sidecar that cannot be read: {error.strerror}") from error
+        except (ValueError, KeyError, TypeError, RecursionError):
+            intact = False
+        if not intact:
+            raise self._error(
+                f"has a damaged {self.sidecar.name}; both are left untouched: delete them to "
+                "start anew, or choose another file="
+            )
+        self._compare(record)
+        if record["done"] and not self.path.exists():
+            raise self._error(f"is missing; delete {self.sidecar.name} to start anew")
+        return record
+
+    def _compare(self, record: dict[str, Any]) -> None:
+        held, own = record["identity"], json.loads(canonical(self._identity))
+        differing = [k for k in sorted({*held, *own}) if held.get(k) != own.get(k)]
+        close = 3e-4 if self.dtype == torch.float32 else 1e-8  # of another thread count, chunks
+        if not differing and not np.allclose(record["probe"], self._probe, rtol=close, atol=close):
+            differing = ["the model's outputs"]
+        if differing:
+            raise self._error(
+                f"holds another kernel (differing in {', '.join(differing)}) and is left "
+                "untouched; choose another file=, or delete it and its .json"
+            )
+
+    def _lock(self) -> None:
+        """Open for writing; the system drops the lock with the process, however that ends."""
+        flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_BINARY", 0)
+        self._file = os.fdopen(os.open(self.path, flags, 0o666), "r+b", buffering=0)
+        if not lock(self._file):
+            raise self._error("is being written by another process")
+        for left in self.path.parent.glob(f".{self.sidecar.name}.*.tmp"):
+            left.unlink(missing_ok=True)
+
+    def _begin(self) -> None:
+        """Header and room on disk; the sidecar first, so that a kill leaves what is known."""
+        held = self._file.read(len(self._header))
+        if not self._header.startswith(held):
+            raise self._error(
+                "was changed by something else and is left untouched; choose another file="
+            )
+        self._note()
+        self._file.seek(0)
+        self._file.write(self._header)
+        if hasattr(os, "posix_fallocate"):  # a full disk is an error here, not a bus error later
+            os.posix_fallocate(self._file.fileno(), 0, self.bytes)
+        else:
+            self._file.truncate(self.bytes)
+
+    def _check_file(self) -> None:
+        size = os.fstat(self._file.fileno()).st_size
+        self._file.seek(0)
+        if size != self.bytes or self._file.read(len(self._header)) != self._header:
+            raise self._error(
+                f"is truncated or damaged ({size} bytes, {self.bytes} expected); delete it and "
+                f"{self.sidecar.name} to start anew"
+            )
+
+    def _note(self) -> None:
+        record = {
+            "identity": self._identity,
+            "probe": self._probe,
+            "cut": self.cut,
+            "done": self.done,
+            "complete": self.complete,
+        }
+        document = {"format": FORMAT, "check": config_hash(record), "record": record}
+        try:
+            write_atomically(self.sidecar, (canonical(document) + "\n").encode())
+        except RunFolderError as error:
+            raise self._error(f"has a sidecar that cannot be written: {error}") from error
+
+
+def _header(shape: tuple[int, ...], dtype: torch.dtype) -> bytes:
+    """Of the ``.npy`` format, padded by NumPy so that the data are aligned."""
+    from io import BytesIO
+
+    kind = np.lib.format.dtype_to_descr(torch.empty(0, dtype=dtype).numpy().dtype)
+    out = BytesIO()
+    fields = {"descr": kind, "fortran_order": False, "shape": shape}
+    np.lib.format.write_array_header_1_0(out, fields)
+    return out.getvalue()

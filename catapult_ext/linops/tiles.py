@@ -1,0 +1,239 @@
+"""A kernel by tiles of samples: within a memory budget, or into a file where it can go on later.
+
+A tile is the kernel of some samples with some others, made of two parts of the frozen model; where
+a model cannot be taken apart, it is a band of columns, by products with the identity.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Callable, Iterator
+from math import isqrt, prod
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_flatten
+
+from catapult_ext import _validate as v
+from catapult_ext.linops.engine import Frozen, KernelPart
+from catapult_ext.linops.kernel_file import KernelFile
+from catapult_ext.linops.meter import Meter
+from catapult_ext.linops.plan import parse_budget, same, show_bytes
+from catapult_ext.linops.snapshot import Snapshot
+from catapult_ext.runs.digest import update_digest
+
+if TYPE_CHECKING:
+    from catapult_ext.linops.ntk import NTK
+
+Progress = Callable[[int, int], None]
+Tile = tuple[slice, slice]  # samples of the rows, samples of the columns
+
+
+class Tiles:
+    """The kernel of an operator in one layout, tile by tile.
+
+    Args:
+        operator: the kernel.
+        layout: ``"flat"`` or ``"blocks"``.
+        outputs: ``"all"`` or ``"trace"``.
+    """
+
+    def __init__(self, operator: NTK, layout: str, outputs: str) -> None:
+        self.operator, self.layout, self.outputs = operator, layout, outputs
+        self.one, self.two = operator.frozen, operator.frozen2
+        self.symmetric = operator.symmetric
+        self.n1, self.n2 = self.one.n_samples, self.two.n_samples
+        o = operator.n_outputs
+        self.width = 1 if outputs == "trace" else o
+        self.shape: tuple[int, ...] = (self.n1 * self.width, self.n2 * self.width)
+        if layout == "blocks" and outputs == "all":
+            self.shape = (self.n1, self.n2, o, o)
+        self.item = self.one.snapshot.itemsize
+        self.bytes = prod(self.shape) * self.item
+
+    def check_budget(self) -> bool:
+        """Whether the kernel can be computed as a whole; the one error where it is too large."""
+        budget = parse_budget(self.one.budget, self.one.device, "NTK.dense")
+        v.require(
+            self.bytes <= budget,
+            "NTK.dense",
+            f"the kernel, {show_bytes(self.bytes)}, must fit the memory budget; give "
+            "file='kernel.npy' to have it written to disk, block by block",
+            show_bytes(budget),
+        )
+        copies = 2 if len(self.shape) > 2 else 1
+        return not self.one.streamed and copies * self.bytes + self.one.workspace <= budget
+
+    def in_memory(self, progress: Progress | None = None) -> Tensor:
+        """The kernel as a tensor."""
+        out = torch.empty(self.shape, dtype=self.one.dtype, device=self.one.device)
+        cut = self._cut()
+        tiles = self._tiles(cut)
+        for done, (tile, block) in enumerate(self._blocks(tiles, cut), 1):
+            self._put(out, tile, block)
+            if progress is not None:
+                progress(done, len(tiles))
+        return out
+
+    def in_file(self, path: Path | str, progress: Progress | None = None) -> Tensor:
+        """The kernel in a ``.npy`` file, mapped; only the tiles that it lacks are computed."""
+        facts, probe = self._identity()
+        with KernelFile(path, self.shape, self.one.dtype, facts, probe, self._cut) as file:
+            tiles = self._tiles(file.cut)
+            if progress is not None and file.done:
+                progress(file.done, len(tiles))
+            if not file.complete:
+                out = file.writable()
+                left = tiles[file.done :]
+                for done, (tile, block) in enumerate(self._blocks(left, file.cut), file.done + 1):
+                    self._put(out, tile, block)
+                    file.finish(done, done == len(tiles))
+                    if progress is not None:
+                        progress(done, len(tiles))
+            return file.result()
+
+    def _cut(self) -> dict[str, Any]:
+        """How the kernel is cut: ``by`` parts or products, and the samples of a tile's edge."""
+        room = min(self.one.room, self.two.room)
+        edge = self._edge_of_parts(room)
+        if edge:
+            return {"by": "parts", "edge": edge}
+        band = room // 8 // max(1, self.operator.shape[0] * self.operator.n_outputs * self.item)
+        return {"by": "products", "edge": max(1, min(band, self.n2))}
+
+    def _edge_of_parts(self, room: int) -> int:
+        """Largest edge within ``room``; 0 where the model cannot be taken apart.
+
+        Half of the room is the workspace of two parts, a quarter holds them, a quarter the block.
+        """
+        few = slice(0, min(2, self.n1))
+        one, _ = self._probe(slice(0, 1))
+        two, part = self._probe(few)
+        if part is None or not same(part.outputs, self.one.outputs[few]):
+            return 0
+        held = max(1, two - one)  # of a further sample: what both hold was there before
+        edge = min(
+            isqrt(max(room // 8 // self.item, 1)) // self.width,
+            room // 8 // held,
+            room // 8 // max(1, part.gradient_bytes()),
+            max(self.n1, self.n2),
+        )
+        if edge == 0:  # one sample is more than its share: it may still fit
+            edge = 1
+        part.workspace = room // 2
+        return edge if part.kernel(None, self.outputs) is not None else 0
+
+    def _probe(self, samples: slice) -> tuple[int, KernelPart | None]:
+        """Bytes that a part holds, and the part."""
+        with Meter(self.one.snapshot.tensors()) as meter:
+            part = self.one.part(samples)
+        return int(meter.live), part
+
+    def _tiles(self, cut: dict[str, Any]) -> list[Tile]:
+        edge = cut["edge"]
+        columns = [slice(at, min(at + edge, self.n2)) for at in range(0, self.n2, edge)]
+        if cut["by"] == "products":
+            return [(slice(c.start if self.symmetric else 0, self.n1), c) for c in columns]
+        rows = [slice(at, min(at + edge, self.n1)) for at in range(0, self.n1, edge)]
+        return [(r, c) for r in rows for c in columns if not self.symmetric or c.start <= r.start]
+
+    def _blocks(self, tiles: list[Tile], cut: dict[str, Any]) -> Iterator[tuple[Tile, Tensor]]:
+        by = self._by_parts if cut["by"] == "parts" else self._by_products
+        yield from by(tiles)
+
+    def _by_parts(self, tiles: list[Tile]) -> Iterator[tuple[Tile, Tensor]]:
+        room = min(self.one.room, self.two.room)
+        held: tuple[slice, KernelPart] | None = None
+        for rows, columns in tiles:
+            if held is None or held[0] != rows:
+                held = None
+                held = rows, self._part(self.one, rows, room)
+            itself = self.symmetric and rows == columns
+            other = None if itself else self._part(self.two, columns, room)
+            block = held[1].kernel(other, self.outputs)
+            if block is None:
+                v.fail(
+                    "NTK.dense",
+                    "the tiles of a kernel that was begun with a larger memory_budget need as much",
+                    show_bytes(room),
+                )
+            yield (rows, columns), block  # type: ignore[misc]
+
+    def _part(self, frozen: Frozen, samples: slice, room: int) -> KernelPart:
+        part = frozen.part(samples)
+        assert part is not None
+        part.workspace = room // 2
+        v.require(
+            same(part.outputs, frozen.outputs[samples]),
+            "NTK.dense",
+            "the model must give the same outputs again, for some of the samples as for all",
+            "others",
+        )
+        return part
+
+    def _by_products(self, tiles: list[Tile]) -> Iterator[tuple[Tile, Tensor]]:
+        o = self.operator.n_outputs
+        for rows, columns in tiles:
+            units = self.operator._unit_columns(columns.start * o, columns.stop * o)
+            block = (self.operator @ units)[rows.start * o :]
+            if self.symmetric:
+                square = block[: block.shape[1]]
+                square.copy_((square + square.T) / 2)
+            if self.outputs == "trace":
+                block = block.view(-1, o, block.shape[1] // o, o).diagonal(dim1=1, dim2=3).sum(-1)
+            yield (rows, columns), block
+
+    def _put(self, out: Tensor, tile: Tile, block: Tensor) -> None:
+        """A block and, of a symmetric kernel, its mirror image."""
+        w = self.width
+        whole = out.permute(0, 2, 1, 3) if out.dim() == 4 else out.view(self.n1, w, self.n2, w)
+        rows, columns = tile
+        block = block.view(rows.stop - rows.start, w, columns.stop - columns.start, w)
+        whole[rows, :, columns] = block
+        if self.symmetric and rows != columns:
+            whole[columns, :, rows] = block.permute(2, 3, 0, 1)
+
+    def _identity(self) -> tuple[dict[str, Any], list[float]]:
+        """Facts that tell this kernel from every other one, and projected outputs."""
+        snapshots = [f.snapshot for f in dict.fromkeys((self.one, self.two))]
+        facts = {
+            "layout": [self.layout, self.outputs, list(self.shape), str(self.one.dtype)],
+            "data": [_digest_of_inputs(s) for s in snapshots],
+            **_facts(snapshots[0]),
+        }
+        generator = torch.Generator().manual_seed(0)
+        probe = []
+        for frozen in dict.fromkeys((self.one, self.two)):
+            f = frozen.outputs.double().cpu()
+            u = torch.randn(f.shape, generator=generator, dtype=torch.float64)
+            probe += [float(f.norm()), float((u * f).sum() / u.norm())]
+        return facts, probe
+
+
+def _facts(held: Snapshot) -> dict[str, Any]:
+    """The model's structure, weights and the options that change its derivatives."""
+    weights = hashlib.sha256()
+    for name, value in (*held.params.items(), *held.constants.items()):
+        update_digest(weights, name, value)
+    policy = held.policy
+    return {
+        # a printed function has an address, which is another one in every process
+        "model": hashlib.sha256(re.sub(r" at 0x\w+", "", repr(held.model)).encode()).hexdigest(),
+        "parameters": list(held.params),
+        "weights": weights.hexdigest(),
+        "options": [policy.batch_stats, policy.dropout, policy.seed, held.coarse],
+    }
+
+
+def _digest_of_inputs(held: Snapshot) -> str:
+    leaves, structure = tree_flatten(held.x)
+    digest = hashlib.sha256(str(structure).encode())
+    for leaf in leaves:
+        if isinstance(leaf, Tensor):
+            update_digest(digest, "", leaf)
+        else:
+            digest.update(repr(leaf).encode())
+    return digest.hexdigest()
