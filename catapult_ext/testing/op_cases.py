@@ -49,8 +49,8 @@ class OpCase:
 
 def op_cases(full: bool = False) -> dict[str, OpCase]:
     """One case per name; ``full`` gives the sizes that are measured on a GPU."""
-    found = [_gram, _ntk_matvec, _toy_gd, _toy_gd_many, _toy_gd_reduced, _toy_scalar]
-    found += [_lanczos_dense, _lanczos_step, _tridiag_eigh]
+    found = [_gram, _ntk_matvec, _toy_gd, _toy_gd_many, _toy_activated, _toy_gd_reduced]
+    found += [_toy_scalar, _lanczos_dense, _lanczos_step, _tridiag_eigh]
     return {make.__name__.lstrip("_"): make(full) for make in found}
 
 
@@ -116,13 +116,15 @@ def _ntk_matvec(full: bool) -> OpCase:
     )
 
 
-def _toy(full: bool, replicas: int, steps: int, goal: str) -> OpCase:
+def _toy(full: bool, replicas: int, steps: int, goal: str, activation: str = "linear") -> OpCase:
     width, inputs, samples = (1024, 16, 32) if full else (40, 5, 7)
-    c = torch.linspace(0.5, 3.5, replicas)
+    linear = activation == "linear"
+    c = torch.linspace(0.5, 3.5 if linear else 1.75, replicas)  # over the linear curvature
+    products = 6.0 * inputs + 4.0 * samples * inputs / width if linear else 6.0 * samples * inputs
     problem = toy_problem(c, width=width, inputs=inputs, samples=samples, dtype=torch.float32)
 
     def run(op: Callable[..., Any], *mine: Tensor) -> tuple[Tensor, ...]:
-        return (op(*mine, steps)[0], mine[0], mine[1])
+        return (op(*mine, steps, activation=activation)[0], mine[0], mine[1])
 
     return OpCase(
         "toy_gd",
@@ -130,8 +132,8 @@ def _toy(full: bool, replicas: int, steps: int, goal: str) -> OpCase:
         lambda *mine: run(ops.toy_gd, *mine),
         lambda *mine: run(reference.toy_gd, *mine),
         tolerance=5e-3,
-        baseline=lambda *mine: lean_torch_gd(ToyProblem(*mine), steps),
-        flops=replicas * steps * (6.0 * width * inputs + 4.0 * samples * inputs),
+        baseline=lambda *mine: lean_torch_gd(ToyProblem(*mine), steps, activation),
+        flops=replicas * steps * width * products,
         bytes=2.0 * 4 * replicas * width * (inputs + 1),
         steps=steps,
         goal=goal,
@@ -145,6 +147,11 @@ def _toy_gd(full: bool) -> OpCase:
 
 def _toy_gd_many(full: bool) -> OpCase:
     return _toy(full, 4096 if full else 5, 100 if full else 4, "at least 15 x lean torch")
+
+
+def _toy_activated(full: bool) -> OpCase:
+    replicas, steps = (1024, 100) if full else (3, 6)
+    return _toy(full, replicas, steps, "at least 5 x lean torch", "tanh")
 
 
 def _toy_gd_reduced(full: bool) -> OpCase:

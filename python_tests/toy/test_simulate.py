@@ -6,7 +6,7 @@ import torch
 
 import catapult_ext as cx
 from catapult_ext.testing import max_error
-from catapult_ext.testing.toy_cases import stretched_data, toy_problem
+from catapult_ext.testing.toy_cases import stretched_data
 
 
 @pytest.fixture
@@ -283,48 +283,3 @@ def test_bad_input(change, error, message):
 def test_draw_reduced_needs_room():
     with pytest.raises(ValueError, match="width must exceed inputs = 3, got 3"):
         cx.toy.draw_reduced(3, 3, np.random.default_rng(0))
-
-
-def _gradient_descent(problem, steps):
-    """Losses (R, steps + 1) of explicit gradient descent on U and v in their dtype."""
-    U, v, x, y, eta = problem
-    losses = []
-    for _ in range(steps + 1):
-        hidden = x @ U.mT  # (R, N, W)
-        residual = (hidden @ v[:, :, None])[:, :, 0] * U.shape[1] ** -0.5 - y
-        losses.append(residual.square().mean(1) / 2)
-        pull = (eta[:, None] * residual / len(x))[:, None] * U.shape[1] ** -0.5
-        U, v = U - v[:, :, None] * (pull @ x), v - (pull @ hidden)[:, 0]
-    return torch.stack(losses, 1)
-
-
-def _simulated(problem, steps, form):
-    U, v, x, y, eta = problem
-    return cx.toy.simulate(eta, x=x, y=y, init=(U, v), steps=steps, form=form).loss
-
-
-@pytest.mark.parametrize("form", ["direct", "reduced"])
-def test_map_of_several_samples_is_gradient_descent(form):
-    """Through the catapult, 1e-12 of the largest loss of the trajectory."""
-    problem = toy_problem([0.7, 1.5, 2.6, 3.2], width=200, inputs=5, samples=9)
-    want, got = _gradient_descent(problem, 60), _simulated(problem, 60, form)
-    assert bool((want[2:].amax(1) > 5 * want[2:, 0]).all())
-    assert float(((got - want) / want.amax(1, keepdim=True)).abs().max()) <= 1e-12
-
-
-@pytest.mark.parametrize("form", ["direct", "reduced"])
-def test_float32_is_as_good_as_naive_torch(form):
-    """Typical error over 32 seeds at most twice that of explicit descent.
-
-    Geometric means: a catapult multiplies rounding by anything up to 100, so that one seed rules a
-    root mean square, and the ratio of two of them is anywhere between 0.2 and 7.
-    """
-    errors = []
-    for seed in range(32):
-        problem = toy_problem([2.6], width=256, inputs=5, samples=9, seed=seed)
-        single = [part.float() for part in problem]
-        exact = _gradient_descent([part.double() for part in single], 40)
-        runs = (_simulated(single, 40, form), _gradient_descent(single, 40))
-        errors.append([float(((run - exact) / exact.max()).abs().max()) for run in runs])
-    ours, naive = torch.tensor(errors).log().mean(0).exp().tolist()
-    assert ours <= 2 * naive
