@@ -17,7 +17,7 @@ import torch
 
 from catapult_ext.experiments import reproduce as rp
 from catapult_ext.experiments import workers
-from catapult_ext.experiments.reproduce import grid, outcome
+from catapult_ext.experiments.reproduce import cnn_physical_time, grid, outcome
 from catapult_ext.experiments.reproduce import kalra_phase_diagram as kalra
 from catapult_ext.experiments.reproduce.page import page
 from catapult_ext.runs import RunFolderError
@@ -235,13 +235,39 @@ def test_lazy_and_best_claims():
     assert grid.claim_lazy(rows, slack=0.2).holds is True
     assert grid.claim_best(rows, 3.0).holds is False
     # A rate that diverged for some seed does not win.
-    rows = grid.by_rate([fake(1.0), fake(3.0, accuracy=0.9), fake(3.0, 1, diverged=4)])
+    lost = [fake(3.0, accuracy=0.9), fake(3.0, 1, diverged=4)]
+    rows = grid.by_rate([fake(1.0), fake(2.5, accuracy=0.4), *lost])
     assert grid.claim_best(rows, 3.0).holds is False
+    assert grid.claim_best(grid.by_rate([fake(1.0), *lost]), 3.0).holds is None
+
+
+def test_a_best_accuracy_within_the_noise_decides_nothing():
+    def claim(*above):
+        below = [fake(1.0, i, accuracy=a) for i, a in enumerate((0.90, 0.92))]
+        high = [fake(3.0, i, accuracy=a) for i, a in enumerate(above)]
+        return grid.claim_best(grid.by_rate(below + high), 3.0)
+
+    assert claim(0.91, 0.93).holds is None  # +0.01 with a standard error of 0.014
+    assert "+0.0100" in claim(0.91, 0.93).why
+    assert claim(0.95, 0.97).holds is True
+    assert claim(0.80, 0.82).holds is False
 
 
 def test_the_reason_goes_where_the_claim_holds():
     assert outcome.Claim("a", "p", "m", True, "noise").why == ""
     assert outcome.Claim("a", "p", "m", False, "noise").why == "noise"
+
+
+def test_unequal_accuracies_are_blamed_on_what_the_losses_show():
+    def claim(accuracy, loss):
+        rows = grid.by_rate([fake(1.0, accuracy=0.9), fake(8.0, accuracy=accuracy)])
+        rows[1]["train_loss"] = loss
+        return cnn_physical_time._claim_flat(rows, "test_accuracy", "then")
+
+    assert claim(0.89, 0.1).holds is True
+    assert "c = 8 has not converged" in claim(0.8, 0.3).why
+    assert claim(0.8, 0.1).why == cnn_physical_time.UNEVEN
+    assert claim(0.8, 0.1).holds is False
 
 
 def test_kalra_claims_look_at_every_width():

@@ -28,7 +28,8 @@ SETTINGS = {
     "cpu": Settings(
         batch=128,
         c=(1.5, 2.5, 4, 6, 8, 12),
-        time=800.0,
+        time=400.0,
+        seeds=3,
         final=0.25,
         final_steps=100,
         probe_samples=64,
