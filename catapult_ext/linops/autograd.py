@@ -206,10 +206,12 @@ class UsesPart:
 
     def kernel(self, other: UsesPart | None, outputs: str) -> Tensor | None:
         """See :class:`~catapult_ext.linops.engine.KernelPart`."""
+        if outputs == "diagonal":
+            return dense.diagonal(self._found, self.workspace)
         theirs = None if other is None else other._found
         return dense.kernel(self._found, theirs, outputs, self.workspace)
 
-    def gradient_bytes(self) -> int:
+    def gradient_bytes(self, outputs: str) -> int:
         """See :class:`~catapult_ext.linops.engine.KernelPart`."""
         return dense.gradient_bytes(self._found)
 

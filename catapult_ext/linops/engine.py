@@ -25,11 +25,11 @@ class KernelPart(Protocol):
     def kernel(self, other: Any, outputs: str) -> Tensor | None:
         """J J2' with another part of the same kind, None: the same one; see :meth:`Frozen.kernel`.
 
-        None where the workspace does not suffice.
+        ``outputs="diagonal"`` as well; None where the workspace does not suffice.
         """
 
-    def gradient_bytes(self) -> int:
-        """Of one sample: what must fit a quarter of the workspace."""
+    def gradient_bytes(self, outputs: str) -> int:
+        """Of one sample: derivatives that :meth:`kernel` makes at the least."""
 
 
 class Frozen(ABC):
@@ -100,6 +100,10 @@ class Frozen(ABC):
     def kernel(self, other: Frozen | None, outputs: str) -> Tensor | None:
         """J J2' as ``ops.gram`` lays it out, where the engine knows layer factors; else None."""
         return None
+
+    def kernel_bytes(self, outputs: str) -> int:
+        """What :meth:`kernel` takes beside its result."""
+        return self.workspace
 
     def part(self, samples: slice) -> KernelPart | None:
         """Some of the samples for tiles of a kernel; None where they cannot be taken apart."""

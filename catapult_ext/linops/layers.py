@@ -41,29 +41,6 @@ class DenseLayer:
         return self.bias_scale**2 if self.bias_at is not None else 0.0
 
 
-@dataclass(eq=False)
-class LayerFactors:
-    """Inputs a_l (n, d_l) and derivatives g_l (n, O, p_l) of every output by every z_l."""
-
-    outputs: Tensor
-    a: list[Tensor]
-    g: list[Tensor]
-    scale: list[float]
-    bias: list[float]
-    workspace: int = 0  # none is needed
-
-    def kernel(self, other: LayerFactors | None, outputs: str) -> Tensor:
-        """See :class:`~catapult_ext.linops.engine.KernelPart`."""
-        a2, g2 = (None, None) if other is None else (other.a, other.g)
-        return ops.gram(
-            self.a, self.g, scale=self.scale, bias=self.bias, a2=a2, g2=g2, outputs=outputs
-        )
-
-    def gradient_bytes(self) -> int:
-        """See :class:`~catapult_ext.linops.engine.KernelPart`."""
-        return 0
-
-
 class LayersFrozen(Frozen):
     """Products and kernels of a proven chain; keeps activations, not the graph."""
 
@@ -185,31 +162,9 @@ class LayersFrozen(Frozen):
             ]
         return self._grams
 
-    def part(self, samples: slice) -> LayerFactors:
-        """See :class:`~catapult_ext.linops.engine.Frozen`."""
-        eye = torch.eye(self.n_outputs, dtype=self.dtype, device=self.device)
-        outputs = self.outputs[samples]
-        delta = eye.expand(len(outputs), -1, -1)
-        g: list[Tensor] = []
-        for i in reversed(range(len(self.layers))):
-            slope = self.layers[i].slope
-            delta = _masked(delta, None if slope is None else slope[samples])
-            g.insert(0, delta.contiguous())
-            if i:
-                delta = self.layers[i].root * (delta @ self.layers[i].weight)
-        return LayerFactors(
-            outputs,
-            [layer.input[samples] for layer in self.layers],
-            g,
-            [layer.scale for layer in self.layers],
-            [layer.bias for layer in self.layers],
-        )
-
     def diagonal(self) -> Tensor:
         """Diagonal of J J', (N*O,), by factors of as many samples as fit the workspace."""
-        widths = sum(layer.weight.shape[0] for layer in self.layers)
-        one = 2 * self.n_outputs * widths * self.snapshot.itemsize
-        step = max(1, int(self.workspace // one))
+        step = max(1, self.workspace // (2 * self.part(slice(0, 1)).gradient_bytes("all")))
         out = torch.empty(self.rows, dtype=self.dtype, device=self.device)
         for at in range(0, self.n_samples, step):
             some = slice(at, min(at + step, self.n_samples))
@@ -221,9 +176,90 @@ class LayersFrozen(Frozen):
         """See :class:`~catapult_ext.linops.engine.Frozen`."""
         if other is not None and not isinstance(other, LayersFrozen):
             return None
-        mine = self.part(slice(0, self.n_samples))
         theirs = None if other is None else other.part(slice(0, other.n_samples))
-        return mine.kernel(theirs, outputs)
+        return self.part(slice(0, self.n_samples)).kernel(theirs, outputs)
+
+    def kernel_bytes(self, outputs: str) -> int:
+        """See :class:`~catapult_ext.linops.engine.Frozen`."""
+        if outputs == "trace":
+            return self.workspace
+        return 2 * self.n_samples * self.part(slice(0, 1)).gradient_bytes(outputs)
+
+    def part(self, samples: slice) -> LayersPart:
+        """See :class:`~catapult_ext.linops.engine.Frozen`."""
+        return LayersPart(self, samples)
+
+
+class LayersPart:
+    """Some samples: inputs a_l (n, d_l), derivatives g_l (n, O, p_l) of every output by every z_l.
+
+    The derivatives of all outputs are kept: a row of tiles uses them again and again.
+    """
+
+    def __init__(self, frozen: LayersFrozen, samples: slice) -> None:
+        self._frozen, self._samples = frozen, samples
+        self.outputs = frozen.outputs[samples]
+        self.workspace = frozen.workspace
+        self._inputs = [layer.input[samples] for layer in frozen.layers]
+        self._kept: list[Tensor] | None = None
+
+    def _derivatives(self, outputs: slice) -> list[Tensor]:
+        layers, like = self._frozen.layers, self.outputs
+        eye = torch.eye(like.shape[1], dtype=like.dtype, device=like.device)[outputs]
+        delta = eye.expand(len(like), -1, -1)
+        found: list[Tensor] = []
+        for i in reversed(range(len(layers))):
+            slope = layers[i].slope
+            delta = _masked(delta, None if slope is None else slope[self._samples])
+            found.insert(0, delta.contiguous())
+            if i:
+                delta = layers[i].root * (delta @ layers[i].weight)
+        return found
+
+    def _all(self) -> list[Tensor]:
+        if self._kept is None:
+            self._kept = self._derivatives(slice(0, self.outputs.shape[1]))
+        return self._kept
+
+    def kernel(self, other: LayersPart | None, outputs: str) -> Tensor:
+        """See :class:`~catapult_ext.linops.engine.KernelPart`."""
+        if outputs != "trace":
+            return self._gram(other, self._all(), None if other is None else other._all(), outputs)
+        n = len(self.outputs) + (0 if other is None else len(other.outputs))
+        step = max(1, self.workspace // (2 * n * self._widths()))
+        total: Tensor | None = None
+        for at in range(0, self.outputs.shape[1], step):  # a sum over outputs: some at a time
+            some = slice(at, at + step)
+            g2 = None if other is None else other._derivatives(some)
+            found = self._gram(other, self._derivatives(some), g2, outputs)
+            total = found if total is None else total.add_(found)
+        assert total is not None
+        return total
+
+    def _gram(
+        self, other: LayersPart | None, g: list[Tensor], g2: list[Tensor] | None, outputs: str
+    ) -> Tensor:
+        layers = self._frozen.layers
+        return ops.gram(
+            self._inputs,
+            g,
+            scale=[layer.scale for layer in layers],
+            bias=[layer.bias for layer in layers],
+            a2=None if other is None else other._inputs,
+            g2=g2,
+            outputs=outputs,
+        )
+
+    def _widths(self) -> int:
+        """Bytes of the derivatives of one output of one sample."""
+        return (
+            sum(layer.weight.shape[0] for layer in self._frozen.layers)
+            * self.outputs.element_size()
+        )
+
+    def gradient_bytes(self, outputs: str) -> int:
+        """See :class:`~catapult_ext.linops.engine.KernelPart`."""
+        return self._widths() * (1 if outputs == "trace" else self.outputs.shape[1])
 
 
 def _slope(z: Tensor, after: Tensor | None) -> Tensor | None:

@@ -144,4 +144,5 @@ class NTK(ModelOperator):
     def diagonal(self) -> Tensor:
         """|df_no/dtheta|^2, (N*O,), one backward pass per entry."""
         v.require(self.symmetric, f"{self.name}.diagonal", "needs a symmetric kernel", "x2")
-        return self.frozen.diagonal()
+        known = Tiles(self, "flat", "diagonal").diagonal() if self.frozen.streamed else None
+        return self.frozen.diagonal() if known is None else known

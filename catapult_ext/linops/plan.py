@@ -11,7 +11,6 @@ import os
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 
@@ -114,11 +113,14 @@ def free_bytes(device: torch.device) -> int:
         return torch.cuda.mem_get_info(device)[0]
     free = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES")
     try:
-        match = re.search(r"MemAvailable:\s+(\d+)", Path("/proc/meminfo").read_text())
+        with open("/proc/meminfo") as file:
+            match = re.search(r"MemAvailable:\s+(\d+)", file.read())
         free = int(match[1]) * 1024 if match else free
-        group = Path("/sys/fs/cgroup")
-        most = int((group / "memory.max").read_text())
-        free = min(free, most - int((group / "memory.current").read_text()))
+        limits = []
+        for name in ("max", "current"):  # "max" is no number where there is no limit
+            with open(f"/sys/fs/cgroup/memory.{name}") as file:
+                limits.append(int(file.read()))
+        free = min(free, limits[0] - limits[1])
     except (OSError, ValueError):
         pass
     return max(free, 1)

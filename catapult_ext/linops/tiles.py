@@ -28,6 +28,7 @@ from catapult_ext.runs.digest import update_digest
 if TYPE_CHECKING:
     from catapult_ext.linops.ntk import NTK
 
+_SMALL = 256 << 20
 Progress = Callable[[int, int], None]
 Tile = tuple[slice, slice]  # samples of the rows, samples of the columns
 
@@ -38,7 +39,7 @@ class Tiles:
     Args:
         operator: the kernel.
         layout: ``"flat"`` or ``"blocks"``.
-        outputs: ``"all"`` or ``"trace"``.
+        outputs: ``"all"`` or ``"trace"``, or ``"diagonal"`` for :meth:`diagonal`.
     """
 
     def __init__(self, operator: NTK, layout: str, outputs: str) -> None:
@@ -56,6 +57,8 @@ class Tiles:
 
     def check_budget(self) -> bool:
         """Whether the kernel can be computed as a whole; the one error where it is too large."""
+        if self.bytes + self.one.kernel_bytes(self.outputs) <= _SMALL and self.one.budget is None:
+            return not self.one.streamed  # without asking the system for what is free
         budget = parse_budget(self.one.budget, self.one.device, "NTK.dense")
         v.require(
             self.bytes <= budget,
@@ -64,8 +67,22 @@ class Tiles:
             "file='kernel.npy' to have it written to disk, block by block",
             show_bytes(budget),
         )
-        copies = 2 if len(self.shape) > 2 else 1
-        return not self.one.streamed and copies * self.bytes + self.one.workspace <= budget
+        copies = 1 if (self.layout, self.outputs) == ("flat", "all") else 2
+        needed = copies * self.bytes + self.one.kernel_bytes(self.outputs)
+        if not self.symmetric:
+            needed += self.two.kernel_bytes(self.outputs)
+        return not self.one.streamed and needed <= budget
+
+    def diagonal(self) -> Tensor | None:
+        """The diagonal, part by part; None where the model cannot be taken apart."""
+        edge = self._edge_of_parts(self.one.room)
+        if edge == 0:
+            return None
+        starts = range(0, self.n1, edge)
+        parts = (
+            self._part(self.one, slice(at, min(at + edge, self.n1)), self.one.room) for at in starts
+        )
+        return torch.cat([part.kernel(None, "diagonal") for part in parts])  # type: ignore[misc]
 
     def in_memory(self, progress: Progress | None = None) -> Tensor:
         """The kernel as a tensor."""
@@ -115,10 +132,11 @@ class Tiles:
         if part is None or not same(part.outputs, self.one.outputs[few]):
             return 0
         held = max(1, two - one)  # of a further sample: what both hold was there before
+        block = isqrt(max(room // 8 // self.item, 1)) // self.width
         edge = min(
-            isqrt(max(room // 8 // self.item, 1)) // self.width,
+            self.n1 if self.outputs == "diagonal" else block,
             room // 8 // held,
-            room // 8 // max(1, part.gradient_bytes()),
+            room // 8 // max(1, part.gradient_bytes(self.outputs)),
             max(self.n1, self.n2),
         )
         if edge == 0:  # one sample is more than its share: it may still fit

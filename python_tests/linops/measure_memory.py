@@ -90,17 +90,20 @@ def reset_peak():
 
 
 def run(operator, model, x, y, budget):
-    """The operator, and one product or the diagonal."""
-    if operator in ("NTK", "diagonal"):
-        a = cx.NTK(model, x, memory_budget=budget)
-    else:
+    """The operator, and one product, its diagonal, or its kernel (of few samples: time)."""
+    if operator in ("GGN", "Hessian"):
         loss = nn.CrossEntropyLoss()
-        a = (cx.GGN if operator == "GGN" else cx.Hessian)(model, loss, (x, y), memory_budget=budget)
-    if operator == "diagonal":
-        a.diagonal() if a.shape[0] < 50_000 and a.engine != "layers" else None
-        a.diagonal() if a.engine == "layers" else None
-    else:
+        a = getattr(cx, operator)(model, loss, (x, y), memory_budget=budget)
         a @ torch.ones(a.shape[0])
+        return a.plan
+    few = {"trace": 512, "dense": 256}.get(operator, len(x))
+    a = cx.NTK(model, x[:few], memory_budget=budget)
+    if operator == "diagonal":
+        a.diagonal()
+    elif operator == "NTK":
+        a @ torch.ones(a.shape[0])
+    else:
+        a.dense(outputs="trace" if operator == "trace" else "all")
     return a.plan
 
 

@@ -290,3 +290,24 @@ def check_disk(samples, most, folder):
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_a_kernel_of_20000_within_a_gibibyte(tmp_path):
     check_disk(2000, 1 << 30, tmp_path)
+
+
+@pytest.mark.parametrize("cross", [False, True])
+def test_traces_of_chains_some_outputs_at_a_time(cross):
+    model, x = build()
+    kernel = cx.NTK(model, x, x[:2]) if cross else cx.NTK(model, x)
+    exact = kernel.dense(outputs="trace")
+    kernel.frozen.workspace = 1
+    close(kernel.dense(outputs="trace"), exact)
+
+
+def test_diagonals_of_chunks_by_backward_passes_per_output(monkeypatch):
+    """Not one per row: the workspace of a product says nothing about what a diagonal may take."""
+    model, x = zoo.build("conv")
+    exact = cx.NTK(model, x).dense().diagonal()
+    kernel = cx.NTK(model, x.repeat(6, 1, 1, 1), samples_at_once=2)
+    kernel.frozen.workspace = 0
+    calls, grad = [], torch.autograd.grad
+    monkeypatch.setattr(torch.autograd, "grad", lambda *a, **k: calls.append(0) or grad(*a, **k))
+    close(kernel.diagonal(), exact.repeat(6))
+    assert len(calls) <= 5 * (2 + kernel.n_outputs) < kernel.shape[0]

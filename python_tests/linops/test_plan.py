@@ -185,16 +185,21 @@ def measured(name):
 def check_memory(name):
     got = measured(name)
     assert got["peak"] <= 1.15 * got["budget"], got
-    assert got["predicted"] / 1.5 <= got["peak"] <= 1.5 * got["predicted"], got
+    if name.partition(":")[2] in ("", *PRODUCTS):  # the plan is one of products
+        assert got["predicted"] / 1.5 <= got["peak"] <= 1.5 * got["predicted"], got
 
 
-@pytest.mark.parametrize("name", ["conv"])
+PRODUCTS = ("NTK", "GGN", "Hessian")
+CASES = ("cnn", "mlp", "resnet", "gpt", "wide")
+KERNELS = ("cnn:diagonal", "mlp:trace", "resnet:diagonal", "resnet:trace", "wide:trace")
+
+
+@pytest.mark.parametrize("name", ["conv", "conv:dense"])
 def test_memory(name):
     check_memory(name)
 
 
 @pytest.mark.nightly
-@pytest.mark.parametrize("name", ["cnn", "mlp", "resnet", "gpt", "wide"])
-@pytest.mark.parametrize("operator", ["NTK", "GGN", "Hessian", "diagonal"])
-def test_memory_of_all(name, operator):
-    check_memory(f"{name}:{operator}")
+@pytest.mark.parametrize("name", [f"{c}:{o}" for c in CASES for o in PRODUCTS] + list(KERNELS))
+def test_memory_of_all(name):
+    check_memory(name)
