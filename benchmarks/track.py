@@ -178,6 +178,15 @@ def budgeted(case: Case, budget: float) -> dict[str, Any]:
     }
 
 
+def rounded(value: Any) -> Any:
+    """Numbers to four digits."""
+    if isinstance(value, float):
+        return float(f"{value:.4g}")
+    if isinstance(value, list):
+        return [rounded(v) for v in value]
+    return {k: rounded(v) for k, v in value.items()} if isinstance(value, dict) else value
+
+
 def main() -> None:
     """Run one case and merge its record into the JSON file."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.track", description=__doc__)
@@ -196,7 +205,7 @@ def main() -> None:
         print(*record["budgets"], sep="\n", flush=True)
     whole = json.loads(options.json.read_text()) if options.json.exists() else {}
     whole[options.case] = {**whole.get(options.case, {}), **record}
-    options.json.write_text(json.dumps(whole, indent=1) + "\n")
+    options.json.write_text(json.dumps(rounded(whole)) + "\n")
 
 
 if __name__ == "__main__":

@@ -218,3 +218,19 @@ def test_inner_products_of_long_rows():
     rows /= rows.norm(dim=1, keepdim=True)
     exact = rows.double() @ rows[:1].double().T
     assert (krylov._inner(rows, rows[:1]) - exact).abs().max() < 1e-6
+
+
+def test_without_an_index_check():
+    """Fewer products; every value has an eigenvalue within its residual; that is all it says."""
+    for name in ("flat", "geometric", "indefinite"):
+        a = matrix(name, torch.float64)
+        checked = cx.eigsh(Wrapped(a), 2)
+        found = cx.eigsh(Wrapped(a), 2, confidence=None)
+        assert found.index_check == "residual"
+        assert found.converged
+        assert found.matvecs < checked.matvecs
+        near = (found.eigenvalues[:, None] - torch.linalg.eigvalsh(a)).abs().amin(1)
+        assert bool((near <= found.residuals + 1e-12).all())
+    assert cx.eigsh(a, 2, confidence=None).index_check == "inertia"
+    with pytest.raises(ValueError, match="confidence must be None or in"):
+        cx.eigsh(a, confidence=1.0)
