@@ -35,8 +35,9 @@ class EigshResult:
         converged: all errors within max(tol |lambda|, 2 c_n eps |A|).
         index_check: ``"inertia"`` (eigenvalues counted by LDL', exact) or ``"random(p)"`` (the
             start vectors exclude hidden eigenvalues with probability p over the seed; an estimate
-            for k > 1); ``"residual"`` (no check: an eigenvalue is near each value, larger ones may
-            be missed); ``"coarse(p)"`` (mixed precision: the same, but only beyond the coarse
+            for k > 1); ``"residual"`` (no check: an eigenvalue lies within ``residuals`` of each
+            value; larger ones may be missed, and errors, which trust the gaps seen, be too small);
+            ``"coarse(p)"`` (mixed precision: the same as random, but only beyond the coarse
             solve's 2 %; nearer ones are left to the block that is refined).
     """
 
