@@ -75,7 +75,7 @@ CASES = {
     "mlp": (lambda: mlp(784, 1024, 1024, 1000), lambda: torch.randn(4096, 784), 1000, 500),
     "resnet": (lambda: resnet(20, 10), lambda: images(512), 10, 1000),
     "gpt": (lambda: GPT(320, 8, 2000), lambda: torch.randint(2000, (64, 64)), 1000, 800),
-    "wide": (lambda: mlp(3072, 4096, 4096, 4096, 1000), lambda: torch.randn(512, 3072), 1000, 1500),
+    "wide": (lambda: mlp(3072, 4096, 4096, 4096, 1000), lambda: torch.randn(512, 3072), 1000, 3000),
 }
 
 
