@@ -308,11 +308,16 @@ def test_works_without_grad_mode(name, guard):
 
 def test_forward_runs_once():
     model, x = zoo.build("conv")
-    calls = []
-    model.register_forward_hook(lambda *_: calls.append(1))
+    calls, tried = [], []  # on all samples, and on one, which decides the memory format
+
+    def count(_, args, out):
+        (calls if len(args[0]) == len(x) else tried).append(len(args[0]))
+
+    model.register_forward_hook(count)
     kernel = cx.NTK(model, x)
     kernel @ torch.ones(kernel.shape[0], 4, dtype=torch.float64)
     assert len(calls) == 2  # the second checks that the first repeats
+    assert tried == [1, 1]
     kernel @ torch.ones(kernel.shape[0], 4, dtype=torch.float64)
     assert len(calls) == 2
     kernel.diagonal()
