@@ -102,7 +102,7 @@ class AutogradFrozen(Frozen):
                 forward, backward = self._replayed(t), self.vjp(u)
             except torch.OutOfMemoryError:
                 raise
-            except (RuntimeError, NotImplementedError):  # an operation has no forward formula
+            except RuntimeError:  # an operation has no forward formula
                 known[self.snapshot.coarse] = False
             else:
                 gap = (u.double() * forward).sum() - (backward.double() * t).sum()
@@ -141,11 +141,18 @@ class AutogradFrozen(Frozen):
 
     def kernel(self, other: Frozen | None, outputs: str) -> Tensor | None:
         """See :class:`~catapult_ext.linops.engine.Frozen`."""
+        if self.budget is not None and self._gradients_exceed():
+            return None
         mine = self.structured()
         theirs = other.structured() if isinstance(other, AutogradFrozen) and mine else None
         if mine is None or (other is not None and theirs is None):
             return None
         return dense.kernel(mine, theirs, outputs, self.workspace)
+
+    def _gradients_exceed(self) -> bool:
+        """Whether one sample tells that those of all do not fit, before all are run."""
+        one = UsesPart.of(self.snapshot.part(slice(0, 1)))
+        return one is not None and 2 * self.n_samples * one.gradient_bytes("all") > self.workspace
 
     def part(self, samples: slice) -> KernelPart | None:
         """See :class:`~catapult_ext.linops.engine.Frozen`."""
@@ -229,7 +236,7 @@ class LinearizeFrozen(AutogradFrozen):
     engine = "linearize"
 
     def __init__(self, snapshot: Snapshot) -> None:
-        super().__init__(snapshot)
+        super().__init__(snapshot, snapshot.forward())
         names = snapshot.names
 
         def of_params(*params: Tensor) -> Tensor:

@@ -130,7 +130,26 @@ def kernel(one: Structured, two: Structured | None, outputs: str, workspace: int
         if not each_block(sides, workspace, take, outer):
             return None
         if two is None:
-            theta = theta.tril() + theta.tril(-1).T
+            mirror_(theta)
+    return theta
+
+
+def gram(rows: Tensor) -> Tensor:
+    """Inner products of all rows, exactly symmetric."""
+    theta = rows.new_zeros(len(rows), len(rows))
+    _add_gram(theta, rows)
+    return mirror_(theta)
+
+
+def mirror_(theta: Tensor) -> Tensor:
+    """Copies the lower triangle onto the upper one, without a second matrix."""
+    n = len(theta)
+    if n <= _WHOLE:
+        return theta.copy_(theta.tril() + theta.tril(-1).T)
+    half = n // 2
+    theta[:half, half:] = theta[half:, :half].T
+    mirror_(theta[:half, :half])
+    mirror_(theta[half:, half:])
     return theta
 
 

@@ -46,7 +46,7 @@ class Frozen(ABC):
     # given by freeze
     make_plan: Callable[[], Plan]
     budget: int | str | None = None  # as the caller wrote it
-    room = 1 << 29  # bytes that tiles of a dense kernel may use, when no product runs
+    room = 1 << 62  # bytes of the budget that are left while no product runs
 
     def __init__(self, snapshot: Snapshot, outputs: Tensor) -> None:
         self.snapshot = snapshot

@@ -106,7 +106,7 @@ def freeze(
     if plan is not None:
         frozen.columns = plan.columns
         frozen.workspace = min(frozen.workspace, max(plan.budget - plan.peak, 0))
-        frozen.room = min(frozen.room, max(plan.budget - plan.kept, 0))
+        frozen.room = max(plan.budget - plan.kept, 0)
     frozen.budget = options.get("memory_budget")
     frozen.make_plan = lambda: plan or _planner(held, options, samples=held.n_samples).plan()
     return frozen

@@ -106,7 +106,7 @@ class Hessian(LinearOperator):
 
     def _planner(self, samples: int | None = None) -> Planner:
         def build(part: Snapshot) -> tuple[AutogradFrozen, Callable[[], object]]:
-            frozen = AutogradFrozen(part)
+            frozen = _graph(part)
             t = frozen.outputs.new_ones(frozen.n_params, 1)
             return frozen, lambda: frozen.second(frozen.outputs, t)
 
@@ -119,7 +119,7 @@ class Hessian(LinearOperator):
             for given, name in ((self._hvp, "hvp"), (engine == "layers" or None, "engine")):
                 needs = f"{name} must be None where samples go in chunks"
                 v.require(given is None, self.name, needs, engine if name == "engine" else given)
-            frozen = ChunkedFrozen(held, plan.samples, AutogradFrozen, check)
+            frozen = ChunkedFrozen(held, plan.samples, _graph, check)
             return StreamedHVP(frozen, self.loss, self._targets)
         # a plan has measured the graph's products
         direct = engine == "layers" or (engine is None and plan is None)
@@ -149,3 +149,8 @@ class Hessian(LinearOperator):
 
     def _matmat(self, vectors: Tensor) -> Tensor:
         return self._products.product(vectors)
+
+
+def _graph(held: Snapshot) -> AutogradFrozen:
+    """A frozen model for second derivatives, which need no tangent program."""
+    return AutogradFrozen(held, held.forward())

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from catapult_ext import _validate as v
 from catapult_ext.linops.autograd import coarse
+from catapult_ext.linops.dense import gram
 from catapult_ext.linops.engine import ModelOperator
 from catapult_ext.linops.frozen import Frozen, Options, freeze
 from catapult_ext.linops.snapshot import Inputs
@@ -116,30 +117,28 @@ class NTK(ModelOperator):
             if not isinstance(file, (str, os.PathLike)):
                 v.fail(where, "file must be a path or None", type(file).__name__, TypeError)
             return tiles.in_file(file, progress)
-        if not tiles.check_budget():
+        whole = self._whole(outputs) if tiles.check_budget() else None
+        if whole is None:
             return tiles.in_memory(progress)
+        if layout == "flat" or outputs == "trace":
+            return whole
         o = self.n_outputs
-        n1, n2 = self.shape[0] // o, self.shape[1] // o
-        other = None if self.symmetric else self.frozen2
-        known = self.frozen.kernel(other, outputs)
-        if known is not None and outputs == "trace":
-            return known
-        flat = self._flat() if known is None else known
-        if outputs == "trace":
-            return flat.view(n1, o, n2, o).diagonal(dim1=1, dim2=3).sum(-1)
-        if layout == "flat":
-            return flat
-        return flat.view(n1, o, n2, o).permute(0, 2, 1, 3).contiguous()
+        return whole.view(-1, o, self.shape[1] // o, o).permute(0, 2, 1, 3).contiguous()
 
-    def _flat(self) -> Tensor:
+    def _whole(self, outputs: str) -> Tensor | None:
+        """The flat kernel, all samples at once; None where those do not fit and parts may."""
+        known = self.frozen.kernel(None if self.symmetric else self.frozen2, outputs)
         held = sum(set(self.shape)) * self.frozen.n_params * self.dtype.itemsize
-        if held > self.frozen.workspace:
-            return super().dense()
+        if known is not None or held > self.frozen.workspace:
+            return known
+        if self.frozen.part(slice(0, 1)) is not None:
+            return None
         rows = self.frozen.jacobian()
-        if not self.symmetric:
-            return rows @ self.frozen2.jacobian().T
-        kernel = rows @ rows.T
-        return (kernel + kernel.T) / 2
+        flat = gram(rows) if self.symmetric else rows @ self.frozen2.jacobian().T
+        if outputs == "all":
+            return flat
+        o = self.n_outputs
+        return flat.view(-1, o, self.shape[1] // o, o).diagonal(dim1=1, dim2=3).sum(-1)
 
     def diagonal(self) -> Tensor:
         """|df_no/dtheta|^2, (N*O,), one backward pass per entry."""

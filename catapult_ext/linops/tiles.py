@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from catapult_ext.linops.ntk import NTK
 
 _SMALL = 256 << 20
+_ROOM = 1 << 29  # bytes that tiles use at most
 Progress = Callable[[int, int], None]
 Tile = tuple[slice, slice]  # samples of the rows, samples of the columns
 
@@ -54,6 +55,7 @@ class Tiles:
             self.shape = (self.n1, self.n2, o, o)
         self.item = self.one.snapshot.itemsize
         self.bytes = prod(self.shape) * self.item
+        self.room = min(self.one.room, self.two.room, _ROOM)
 
     def check_budget(self) -> bool:
         """Whether the kernel can be computed as a whole; the one error where it is too large."""
@@ -75,19 +77,19 @@ class Tiles:
 
     def diagonal(self) -> Tensor | None:
         """The diagonal, part by part; None where the model cannot be taken apart."""
-        edge = self._edge_of_parts(self.one.room)
+        edge = self._edge_of_parts()
         if edge == 0:
             return None
         starts = range(0, self.n1, edge)
-        parts = (
-            self._part(self.one, slice(at, min(at + edge, self.n1)), self.one.room) for at in starts
-        )
+        parts = (self._part(self.one, slice(at, min(at + edge, self.n1))) for at in starts)
         return torch.cat([part.kernel(None, "diagonal") for part in parts])  # type: ignore[misc]
 
     def in_memory(self, progress: Progress | None = None) -> Tensor:
         """The kernel as a tensor."""
-        out = torch.empty(self.shape, dtype=self.one.dtype, device=self.one.device)
+        left = min(self.one.room, self.two.room) - self.bytes
+        self.room = max(min(left, _ROOM), 0)
         cut = self._cut()
+        out = torch.empty(self.shape, dtype=self.one.dtype, device=self.one.device)
         tiles = self._tiles(cut)
         for done, (tile, block) in enumerate(self._blocks(tiles, cut), 1):
             self._put(out, tile, block)
@@ -114,15 +116,15 @@ class Tiles:
 
     def _cut(self) -> dict[str, Any]:
         """How the kernel is cut: ``by`` parts or products, and the samples of a tile's edge."""
-        room = min(self.one.room, self.two.room)
-        edge = self._edge_of_parts(room)
+        edge = self._edge_of_parts()
         if edge:
             return {"by": "parts", "edge": edge}
-        band = room // 8 // max(1, self.operator.shape[0] * self.operator.n_outputs * self.item)
+        columns = self.operator.shape[0] * self.operator.n_outputs * self.item  # of one sample
+        band = self.room // 8 // max(1, columns)
         return {"by": "products", "edge": max(1, min(band, self.n2))}
 
-    def _edge_of_parts(self, room: int) -> int:
-        """Largest edge within ``room``; 0 where the model cannot be taken apart.
+    def _edge_of_parts(self) -> int:
+        """Largest edge within the room; 0 where the model cannot be taken apart.
 
         Half of the room is the workspace of two parts, a quarter holds them, a quarter the block.
         """
@@ -131,6 +133,7 @@ class Tiles:
         two, part = self._probe(few)
         if part is None or not same(part.outputs, self.one.outputs[few]):
             return 0
+        room = self.room
         held = max(1, two - one)  # of a further sample: what both hold was there before
         block = isqrt(max(room // 8 // self.item, 1)) // self.width
         edge = min(
@@ -163,27 +166,26 @@ class Tiles:
         yield from by(tiles)
 
     def _by_parts(self, tiles: list[Tile]) -> Iterator[tuple[Tile, Tensor]]:
-        room = min(self.one.room, self.two.room)
         held: tuple[slice, KernelPart] | None = None
         for rows, columns in tiles:
             if held is None or held[0] != rows:
                 held = None
-                held = rows, self._part(self.one, rows, room)
+                held = rows, self._part(self.one, rows)
             itself = self.symmetric and rows == columns
-            other = None if itself else self._part(self.two, columns, room)
+            other = None if itself else self._part(self.two, columns)
             block = held[1].kernel(other, self.outputs)
             if block is None:
                 v.fail(
                     "NTK.dense",
                     "the tiles of a kernel that was begun with a larger memory_budget need as much",
-                    show_bytes(room),
+                    show_bytes(self.room),
                 )
             yield (rows, columns), block  # type: ignore[misc]
 
-    def _part(self, frozen: Frozen, samples: slice, room: int) -> KernelPart:
+    def _part(self, frozen: Frozen, samples: slice) -> KernelPart:
         part = frozen.part(samples)
         assert part is not None
-        part.workspace = room // 2
+        part.workspace = self.room // 2
         v.require(
             same(part.outputs, frozen.outputs[samples]),
             "NTK.dense",

@@ -161,3 +161,17 @@ def test_chunks(name, outputs):
         cx.NTK(model, x, x2, samples_at_once=1).dense(outputs=outputs),
         cx.NTK(model, x, x2).dense(outputs=outputs),
     )
+
+
+@pytest.mark.parametrize("outputs", ["all", "trace"])
+@pytest.mark.parametrize("name", ["conv", "smooth"])
+def test_a_workspace_that_all_gradients_exceed(name, outputs, monkeypatch):
+    """Then those of some samples serve, not one product per column of the kernel."""
+    model, x = zoo.build(name)
+    whole = cx.NTK(model, x).dense(outputs=outputs)
+    kernel = cx.NTK(model, x)
+    kernel.frozen.workspace = 1
+    monkeypatch.setattr(cx.NTK, "_matmat", lambda self, vectors: pytest.fail("a product"))
+    got = kernel.dense(outputs=outputs)
+    close(got, whole)
+    assert torch.equal(got, got.T)

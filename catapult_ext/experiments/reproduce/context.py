@@ -7,7 +7,6 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 from catapult_ext.data import Dataset, named
@@ -49,13 +48,8 @@ class Context:
     def __enter__(self) -> Context:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        value: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._started.__exit__(kind, value, trace)
+    def __exit__(self, *error: Any) -> None:
+        self._started.__exit__(*error)
 
     def part(self, name: str, compute: Callable[[], Record]) -> Record:
         """The record ``name``: from the run folder, else computed and stored there at once."""

@@ -1,0 +1,43 @@
+"""What every report page shares: its shell, its base style and pictures inside the page."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Iterable
+from html import escape
+
+_STYLE = """
+body { font: 15px/1.5 system-ui, sans-serif; color: #1a1a1a; max-width: 62rem; margin: 2rem auto;
+  padding: 0 1rem; }
+h1 { font-size: 1.6rem; margin-bottom: .3rem; } h2 { font-size: 1.15rem; margin-top: 2rem; }
+.wide { overflow-x: auto; }
+table { border-collapse: collapse; font-size: .82rem; font-variant-numeric: tabular-nums; }
+th, td { padding: .25rem .6rem; border-bottom: 1px solid #ddd; }
+th { border-bottom: 2px solid #555; }
+figure { margin: 1rem 0; } img { max-width: 100%; height: auto; }
+@media print { body { max-width: none; margin: 0; } figure, tr { break-inside: avoid; } }
+"""
+
+
+def document(title: str, parts: Iterable[str], style: str) -> str:
+    """A page that needs no other file and no network.
+
+    Args:
+        title: plain text, the heading too.
+        parts: HTML, below the heading.
+        style: CSS beside the base style.
+    """
+    body = "\n".join([f"<h1>{escape(title)}</h1>", *parts])
+    return (
+        '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f"<title>{escape(title)}</title><style>{_STYLE}{style}</style></head>\n"
+        f"<body>\n{body}\n</body></html>\n"
+    )
+
+
+def figure(png: bytes, name: str, caption: bool = False) -> str:
+    """A PNG inside the page; ``caption`` writes its name below it."""
+    data, text = base64.b64encode(png).decode(), escape(name)
+    below = f"<figcaption>{text}</figcaption>" if caption else ""
+    return f'<figure><img alt="{text}" src="data:image/png;base64,{data}">{below}</figure>'
