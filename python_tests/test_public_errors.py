@@ -7,9 +7,12 @@ AttributeError or a crash is not.
 """
 
 import copy
+import math
 
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 import catapult_ext as cx
 from catapult_ext import ops, probes, toy
@@ -261,3 +264,54 @@ def test_nonsense_gets_one_clear_error(name, tmp_path, monkeypatch):
             if found:
                 faults.append(f"{argument} = {label}: {found}")
     assert not faults, f"{len(faults)} of {name}\n" + "\n".join(faults)
+
+
+DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.int64, torch.bool, torch.complex64]
+
+
+@st.composite
+def tensors(draw, like):
+    """Of any small shape (or that of ``like``) and any values, mostly in its dtype."""
+    shape = tuple(like.shape)
+    if draw(st.booleans()):
+        shape = tuple(draw(st.lists(st.integers(0, 7), max_size=4)))
+    dtype = draw(st.just(like.dtype) | st.sampled_from(DTYPES))
+    count = min(math.prod(shape), 4)
+    values = draw(st.lists(st.floats(width=32), min_size=count, max_size=count))
+    flat = torch.tensor(values or [0.0]).repeat(math.prod(shape) // max(count, 1) + 1)
+    return flat[: math.prod(shape)].reshape(shape).to(dtype)
+
+
+def any_value(value):
+    """A strategy for what a caller may put where ``value`` is right."""
+    if isinstance(value, torch.Tensor):
+        return tensors(value)
+    if isinstance(value, bool):
+        return st.booleans() | st.none()
+    if isinstance(value, int):  # sizes and steps: small, or beyond every limit
+        return st.integers(-3, 12) | st.sampled_from([2**70, -(2**70)]) | st.floats()
+    if isinstance(value, float):
+        return st.floats() | st.integers(-3, 12)
+    if isinstance(value, str):
+        return st.text(max_size=8) | st.just(value)
+    if isinstance(value, (list, tuple)) and value:
+        return st.lists(any_value(value[0]), max_size=4).map(type(value))
+    return st.none() | st.integers() | st.text(max_size=4)
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_any_arguments(name, tmp_path, monkeypatch):
+    """Several arguments at once, of right and wrong kinds: a result or one clear error."""
+    monkeypatch.chdir(tmp_path)
+    call, good = CALLS[name]
+
+    @settings(
+        max_examples=30, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck)
+    )
+    @given(st.data())
+    def check(data):
+        names = data.draw(st.sets(st.sampled_from(sorted(good)), min_size=1, max_size=3))
+        changed = {key: data.draw(any_value(good[key])) for key in sorted(names)}
+        assert not fault(call, {**copy.deepcopy(good), **changed})
+
+    check()
