@@ -22,6 +22,7 @@ from catapult_ext.linops.snapshot import Snapshot
 SHARE = 0.5  # of the free memory, where no budget is given
 # resident over counted bytes, measured on ten models: the allocator's fragments, library scratch
 _ROOM = {"layers": 1.1, "autograd": 1.5}
+_ROOM_OF_PARAMETERS = 1.1  # few and large pieces
 _FIXED = 8 << 20
 _MOST_COLUMNS = 64
 _MANY = 128  # samples from which on the plan looks at 16 and 32 of them too
@@ -257,8 +258,12 @@ class Planner:
         held = self.held
         vectors = (4 if held.where == "Hessian" else 2) if streamed else 0
         results = held.itemsize * held.n_params * vectors
-        counted = held.bytes + results + max(self._costs(n).peak, 0) + self._layers(n)
-        return _ROOM[getattr(self.frozen, "engine", "autograd")] * counted + _FIXED
+        peak = max(self._costs(n).peak, 0)
+        whatever_n = min(max(self._costs(0).peak, 0), peak)
+        of_parameters = held.bytes + results + whatever_n
+        of_samples = peak - whatever_n + self._layers(n)
+        room = _ROOM[getattr(self.frozen, "engine", "autograd")]
+        return _ROOM_OF_PARAMETERS * of_parameters + room * of_samples + _FIXED
 
     def _largest(self) -> int:
         low, high = 0, self.n
