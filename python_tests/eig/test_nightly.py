@@ -41,7 +41,7 @@ def test_true_errors_over_a_thousand_runs(backend, seeds, kind, dtype):
 
 @pytest.mark.nightly
 def test_top_eight_of_a_hessian_through_crossings():
-    """48 steps of a small net: every probe's eight values against dense eigh."""
+    """200 steps of a small net: every probe's eight values against dense eigh."""
     data = cx.data.digits(train=32)
     model = cx.models.fully_connected(64, 10, width=10, depth=2)
     x, y = data.train
@@ -50,8 +50,9 @@ def test_top_eight_of_a_hessian_through_crossings():
     tracker = cx.CurvatureTracker(
         model, "half_mse", data.train, quantity="hessian", k=8, every=4, optimizer=optimizer
     )
+    crossings, before = 0, None
     with tracker:
-        for _ in range(48):
+        for _ in range(200):
             optimizer.zero_grad()
             loss = (model(x) - y).square().sum() / (2 * len(x))
             loss.backward()
@@ -60,6 +61,12 @@ def test_top_eight_of_a_hessian_through_crossings():
             if row is None:
                 continue
             dense = cx.Hessian(model, "half_mse", data.train).dense().double()
-            exact = torch.linalg.eigvalsh((dense + dense.T) / 2).flip(0)[:8]
+            values, vectors = torch.linalg.eigh((dense + dense.T) / 2)
+            exact, vectors = values.flip(0)[:8], vectors.flip(1)[:, :8]
+            if before is not None:  # which of the former eigenvectors each one comes from
+                came_from = (before.T @ vectors).abs().argmax(0)
+                crossings += int((came_from.diff() < 0).sum())
+            before = vectors
             for value, error, true in zip(row["values"], row["errors"], exact, strict=True):
                 assert abs(value - true.item()) <= max(0.01 * abs(value), error)
+    assert crossings >= 5, crossings
