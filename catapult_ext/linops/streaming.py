@@ -8,6 +8,7 @@ it twice and keep N*O*K values.
 from __future__ import annotations
 
 import zlib
+from abc import abstractmethod
 from collections.abc import Iterator
 from typing import Any
 
@@ -115,12 +116,13 @@ class Streamed(LinearOperator):
         first = first[0] if isinstance(first, (tuple, list)) else first
         return isinstance(first, Tensor) and first.dim() > 0 and len(first) == 0
 
+    @abstractmethod
     def _operator(self, batch: Any) -> Any:
-        raise NotImplementedError
+        """The operator of one batch."""
 
+    @abstractmethod
     def _measure(self, operator: Any, batch: Any) -> tuple[int, int, float]:
         """Samples, outputs, and the batch's part of the normaliser (1 where nothing averages)."""
-        raise NotImplementedError
 
     def _each(self) -> Iterator[tuple[Any, float, slice]]:
         """Operator, weight and rows (of this rank) of every batch that has samples: one pass."""
