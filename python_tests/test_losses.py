@@ -75,6 +75,19 @@ def test_named_values_and_normalisers():
     assert normalisers == [N, N * O, N * O / 2, 0.5]
 
 
+@pytest.mark.parametrize(
+    ("name", "module"),
+    [
+        ("mse", nn.MSELoss()),
+        ("cross_entropy", nn.CrossEntropyLoss()),
+        ("bce", nn.BCEWithLogitsLoss()),
+    ],
+)
+def test_names_of_torch_losses(name, module):
+    f, y = outputs(), one_hot()
+    assert losses.resolve(name)(f, y) == module(f, y)
+
+
 def test_vector_targets_join_a_single_output():
     f = outputs()[:, :1]
     torch.testing.assert_close(losses.half_mse(f, soft()[:, 0]), losses.half_mse(f, soft()[:, :1]))

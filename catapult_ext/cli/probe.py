@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from catapult_ext import losses
 from catapult_ext._validate import fail
 from catapult_ext.cli.console import load
 from catapult_ext.experiments import probing
@@ -12,11 +13,11 @@ from catapult_ext.probes import LearningRateWindow, learning_rate_window
 
 
 def _problem(model: str, data: str, loss: str, samples: int | None) -> tuple[Any, Any, Any]:
-    if loss not in probing.NAMED_LOSSES:
-        fail("probe", f"--loss must be one of {', '.join(probing.NAMED_LOSSES)}", repr(loss))
+    if loss not in losses.NAMED:
+        fail("probe", f"--loss must be one of {', '.join(losses.NAMED)}", repr(loss))
     return (
         probing.load_model(model).eval(),
-        probing.NAMED_LOSSES[loss](),
+        losses.resolve(loss),
         probing.load_data(data, samples),
     )
 
@@ -51,7 +52,7 @@ def register(app: Any, typer: Any) -> None:
             "digits",
             help="FILE.npz or FILE.pt (x, y), digits, digits28, or module:factory of a loader.",
         ),
-        loss: str = option("half_mse", help="half_mse, half_mse_mean, mse, cross_entropy or bce."),
+        loss: str = option("half_mse", help=", ".join(losses.NAMED)),
         k: int = option(3, help="Eigenvalues of each operator."),
         samples: int = option(512, help="First so many samples."),
         tol: float = option(1e-3, help="Relative error of the eigenvalues."),
@@ -80,7 +81,7 @@ def register(app: Any, typer: Any) -> None:
     def max_lr(
         model: str = argument(..., help="package.module:factory, called without arguments."),
         data: str = option("digits", help="As of catapult-ext probe."),
-        loss: str = option("half_mse", help="half_mse, half_mse_mean, mse, cross_entropy or bce."),
+        loss: str = option("half_mse", help=", ".join(losses.NAMED)),
         samples: int = option(512, help="First so many samples."),
         measure: int = option(0, help="Steps of training runs that measure eta_max; 0: estimate."),
         seed: int = option(0, help="Of random vectors."),

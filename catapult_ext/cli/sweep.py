@@ -9,7 +9,7 @@ from enum import Enum
 from pathlib import Path
 from typing import Any
 
-from catapult_ext import data, models
+from catapult_ext import data, losses, models
 from catapult_ext._validate import fail
 from catapult_ext.cli.console import launched_ranks, print_result, sweep_progress
 from catapult_ext.experiments.sweep import SweepConfig, run
@@ -61,7 +61,7 @@ def register(app: Any, typer: Any) -> None:
         parameterisation: str = option("ntk", help="ntk or standard."),
         init: str = option(None, help="Named initialisation; default normal (ntk), he (standard)."),
         steps: int = option(200, help="Full-batch gradient steps of every learning rate."),
-        loss: str = option("half_mse", help="half_mse (1/2N sum) or half_mse_mean (1/2NO sum)."),
+        loss: str = option("half_mse", help=", ".join(losses.NAMED)),
         linearised: bool = option(False, "--linearised", help="Also sweep the linearised net."),
         seed: int = option(0, help="Of weights and data."),
     ) -> None:

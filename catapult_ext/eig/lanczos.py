@@ -104,6 +104,8 @@ def eigsh(
         start = v0
         if isinstance(v0, Tensor) and v0.shape[0] == a.n:
             start = dual.restrict(_start_rows(v0, a, where).T)
+            start = start[:, start.abs().amax(0) > 0]  # what lies in the null space is no start
+            start = start if start.shape[1] else None
         small = solve(dual.operator, as_operand(dual.operator, where), start, options)
         # the null space of the large operator is not in the image of the small one
         floor = 10 * rounding(a.n, torch.finfo(a.dtype).eps) * small.values.abs().max()

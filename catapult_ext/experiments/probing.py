@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib
 import sys
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,13 +18,6 @@ from catapult_ext.linops import GGN, NTK, Hessian
 from catapult_ext.probes import LearningRateWindow, learning_rate_window
 
 _WHERE = "probe"
-NAMED_LOSSES: dict[str, Callable[[], object]] = {
-    "half_mse": lambda: "half_mse",
-    "half_mse_mean": lambda: "half_mse_mean",
-    "mse": nn.MSELoss,
-    "cross_entropy": nn.CrossEntropyLoss,
-    "bce": nn.BCEWithLogitsLoss,
-}
 
 
 def load_model(spec: str) -> nn.Module:

@@ -117,7 +117,7 @@ def sweep(
         c: learning rates in units of 1 / lambda_0: lazy below 2. Give these or ``eta``.
         eta: learning rates.
         steps: gradient steps of every rate.
-        loss: ``"half_mse"`` (1/2N sum), ``"half_mse_mean"`` or a torch loss module; lambda is the
+        loss: see :func:`catapult_ext.losses.resolve`; lambda is the
             top eigenvalue of its Gauss-Newton matrix.
         out: run folder: every finished rate is stored at once, a killed sweep goes on where it
             was, and the summary, pictures and a report are written at the end (this needs the

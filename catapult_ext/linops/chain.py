@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
@@ -35,6 +35,23 @@ _SCALE = {"mul": 1, "__mul__": 1, "__rmul__": 1, "multiply": 1, "div": -1, "true
 _SCALE |= {"__truediv__": -1, "neg": 0, "negative": 0, "__neg__": 0}
 _ADD = ("add", "__add__", "__radd__")
 _RESHAPE = ("flatten", "view", "reshape", "contiguous", "squeeze", "to", "float", "double")
+
+
+_OTHER_MODULES = (
+    nn.modules.conv._ConvNd,
+    nn.modules.batchnorm._NormBase,
+    nn.LayerNorm,
+    nn.GroupNorm,
+    nn.Embedding,
+    nn.RNNBase,
+    nn.MultiheadAttention,
+)
+
+
+def plausible(model: nn.Module) -> bool:
+    """Whether no module or parameter tells beforehand that ``model`` is no chain."""
+    known = not any(isinstance(m, _OTHER_MODULES) for m in model.modules())
+    return known and all(p.dim() <= 2 for p in model.parameters())
 
 
 @dataclass

@@ -9,14 +9,14 @@ to be such a chain and ``autograd`` elsewhere.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import TYPE_CHECKING, TypedDict
 
 from torch import Tensor, nn
 
 from catapult_ext import _validate as v
 from catapult_ext.linops.autograd import AutogradFrozen, LinearizeFrozen
-from catapult_ext.linops.chain import Chain, ChainTracer
+from catapult_ext.linops.chain import Chain, ChainTracer, plausible
 from catapult_ext.linops.chunks import ChunkedFrozen
 from catapult_ext.linops.engine import Frozen
 from catapult_ext.linops.layers import LayersFrozen
@@ -208,15 +208,17 @@ def _engine(held: Snapshot, engine: str | None, probe: bool = False) -> Frozen:
 def traced(
     held: Snapshot, engine: str | None, tangents: TangentTracer | None = None
 ) -> tuple[Tensor, Chain | None, str]:
-    """One forward pass: outputs with graph, the chain if the model is one, and why it is not.
+    """Outputs with graph, the chain if the model is one, and why it is not.
 
-    ``tangents`` records the pass where it is no chain.
+    ``tangents`` records the pass where it is no chain.  One forward pass, or two: where a call in
+    place met a copy, or no module had told that it is no chain.
 
     Raises:
         ValueError: ``engine="layers"`` for a model that is no chain.
     """
     tracer = ChainTracer(held.params)
-    outputs = held.forward(_both(tracer, tangents or nullcontext()))
+    alone = tangents is None or plausible(held.model)  # recording is dear where it is for nothing
+    outputs = held.forward(tracer if alone or tangents is None else _both(tracer, tangents))
     raw = held.take_raw_output()
     chain = tracer.result(raw)
     if chain is not None:
@@ -227,7 +229,8 @@ def traced(
         "engine='layers' needs a chain of dense layers and element-wise activations",
         f"a model where {tracer.why}",
     )
-    if tracer.altered:  # a call in place was given a copy
+    unrecorded = tangents is not None and alone
+    if tracer.altered or unrecorded:  # a call in place was given a copy
         if tangents is not None:
             tangents.restart()
         outputs = held.forward(tangents)

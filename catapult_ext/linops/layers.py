@@ -71,6 +71,8 @@ class LayersFrozen(Frozen):
                     sign,
                 )
             )
+        used = [at for layer in self.layers for at in (layer.weight_at, layer.bias_at) if at]
+        self._covered = sum(at.stop - at.start for at in used) == self.n_params
         self._trainable = all(layer.weight_at is not None for layer in self.layers)
         self._slopes = [
             (torch.ones_like(after.input) if layer.slope is None else layer.slope).unsqueeze(0)
@@ -81,18 +83,20 @@ class LayersFrozen(Frozen):
     def vjp(self, u: Tensor) -> Tensor:
         """See :class:`~catapult_ext.linops.engine.Frozen`."""
         k = u.shape[1]
-        out = torch.zeros(k, self.n_params, dtype=self.dtype, device=self.device)
+        make = torch.empty if self._covered else torch.zeros  # unused parameters: zero
+        out = make(k, self.n_params, dtype=self.dtype, device=self.device)
         delta = u.reshape(self.n_samples, self.n_outputs, k).transpose(1, 2)
         for i in reversed(range(len(self.layers))):
             layer = self.layers[i]
             delta = _masked(delta, layer.slope)  # (N, K, p)
             if layer.weight_at is not None:
-                rows = delta.reshape(self.n_samples, -1).T @ layer.input
-                out[:, layer.weight_at] = (layer.sign * layer.root) * rows.reshape(k, -1)
+                for row, g in zip(out[:, layer.weight_at], delta.unbind(1), strict=True):
+                    torch.mm(g.T, layer.input, out=row.view(layer.weight.shape))
+                _scale_(out[:, layer.weight_at], layer.sign * layer.root)
             if layer.bias_at is not None:
-                out[:, layer.bias_at] = layer.bias_scale * delta.sum(0)
+                torch.mul(delta.sum(0), layer.bias_scale, out=out[:, layer.bias_at])
             if i:
-                delta = layer.root * (delta @ layer.weight)
+                delta = _scale_(delta @ layer.weight, layer.root)
         return out.T
 
     def jvp(self, t: Tensor) -> Tensor:
@@ -109,7 +113,7 @@ class LayersFrozen(Frozen):
             if layer.bias_at is not None:
                 dz = dz + layer.bias_scale * rows[:, layer.bias_at]
             if dx is not None:
-                dz = dz + layer.root * (dx @ layer.weight.T)
+                dz = dz + _scale_(dx @ layer.weight.T, layer.root)
             dx = _masked(dz, layer.slope)
         assert dx is not None
         return dx.transpose(1, 2).reshape(self.rows, k)
@@ -154,8 +158,9 @@ class LayersFrozen(Frozen):
     def _cached_grams(self) -> list[Tensor | None]:
         """A A' (1, N, N) where the sample-space source is the cheaper one: N < 2 d."""
         if self._grams is None:
+            one = self.outputs.new_ones(self.n_samples, 1, 1)
             self._grams = [
-                (layer.input @ layer.input.T).unsqueeze(0)
+                ops.gram([layer.input], [one], scale=[1.0], bias=[0.0]).unsqueeze(0)  # half of it
                 if self.n_samples < 2 * layer.input.shape[1]
                 else None
                 for layer in self.layers
@@ -213,7 +218,7 @@ class LayersPart:
             delta = _masked(delta, None if slope is None else slope[self._samples])
             found.insert(0, delta.contiguous())
             if i:
-                delta = layers[i].root * (delta @ layers[i].weight)
+                delta = _scale_(delta @ layers[i].weight, layers[i].root)
         return found
 
     def _all(self) -> list[Tensor]:
@@ -269,6 +274,11 @@ def _slope(z: Tensor, after: Tensor | None) -> Tensor | None:
         return None
     (slope,) = torch.autograd.grad(after, z, torch.ones_like(after), retain_graph=True)
     return slope.detach()
+
+
+def _scale_(x: Tensor, factor: float) -> Tensor:
+    """``x`` times a number in place, which standard parameterisation spares."""
+    return x if factor == 1.0 else x.mul_(factor)
 
 
 def _masked(delta: Tensor, slope: Tensor | None) -> Tensor:

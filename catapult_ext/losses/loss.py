@@ -24,9 +24,9 @@ from catapult_ext.losses.factors import (
     SoftmaxFactor,
 )
 
-NAMED = ("half_mse", "half_mse_mean")
+NAMED = ("half_mse", "half_mse_mean", "mse", "cross_entropy", "bce")
 ACCEPTED = (
-    "'half_mse', 'half_mse_mean', torch.nn.MSELoss, torch.nn.CrossEntropyLoss or "
+    "a name (" + ", ".join(NAMED) + "), torch.nn.MSELoss, torch.nn.CrossEntropyLoss or "
     "torch.nn.BCEWithLogitsLoss"
 )
 
@@ -321,12 +321,18 @@ half_mse = SquaredLoss("half_mse", 0.5, "samples")
 half_mse_mean = SquaredLoss("half_mse_mean", 0.5, "entries")
 
 
+def _named() -> dict[str, Loss]:
+    torch_losses = (nn.MSELoss(), nn.CrossEntropyLoss(), nn.BCEWithLogitsLoss())
+    return dict(zip(NAMED, (half_mse, half_mse_mean, *map(resolve, torch_losses)), strict=True))
+
+
 def resolve(loss: object) -> Loss:
     """Turn what a user passes as ``loss`` into a :class:`Loss`.
 
     Args:
-        loss: a :class:`Loss`; ``"half_mse"`` or ``"half_mse_mean"``; a torch MSELoss,
-            CrossEntropyLoss or BCEWithLogitsLoss with reduction mean or sum; or a callable
+        loss: a :class:`Loss`; a torch MSELoss, CrossEntropyLoss or BCEWithLogitsLoss with reduction
+            mean or sum; their names ``"mse"``, ``"cross_entropy"`` and ``"bce"`` for the plain
+            ones; ``"half_mse"`` (1/2N sum) or ``"half_mse_mean"`` (1/2NO sum); or a callable
             ``(outputs, targets) -> scalar`` (including other torch loss modules).
 
     Raises:
@@ -337,7 +343,7 @@ def resolve(loss: object) -> Loss:
         return loss
     if isinstance(loss, str):
         v.require(loss in NAMED, "losses", f"a loss name must be one of {NAMED}", repr(loss))
-        return half_mse if loss == "half_mse" else half_mse_mean
+        return _named()[loss]
     if getattr(loss, "reduction", None) == "none":
         v.fail("losses", "reduction must be 'mean' or 'sum'", "'none'")
     # exact types: a subclass may compute something else

@@ -30,43 +30,75 @@ class Activity:
     dead: float
 
 
+class ActivityWatch:
+    """Sees the one-sided activation modules of ``model`` in every forward pass made inside.
+
+    Units are counted along dimension 1, samples along all others.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self._model = model
+        self._passes: list[tuple[int, list[tuple[float, float]]]] = []  # rows, shares by layer
+        self._hooks: list[Any] = []
+
+    def __enter__(self) -> ActivityWatch:
+        modules = (m for m in self._model.modules() if isinstance(m, ONE_SIDED))
+        self._hooks = [m.register_forward_hook(self._look) for m in modules]
+        if self._hooks:
+            self._hooks.append(self._model.register_forward_pre_hook(self._begin))
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        for hook in self._hooks:
+            hook.remove()
+
+    @property
+    def watches(self) -> bool:
+        """Whether the model has such modules at all."""
+        return bool(self._hooks)
+
+    def _begin(self, _module: nn.Module, inputs: tuple[Any, ...]) -> None:
+        rows = len(inputs[0]) if inputs and isinstance(inputs[0], Tensor) else 0
+        self._passes.append((rows, []))
+
+    def _look(self, _module: nn.Module, inputs: tuple[Any, ...], _output: Any) -> None:
+        # After an in-place activation this is its output, which is <= 0 for the same units.
+        with torch.no_grad():
+            off = inputs[0].detach() <= 0
+            per_unit = off.transpose(0, 1).flatten(1).all(dim=1) if off.dim() > 1 else off
+            shares = (off.float().mean().item(), per_unit.float().mean().item())
+        if self._passes:
+            self._passes[-1][1].append(shares)
+
+    def found(self, rows: int) -> Activity | None:
+        """Of the last forward pass over ``rows`` samples; None without one or without a module."""
+        seen = [shares for n, shares in self._passes if n == rows and shares]
+        if not seen:
+            return None
+        inactive = [s[0] for s in seen[-1]]
+        dead = max(s[1] for s in seen[-1])
+        return Activity(sum(inactive) / len(inactive), max(inactive), dead)
+
+
 def activity(model: nn.Module, x: Tensor) -> tuple[Tensor, Activity | None]:
     """Outputs of ``model(x)`` and the activity of its one-sided activation modules.
 
     None where the model has no such module (activations called as functions are not seen).
-    Costs one forward pass; units are counted along dimension 1, samples along all others.
+    Costs one forward pass.
     """
-    shares: list[tuple[float, float]] = []
-
-    def look(_module: nn.Module, inputs: tuple[Any, ...], _output: Any) -> None:
-        # After an in-place activation this is its output, which is <= 0 for the same units.
-        off = inputs[0] <= 0
-        per_unit = off.transpose(0, 1).flatten(1).all(dim=1) if off.dim() > 1 else off
-        shares.append((off.float().mean().item(), per_unit.float().mean().item()))
-
     v.module("probes.activity", model)
     if not isinstance(x, Tensor):
         v.fail("probes.activity", "x must be a torch.Tensor", type(x).__name__, TypeError)
-    hooks = [m.register_forward_hook(look) for m in model.modules() if isinstance(m, ONE_SIDED)]
-    try:
-        with torch.no_grad():
-            try:
-                outputs = model(x)
-            except (TypeError, ValueError, RuntimeError, IndexError) as error:
-                kind = TypeError if "dtype" in str(error) else ValueError
-                raise kind(
-                    "catapult_ext.probes.activity: the model must accept x, got "
-                    f"{tuple(x.shape)} {x.dtype}, on which its forward pass fails: {error}"
-                ) from error
-    finally:
-        for hook in hooks:
-            hook.remove()
-    if not shares:
-        return outputs, None
-    inactive = [s[0] for s in shares]
-    return outputs, Activity(
-        sum(inactive) / len(inactive), max(inactive), max(s[1] for s in shares)
-    )
+    with ActivityWatch(model) as watch, torch.no_grad():
+        try:
+            outputs = model(x)
+        except (TypeError, ValueError, RuntimeError, IndexError) as error:
+            kind = TypeError if "dtype" in str(error) else ValueError
+            raise kind(
+                "catapult_ext.probes.activity: the model must accept x, got "
+                f"{tuple(x.shape)} {x.dtype}, on which its forward pass fails: {error}"
+            ) from error
+    return outputs, watch.found(len(x))
 
 
 def weight_norm(model: nn.Module) -> float:

@@ -19,7 +19,7 @@ from catapult_ext.linops.ggn import DualGGN
 from catapult_ext.losses import SquaredLoss, resolve
 from catapult_ext.models import has_batch_norm, with_batch_stats
 from catapult_ext.probes import free
-from catapult_ext.probes.observables import DROPOUT, activity, weight_norm
+from catapult_ext.probes.observables import DROPOUT, ActivityWatch, activity, weight_norm
 from catapult_ext.probes.overhead import Overhead
 
 QUANTITIES = ("ggn", "hessian", "ntk")
@@ -245,7 +245,8 @@ class CurvatureTracker:
         held = self.model
         if has_batch_norm(self.model):
             held = with_batch_stats(self.model, self.batch_stats, x)
-        operator = self._operator(held, x, y)
+        with ActivityWatch(held) as watch:  # in the forward pass that freezes the model
+            operator = self._operator(held, x, y)
         followed = self._followed(operator)
         found = self._top.update(followed)
         eta = free.learning_rate(self.optimizer)
@@ -266,8 +267,9 @@ class CurvatureTracker:
             "drift_norm": None,
         }
         if isinstance(x, Tensor):
-            active = activity(held, x)[1]
-            row["inactive"] = None if active is None else active.inactive
+            if watch.watches:
+                active = watch.found(len(x)) or activity(held, x)[1]
+                row["inactive"] = None if active is None else active.inactive
             if self.kernel_samples:
                 kernel = NTK(held, x[: self.kernel_samples]).dense(outputs="trace")
                 self._kernel = kernel if self._kernel is None else self._kernel

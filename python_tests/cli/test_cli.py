@@ -87,6 +87,7 @@ def test_toy_shows_the_phases(capsys, tmp_path):
     [
         ["--model", "cnn", "--data", "digits", "--width", "2"],
         ["--data", "teacher", "--loss", "half_mse_mean", "--parameterisation", "standard"],
+        ["--loss", "cross_entropy"],
     ],
 )
 def test_sweep_of_other_nets_and_data(capsys, tmp_path, arguments):
@@ -105,7 +106,7 @@ def test_sweep_of_other_nets_and_data(capsys, tmp_path, arguments):
         (["--c", "1", "--model", "cnn", "--data", "teacher"], "--model cnn needs images"),
         (["--c", "1", "--samples", "5000"], "train must be in 1..1796, got 5000"),
         (["--c", "1", "--activation", "sine"], "name must be one of linear"),
-        (["--c", "1", "--loss", "mse"], "loss name must be one of"),
+        (["--c", "1", "--loss", "mae"], "loss name must be one of"),
     ],
 )
 def test_bad_arguments_are_one_line_and_leave_nothing(capsys, tmp_path, arguments, message):

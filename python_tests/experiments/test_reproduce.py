@@ -14,7 +14,9 @@ import xml.etree.ElementTree as ElementTree
 
 import pytest
 import torch
+from torch import nn
 
+import catapult_ext as cx
 from catapult_ext.experiments import reproduce as rp
 from catapult_ext.experiments import workers
 from catapult_ext.experiments.reproduce import cnn_physical_time, grid, outcome
@@ -182,6 +184,14 @@ def test_compare_names_settings_and_claims_that_differ(tmp_path):
     assert {r["same"] for r in same} == {"yes"}
     with pytest.raises(RunFolderError, match="holds no finished reproduction"):
         rp.compare(tmp_path / "a", tmp_path)
+
+
+def test_another_loss():
+    done = rp.reproduce("fc-phases", "smoke", loss="cross_entropy", seeds=1, c=(0.5,), steps=2)
+    data = cx.data.digits(train=48, test=100)
+    model = cx.models.fully_connected(64, 10, width=48, depth=3, seed=0)
+    top = cx.eigsh(cx.GGN(model, nn.CrossEntropyLoss(), data.train), tol=1e-6).eigenvalues
+    assert 0.5 / done.outcome.tables["rates"][0]["eta"] == pytest.approx(top.item(), rel=5e-3)
 
 
 def test_bad_arguments(tmp_path):

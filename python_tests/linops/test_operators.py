@@ -234,6 +234,20 @@ def test_eigsh_of_ggn_through_its_dual(name, k):
     close(warm.eigenvalues, result.eigenvalues, exact[0])
 
 
+def test_eigsh_from_a_start_in_the_null_space():
+    torch.manual_seed(0)
+    model = nn.Linear(6, 2, bias=False).double()
+    x = torch.randn(3, 6, dtype=torch.float64)
+    x[:, 0] = 0
+    ggn = cx.GGN(model, "half_mse", (x, torch.zeros(3, 2, dtype=torch.float64)))
+    start = torch.zeros(12, 2, dtype=torch.float64)
+    start[0] = 1  # the weight of an input that is zero
+    want = torch.linalg.eigvalsh(ggn.dense())[-1:]
+    close(cx.eigsh(ggn, v0=start, tol=1e-12).eigenvalues, want)
+    start[1, 1] = 1
+    close(cx.eigsh(ggn, v0=start, tol=1e-12).eigenvalues, want)
+
+
 def test_eigsh_of_ggn_beyond_its_rank():
     model, x, y = problem("unused", "float")
     ggn = cx.GGN(model, "half_mse", (x, y))
@@ -304,6 +318,27 @@ def test_works_without_grad_mode(name, guard):
         cx.GGN(model, "half_mse", (x, torch.zeros(len(x), kernel.n_outputs).double())) @ (
             torch.ones(kernel.frozen.n_params, dtype=torch.float64)
         )
+
+
+class Residual(nn.Module):
+    """Dense layers and ReLU only, and yet no chain."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.last = nn.Linear(5, 5).double(), nn.Linear(5, 2).double()
+
+    def forward(self, x):
+        return self.last(x + self.first(x).relu_())
+
+
+def test_a_net_that_only_its_forward_pass_shows_to_be_no_chain():
+    torch.manual_seed(0)
+    model, x = Residual(), torch.randn(6, 5, dtype=torch.float64)
+    kernel = cx.NTK(model, x)
+    assert kernel.engine == "autograd"
+    assert kernel.frozen._program is not None
+    j = zoo.jacobian(model, x)
+    close(kernel.dense(), j @ j.T)
 
 
 def test_forward_runs_once():

@@ -1,12 +1,14 @@
 """CurvatureTracker: right values along training, an untouched model, an enforced budget."""
 
 import json
+from functools import partial
 
 import pytest
 import torch
 from torch import nn
 
 import catapult_ext as cx
+from catapult_ext.probes import activity
 
 DATA = cx.data.digits(train=32)
 
@@ -151,6 +153,26 @@ def test_k_grows_at_the_threshold():
         grew = length > len(row["values"])
         may = len(row["values"]) < 3
         assert grew == (may and row["eta"] * row["values"][-1] > 0.2)
+
+
+def test_activity_needs_no_forward_pass_of_its_own(monkeypatch):
+    model, x = network(), DATA.x_train
+    tracker = cx.CurvatureTracker(model, "half_mse", DATA.train, every=1)
+    want = activity(model, x)[1].inactive
+    calls = []
+    monkeypatch.setattr(
+        "catapult_ext.probes.tracker.activity", lambda *a: calls.append(a) or activity(*a)
+    )
+    with tracker:
+        assert tracker.probes[0]["inactive"] == want
+    assert not calls
+    # frozen in chunks: no forward pass sees all samples
+    monkeypatch.setattr(
+        "catapult_ext.probes.tracker.GGN", partial(cx.GGN, samples_at_once=len(x) // 2)
+    )
+    with cx.CurvatureTracker(model, "half_mse", DATA.train) as chunked:
+        assert chunked.probes[0]["inactive"] == want
+    assert len(calls) == 1
 
 
 def test_the_model_is_left_as_it_was():

@@ -12,7 +12,7 @@ from catapult_ext.models import build
 
 @dataclass(frozen=True)
 class AccuracySettings:
-    """The loss is 1/(2 N O) sum |f - y|^2 plus l2/2 |theta|^2.
+    """Settings of training with l2/2 |theta|^2 added to the loss.
 
     Attributes:
         data: name of the data set.
@@ -27,6 +27,7 @@ class AccuracySettings:
         model: name in ``models.build``.
         crop: largest random shift of the training images, in pixels.
         flip: mirror training images at random.
+        loss: trained, by its name (``losses.resolve``); default 1/(2 N O) sum |f - y|^2.
     """
 
     data: str = "digits"
@@ -41,6 +42,7 @@ class AccuracySettings:
     model: str = "cnn"
     crop: int = 0
     flip: bool = False
+    loss: str = "half_mse_mean"
 
     def load(self, context: Context) -> Dataset:
         """The data set as images."""

@@ -48,7 +48,7 @@ def run(settings: Settings, context: Context) -> Outcome:
     )
 
     def make(seed: int) -> Start:
-        return start(s.network(data, seed), data, "half_mse_mean", recipe)
+        return start(s.network(data, seed), data, s.loss, recipe)
 
     records = grid.run_grid(context, s.model, make, s.c, s.seeds, recipe)
     rows = grid.by_rate(records)

@@ -100,7 +100,7 @@ def judged(
     bare = Recipe(steps=1, probe_samples=s.probe_samples)
     first = context.part(
         "lambda0",
-        lambda: {"value": start(s.network(data, 0), data, "half_mse_mean", bare).lambda0},
+        lambda: {"value": start(s.network(data, 0), data, s.loss, bare).lambda0},
     )
     critical = 2 / (first["value"] + s.l2)
     recipe = Recipe(
@@ -115,7 +115,7 @@ def judged(
     )
 
     def make(seed: int) -> Start:
-        return start(s.network(data, seed), data, "half_mse_mean", recipe)
+        return start(s.network(data, seed), data, s.loss, recipe)
 
     records = grid.run_grid(context, s.model, make, s.c, s.seeds, recipe)
     rows = grid.by_rate(records)

@@ -29,6 +29,7 @@ class Settings:
         c: learning rates in units of 1 / lambda_0.
         seeds: number of initialisations.
         steps: gradient steps of every rate.
+        loss: trained, by its name (``losses.resolve``); lambda is that of its Gauss-Newton matrix.
         read_at: eta * t at which lambda is compared with 2/eta (or the end, if that is sooner).
         probe_samples: training samples that the curvature is measured on; None for all.
     """
@@ -43,6 +44,7 @@ class Settings:
     c: tuple[float, ...] = (0.5, 1, 1.5, 2.25, 2.5, 3, 4, 6, 8, 10, 12, 14, 16, 20)
     seeds: int = 5
     steps: int = 60
+    loss: str = "half_mse_mean"
     read_at: float = 250.0
     probe_samples: int | None = None
 
@@ -75,7 +77,7 @@ def run(settings: Settings, context: Context) -> Outcome:
             activation_name=s.activation,
             seed=seed,
         )
-        return start(model, data, "half_mse_mean", recipe)
+        return start(model, data, s.loss, recipe)
 
     records = grid.run_grid(context, "fc", make, s.c, s.seeds, recipe)
     rows = grid.by_rate(records, s.read_at)

@@ -17,7 +17,7 @@ SOURCE = "Lewkowycz et al., figure 2 d-f: Wide ResNet 28-10, CIFAR-10, batch 128
 
 @dataclass(frozen=True)
 class Settings:
-    """Settings of wrn-phases; the loss is 1/(2 N O) sum |f - y|^2.
+    """Settings of wrn-phases.
 
     Attributes:
         data: name of the data set.
@@ -31,6 +31,7 @@ class Settings:
         steps: gradient steps of every rate.
         read_at: eta * t, in units of eta_crit of the first seed, at which lambda is read.
         probe_samples: training samples that the curvature is measured on.
+        loss: trained, by its name (``losses.resolve``); default 1/(2 N O) sum |f - y|^2.
         batch_stats: what batch normalisation means to the curvature (``models.BATCH_STATS``).
     """
 
@@ -45,6 +46,7 @@ class Settings:
     steps: int = 60
     read_at: float = 60.0
     probe_samples: int = 64
+    loss: str = "half_mse_mean"
     batch_stats: str = "coupled"
 
 
@@ -77,7 +79,7 @@ def run(settings: Settings, context: Context) -> Outcome:
 
     bare = Recipe(steps=1, probe_samples=s.probe_samples, batch_stats=s.batch_stats)
     first = context.part(
-        "lambda0", lambda: {"value": start(network(0), data, "half_mse_mean", bare).lambda0}
+        "lambda0", lambda: {"value": start(network(0), data, s.loss, bare).lambda0}
     )
     time = s.read_at * 2 / first["value"]
     recipe = Recipe(
@@ -89,7 +91,7 @@ def run(settings: Settings, context: Context) -> Outcome:
     )
 
     def make(seed: int) -> Start:
-        return start(network(seed), data, "half_mse_mean", recipe)
+        return start(network(seed), data, s.loss, recipe)
 
     records = grid.run_grid(context, "wrn", make, s.c, s.seeds, recipe)
     rows = grid.by_rate(records, time)
