@@ -28,6 +28,7 @@ _TIMED_STEPS = 3  # a budget is split once so many steps have been timed
 _COLD_FORWARDS = 50  # a checked solve in forward passes: about 20 products and the freezing
 _FIRST_SHARE = 0.1  # of the budget of ``steps`` steps, for one checked solve
 _LEAST_SAMPLES = 16
+_FREE_SHARE = 1 / 3  # of a budget, for the norms of gradients
 
 
 class CurvatureTracker:
@@ -57,7 +58,7 @@ class CurvatureTracker:
             first probe comes after three timed steps and may run into debt; from then on a probe is
             made only when even a checked solve would keep within it.  Unless ``samples`` is given,
             so many probe samples are taken that such a solve costs at most a tenth of the budget of
-            ``steps`` steps.
+            ``steps`` steps.  r_t and lambda_r are taken at as many steps as a third of it pays for.
         steps: length of training that a budget is laid out for.
         samples: use the first so many probe samples.
         tol: relative error asked for.
@@ -146,6 +147,7 @@ class CurvatureTracker:
         self._top = TopTracker(k, tol=tol, check_every=check_every, seed=seed)
         self._free = free.StepObservables(self.loss)
         self._costs: list[float] = []
+        self._norms = 0.0  # seconds spent on the norms of gradients
         self._last_probe = 0
         self._kernel: Tensor | None = None
         self._open = False
@@ -187,7 +189,7 @@ class CurvatureTracker:
         self.overhead.enter()
         if loss is not None:
             eta, plain = free.learning_rate(self.optimizer), free.is_plain_descent(self.optimizer)
-            gradient = free.squared_gradient(self.model)
+            gradient = self._squared_gradient()
             value = loss.item() if isinstance(loss, Tensor) else float(loss)
             self._free.follow(self.count, value, gradient, eta, plain)
         self.count += 1
@@ -200,6 +202,16 @@ class CurvatureTracker:
         return made
 
     __call__ = step
+
+    def _squared_gradient(self) -> float | None:
+        """|g|^2, at as many steps as its share of a budget pays for."""
+        began = self.overhead.clock()
+        budget = self.overhead.budget
+        if budget is not None and self._norms > _FREE_SHARE * budget * self.overhead.training:
+            return None
+        value = free.squared_gradient(self.model)
+        self._norms += self.overhead.clock() - began
+        return value
 
     def _due(self) -> bool:
         if self.overhead.budget is None:
