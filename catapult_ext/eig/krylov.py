@@ -183,7 +183,7 @@ class Krylov:
             self.scale = 2.0 ** round(torch.tensor(largest).double().log2().item())
         if self.scale > 0:
             rows = rows / self.scale
-        self.norm = max(self.norm, _norms(rows).max().item())
+        self.norm = max(self.norm, row_norms(rows).max().item())
         return rows
 
     def _orthonormal(self, block: Tensor, basis: Tensor, drop: float) -> tuple[Tensor, Tensor]:
@@ -195,7 +195,7 @@ class Krylov:
         count, room = 0, self.a.n - len(basis)
         coefficients = torch.zeros(len(block), len(block), dtype=torch.float64)
         for i, row in enumerate(block):
-            before = _norms(row).item()
+            before = row_norms(row).item()
             done = accepted[:count]
             h = torch.zeros(count, dtype=torch.float64)
             for _ in range(2):
@@ -203,14 +203,14 @@ class Krylov:
                 row = row - step @ done
                 h += step.double().cpu()
             coefficients[:count, i] = h
-            after = _norms(row).item()
+            after = row_norms(row).item()
             lost = after <= max(drop, 4 * self.eps * before) or count >= room
             if lost:
                 continue
             row = row / after
             if after < 0.1 * self.norm:  # rounding has been blown up: clean once more
                 row = row - (done @ row) @ done - (basis @ row) @ basis
-            accepted[count] = row / _norms(row).to(row.dtype)
+            accepted[count] = row / row_norms(row).to(row.dtype)
             coefficients[count, i] = after
             count += 1
         return accepted[:count].clone(), coefficients[:count]
@@ -248,7 +248,7 @@ def _combine(coefficients: Tensor, rows: Tensor) -> Tensor:
     return out
 
 
-def _norms(rows: Tensor) -> Tensor:
+def row_norms(rows: Tensor) -> Tensor:
     """Euclidean norms along the last dimension in float64, without a float64 copy of long rows."""
     pieces = [p.double().square().sum(-1) for p in rows.split(1 << 17, dim=-1)]
     return torch.stack(pieces).sum(0).sqrt()

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from catapult_ext import _validate as v
 from catapult_ext.eig.certify import Inertia, Overlap, bounds, rounding, wanted
-from catapult_ext.eig.krylov import Cycle, Krylov
+from catapult_ext.eig.krylov import Cycle, Krylov, row_norms
 from catapult_ext.eig.operand import Operand, as_operand, coarse_operand
 from catapult_ext.eig.pairs import Pairs
 from catapult_ext.eig.refine import refine
@@ -366,12 +366,15 @@ def _dense(space: Krylov, o: _Options) -> Pairs:
 
 
 def _lifted(small: Pairs, dual: Any, a: Operand) -> Pairs:
-    """Pairs of the dual operator in the large space: x = lift(u) / |lift(u)|, residual likewise."""
+    """Pairs of the dual operator in the large space: x = lift(u) / |lift(u)|, residual likewise.
+
+    Of the residuals only the norms are kept: rows of one entry.
+    """
     k = len(small.x)
     both = torch.cat([small.x, small.rest]).T.to(dtype=a.dtype, device=a.device)
-    large = dual.lift(both).T.double()
-    norms = large[:k].norm(dim=1, keepdim=True)
-    return replace(small, x=large[:k] / norms, rest=large[k:] / norms)
+    large = dual.lift(both).T
+    norms = row_norms(large)[:, None]
+    return replace(small, x=large[:k] / norms[:k].to(large), rest=norms[k:] / norms[:k])
 
 
 def _package(p: Pairs, o: _Options, a: Operand) -> EigshResult:
