@@ -72,7 +72,7 @@ class LayersFrozen(Frozen):
                 )
             )
         used = [at for layer in self.layers for at in (layer.weight_at, layer.bias_at) if at]
-        self._covered = sum(at.stop - at.start for at in used) == self.n_params
+        self.covered = sum(at.stop - at.start for at in used) == self.n_params
         self._trainable = all(layer.weight_at is not None for layer in self.layers)
         self._slopes = [
             (torch.ones_like(after.input) if layer.slope is None else layer.slope).unsqueeze(0)
@@ -83,7 +83,7 @@ class LayersFrozen(Frozen):
     def vjp(self, u: Tensor) -> Tensor:
         """See :class:`~catapult_ext.linops.engine.Frozen`."""
         k = u.shape[1]
-        make = torch.empty if self._covered else torch.zeros  # unused parameters: zero
+        make = torch.empty if self.covered else torch.zeros  # unused parameters: zero
         out = make(k, self.n_params, dtype=self.dtype, device=self.device)
         delta = u.reshape(self.n_samples, self.n_outputs, k).transpose(1, 2)
         for i in reversed(range(len(self.layers))):
@@ -92,11 +92,11 @@ class LayersFrozen(Frozen):
             if layer.weight_at is not None:
                 for row, g in zip(out[:, layer.weight_at], delta.unbind(1), strict=True):
                     torch.mm(g.T, layer.input, out=row.view(layer.weight.shape))
-                _scale_(out[:, layer.weight_at], layer.sign * layer.root)
+                scaled_(out[:, layer.weight_at], layer.sign * layer.root)
             if layer.bias_at is not None:
                 torch.mul(delta.sum(0), layer.bias_scale, out=out[:, layer.bias_at])
             if i:
-                delta = _scale_(delta @ layer.weight, layer.root)
+                delta = scaled_(delta @ layer.weight, layer.root)
         return out.T
 
     def jvp(self, t: Tensor) -> Tensor:
@@ -113,7 +113,7 @@ class LayersFrozen(Frozen):
             if layer.bias_at is not None:
                 dz = dz + layer.bias_scale * rows[:, layer.bias_at]
             if dx is not None:
-                dz = dz + _scale_(dx @ layer.weight.T, layer.root)
+                dz = dz + scaled_(dx @ layer.weight.T, layer.root)
             dx = _masked(dz, layer.slope)
         assert dx is not None
         return dx.transpose(1, 2).reshape(self.rows, k)
@@ -218,7 +218,7 @@ class LayersPart:
             delta = _masked(delta, None if slope is None else slope[self._samples])
             found.insert(0, delta.contiguous())
             if i:
-                delta = _scale_(delta @ layers[i].weight, layers[i].root)
+                delta = scaled_(delta @ layers[i].weight, layers[i].root)
         return found
 
     def _all(self) -> list[Tensor]:
@@ -276,7 +276,7 @@ def _slope(z: Tensor, after: Tensor | None) -> Tensor | None:
     return slope.detach()
 
 
-def _scale_(x: Tensor, factor: float) -> Tensor:
+def scaled_(x: Tensor, factor: float) -> Tensor:
     """``x`` times a number in place, which standard parameterisation spares."""
     return x if factor == 1.0 else x.mul_(factor)
 

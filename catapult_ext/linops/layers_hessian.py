@@ -19,7 +19,7 @@ from torch import Tensor
 
 from catapult_ext.linops.chain import Chain
 from catapult_ext.linops.hvp import output_curvature
-from catapult_ext.linops.layers import DenseLayer, LayersFrozen
+from catapult_ext.linops.layers import DenseLayer, LayersFrozen, scaled_
 from catapult_ext.linops.policy import frozen_context
 from catapult_ext.linops.snapshot import Snapshot
 from catapult_ext.losses import Loss
@@ -54,17 +54,10 @@ class LayersHVP:
             self._bends.insert(0, None if bend is None else bend * back)
             delta = back if layer.slope is None else back * layer.slope
             self._deltas.insert(0, delta)
-            back = layer.root * (delta @ layer.weight)
+            back = scaled_(delta @ layer.weight, layer.root)
         widths = sum(sum(layer.weight.shape) for layer in self.layers)
         column = (frozen.n_samples * 2 * widths + 2 * frozen.n_params) * snapshot.itemsize
         self.columns = max(1, min(64, _WORKSPACE // column))
-        used = sum(
-            s.stop - s.start
-            for layer in self.layers
-            for s in (layer.weight_at, layer.bias_at)
-            if s is not None
-        )
-        self._covered = used == frozen.n_params
 
     @property
     def gradient(self) -> Tensor:
@@ -75,7 +68,7 @@ class LayersHVP:
         """H V for V (P, K)."""
         rows = vectors.T.contiguous()
         inputs, outputs = self._tangents(rows)
-        out = torch.empty_like(rows) if self._covered else torch.zeros_like(rows)
+        out = torch.empty_like(rows) if self._frozen.covered else torch.zeros_like(rows)
         n, k = self._frozen.n_samples, len(rows)
         back = self._outputs.hessian(self._last(outputs[-1]).transpose(1, 2)).transpose(1, 2)
         for i in reversed(range(len(self.layers))):
@@ -86,7 +79,7 @@ class LayersHVP:
             self._gradient_of(i, change, inputs[i], out)
             if i:
                 p, d = layer.weight.shape
-                back = layer.root * (change.reshape(n * k, p) @ layer.weight).view(n, k, d)
+                back = scaled_(change.reshape(n * k, p) @ layer.weight, layer.root).view(n, k, d)
                 for j in range(k if layer.weight_at is not None else 0):
                     back[:, j].addmm_(self._deltas[i], _weight(rows, layer, j), alpha=_scale(layer))
         return out.T
@@ -101,7 +94,7 @@ class LayersHVP:
             p, d = layer.weight.shape
             if layer.weight_at is not None:
                 w = rows[:, layer.weight_at].reshape(k * p, d)
-                dz = (layer.input @ w.T).mul_(_scale(layer)).view(n, k, p)
+                dz = scaled_(layer.input @ w.T, _scale(layer)).view(n, k, p)
             else:
                 dz = rows.new_zeros(n, k, p)
             if layer.bias_at is not None:
