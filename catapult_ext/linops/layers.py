@@ -71,8 +71,8 @@ class LayersFrozen(Frozen):
                     sign,
                 )
             )
-        used = [at for layer in self.layers for at in (layer.weight_at, layer.bias_at) if at]
-        self.covered = sum(at.stop - at.start for at in used) == self.n_params
+        used = [at for layer in self.layers for at in (layer.weight_at, layer.bias_at)]
+        self.covered = sum(at.stop - at.start for at in used if at is not None) == self.n_params
         self._trainable = all(layer.weight_at is not None for layer in self.layers)
         self._slopes = [
             (torch.ones_like(after.input) if layer.slope is None else layer.slope).unsqueeze(0)
@@ -90,11 +90,10 @@ class LayersFrozen(Frozen):
             layer = self.layers[i]
             delta = _masked(delta, layer.slope)  # (N, K, p)
             if layer.weight_at is not None:
-                for row, g in zip(out[:, layer.weight_at], delta.unbind(1), strict=True):
-                    torch.mm(g.T, layer.input, out=row.view(layer.weight.shape))
-                scaled_(out[:, layer.weight_at], layer.sign * layer.root)
+                rows = delta.reshape(self.n_samples, -1).T @ layer.input
+                out[:, layer.weight_at] = scaled_(rows, layer.sign * layer.root).view(k, -1)
             if layer.bias_at is not None:
-                torch.mul(delta.sum(0), layer.bias_scale, out=out[:, layer.bias_at])
+                out[:, layer.bias_at] = layer.bias_scale * delta.sum(0)
             if i:
                 delta = scaled_(delta @ layer.weight, layer.root)
         return out.T

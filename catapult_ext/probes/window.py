@@ -23,9 +23,8 @@ from catapult_ext.probes.stability import Rule, rule_of
 _WHERE = "learning_rate_window"
 # c_act: eta_max = c_act / lambda_0 by activation, for one hidden layer and for more. Ranges around
 # what full-batch training of MLPs (width 64-1024, 10 outputs, digits; Gaussian data) showed, no
-# wider than a factor 2.5;
-# Lewkowycz et al. 2020 give 4 (linear) and about 12 (ReLU). docs/curvature.md counts how often they
-# held elsewhere.
+# wider than a factor 2.5; Lewkowycz et al. 2020 give 4 (linear) and about 12 (ReLU).
+# docs/curvature.md counts how often they held elsewhere.
 C_ACT = {
     "linear": ((3.5, 6.0), (3.8, 9.0)),
     "ReLU": ((4.2, 10.5), (8.0, 20.0)),
