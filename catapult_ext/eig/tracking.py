@@ -31,7 +31,7 @@ class TopTracker:
     Args:
         k: number of pairs.
         tol: relative error asked for.
-        guards: further vectors carried along, which catch crossings; default 2 + k // 4.
+        guards: further vectors carried along, which catch crossings; default 1 + k // 4.
         check_every: updates from one checked solve to the next; 1 checks always.
         confidence: p of the checked solves.
         seed: of their random vectors; every check draws fresh ones.
@@ -59,7 +59,7 @@ class TopTracker:
         v.require(check_every >= 1, _WHERE, "check_every must be >= 1", check_every)
         v.require(0 < confidence < 1, _WHERE, "confidence must be in (0, 1)", confidence)
         self.k, self.tol, self.check_every = k, tol, check_every
-        self.guards = 2 + k // 4 if guards is None else guards
+        self.guards = 1 + k // 4 if guards is None else guards
         self.confidence, self.seed = confidence, seed
         self.checks = 0
         self._block: Tensor | None = None  # (k + guards, n) rows
@@ -75,7 +75,7 @@ class TopTracker:
     def grow(self, k: int) -> None:
         """Follow ``k`` pairs from now on; the next update is a checked solve."""
         v.require(k >= self.k, _WHERE, f"k can only grow beyond {self.k}", k)
-        self.k, self.guards = k, max(self.guards, 2 + k // 4)
+        self.k, self.guards = k, max(self.guards, 1 + k // 4)
         self._since = self.check_every  # the next is checked
 
     def update(self, A: Any, *, check: bool = False) -> EigshResult:

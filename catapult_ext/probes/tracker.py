@@ -144,7 +144,8 @@ class CurvatureTracker:
         self.overhead = Overhead(budget)
         self.probes: list[dict[str, Any]] = []
         self.count = 0
-        self._top = TopTracker(k, tol=tol, check_every=check_every, seed=seed)
+        # one guard more than for a change of one step: between probes lie many
+        self._top = TopTracker(k, tol=tol, guards=2 + k // 4, check_every=check_every, seed=seed)
         self._free = free.StepObservables(self.loss)
         self._costs: list[float] = []
         self._norms = 0.0  # seconds spent on the norms of gradients

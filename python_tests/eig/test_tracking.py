@@ -145,3 +145,25 @@ def test_gauss_newton_is_followed_in_the_smaller_space():
 def test_refused(options, text):
     with pytest.raises(ValueError, match=text):
         TopTracker(**options)
+
+
+@pytest.mark.nightly
+def test_one_step_of_descent_costs_three_products():
+    x, y = cx.data.digits(size=28).train
+    model = cx.models.fully_connected(784, 10, width=512, depth=3, parameterisation="standard")
+    tracker = TopTracker()
+    top = tracker.update(cx.GGN(model, "half_mse", (x, y))).eigenvalues.item()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1 / top)
+    products = []
+    for step in range(50):
+        optimizer.zero_grad()
+        ((model(x) - y).square().sum() / (2 * len(x))).backward()
+        optimizer.step()
+        ggn = cx.GGN(model, "half_mse", (x, y))
+        found = tracker.update(ggn)
+        products.append(found.matvecs)
+        assert found.errors.item() <= 1.00001e-3 * found.eigenvalues.item()
+        if step % 10 == 5:
+            exact = cx.eigsh(ggn, tol=1e-6, seed=step).eigenvalues.item()
+            assert abs(found.eigenvalues.item() - exact) <= found.errors.item()
+    assert sorted(products)[len(products) // 2] <= 3
