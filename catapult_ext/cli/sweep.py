@@ -61,7 +61,10 @@ def register(app: Any, typer: Any) -> None:
         parameterisation: str = option("ntk", help="ntk or standard."),
         init: str = option(None, help="Named initialisation; default normal (ntk), he (standard)."),
         steps: int = option(200, help="Full-batch gradient steps of every learning rate."),
-        loss: str = option("half_mse", help=", ".join(losses.NAMED)),
+        loss: str = option(
+            "half_mse",
+            help=", ".join(losses.NAMED) + "; half_mse: 1/2N sum, half_mse_mean: 1/2NO sum.",
+        ),
         linearised: bool = option(False, "--linearised", help="Also sweep the linearised net."),
         seed: int = option(0, help="Of weights and data."),
     ) -> None:

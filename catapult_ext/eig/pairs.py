@@ -9,7 +9,10 @@ from torch import Tensor
 
 @dataclass(frozen=True, eq=False)
 class Pairs:
-    """Scaled eigenpairs before they are handed out: rows of x and of the residuals, float64."""
+    """Scaled eigenpairs before they are handed out: rows of x and of the residuals, float64.
+
+    Pairs lifted from a dual keep the operator's dtype, and of the residuals the norms alone.
+    """
 
     values: Tensor
     x: Tensor

@@ -217,8 +217,8 @@ def traced(
         ValueError: ``engine="layers"`` for a model that is no chain.
     """
     tracer = ChainTracer(held.params)
-    alone = tangents is None or plausible(held.model)  # recording is dear where it is for nothing
-    outputs = held.forward(tracer if alone or tangents is None else _both(tracer, tangents))
+    recorder = None if plausible(held.model) else tangents  # dear where it is for nothing
+    outputs = held.forward(tracer if recorder is None else _both(tracer, recorder))
     raw = held.take_raw_output()
     chain = tracer.result(raw)
     if chain is not None:
@@ -229,8 +229,7 @@ def traced(
         "engine='layers' needs a chain of dense layers and element-wise activations",
         f"a model where {tracer.why}",
     )
-    unrecorded = tangents is not None and alone
-    if tracer.altered or unrecorded:  # a call in place was given a copy
+    if tracer.altered or recorder is not tangents:  # a call in place was given a copy, or no record
         if tangents is not None:
             tangents.restart()
         outputs = held.forward(tangents)

@@ -321,9 +321,8 @@ half_mse = SquaredLoss("half_mse", 0.5, "samples")
 half_mse_mean = SquaredLoss("half_mse_mean", 0.5, "entries")
 
 
-def _named() -> dict[str, Loss]:
-    torch_losses = (nn.MSELoss(), nn.CrossEntropyLoss(), nn.BCEWithLogitsLoss())
-    return dict(zip(NAMED, (half_mse, half_mse_mean, *map(resolve, torch_losses)), strict=True))
+_MEANT = (half_mse, half_mse_mean, nn.MSELoss(), nn.CrossEntropyLoss(), nn.BCEWithLogitsLoss())
+_BY_NAME: dict[str, object] = dict(zip(NAMED, _MEANT, strict=True))
 
 
 def resolve(loss: object) -> Loss:
@@ -339,11 +338,11 @@ def resolve(loss: object) -> Loss:
         ValueError: unknown name, or ``reduction='none'``.
         TypeError: anything else.
     """
-    if isinstance(loss, Loss):
-        return loss
     if isinstance(loss, str):
         v.require(loss in NAMED, "losses", f"a loss name must be one of {NAMED}", repr(loss))
-        return _named()[loss]
+        loss = _BY_NAME[loss]
+    if isinstance(loss, Loss):
+        return loss
     if getattr(loss, "reduction", None) == "none":
         v.fail("losses", "reduction must be 'mean' or 'sum'", "'none'")
     # exact types: a subclass may compute something else
