@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.linalg import vector_norm
 
 from catapult_ext import _validate as v
 
@@ -38,7 +39,7 @@ class ActivityWatch:
 
     def __init__(self, model: nn.Module) -> None:
         self._model = model
-        self._passes: list[tuple[int, list[tuple[float, float]]]] = []  # rows, shares by layer
+        self._passes: list[tuple[int, list[Tensor]]] = []  # rows, shares inactive and dead by layer
         self._hooks: list[Any] = []
 
     def __enter__(self) -> ActivityWatch:
@@ -65,8 +66,12 @@ class ActivityWatch:
         # After an in-place activation this is its output, which is <= 0 for the same units.
         with torch.no_grad():
             off = inputs[0].detach() <= 0
-            per_unit = off.transpose(0, 1).flatten(1).all(dim=1) if off.dim() > 1 else off
-            shares = (off.float().mean().item(), per_unit.float().mean().item())
+            others = [d for d in range(off.dim()) if d != 1]
+            times = off.sum(others, dtype=torch.int32)
+            samples = off.numel() // max(times.numel(), 1)
+            shares = torch.stack(
+                [times.double().mean() / samples, (times == samples).double().mean()]
+            )
         if self._passes:
             self._passes[-1][1].append(shares)
 
@@ -75,9 +80,8 @@ class ActivityWatch:
         seen = [shares for n, shares in self._passes if n == rows and shares]
         if not seen:
             return None
-        inactive = [s[0] for s in seen[-1]]
-        dead = max(s[1] for s in seen[-1])
-        return Activity(sum(inactive) / len(inactive), max(inactive), dead)
+        inactive, dead = torch.stack(seen[-1]).T
+        return Activity(inactive.mean().item(), inactive.max().item(), dead.max().item())
 
 
 def activity(model: nn.Module, x: Tensor) -> tuple[Tensor, Activity | None]:
@@ -103,8 +107,8 @@ def activity(model: nn.Module, x: Tensor) -> tuple[Tensor, Activity | None]:
 
 def weight_norm(model: nn.Module) -> float:
     """Euclidean norm of all parameters, accumulated in float64."""
-    squares = [p.detach().double().square().sum() for p in model.parameters()]
-    return float(torch.stack(squares).sum().sqrt()) if squares else 0.0
+    norms = [vector_norm(p.detach(), dtype=torch.float64) for p in model.parameters()]
+    return float(vector_norm(torch.stack(norms))) if norms else 0.0
 
 
 def accuracy(outputs: Tensor, targets: Tensor) -> float | None:

@@ -225,6 +225,29 @@ def test_budget_is_kept(budget, monkeypatch):
     assert f"{budget:.0%}" in tracker.report()
 
 
+def test_norms_of_gradients_keep_to_a_third_of_a_budget(monkeypatch):
+    """A clock that counts: a step takes 1, a norm 0.5; 0.1 / 3 a step pays for one in 15."""
+    model, now = network(), [0.0]
+
+    def dear(_model):
+        now[0] += 0.5
+        return 1.0
+
+    monkeypatch.setattr("catapult_ext.probes.free.squared_gradient", dear)
+    taken = {}
+    for budget in (None, 0.1):
+        tracker = cx.CurvatureTracker(model, "half_mse", DATA.train, budget=budget, every=1000)
+        tracker.overhead.clock = lambda: now[0]
+        with tracker:
+            for _ in range(150):
+                now[0] += 1.0
+                tracker.step(1.0)
+        taken[budget] = [r["step"] for r in tracker.steps_seen if r["gradient"] is not None]
+    assert taken[None] == list(range(150))
+    assert len(taken[0.1]) == 11  # the first is made before there is a step to take a share of
+    assert taken[0.1][-1] > 120  # spread over training
+
+
 def test_budget_chooses_the_samples():
     model, now = network(), [0.0]
     tracker = cx.CurvatureTracker(model, "half_mse", DATA.train, budget=0.1, steps=200)
