@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import warnings
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -84,11 +85,18 @@ class AutogradFrozen(Frozen):
                 row.copy_(found.reshape(-1))
         return out.T
 
-    def _proven(self) -> bool:
-        """Whether the program is the transpose of the backward pass: tried once per model.
+    def ntk(self, u: Tensor) -> Tensor:
+        """See :class:`~catapult_ext.linops.engine.Frozen`."""
+        t = self.vjp(u)
+        unknown = self._program is not None and self.snapshot.coarse not in self.snapshot.replayable
+        if unknown and bool((t != 0).any(0).all()):
+            out = self._tried(u, t, lambda: t)  # this product is the proof
+            if out is not None:
+                return out
+        return self.jvp(t)
 
-        It would not be where a model's own autograd Function hides operations, say.
-        """
+    def _proven(self) -> bool:
+        """Whether the program is the transpose of the backward pass: tried once per model."""
         known = self.snapshot.replayable
         if self.snapshot.coarse not in known:
             generator = torch.Generator().manual_seed(0)
@@ -98,20 +106,29 @@ class AutogradFrozen(Frozen):
                 return values.to(self.outputs)
 
             u, t = random(self.rows), random(self.n_params)
-            try:
-                forward, backward = self._replayed(t), self.vjp(u)
-            except torch.OutOfMemoryError:
-                raise
-            except RuntimeError:  # an operation has no forward formula
-                known[self.snapshot.coarse] = False
-            else:
-                gap = (u.double() * forward).sum() - (backward.double() * t).sum()
-                size = u.norm() * forward.norm() + backward.norm() * t.norm()
-                epsilon = torch.finfo(torch.bfloat16 if self.snapshot.coarse else self.dtype).eps
-                known[self.snapshot.coarse] = bool(gap.abs() <= 1e2 * epsilon * size)
+            self._tried(u, t, lambda: self.vjp(u))
         if not known[self.snapshot.coarse]:
             self._program = None
         return known[self.snapshot.coarse]
+
+    def _tried(self, u: Tensor, t: Tensor, back: Callable[[], Tensor]) -> Tensor | None:
+        """J t by the program if <u, J t> = <J' u, t> in every column; what is found is kept.
+
+        It would not be where a model's own autograd Function hides operations, say.
+        """
+        known = self.snapshot.replayable
+        try:
+            forward, backward = self._replayed(t), back()
+        except torch.OutOfMemoryError:
+            raise
+        except RuntimeError:  # an operation has no forward formula
+            known[self.snapshot.coarse] = False
+            return None
+        gap = (u.double() * forward).sum(0) - (backward.double() * t).sum(0)
+        size = u.norm(dim=0) * forward.norm(dim=0) + backward.norm(dim=0) * t.norm(dim=0)
+        epsilon = torch.finfo(torch.bfloat16 if self.snapshot.coarse else self.dtype).eps
+        known[self.snapshot.coarse] = bool((gap.abs() <= 1e2 * epsilon * size).all())
+        return forward if known[self.snapshot.coarse] else None
 
     def _backward_of_backward(self, t: Tensor) -> Tensor:
         used, grads, dummy = self._backward_graph()

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -32,8 +33,19 @@ class Call:
     tensors: list[Tensor]
     active: list[bool]
 
+    @cached_property
+    def _places(self) -> list[int] | None:
+        """Where the tensors stand among ``args``; None where one lies deeper."""
+        places = [i for i, a in enumerate(self.args) if isinstance(a, Tensor)]
+        return places if len(places) == len(self.tensors) else None
+
     def again(self, values: Sequence[Any]) -> Any:
         """The operation on other tensors."""
+        if self._places is not None:
+            given = list(self.args)
+            for place, value in zip(self._places, values, strict=True):
+                given[place] = value
+            return self.func(*given, **self.kwargs)
         left = iter(values)
         args, kwargs = tree_map_only(Tensor, lambda _: next(left), (self.args, self.kwargs))
         return self.func(*args, **kwargs)
@@ -172,31 +184,41 @@ def _convolution(call: Call) -> Made:
 
 
 def _batch_norm(call: Call) -> Made:
-    """By running statistics: scale and shift of every channel."""
+    """Scale and shift of every channel; by batch statistics, also their derivatives."""
     x, weight, bias, mean, var, training, _, eps = call.args
-    if training or mean is None:
-        return by_formula(call)
+    by_batch = training or mean is None
+    if by_batch:
+        mean, root = (t.detach() for t in call.out[1:])
+        if mean.shape != (x.shape[1],) or mean.dtype != x.dtype:
+            return by_formula(call)
+        var = root.square().reciprocal() - eps
+    else:
+        root = torch.rsqrt(var + eps)
     has = [t is not None for t in (weight, bias)]
-    x = x.detach()
-    root = torch.rsqrt(var + eps)
-    factor = root if weight is None else root * weight.detach()
+    x, weight = x.detach(), None if weight is None else weight.detach()
+    factor = root if weight is None else root * weight
     shape = (1, -1, *(1,) * (x.dim() - 2))
 
     def rule(tangents: list[Tensor | None]) -> Any:
         left = iter(tangents[1:])
         dw, db = (next(left) if there else None for there in has)
         dx, out = tangents[0], None
+        if by_batch and dx is not None:  # symmetric up to the factor: backward is forward
+            rest = (weight, None, None, mean, root, True, eps, [True, False, False])
+            out, dx = aten.native_batch_norm_backward(dx, x, *rest)[0], None
         if dw is not None:
             shift = torch.zeros_like(dw) if db is None else db
-            out = torch.batch_norm(x, dw, shift, mean, var, False, 0.0, eps, False)
+            own = torch.batch_norm(x, dw, shift, mean, var, False, 0.0, eps, False)
+            out = own if out is None else out.add_(own)
         elif db is not None:
-            out = db.view(shape).expand(x.shape)
+            own = db.view(shape)
+            out = own.expand(x.shape) if out is None else out.add_(own)
         if dx is not None:
             scale = factor.view(shape)
             out = dx * scale if out is None else torch.addcmul(out, dx, scale)
         return out, None, None
 
-    return rule, [x, mean, var]
+    return rule, [x] if by_batch else [x, mean, var]
 
 
 def _weight_norm(call: Call) -> Made:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from catapult_ext.models.batch_norm import (
     BATCH_STATS,
     CoupledBatchNorm,
+    batch_stats_held,
     has_batch_norm,
     with_batch_stats,
 )
@@ -26,6 +27,7 @@ __all__ = [
     "NTKConv2d",
     "NTKLinear",
     "activation",
+    "batch_stats_held",
     "build",
     "fully_connected",
     "has_batch_norm",

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -40,6 +42,31 @@ class CoupledBatchNorm(nn.Module):
 def has_batch_norm(model: nn.Module) -> bool:
     """Whether any layer of ``model`` is a batch normalisation."""
     return any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in model.modules())
+
+
+@contextmanager
+def batch_stats_held(
+    model: nn.Module, policy: str, x: Tensor
+) -> Iterator[tuple[nn.Module, str | None]]:
+    """For operators on ``model``: what to give them, and as which ``batch_stats``.
+
+    The meanings of :func:`with_batch_stats` without its copy: inside, modules are in evaluation
+    mode, and batch norms in the mode of the policy.  SyncBatchNorm, whose training mode talks to
+    other processes, still costs the copy.
+    """
+    modules = list(model.modules())
+    norms = [m for m in modules if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    if any(isinstance(m, nn.SyncBatchNorm) for m in norms) or policy not in BATCH_STATS:
+        yield with_batch_stats(model, policy, x), None
+        return
+    modes = [m.training for m in modules]
+    for module in modules:
+        module.training = policy != "running" and module in norms
+    try:
+        yield model, policy if norms and policy != "running" else None
+    finally:
+        for module, mode in zip(modules, modes, strict=True):
+            module.training = mode
 
 
 def with_batch_stats(model: nn.Module, policy: str, x: Tensor | None = None) -> nn.Module:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +15,9 @@ from catapult_ext.eig import EigshResult, TopTracker
 from catapult_ext.linops import GGN, NTK, Hessian
 from catapult_ext.linops.ggn import DualGGN
 from catapult_ext.losses import SquaredLoss, resolve
-from catapult_ext.models import has_batch_norm, with_batch_stats
+from catapult_ext.models import batch_stats_held, with_batch_stats
 from catapult_ext.probes import free
-from catapult_ext.probes.observables import DROPOUT, ActivityWatch, activity, weight_norm
+from catapult_ext.probes.observables import Activity, ActivityWatch, activity, weight_norm
 from catapult_ext.probes.overhead import Overhead
 
 QUANTITIES = ("ggn", "hessian", "ntk")
@@ -227,7 +225,7 @@ class CurvatureTracker:
 
     def _probe(self, data: Any) -> dict[str, Any]:
         began = self.overhead.clock()
-        with torch.no_grad(), _dropout_off(self.model):
+        with torch.no_grad():
             row = self._measure(self._selected(data))
         self._last_probe = self.count
         self._costs.append(self.overhead.clock() - began)
@@ -254,12 +252,12 @@ class CurvatureTracker:
         return x[: self.samples], y[: self.samples]
 
     def _measure(self, data: tuple[Any, Any]) -> dict[str, Any]:
-        x, y = data
-        held = self.model
-        if has_batch_norm(self.model):
-            held = with_batch_stats(self.model, self.batch_stats, x)
+        with batch_stats_held(self.model, self.batch_stats, data[0]) as (held, policy):
+            return self._measured(held, *data, batch_stats=policy, check=not self.probes)
+
+    def _measured(self, held: nn.Module, x: Any, y: Any, **options: Any) -> dict[str, Any]:
         with ActivityWatch(held) as watch:  # in the forward pass that freezes the model
-            operator = self._operator(held, x, y)
+            operator = self._operator(held, x, y, **options)
         followed = self._followed(operator)
         found = self._top.update(followed)
         eta = free.learning_rate(self.optimizer)
@@ -281,19 +279,23 @@ class CurvatureTracker:
         }
         if isinstance(x, Tensor):
             if watch.watches:
-                active = watch.found(len(x)) or activity(held, x)[1]
+                active = watch.found(len(x)) or self._activity(x)
                 row["inactive"] = None if active is None else active.inactive
             if self.kernel_samples:
-                kernel = NTK(held, x[: self.kernel_samples]).dense(outputs="trace")
+                kernel = NTK(held, x[: self.kernel_samples], **options).dense(outputs="trace")
                 self._kernel = kernel if self._kernel is None else self._kernel
                 row["drift"], row["drift_norm"] = free.kernel_drift(kernel, self._kernel)
         return row
 
-    def _operator(self, model: nn.Module, x: Any, y: Any) -> Any:
+    def _activity(self, x: Tensor) -> Activity | None:
+        """By a forward pass of its own, which leaves running averages alone."""
+        return activity(with_batch_stats(self.model, self.batch_stats, x), x)[1]
+
+    def _operator(self, model: nn.Module, x: Any, y: Any, **options: Any) -> Any:
         if self.quantity == "ntk":
-            return NTK(model, x)
+            return NTK(model, x, **options)
         kind = GGN if self.quantity == "ggn" else Hessian
-        return kind(model, self.loss, (x, y))
+        return kind(model, self.loss, (x, y), **options)
 
     def _followed(self, operator: Any) -> Any:
         """The smaller space where there is one: its vectors serve, nothing is lifted."""
@@ -373,16 +375,3 @@ class _WithoutDual:
 
     def __matmul__(self, vectors: Tensor) -> Tensor:
         return self._operator @ vectors
-
-
-@contextmanager
-def _dropout_off(model: nn.Module) -> Iterator[None]:
-    """Dropout switched off inside, put back after."""
-    active = [m for m in model.modules() if isinstance(m, DROPOUT) and m.training]
-    for module in active:
-        module.training = False
-    try:
-        yield
-    finally:
-        for module in active:
-            module.training = True

@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import nn
 
+import catapult_ext as cx
 from catapult_ext import models
 
 
@@ -94,6 +95,27 @@ def test_coupled_copy_equals_the_model_in_training_mode():
     torch.testing.assert_close(ours, theirs)
     running = models.with_batch_stats(model, "running")
     torch.testing.assert_close(running(x), model.eval()(x))
+
+
+@pytest.mark.parametrize("layer", [nn.BatchNorm2d, nn.SyncBatchNorm])
+@pytest.mark.parametrize("policy", models.BATCH_STATS)
+def test_batch_stats_held_is_the_copy_in_place(policy, layer):
+    """The same kernel, mostly without a copy, and modes put back."""
+    torch.manual_seed(0)
+    body = (nn.Conv2d(3, 4, 3), layer(4), nn.ReLU(), nn.Flatten(), nn.Linear(144, 2))
+    model = nn.Sequential(*body, nn.Dropout(0.5)).double()
+    model[1].running_mean.normal_()
+    model[2].training = False
+    x = torch.randn(5, 3, 8, 8, dtype=torch.float64)
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    modes = [m.training for m in model.modules()]
+    with models.batch_stats_held(model, policy, x) as (held, option):
+        assert (held is model) == (layer is nn.BatchNorm2d)
+        found = cx.NTK(held, x, batch_stats=option).dense()
+    assert [m.training for m in model.modules()] == modes
+    assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
+    expected = cx.NTK(models.with_batch_stats(model, policy, x), x).dense()
+    torch.testing.assert_close(found, expected)
 
 
 def test_activation_factory():
