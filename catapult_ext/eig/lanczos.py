@@ -29,7 +29,7 @@ class EigshResult:
     Attributes:
         eigenvalues: (k,) descending (``which="LM"``: by magnitude), dtype of the operator.
         eigenvectors: (n, k), unit columns.
-        residuals: (k,) |A x - lambda x|, from products already made.
+        residuals: (k,) |A x - lambda x|, from products already made (solved as its dual: a bound).
         errors: (k,) bounds of |lambda_i - eigenvalues_i|; what they rest on is ``index_check``.
         matvecs: products with A (or its dual), in columns.
         converged: all errors within max(tol |lambda|, 2 c_n eps |A|).
@@ -366,15 +366,15 @@ def _dense(space: Krylov, o: _Options) -> Pairs:
 
 
 def _lifted(small: Pairs, dual: Any, a: Operand) -> Pairs:
-    """Pairs of the dual operator in the large space: x = lift(u) / |lift(u)|, residual likewise.
+    """Pairs of the dual operator K = G'G in the large space: x = G u / |G u|.
 
-    Of the residuals only the norms are kept: rows of one entry.
+    Of the residuals only bounds are kept, in rows of one entry: |G r| <= |K|^(1/2) |r|.
     """
-    k = len(small.x)
-    both = torch.cat([small.x, small.rest]).T.to(dtype=a.dtype, device=a.device)
-    large = dual.lift(both).T
-    norms = row_norms(large)[:, None]
-    return replace(small, x=large[:k] / norms[:k].to(large), rest=norms[k:] / norms[:k])
+    large = dual.lift(small.x.T.to(dtype=a.dtype, device=a.device)).T
+    x = large / row_norms(large)[:, None].to(large)
+    top = (small.values + small.errors.to(small.values)).max()
+    rest = (top / small.values.abs()).sqrt()[:, None] * small.rest.norm(dim=1, keepdim=True)
+    return replace(small, x=x, rest=rest)
 
 
 def _package(p: Pairs, o: _Options, a: Operand) -> EigshResult:

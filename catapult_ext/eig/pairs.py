@@ -11,7 +11,7 @@ from torch import Tensor
 class Pairs:
     """Scaled eigenpairs before they are handed out: rows of x and of the residuals, float64.
 
-    Pairs lifted from a dual keep the operator's dtype, and of the residuals the norms alone.
+    Pairs lifted from a dual keep the operator's dtype, and of the residuals bounds of the norms.
     """
 
     values: Tensor

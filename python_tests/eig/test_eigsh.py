@@ -234,3 +234,18 @@ def test_without_an_index_check():
     assert cx.eigsh(a, 2, confidence=None).index_check == "inertia"
     with pytest.raises(ValueError, match="confidence must be None or in"):
         cx.eigsh(a, confidence=1.0)
+
+
+@pytest.mark.parametrize("which", ["LA", "LM"])
+def test_residuals_of_a_dual_solve_are_bounds(which, dtype):
+    x, y = (t.to(dtype) for t in cx.data.digits(train=24).train)
+    model = cx.models.fully_connected(64, 10, width=32, depth=2, dtype=dtype)
+    a = cx.GGN(model, "half_mse", (x, y))
+    assert a.dual() is not None
+    found = cx.eigsh(a, 4, which=which, tol=1e-2)
+    vectors = found.eigenvectors
+    assert torch.allclose(vectors.norm(dim=0), torch.ones(4, dtype=dtype))
+    true = (a @ vectors - vectors * found.eigenvalues).double().norm(dim=0)
+    rounding = 50 * torch.finfo(dtype).eps * found.eigenvalues[0].double()
+    assert bool((true <= found.residuals.double() + rounding).all())
+    assert bool((found.residuals <= 0.3 * found.eigenvalues[0]).all())  # tol 1e-2 leaves about 0.1
