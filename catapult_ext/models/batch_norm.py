@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from catapult_ext._validate import fail
 
 BATCH_STATS = ("coupled", "frozen", "running")
+_KNOWN = (nn.BatchNorm2d.forward, nn.SyncBatchNorm.forward)
 
 
 class CoupledBatchNorm(nn.Module):
@@ -93,6 +94,9 @@ def with_batch_stats(model: nn.Module, policy: str, x: Tensor | None = None) -> 
     ]
     if policy == "coupled":
         for name, layer in layers:
+            if type(layer).forward not in _KNOWN:
+                layer.training = True  # its own forward pass knows what it adds
+                continue
             parent, _, leaf = name.rpartition(".")
             setattr(held.get_submodule(parent), leaf, CoupledBatchNorm(layer))
     elif policy == "frozen" and layers:

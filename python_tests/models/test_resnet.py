@@ -97,6 +97,25 @@ def test_coupled_copy_equals_the_model_in_training_mode():
     torch.testing.assert_close(running(x), model.eval()(x))
 
 
+class Doubled(nn.BatchNorm1d):
+    """A batch norm with a forward pass of its own."""
+
+    def forward(self, x):
+        return 2 * super().forward(x)
+
+
+def test_a_batch_norm_of_the_users_keeps_its_forward_pass():
+    model = nn.Sequential(nn.Linear(3, 4), Doubled(4), nn.Linear(4, 2)).double()
+    x = torch.randn(5, 3, dtype=torch.float64)
+    held = models.with_batch_stats(model, "coupled")
+    torch.testing.assert_close(held(x), model(x))
+    with pytest.raises(ValueError, match="pass batch_stats="):
+        cx.NTK(held, x)
+    with models.batch_stats_held(model, "coupled", x) as (inside, option):
+        found = cx.NTK(inside, x, batch_stats=option).dense()
+    torch.testing.assert_close(found, cx.NTK(model, x, batch_stats="coupled").dense())
+
+
 @pytest.mark.parametrize("layer", [nn.BatchNorm2d, nn.SyncBatchNorm])
 @pytest.mark.parametrize("policy", models.BATCH_STATS)
 def test_batch_stats_held_is_the_copy_in_place(policy, layer):
