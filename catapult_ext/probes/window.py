@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from catapult_ext import _validate as v
 from catapult_ext.eig import eigsh
 from catapult_ext.linops import GGN, LinearOperator, Preconditioned
-from catapult_ext.losses import Loss, resolve
+from catapult_ext.losses import Loss, SquaredLoss, resolve
 from catapult_ext.models import has_batch_norm, with_batch_stats
 from catapult_ext.probes.observables import active_dropout, activity, hidden_width
 from catapult_ext.probes.phases import DEAD_FRACTION, divergence_cut
@@ -35,7 +35,9 @@ C_ACT = {
     "SiLU": ((7.0, 17.5), (9.4, 23.5)),
     "Abs": ((3.0, 5.5), (3.4, 8.5)),
 }
-_OTHER = (3.5, 8.75)
+_UNKNOWN, _OTHER = "an activation without a table entry", (3.5, 8.75)
+_IN_PARAMETERS = "a model linear in its parameters"
+_CLOSE = 1.05  # eta_max that leaves no room above eta_crit
 _FINE = 1.02  # ratio to which the searches bisect
 
 
@@ -73,6 +75,11 @@ class LearningRateWindow:
         measured = self.eta_max_measured
         low, high = measured if measured is not None else self.eta_max
         kind = "measured" if measured is not None else f"estimated for {self.evidence['table']}"
+        if low < _CLOSE * self.eta_crit:
+            return (
+                f"For {self.rule}, rates below {self.eta_crit:.3g} train stably; no catapult: "
+                f"above {high:.3g} ({kind}) training diverges."
+            )
         return (
             f"For {self.rule}, rates below {self.eta_crit:.3g} train stably; from there to between "
             f"{low:.3g} and {high:.3g} ({kind}) expect a catapult, which often ends in a flatter "
@@ -142,6 +149,9 @@ def learning_rate_window(
     eta_crit = rule.factor / lambda0
     eta_c, searched = _first_step(held, known, x, y, rule, eta_crit)
     kind, (low, high) = activation_range(model)
+    moves = rule.scale is not None or not isinstance(known, SquaredLoss)
+    if kind == _IN_PARAMETERS and moves:
+        kind, (low, high) = _UNKNOWN, _OTHER
     measured = None
     if measure:
         measured = _measured(held, known, x, y, optimizer, measure, eta_crit, lambda0)
@@ -180,7 +190,9 @@ def activation_range(model: nn.Module) -> tuple[str, tuple[float, float]]:
     deep = matrices > 2
     name = present[0] if len(present) == 1 else "linear" if not present and plain else ""
     if not name:
-        return "an activation without a table entry", _OTHER
+        return _UNKNOWN, _OTHER
+    if name == "linear" and matrices < 2:
+        return _IN_PARAMETERS, (2.0, 2.0)  # training is its own linearisation
     depth = "two or more hidden layers" if deep else "one hidden layer"
     return f"{name}, {depth}", C_ACT[name][deep]
 

@@ -49,12 +49,13 @@ def test_a_run_is_judged_from_its_crossing_on():
     row = eos._row(record([0.5, 1.0, 2.2, 1.8], [9, 8, 7, 6, 4, 5, 3, 2]))
     assert (row["crossed_at"], row["mean"], row["loss_then"]) == (4, 2.0, 4)
     assert row["rises"] == pytest.approx(1 / 3)
-    assert eos._claim_hovers([row], "x", "2/eta").holds is True
-    assert eos._claim_loss([row]).holds is None  # three steps at the edge are no long time
+    for claim in (eos._claim_hovers([row], "x", "2/eta"), eos._claim_loss([row])):
+        assert claim.holds is None  # three steps at the edge are no long time
     long = eos._row(
         record([0.5, 2.1] + [2.0] * 60, [9, 8] + [8 - 0.1 * (i // 2) + i % 2 for i in range(121)])
     )
     assert eos._claim_loss([long]).holds is True
+    assert eos._claim_hovers([long], "x", "2/eta").holds is True
     late = eos._row(record([0.5, 1.0, 1.2], [9, 8, 7]))
     assert late["crossed_at"] is None
     assert eos._claim_hovers([late], "x", "2/eta").holds is None

@@ -236,19 +236,33 @@ def test_largest_stable_stops_at_the_first_divergence_or_dead_net():
     assert grid.largest_stable([fake(2.0), fake(4.0), fake(2.0, 1, diverged=1)]) == [4.0, 0.0]
 
 
-def test_lazy_and_best_claims():
-    rows = grid.by_rate([fake(1.0, accuracy=0.8), fake(3.0, accuracy=0.9, peak=5.0, rose=1)])
-    assert grid.claim_lazy(rows).holds is True
-    assert grid.claim_best(rows, 3.0).holds is True
-    rows = grid.by_rate([fake(1.0, accuracy=0.9, peak=1.1, rose=2), fake(3.0, accuracy=0.8)])
-    assert grid.claim_lazy(rows).holds is False
-    assert grid.claim_lazy(rows, slack=0.2).holds is True
-    assert grid.claim_best(rows, 3.0).holds is False
+def test_lazy_claim():
+    calm = [fake(1.0), fake(1.0, 1), fake(3.0, peak=5.0, rose=1)]
+    assert grid.claim_lazy(calm).holds is True
+    rose = [*calm, fake(1.0, 2, peak=1.1, rose=2)]
+    assert grid.claim_lazy(rose).holds is False
+    assert grid.claim_lazy(rose, slack=0.2).holds is True
+    lost = [*calm, fake(1.0, 2, diverged=4)]  # one seed of three is enough
+    assert grid.claim_lazy(lost, slack=0.2).holds is False
+    assert grid.claim_lazy(calm[2:]).holds is None
+
+
+def pairs(*runs):
+    """Two seeds of every (c, accuracy), 0.01 apart."""
+    return [fake(c, i, accuracy=a + 0.01 * i) for c, a in runs for i in range(2)]
+
+
+def test_best_claim():
+    assert grid.claim_best(grid.by_rate(pairs((1.0, 0.8), (3.0, 0.9))), 3.0).holds is True
+    assert grid.claim_best(grid.by_rate(pairs((1.0, 0.9), (3.0, 0.8))), 3.0).holds is False
     # A rate that diverged for some seed does not win.
     lost = [fake(3.0, accuracy=0.9), fake(3.0, 1, diverged=4)]
-    rows = grid.by_rate([fake(1.0), fake(2.5, accuracy=0.4), *lost])
+    rows = grid.by_rate([*pairs((1.0, 0.8), (2.5, 0.4)), *lost])
     assert grid.claim_best(rows, 3.0).holds is False
-    assert grid.claim_best(grid.by_rate([fake(1.0), *lost]), 3.0).holds is None
+    assert grid.claim_best(grid.by_rate([*pairs((1.0, 0.8)), *lost]), 3.0).holds is None
+    one = grid.claim_best(grid.by_rate([fake(1.0, accuracy=0.2), fake(3.0, accuracy=0.9)]), 3.0)
+    assert one.holds is None
+    assert "one seed" in one.why
 
 
 def test_a_best_accuracy_within_the_noise_decides_nothing():

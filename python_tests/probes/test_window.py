@@ -180,7 +180,20 @@ def test_advice_and_table():
     assert f"{window.eta_crit:.3g}" in text
     assert "ReLU, two or more hidden layers" in text
     assert activation_range(nn.Sequential(nn.Linear(3, 3), nn.Mish()))[0].startswith("an activ")
-    assert activation_range(mlp(1, nn.Identity))[1] == activation_range(nn.Linear(3, 3))[1]
+    assert activation_range(mlp(1, nn.Identity))[0] == "linear, one hidden layer"
+
+
+def test_a_model_linear_in_its_parameters_has_no_catapult():
+    model = nn.Sequential(nn.Flatten(), nn.Linear(64, 10)).double()
+    window = cx.learning_rate_window(model, "half_mse", (X, Y), tol=1e-6)
+    assert window.eta_max == pytest.approx((window.eta_crit,) * 2)
+    assert "no catapult" in window.advice()
+    measured = cx.learning_rate_window(model, "half_mse", (X, Y), measure=400)
+    assert measured.eta_max_measured == pytest.approx((window.eta_crit,) * 2, rel=0.05)
+    assert "no catapult" in measured.advice()
+    # the curvature of cross-entropy falls with confidence
+    labels = Y.argmax(1)
+    assert cx.learning_rate_window(model, "cross_entropy", (X, labels)).eta_max[0] > window.eta_crit
 
 
 @pytest.mark.parametrize(

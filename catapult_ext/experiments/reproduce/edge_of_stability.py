@@ -206,13 +206,14 @@ def _claim_sharpens(rows: list[Row]) -> Claim:
 
 
 def _claim_hovers(rows: list[Row], name: str, edge: str) -> Claim:
-    kept = [r["mean"] for r in rows if r["mean"] is not None]
+    # the mean of a run that reaches the edge in its last steps is that of its first reading there
+    kept = [r["mean"] for r in rows if r["mean"] is not None and r["steps_there"] >= LONG]
     text = ", ".join(show(v / 2, ".3f") for v in kept)
     holds = bool(kept) and all(1 - WITHIN <= v / 2 <= 1 + WITHIN for v in kept)
     return Claim(
         name,
         f"from then on the sharpness hovers at, or slightly above, {edge} (mean within 10 %)",
-        f"mean over the edge, run by run: {text or '-'}",
+        f"mean over the edge, run by run: {text or f'none spent {LONG} steps there'}",
         holds if kept else None,
         "" if holds else "runs that end early, or whose sharpness falls once the data are fitted",
     )

@@ -83,7 +83,7 @@ def run(settings: Settings, context: Context) -> Outcome:
     rows = grid.by_rate(records, s.read_at)
     stable = grid.largest_stable(records)
     claims = [
-        grid.claim_lazy(rows),
+        grid.claim_lazy(records),
         _claim_rise(rows),
         grid.claim_bound(rows, "eta_lambda_at_time", f"at eta*t = {s.read_at:g}"),
         grid.claim_bound(rows),

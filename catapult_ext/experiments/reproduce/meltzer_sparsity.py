@@ -197,7 +197,7 @@ def _claim_sparsity(depth: int, records: list[Row]) -> Claim:
     lazy = mean(r["inactive"] for r in kept if r["c"] < 2)
     top = max(r["c"] for r in kept)
     highest = mean(r["inactive"] for r in kept if r["c"] == top)
-    holds = b > 2 * (error or 0.0)
+    holds = None if error is None else b > 2 * error  # two points have no error
     return Claim(
         name,
         predicted,
@@ -255,10 +255,7 @@ def _claim_edge(rows: list[Row]) -> Claim:
 
 
 def _claim_pure(pure: list[dict[str, Any]]) -> Claim:
-    lost = [
-        c for p in pure for c, ok in zip(p["c"], p["stable"], strict=True)
-        if not ok and c <= p["bound"]
-    ]  # fmt: skip
+    below = [ok for p in pure for c, ok in zip(p["c"], p["stable"], strict=True) if c <= p["bound"]]
     ends = [
         max((c for c, ok in zip(p["c"], p["stable"], strict=True) if ok), default=0) for p in pure
     ]
@@ -266,10 +263,12 @@ def _claim_pure(pure: list[dict[str, Any]]) -> Claim:
     return Claim(
         "pure quadratic model bounded up to c_up",
         "no rate below c_up = 4 lambda_0 / (zeta^2 |theta_0|^2 lambda_max(psi^2)) diverges",
-        f"c_up {bounds}; {len(lost)} rates below it diverge; largest bounded rate "
+        f"c_up {bounds}; {below.count(False)} rates below it diverge; largest bounded rate "
         + ", ".join(f"{e:g}" for e in ends),
-        not lost,
-        "the bound is of infinite rank: few eigenvalues leave it inexact",
+        all(below) if below else None,
+        "the bound is of infinite rank: few eigenvalues leave it inexact"
+        if below
+        else "no rate below it was tried",
     )
 
 

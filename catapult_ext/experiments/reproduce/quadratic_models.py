@@ -333,28 +333,31 @@ def _claim_linear(rows: list[Row]) -> Claim:
         "above 2/lambda_0 the linearised net diverges, net and quadratic model do not",
         f"linear: {lost} of {runs}; quadratic: {sum(r['quadratic_diverged'] for r in above)}; "
         f"net: {sum(r['net_diverged'] for r in above)}",
-        lost == runs and not any(r["quadratic_diverged"] + r["net_diverged"] for r in above),
-        "just above 2 the linear model grows slowly; near 4 the others diverge too",
+        lost == runs and not any(r["quadratic_diverged"] + r["net_diverged"] for r in above)
+        if above
+        else None,
+        "just above 2 the linear model grows slowly; near 4 the others diverge too"
+        if above
+        else "no rate above 2",
     )
 
 
 def _claim_above(rows: list[Row]) -> Claim:
+    title = "better above eta_crit"
+    predicted = "the best test loss of net and quadratic model is lower in the catapult phase"
     text, holds = [], True
     for name in ("net", "quadratic"):
         kept = [r for r in rows if r[name] is not None]
+        if not any(r["c"] < 2 for r in kept):
+            return Claim(title, predicted, f"{name}: no rate below 2", None, "grid")
         low = min((r for r in kept if r["c"] < 2), key=lambda r: r[name])
         best = min((r for r in kept if r["c"] > 2), key=lambda r: r[name], default=low)
         holds = holds and best["c"] > 2 and best[name] < low[name]
         text.append(
             f"{name} {best[name]:.4f} at c = {best['c']:g} against {low[name]:.4f} at {low['c']:g}"
         )
-    return Claim(
-        "better above eta_crit",
-        "the best test loss of net and quadratic model is lower in the catapult phase",
-        "; ".join(text),
-        holds,
-        "" if holds else "this task is learnt as well without a catapult",
-    )
+    why = "this task is learnt as well without a catapult"
+    return Claim(title, predicted, "; ".join(text), holds, why)
 
 
 def _panel_peak(s: Settings, ones: list[Row]) -> Panel:

@@ -98,7 +98,7 @@ def run(settings: Settings, context: Context) -> Outcome:
     stable = grid.largest_stable(records)
     middle = grid.median(stable)
     claims = [
-        grid.claim_lazy(rows, slack=0.25),
+        grid.claim_lazy(records, slack=0.25),
         _claim_rise(records),
         grid.claim_bound(rows, "eta_lambda_at_time", f"at eta*t = {s.read_at:g} eta_crit"),
         grid.claim_bound(rows),
