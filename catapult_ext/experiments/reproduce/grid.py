@@ -235,7 +235,7 @@ def panel_lambda(rows: list[Row], key: str, title: str) -> Panel:
         [line],
         xlog=True,
         vlines=marks(rows),
-        hlines={"2/eta": 2.0},
+        hlines={"lambda = 2/eta": 2.0},
     )
 
 

@@ -8,8 +8,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 Row = dict[str, Any]
-# Okabe-Ito colours, distinct for colour-blind readers; markers say the same again in print.
+# Okabe-Ito colours, distinct for colour-blind readers; markers and dashes say the same in print.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#E69F00", "#56B4E9", "#CC79A7", "#000000")
+MARKERS = "os^DvPX"
+DASHES = ("-", "--", "-.", ":", (0, (6, 1)), (0, (3, 1, 1, 1, 1, 1)), (0, (1, 1)))
 
 
 @dataclass(frozen=True)
@@ -38,7 +40,10 @@ class Claim:
 
 @dataclass(frozen=True)
 class Series:
-    """One line of a panel; ``error`` draws bars, ``style`` is a matplotlib format."""
+    """One line of a panel; ``error`` draws bars, ``style`` is a matplotlib format.
+
+    The markers of "o-" and the dashes of "-" differ from line to line.
+    """
 
     label: str
     x: list[float]

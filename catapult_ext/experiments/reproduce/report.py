@@ -10,7 +10,7 @@ import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from catapult_ext.experiments.reproduce.outcome import COLOURS, Claim, Panel, Row
+from catapult_ext.experiments.reproduce.outcome import COLOURS, DASHES, MARKERS, Claim, Panel, Row
 from catapult_ext.experiments.reproduce.page import page
 from catapult_ext.runs import RunFolder, RunFolderError
 
@@ -108,7 +108,9 @@ def _fill(ax: Any, panel: Panel) -> None:
     for i, s in enumerate(panel.series):
         colour = COLOURS[i % len(COLOURS)]
         look = {"color": colour, "label": s.label, "ms": 3.5, "lw": 1.2, "capsize": 2}
-        ax.errorbar(s.x, s.y, s.error, fmt=s.style, **look)
+        look |= {"ls": DASHES[i % len(DASHES)]} if s.style == "-" else {}
+        style = s.style.replace("o", MARKERS[i % len(MARKERS)])
+        ax.errorbar(s.x, s.y, s.error, fmt="" if s.style == "-" else style, **look)
     for i, (label, x) in enumerate(panel.vlines.items()):
         ax.axvline(x, color="#8A8A8A", ls=("--", "-.", ":")[i % 3], lw=1, label=label)
     for label, y in panel.hlines.items():

@@ -379,5 +379,5 @@ def _panel_sharpness(s: Settings, runs: list[Row]) -> Panel:
         "eta_target * sharpness",
         series,
         xlog=True,
-        hlines={"2/eta_target": 2.0},
+        hlines={"sharpness = 2/eta_target": 2.0},
     )
