@@ -10,6 +10,9 @@ if(NOT CATAPULT_CUDA STREQUAL "OFF")
     # Real code for sm_80 and sm_90; the PTX of 90 serves newer devices too.
     set(CMAKE_CUDA_ARCHITECTURES "80-real;90")
   endif()
+  if(NOT CMAKE_CUDA_COMPILER)
+    unset(CMAKE_CUDA_COMPILER CACHE) # a search that found nothing is no reason not to look again
+  endif()
   check_language(CUDA)
   if(NOT CMAKE_CUDA_COMPILER)
     set(_why "no CUDA compiler found")

@@ -7,6 +7,7 @@ but no products: residuals are formed from it, never guessed, and restarts only 
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -180,7 +181,7 @@ class Krylov:
             largest < float("inf"), self.where, "products with A must be finite", "NaN or inf"
         )
         if self.scale == 0.0 and largest > 0:
-            self.scale = 2.0 ** round(torch.tensor(largest).double().log2().item())
+            self.scale = 2.0 ** round(math.log2(largest))
         if self.scale > 0:
             rows = rows / self.scale
         self.norm = max(self.norm, row_norms(rows).max().item())

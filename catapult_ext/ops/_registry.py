@@ -22,6 +22,21 @@ def register(schema: str, impl: Callable[..., object], fake: Callable[..., objec
     """
     name = schema[: schema.index("(")]
     _library.define(schema)
+    arguments = getattr(torch.ops.catapult, name).default._schema.arguments
+    written = [i for i, a in enumerate(arguments) if a.alias_info and a.alias_info.is_write]
     for key in ("CPU", "CUDA"):
-        _library.impl(name, impl, key)
+        _library.impl(name, _versioned(impl, written) if written else impl, key)
     torch.library.register_fake(f"catapult::{name}", fake, lib=_library)
+
+
+def _versioned(impl: Callable[..., object], written: list[int]) -> Callable[..., object]:
+    """``impl``, after which autograd knows that arguments ``written`` have changed."""
+
+    def call(*args: torch.Tensor) -> object:
+        out = impl(*args)
+        for i in written:
+            if not args[i].is_inference():
+                torch.autograd.graph.increment_version(args[i])
+        return out
+
+    return call

@@ -44,7 +44,7 @@ def parse_activation(where: str, name: str) -> tuple[int, float]:
     """
     if not isinstance(name, str):
         _validate.fail(where, "activation must be a name", type(name).__name__, TypeError)
-    leaky = re.fullmatch(r"leaky\((-?[0-9.]+(?:e-?[0-9]+)?)\)", name)
+    leaky = re.fullmatch(r"leaky\((-?(?:\d+\.?\d*|\.\d+)(?:e-?\d+)?)\)", name)
     if leaky:
         return _KINDS.index("leaky"), float(leaky.group(1))
     known = ", ".join(ACTIVATIONS)
@@ -113,13 +113,9 @@ def toy_gd(
     _validate.require(width > 0 and inputs > 0, where, "U must have W, D >= 1", tuple(U.shape))
     _validate.tensor(v, where, "v", (replicas, width))
     check_problem(where, {"U": U, "v": v}, x, y, eta, (replicas, inputs))
-    check_schedule(where, steps, record_every, curvature_every)
+    strides = check_schedule(where, steps, record_every, curvature_every)
     kind, slope = parse_activation(where, activation)
-    return ToyRecord(
-        *torch.ops.catapult.toy_gd(
-            U, v, x, y, eta, steps, record_every, curvature_every, kind, slope
-        )
-    )
+    return ToyRecord(*torch.ops.catapult.toy_gd(U, v, x, y, eta, steps, *strides, kind, slope))
 
 
 def check_problem(
@@ -148,8 +144,10 @@ def check_problem(
         )
 
 
-def check_schedule(where: str, steps: int, record_every: int, curvature_every: int) -> None:
-    """``steps`` and the strides of the records."""
+def check_schedule(
+    where: str, steps: int, record_every: int, curvature_every: int
+) -> tuple[int, int]:
+    """Check ``steps`` and the strides of the records; returns these no longer than the run."""
     for name, value, least in (
         ("steps", steps, 0),
         ("record_every", record_every, 1),
@@ -157,6 +155,8 @@ def check_schedule(where: str, steps: int, record_every: int, curvature_every: i
     ):
         _validate.integers(where, **{name: value})
         _validate.require(value >= least, where, f"{name} must be >= {least}", value)
+    _validate.require(steps < 2**62, where, "steps must be < 2^62", steps)
+    return min(record_every, steps + 1), min(curvature_every, steps + 1)
 
 
 def check_rates(where: str, eta: Tensor) -> None:

@@ -69,14 +69,11 @@ def toy_gd_reduced(
     _validate.tensor(S, where, "S", (replicas, inputs, inputs))
     _validate.tensor(q, where, "q", (replicas,))
     check_problem(where, {"w": w, "S": S, "q": q}, x, y, eta, (replicas, inputs))
-    if not isinstance(width, (int, float)) or isinstance(width, bool):
-        _validate.fail(where, "width must be a number", type(width).__name__, TypeError)
+    _validate.numbers(where, width=width)
     _validate.require(1 <= width <= MAX_WIDTH, where, "width must be in [1, 1e18]", width)
-    check_schedule(where, steps, record_every, curvature_every)
+    strides = check_schedule(where, steps, record_every, curvature_every)
     return ToyRecord(
-        *torch.ops.catapult.toy_gd_reduced(
-            w, S, q, x, y, eta, float(width), steps, record_every, curvature_every
-        )
+        *torch.ops.catapult.toy_gd_reduced(w, S, q, x, y, eta, float(width), steps, *strides)
     )
 
 

@@ -91,6 +91,8 @@ def toy_scalar(
     _validate.tensor(h, _WHERE, "h", ("R",))
     _validate.tensor(k, _WHERE, "k", (h.shape[0],))
     _validate.integers(_WHERE, steps=steps, record_every=record_every)
+    if not isinstance(early_exit, bool):
+        _validate.fail(_WHERE, "early_exit must be a bool", repr(early_exit), TypeError)
     tensors = {"h": h, "k": k, "b": b, "beta": beta}
     given = {name: t for name, t in tensors.items() if t is not None}
     for name, t in given.items():

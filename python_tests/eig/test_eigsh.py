@@ -249,3 +249,12 @@ def test_residuals_of_a_dual_solve_are_bounds(which, dtype):
     rounding = 50 * torch.finfo(dtype).eps * found.eigenvalues[0].double()
     assert bool((true <= found.residuals.double() + rounding).all())
     assert bool((found.residuals <= 0.3 * found.eigenvalues[0]).all())  # tol 1e-2 leaves about 0.1
+
+
+@pytest.mark.parametrize("scale", [1e-290, 1e-60, 1e60, 1e290])
+def test_the_whole_range_of_float64(scale):
+    a = spectra.matrix("geometric", torch.float64, N)
+    want, got = cx.eigsh(Wrapped(a), 3), cx.eigsh(Wrapped(a * scale), 3)
+    assert torch.allclose(got.eigenvalues / scale, want.eigenvalues, rtol=1e-6, atol=0)
+    exact = torch.linalg.eigvalsh(a).flip(0)[:3]
+    assert bool(((got.eigenvalues / scale - exact).abs() <= got.errors / scale).all())

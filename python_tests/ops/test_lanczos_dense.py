@@ -51,6 +51,20 @@ def assert_solves(got, a, k, tol):
     assert (got.steps > 0).all()
 
 
+@pytest.mark.parametrize("scale", [1e-303, 1e-290, 1e-160, 1e-20, 1e155, 1e290, 1e304])
+@pytest.mark.parametrize("k", [1, 3])
+def test_the_whole_range_of_float64(backend, generator, scale, k):
+    """Squares of products would over- or underflow; a batch holds matrices of any scale."""
+    a = wishart(3, 33, torch.float64, generator)
+    want = backend.run(ops.lanczos_dense, a, k)
+    factors = torch.tensor([1.0, scale, 1.0], dtype=torch.float64)
+    got = backend.run(ops.lanczos_dense, a * factors[:, None, None], k)
+    assert_solves(want, a, k, 1e-3)
+    for part, allowed in (("eigenvalues", 1e-12), ("errors", 0.01)):
+        mine = getattr(got, part) / factors[:, None]
+        assert torch.allclose(mine, getattr(want, part), rtol=allowed, atol=0)
+
+
 @pytest.mark.parametrize("n", SIZES)
 @pytest.mark.parametrize("replicas", [0, 1, 5])
 def test_sizes(backend, dtype, generator, n, replicas):

@@ -180,6 +180,30 @@ def test_same_bits_for_any_number_of_threads(dtype, activation):
         assert torch.equal(U, results[0][1])
 
 
+@pytest.mark.parametrize("every", [11, 2**62, 2**63 - 1])
+def test_a_stride_beyond_the_run_records_the_start(backend, every):
+    problem = toy_problem([0.5, 50.0], width=9, inputs=3, samples=4)  # the second diverges
+    want, _, _ = run(backend, problem, 10, record_every=10, curvature_every=10)
+    got, _, _ = run(backend, problem, 10, record_every=every, curvature_every=every)
+    assert got.diverged_at[1] > 0
+    for part in ("loss", "weight_norm", "curvature"):
+        assert torch.equal(getattr(got, part), getattr(want, part)[:, :1])
+
+
+def test_autograd_knows_what_is_written():
+    """A product that saved U must not be differentiated with the new one."""
+    U, v, x, y, eta = toy_problem(RATES, width=9, inputs=3, samples=4)
+    w = torch.ones_like(U, requires_grad=True)
+    z = w * U
+    versions = U._version, v._version, x._version
+    ops.toy_gd(U, v, x, y, eta, 3)
+    assert [t._version - n for t, n in zip((U, v, x), versions, strict=True)] == [1, 1, 0]
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        z.sum().backward()
+    with torch.inference_mode():
+        ops.toy_gd(U.clone(), v.clone(), x, y, eta, 3)  # these have no versions
+
+
 def test_other_arguments_may_be_strided(backend):
     problem = toy_problem(RATES, width=11, inputs=3, samples=4)
     want, _, _ = run(backend, problem, 10)
@@ -223,6 +247,9 @@ def test_registration(dtype):
         ({"curvature_every": -2}, ValueError, "curvature_every must be >= 0, got -2"),
         ({"activation": 3}, TypeError, "activation must be a name, got int"),
         ({"activation": "leaky"}, ValueError, "activation must be one of linear, relu, leaky"),
+        ({"activation": "leaky(1.2.3)"}, ValueError, r"one of .*, got 'leaky\(1.2.3\)'"),
+        ({"activation": "leaky(.)"}, ValueError, r"one of .*, got 'leaky\(.\)'"),
+        ({"steps": 2**62}, ValueError, r"steps must be < 2\^62"),
     ],
 )
 def test_bad_input(change, error, message):

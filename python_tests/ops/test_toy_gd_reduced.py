@@ -1,3 +1,4 @@
+import numpy as np
 import pytest
 import torch
 
@@ -177,6 +178,16 @@ def test_registration(dtype):
     assert torch.equal(one[1], two[1])
 
 
+@pytest.mark.parametrize("every", [11, 2**62, 2**63 - 1])
+def test_a_stride_beyond_the_run_records_the_start(backend, every):
+    problem = reduced_state(toy_problem([0.5, 50.0], width=9, inputs=3, samples=4))
+    want, _ = run(backend, problem, 9, 10, record_every=10, curvature_every=10)
+    got, _ = run(backend, problem, np.int64(9), 10, record_every=every, curvature_every=every)
+    assert got.diverged_at[1] > 0
+    for part in ("loss", "weight_norm", "curvature"):
+        assert torch.equal(getattr(got, part), getattr(want, part)[:, :1])
+
+
 @pytest.mark.parametrize(
     ("change", "error", "message"),
     [
@@ -191,7 +202,7 @@ def test_registration(dtype):
         ({"q": lambda t: t.requires_grad_()}, ValueError, r"q.detach\(\)"),
         ({"width": 0.5}, ValueError, r"width must be in \[1, 1e18\], got 0.5"),
         ({"width": float("nan")}, ValueError, "width must be in"),
-        ({"width": "9"}, TypeError, "width must be a number, got str"),
+        ({"width": "9"}, TypeError, "width must be a number, got '9'"),
         ({"steps": -1}, ValueError, "steps must be >= 0, got -1"),
     ],
 )

@@ -142,6 +142,15 @@ def test_tiny_residuals_keep_their_digits(backend, dtype, scale):
     assert max_error(got, growth) <= 40 * torch.finfo(dtype).eps
 
 
+@pytest.mark.parametrize("every", [11, 2**62, 2**63 - 1])
+def test_a_stride_beyond_the_run_records_the_start(backend, dtype, every):
+    h = torch.tensor([0.5, 1.25, 0.25], dtype=dtype)  # the middle one diverges
+    got = backend.run(ops.toy_scalar, h, 2 * h, 10, record_every=every)
+    assert got.diverged_at[1] > 1
+    assert torch.equal(got.record_a, (2 * h * h)[:, None])
+    assert torch.equal(got.record_v, (5 * h * h)[:, None])
+
+
 def test_huge_states_diverge_at_the_first_step(backend, dtype):
     big = torch.full((5,), 1e15, dtype=dtype)
     got = backend.run(ops.toy_scalar, big, big, 3)
@@ -184,6 +193,7 @@ def test_registration(generator):
         ({"h": torch.ones(4).requires_grad_()}, ValueError, r"h.detach\(\)"),
         ({"steps": -1}, ValueError, "steps must be >= 0, got -1"),
         ({"record_every": -2}, ValueError, "record_every must be >= 0, got -2"),
+        ({"early_exit": "no"}, TypeError, "early_exit must be a bool, got 'no'"),
     ],
 )
 def test_bad_input(change, error, message):

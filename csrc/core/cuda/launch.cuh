@@ -3,6 +3,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <mutex>
 
 #include "core/cuda/check.cuh"
 #include "core/cuda/runtime.cuh"
@@ -23,6 +24,22 @@ inline cudaStream_t stream_of(const Exec& exec) {
   return reinterpret_cast<cudaStream_t>(static_cast<uintptr_t>(exec.stream));
 }
 
+#ifndef CATAPULT_EMULATED
+// The limit belongs to kernel and device, not to a launch: it only grows, so that threads which
+// launch the same kernel at once cannot take each other's away.
+inline void allow_shared(const void* kernel, size_t bytes, const char* op) {
+  if (bytes <= 48 * 1024) return;
+  static std::mutex one_at_a_time;
+  const std::lock_guard<std::mutex> lock(one_at_a_time);
+  cudaFuncAttributes now{};
+  check_cuda(cudaFuncGetAttributes(&now, kernel), op, "asking for shared memory");
+  if (static_cast<size_t>(now.maxDynamicSharedSizeBytes) < bytes)
+    check_cuda(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                    static_cast<int>(bytes)),
+               op, "asking for shared memory");
+}
+#endif
+
 // launch(kernel, {"gram", exec, grid, block, shared}, params). A grid without blocks does nothing.
 template <typename... Params, typename... Args>
 void launch(void (*kernel)(Params...), const LaunchConfig& c, const Args&... args) {
@@ -32,10 +49,7 @@ void launch(void (*kernel)(Params...), const LaunchConfig& c, const Args&... arg
   emulation::run_grid({c.op, c.grid, c.block, c.shared_bytes, c.cooperative, stream_of(c.exec)},
                       [&] { kernel(args...); });
 #else
-  if (c.shared_bytes > 48 * 1024)
-    check_cuda(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                    static_cast<int>(c.shared_bytes)),
-               c.op, "asking for shared memory");
+  allow_shared(reinterpret_cast<const void*>(kernel), c.shared_bytes, c.op);
   cudaLaunchAttribute attribute;
   attribute.id = cudaLaunchAttributeCooperative;
   attribute.val.cooperative = 1;
@@ -60,10 +74,7 @@ int resident_blocks(void (*kernel)(Params...), const Exec& exec, int threads, si
   return static_cast<int>(emulation::emulated_resident_blocks(threads, shared_bytes));
 #else
   const DeviceGuard guard(exec.device, op);
-  if (shared_bytes > 48 * 1024)
-    check_cuda(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                    static_cast<int>(shared_bytes)),
-               op, "asking for shared memory");
+  allow_shared(reinterpret_cast<const void*>(kernel), shared_bytes, op);
   int per_multiprocessor = 0, multiprocessors = 0;
   check_cuda(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&per_multiprocessor, kernel, threads,
                                                            shared_bytes),

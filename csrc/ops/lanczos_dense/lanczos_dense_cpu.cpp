@@ -73,7 +73,7 @@ class DenseSolver {
       run.next = run.want + (run.single ? 2 : 1);
       begin_run(have_start);
       have_start = false;
-      iterate(run);
+      if (finite_) iterate(run);
       if (!finite_) return fill_nan();
       complete = keep(run);
     }
@@ -138,7 +138,10 @@ class DenseSolver {
           for (int64_t i = 0; i < n_; ++i) dot += v[i] * row(j)[i];
           for (int64_t i = 0; i < n_; ++i) v[i] -= dot * row(j)[i];
         }
-      if (before > 0.0 && normalise(v) > 1e-6) break;
+      const double left = before > 0.0 ? normalise(v) : 0.0;
+      finite_ = std::isfinite(left);  // else a pair found before was not
+      if (!finite_) return;
+      if (left > 1e-6) break;
       have_start = false;
     }
     for (int64_t i = 0; i < n_; ++i) row(found_)[i] = static_cast<T>(v[i]);
@@ -296,9 +299,9 @@ class DenseSolver {
       for (int64_t q = 0; q < k_; ++q)
         if (q != p) gap = std::min(gap, std::fabs(theta_[p] - theta_[q]) - residual_[q]);
       const double alone = lanczos_bound(residual_[p], gap);
-      values[out] = static_cast<T>(theta_[p]);
-      errors[out] =
-          static_cast<T>((gap > residual_[p] ? std::min(block, alone) : block) + rounding);
+      const double error = (gap > residual_[p] ? std::min(block, alone) : block) + rounding;
+      values[out] = static_cast<T>(matrix_.unscaled(theta_[p]));
+      errors[out] = static_cast<T>(matrix_.unscaled(error));
       std::copy(locked_ + p * n_, locked_ + (p + 1) * n_, vectors + out * n_);
     }
     args_.steps.as<int64_t>()[replica_] = matrix_.products();
@@ -325,7 +328,7 @@ void lanczos_dense_cpu(const LanczosDenseArgs& args, const Exec& exec) {
     const LanczosDenseConfig config =
         lanczos_dense_config(args.a.size[1], args.eigenvalues.size[1], sizeof(T));
     double* memory = args.workspace.as<double>();
-    if (replicas >= exec.threads) {
+    if (replicas >= exec.threads || config.slabs == 1) {
       parallel_for(replicas, exec.threads, [&](int64_t r) {
         DenseSolver<T>(args, config, memory + thread_index() * config.total, r, 1).solve();
       });

@@ -38,6 +38,7 @@ class DenseSolver {
     known_ = norm_ = 0.0;
     beyond_ = -HUGE_VAL;
     load_matrix();
+    if (sizeof(T) == 8) half_ = lanczos_half_scale<T>(size());
     bool have_start = p_.v0 != nullptr;
     for (bool done = false; !done;) {
       LanczosRun run{};
@@ -50,7 +51,7 @@ class DenseSolver {
       run.next = run.want + (run.single ? 2 : 1);
       begin_run(have_start);
       have_start = false;
-      iterate(run);
+      if (finite_) iterate(run);
       if (!finite_) return fill_nan();
       done = keep(run);
     }
@@ -69,6 +70,7 @@ class DenseSolver {
   T* copied_;
   const T* a_ = nullptr;
   int64_t replica_ = 0, found_ = 0, m_ = 0, products_ = 0, randoms_ = 0;
+  double half_ = 1.0;                 // the matrix is scaled by its square
   double known_ = 0.0;                // ||A|| from below, on every thread
   double norm_ = 0.0, beyond_ = 0.0;  // the first thread's, from Ritz values
   bool finite_ = true, exact_ = false;
@@ -104,19 +106,30 @@ class DenseSolver {
     a_ = copied_;
   }
 
+  // Sum of the absolute values of the lower triangle: the largest to a factor n^2.
+  CATAPULT_CALL __device__ double size() {
+    const T* const a = p_.a + replica_ * c_.n * c_.n;
+    return team_sum([&](int64_t j) {
+      double sum = 0.0;
+      for (int64_t i = j; i < c_.n; ++i) sum += fabs(static_cast<double>(a[i * c_.n + j]));
+      return sum;
+    });
+  }
+
   // w = A x on this block's columns.
   template <typename Acc>
   CATAPULT_CALL __device__ Acc* multiply(const T* x) {
     Acc* at = reinterpret_cast<Acc*>(vectors_);
     const ProductShared<Acc> s{at, at + c_.padded, at + 2 * c_.padded, at + 3 * c_.padded};
+    const Acc half = static_cast<Acc>(half_);
     team_.sync();  // x is complete
     for (int64_t i = threadIdx.x; i < c_.padded; i += blockDim.x)
-      s.x[i] = in_bounds(i < c_.n) ? static_cast<Acc>(x[i]) : Acc(0);
+      s.x[i] = in_bounds(i < c_.n) ? static_cast<Acc>(x[i]) * half : Acc(0);
     symmetric_product(a_, c_.n, c_.padded, team_, s);
     ++products_;
     Acc* const w = reinterpret_cast<Acc*>(memory_ + c_.w);
     if (team_.size == 1) {
-      for_columns([&](int64_t j) { w[j] = s.columns[j] + s.rows[j]; });
+      for_columns([&](int64_t j) { w[j] = (s.columns[j] + s.rows[j]) * half; });
       return w;
     }
     Acc* const pieces = reinterpret_cast<Acc*>(memory_ + c_.pieces);
@@ -126,7 +139,7 @@ class DenseSolver {
     for_columns([&](int64_t j) {
       Acc sum = pieces[j];
       for (int b = 1; b < team_.size; ++b) sum += pieces[b * c_.n + j];
-      w[j] = sum;
+      w[j] = sum * half;
     });
     return w;
   }
@@ -179,13 +192,14 @@ class DenseSolver {
       });
       const double squares = orthogonal_row(w, found_);
       given = 0.0;
+      finite_ = isfinite(squares);  // else a pair found before was not
+      if (!finite_) return;
       if (!(squares > 1e-12 * dots_.h[found_])) continue;
       scale_row(found_, 1.0 / sqrt(squares));
       break;
     }
     m_ = 0;
     exact_ = false;
-    finite_ = true;
   }
 
   CATAPULT_CALL __device__ void step() {
@@ -365,8 +379,8 @@ class DenseSolver {
         place += theta()[q] > value || (theta()[q] == value && q < i);
       }
       const double bound = gap > r ? min(block, lanczos_bound(r, gap)) : block;
-      p_.eigenvalues[replica_ * c_.k + place] = static_cast<T>(value);
-      p_.errors[replica_ * c_.k + place] = static_cast<T>(bound + rounding);
+      p_.eigenvalues[replica_ * c_.k + place] = static_cast<T>(value / half_ / half_);
+      p_.errors[replica_ * c_.k + place] = static_cast<T>((bound + rounding) / half_ / half_);
       control()[kPlaces + i] = place;
     }
     p_.steps[replica_] = products_;

@@ -21,6 +21,14 @@ CATAPULT_HOST_DEVICE inline double lanczos_random(int64_t seed, int64_t vector, 
   return (static_cast<double>(z >> 11) + 0.5) * (2.0 / 9007199254740992.0) - 1.0;
 }
 
+// The square root of a power of two that brings a float64 matrix to order one: squares of its
+// products would over- or underflow at the ends of the range. float32 is squared in float64.
+template <typename T>
+CATAPULT_HOST_DEVICE double lanczos_half_scale(double size) {
+  if (sizeof(T) < 8 || !(size > 0.0) || size > 1.7976931348623157e308) return 1.0;
+  return ldexp(1.0, -ilogb(size) / 2);
+}
+
 // One run: Lanczos steps in the orthogonal complement of the pairs found so far.
 struct LanczosRun {
   int64_t want;  // Ritz pairs that must converge

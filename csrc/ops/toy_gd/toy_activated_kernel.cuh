@@ -180,8 +180,7 @@ template <typename T>
 __global__ void __launch_bounds__(kToyGdMaxThreads, 1)
     toy_activated_kernel(const ToyGdParams<T> p) {
   CATAPULT_DYNAMIC_SMEM(unsigned char, smem);
-  __shared__ ToyReplicaRecord<T> record;
-  toy_gd_run<ToyActivatedRows<T>>(p, smem, record);
+  toy_gd_run<ToyActivatedRows<T>>(p, smem + kToyGdRecordBytes, toy_record<T>(smem));
 }
 
 }  // namespace catapult::device

@@ -24,6 +24,9 @@ void check_toy_records(const char* op, const ToyRecords& records, int64_t replic
   check(records.record_every >= 1, op, "record_every must be >= 1, got ", records.record_every);
   check(records.curvature_every >= 0, op, "curvature_every must be >= 0, got ",
         records.curvature_every);
+  constexpr int64_t kMost = int64_t{1} << 62;  // the next step to record is at most twice as much
+  const int64_t longest = std::max({records.steps, records.record_every, records.curvature_every});
+  check(longest <= kMost, op, "steps and strides of records must be at most 2^62, got ", longest);
   const int64_t columns = records.steps / records.record_every + 1;
   check_dense(op, "loss", records.loss, 2, dtype);
   check_size(op, "loss", records.loss, 0, replicas);

@@ -138,6 +138,13 @@ __device__ void toy_gd_gather(const ToyGdParams<T>& p, const ToyGdBlock<T>& b, i
   __syncthreads();
 }
 
+// Thread 0's; in shared memory, as the registers are for the rows.
+template <typename T>
+__device__ ToyReplicaRecord<T>& toy_record(unsigned char* smem) {
+  static_assert(sizeof(ToyReplicaRecord<T>) <= kToyGdRecordBytes);
+  return *reinterpret_cast<ToyReplicaRecord<T>*>(smem);
+}
+
 // All steps of the replica that this block holds, or holds a part of. Rows has load(p, b), store(p,
 // b), start and step(p, b, q, u_norm) that fill sums, observe(p, b) from w to the loss, follow(p,
 // b) for thread 0 after a step, and record(p, b, out) for the curvature.

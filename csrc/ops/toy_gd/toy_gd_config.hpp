@@ -28,6 +28,7 @@ struct ToyGdPlan {
 };
 
 constexpr int64_t kToyGdMaxThreads = 256;
+constexpr int64_t kToyGdRecordBytes = 128;  // of thread 0's record, at the start of shared memory
 
 // With an activation a thread keeps this many numbers per sample aside, in global memory: at most
 // these bytes of them at once.
@@ -38,13 +39,14 @@ constexpr int64_t toy_gd_register_rows(int64_t registers, int64_t element) {
   return std::min<int64_t>(4, 256 / (element * registers));
 }
 
-// Shared memory beside the rows: `sums` per warp and in all, zeta (linear network), residuals, and
-// X if staged.
+// Shared memory beside the rows: the record, `sums` per warp and in all, zeta (linear network),
+// residuals, and X if staged.
 inline int64_t toy_gd_small_bytes(int64_t sums, int64_t zeta, int64_t inputs, int64_t samples,
                                   int64_t element, bool stage_x) {
   const int64_t warps = kToyGdMaxThreads / 32;
-  return 8 * (warps + 4) + element * ((warps + 1) * sums + zeta + samples +
-                                      (stage_x ? samples * odd_pitch(inputs) : 0));
+  return kToyGdRecordBytes + 8 * (warps + 4) +
+         element *
+             ((warps + 1) * sums + zeta + samples + (stage_x ? samples * odd_pitch(inputs) : 0));
 }
 
 // `blocks` of the plan is 0 where the small vectors alone do not fit into `shared_limit`.

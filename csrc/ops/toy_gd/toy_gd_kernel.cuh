@@ -234,9 +234,7 @@ __global__ void __launch_bounds__(kToyGdMaxThreads,
                                   kInputs > 0 && sizeof(T) == 4 ? kToyGdFloatBlocks : 1)
     toy_gd_kernel(const ToyGdParams<T> p) {
   CATAPULT_DYNAMIC_SMEM(unsigned char, smem);
-  // Thread 0's; in shared memory, as the registers are for the rows.
-  __shared__ ToyReplicaRecord<T> record;
-  toy_gd_run<ToyGdLinear<T, kInputs>>(p, smem, record);
+  toy_gd_run<ToyGdLinear<T, kInputs>>(p, smem + kToyGdRecordBytes, toy_record<T>(smem));
 }
 
 }  // namespace catapult::device

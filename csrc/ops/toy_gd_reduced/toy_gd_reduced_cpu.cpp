@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "core/aligned_buffer.hpp"
+#include "core/denormals.hpp"
 #include "core/parallel.hpp"
 #include "core/toy_curvature_cpu.hpp"
 #include "ops/toy_gd/toy_gd_math.hpp"
@@ -219,6 +220,7 @@ void run(const ToyGdReducedArgs& args, const ToyReducedTable<T>& table, int thre
   const int64_t piece = std::clamp<int64_t>(balanced, table.lanes, 4096);
   const int64_t pieces = (replicas + piece - 1) / piece;
   parallel_for(pieces, threads, [&](int64_t i) {
+    const FlushDenormals scope;
     Lanes<T> lanes(problem);
     lanes.run(i * piece, std::min(replicas, (i + 1) * piece));
   });

@@ -136,7 +136,7 @@ class Chunk {
     data<int64_t>(args_.peak_step)[lane] = peak_step_[j];
     data<int64_t>(args_.diverged_at)[lane] = diverged_at;
     if (diverged_at < 0 || records_ == 0) return;
-    const int64_t first = (diverged_at + args_.record_every - 1) / args_.record_every;
+    const int64_t first = diverged_at == 0 ? 0 : (diverged_at - 1) / args_.record_every + 1;
     for (int64_t i = first; i < records_; ++i) record_lane(j, i);
   }
 
