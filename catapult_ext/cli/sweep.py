@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
-import sys
 from contextlib import nullcontext
 from enum import Enum
 from pathlib import Path
@@ -98,10 +96,9 @@ def register(app: Any, typer: Any) -> None:
                 features, found.outputs, width=width, depth=depth, **settings
             )
         folder = out if out is not None else Path("catapult-runs") / name
-        command = "catapult-ext " + shlex.join(a for a in sys.argv[1:] if a != "--fresh")
         title = f"Learning-rate sweep: {model_name.value} on {found.name}"
         with launched_ranks() as (group, talks):
-            bars = sweep_progress(command) if talks else nullcontext(None)
+            bars = sweep_progress() if talks else nullcontext(None)
             with bars as progress:
                 result = run(
                     config,

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import subprocess
 import sys
 
@@ -126,14 +127,28 @@ def test_foreign_folder_is_refused_untouched(capsys, tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["thesis.txt"]
 
 
-def test_interrupt_says_how_to_go_on(capsys, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("command", "work", "arguments"),
+    [
+        (["demo"], "cli.demo.run_demo", ["--seed", "3"]),
+        (["sweep"], "cli.sweep.run", ["--c", "1", *SMALL]),
+        (["toy", "diagram"], "toy.phase_diagram", ["--axis", "b"]),
+        (["toy", "bifurcation"], "toy.bifurcation", ["--keep", "300"]),
+        (["reproduce", "c-act-table"], "cli.reproduce.experiments.reproduce", ["--set", "seeds=1"]),
+    ],
+)
+def test_interrupt_says_how_to_go_on(capsys, tmp_path, monkeypatch, command, work, arguments):
     def interrupted(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("catapult_ext.cli.demo.run_demo", interrupted)
-    code, _, err = run(capsys, "demo", "--out", tmp_path / "run", "--seed", "3")
+    monkeypatch.setattr(f"catapult_ext.{work}", interrupted)
+    out = tmp_path / ("a folder [bold]" + 80 * "x")
+    given = [*command, "--fresh", "--out", str(out), *arguments]
+    monkeypatch.setattr(sys, "argv", ["catapult-ext", *given])
+    code, _, err = run(capsys, *given)
     assert code == 130
-    assert f"catapult-ext demo --out {tmp_path / 'run'} --seed 3" in err
+    given.remove("--fresh")
+    assert shlex.split(err.splitlines()[-1]) == ["catapult-ext", *given]
 
 
 def test_missing_extra_is_named(capsys, monkeypatch):
