@@ -228,7 +228,7 @@ def test_bad_npz_files_name_file_and_fault(tmp_path):
     with pytest.raises(DataFileError, match=r"set.npz: is not an .npz archive, or is truncated"):
         data.npz(path)
     np.savez(path, x=x)
-    with pytest.raises(DataFileError, match=r"lacks the array y_train \(it holds x, x_train\)"):
+    with pytest.raises(DataFileError, match=r"lacks the array y_train \(it holds x\)"):
         data.npz(path)
     np.savez(path, x=np.array([{}, 1], dtype=object), y=y[:2])
     with pytest.raises(DataFileError, match=r"array 'x' holds Python objects"):
