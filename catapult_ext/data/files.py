@@ -35,8 +35,11 @@ def data_folder(data_dir: Path | str | None) -> Path:
     """``data_dir``, else the folder named by the variable CATAPULT_DATA.
 
     Raises:
+        TypeError: data_dir is no path.
         DataFileError: neither is given, or it is not a folder.
     """
+    if not isinstance(data_dir, (str, Path, type(None))):
+        fail("data.load", "data_dir must be a path", type(data_dir).__name__, TypeError)
     given = os.environ.get(ENVIRONMENT) if data_dir is None else data_dir
     if not given:
         raise DataFileError("data folder", f"none given: pass data_dir or set {ENVIRONMENT}")

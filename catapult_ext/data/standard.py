@@ -74,6 +74,7 @@ def load(
         complete: CIFAR files must hold their official number of images.
 
     Raises:
+        TypeError: data_dir is no path.
         DataFileError: a missing, wrong, truncated or corrupted file; names it and its fault.
         ValueError: an unknown name, subset sizes or classes that do not exist.
     """

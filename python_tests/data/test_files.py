@@ -83,6 +83,10 @@ def test_folder_comes_from_the_variable_and_usual_subfolders(mnist, monkeypatch)
         data.load("mnist")
     with pytest.raises(DataFileError, match="nowhere: is not a folder"):
         data.load("mnist", data_dir=mnist / "nowhere")
+    with pytest.raises(TypeError, match=r"data\.load: data_dir must be a path, got int"):
+        data.load("mnist", data_dir=3)
+    with pytest.raises(ValueError, match=r"data\.mnist: seed must be from 0 to 2\^32 - 1, got -1"):
+        data.load("mnist", data_dir=mnist / "FashionMNIST" / "raw", seed=-1)
 
 
 def test_subsets_classes_and_signed_targets(mnist):
