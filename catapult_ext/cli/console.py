@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
+from catapult_ext._validate import fail, require
 from catapult_ext.experiments import Progress, SweepResult, ToyResult
 
 
@@ -87,6 +90,19 @@ def launched_ranks() -> Iterator[tuple[str | None, bool]]:
     dist.init_process_group("gloo")
     yield "world", dist.get_rank() == 0
     dist.destroy_process_group()
+
+
+def picture_path(command: str, path: Path) -> Path:
+    """The PNG file to write, its folder made: to be called before the work for the picture."""
+    ok = path.suffix.lower() == ".png" and not path.is_dir()
+    require(ok, command, "--out must be a PNG file", path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        fail(command, f"--out must lie in a folder that can be made ({error.strerror})", path)
+    writable = os.access(path.parent, os.W_OK)
+    require(writable, command, "--out must lie in a folder that can be written to", path)
+    return path
 
 
 class _Bars(Progress):

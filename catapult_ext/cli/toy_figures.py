@@ -7,7 +7,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from catapult_ext.cli.console import load, resumable
+from catapult_ext._validate import require
+from catapult_ext.cli.console import load, picture_path, resumable
 
 RUNS = Path("catapult-runs")
 
@@ -24,8 +25,8 @@ def row_progress() -> Iterator[Callable[[int, int], None]]:
         console=load("rich.console").Console(stderr=True),
     )
     with resumable("rows"), bars:
-        task = bars.add_task("rows")
-        yield lambda done, rows: bars.update(task, completed=done, total=rows)
+        task = bars.add_task("rows", visible=False)  # no bar above a refusal
+        yield lambda done, rows: bars.update(task, completed=done, total=rows, visible=True)
 
 
 def register(group: Any, typer: Any) -> None:
@@ -89,6 +90,7 @@ def register(group: Any, typer: Any) -> None:
 
         from catapult_ext import toy
 
+        require(resolution >= 1, "toy.bifurcation", "--resolution must be >= 1", resolution)
         labels = torch.linspace(low, high, resolution, dtype=torch.float64)
         with row_progress() as progress:
             result = toy.bifurcation(
@@ -104,6 +106,8 @@ def register(group: Any, typer: Any) -> None:
         out: Path = option(None, help="PNG file; default catapult-runs/toy-NAME.png."),  # noqa: B008
     ) -> None:
         """Draw one picture of docs/toy.md."""
-        from catapult_ext.toy.gallery import draw
+        from catapult_ext.toy.gallery import named
 
-        print(f"Picture: {draw(name, out or RUNS / f'toy-{name}.png')}")
+        draw = named(name)
+        path = picture_path("toy.figure", out or RUNS / f"toy-{name}.png")
+        print(f"Picture: {draw(path)}")

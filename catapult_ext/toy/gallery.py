@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from catapult_ext import ops
+from catapult_ext._validate import require
 from catapult_ext.toy.companions import neural_quadratic, second_order_regression
 from catapult_ext.toy.diagram_plots import pyplot, save
 from catapult_ext.toy.maps import run_scalar
@@ -157,6 +158,16 @@ FIGURES: dict[str, Callable[[Path], Path]] = {
 }
 
 
+def named(name: str) -> Callable[[Path], Path]:
+    """The function that draws figure ``name``.
+
+    Raises:
+        ValueError: no such figure.
+    """
+    require(name in FIGURES, "toy.draw", f"name must be one of {', '.join(FIGURES)}", repr(name))
+    return FIGURES[name]
+
+
 def draw(name: str, path: Path | str) -> Path:
     """Draw figure ``name`` (a key of ``FIGURES``) into a PNG; needs matplotlib.
 
@@ -164,10 +175,7 @@ def draw(name: str, path: Path | str) -> Path:
         ValueError: no such figure.
         RuntimeError: matplotlib is not installed.
     """
-    from catapult_ext._validate import require
-
-    require(name in FIGURES, "toy.draw", f"name must be one of {', '.join(FIGURES)}", repr(name))
-    return FIGURES[name](Path(path))
+    return named(name)(Path(path))
 
 
 def describe() -> list[tuple[str, Any]]:

@@ -105,9 +105,12 @@ def test_sweep_of_other_nets_and_data(capsys, tmp_path, arguments):
         (["--eta", "0.1,x"], "--eta must be numbers separated by commas, got '0.1,x'"),
         ([], "give either c or eta"),
         (["--c", "1", "--model", "cnn", "--data", "teacher"], "--model cnn needs images"),
+        (["--c", ","], "catapult_ext.sweep: --c must be numbers separated by commas, got ','"),
+        (["--c", "1", "--data", "teacher", "--seed", "-1"], "seed must be from 0 to 2^32 - 1, got"),
+        (["--c", "1", "--data", "teacher", "--loss", "bce"], "targets must be in [0, 1], got"),
         (["--c", "1", "--samples", "5000"], "train must be in 1..1796, got 5000"),
         (["--c", "1", "--activation", "sine"], "name must be one of linear"),
-        (["--c", "1", "--loss", "mae"], "loss name must be one of"),
+        (["--c", "1", "--loss", "mae"], "loss must be one of half_mse, "),
     ],
 )
 def test_bad_arguments_are_one_line_and_leave_nothing(capsys, tmp_path, arguments, message):
@@ -117,6 +120,45 @@ def test_bad_arguments_are_one_line_and_leave_nothing(capsys, tmp_path, argument
     assert "Traceback" not in err
     assert out == ""
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--c", "abc"], "catapult_ext.toy: --c must be numbers separated by commas, got 'abc'"),
+        (["--c", ","], "catapult_ext.toy: --c must be numbers separated by commas, got ','"),
+        (["--width", "inf"], "width must be a whole number from 1 to 1e15, got inf"),
+        (["--width", "nan"], "width must be a whole number from 1 to 1e15, got nan"),
+        (["--width", "2.7"], "width must be a whole number from 1 to 1e15, got 2.7"),
+        (["--seed", "-1"], "catapult_ext.toy: seed must be from 0 to 2^32 - 1, got -1"),
+        (["bifurcation", "--resolution", "-3"], "--resolution must be >= 1, got -3"),
+        (["bifurcation", "--low", "nan"], "b must be positive and finite, got nan"),
+        (["bifurcation", "--burn-in", "-3"], "burn_in must be >= 0, got -3"),
+        (["diagram", "--width", "nan"], "width must be positive and finite, got nan"),
+        (["diagram", "--b", "nan"], "label must be finite, got nan"),
+        (["diagram", "--c-high", "inf"], "low < high, both finite, got (0.02, inf)"),
+        (["figure", "none"], "name must be one of plane, phases, curvature"),
+        (["figure", "plane"], "--out must be a PNG file"),
+    ],
+)
+def test_bad_toy_arguments_are_one_line_and_leave_nothing(capsys, tmp_path, arguments, message):
+    code, out, err = run(capsys, "toy", *arguments, "--out", tmp_path / "new" / "run")
+    assert code == 1
+    assert message in err
+    assert out == ""
+    assert err.strip().startswith("error: catapult_ext.")
+    assert len(err.strip().splitlines()) == 1
+    assert not any(tmp_path.iterdir())
+
+
+def test_a_picture_needs_a_folder(capsys, tmp_path):
+    (tmp_path / "file").write_text("")
+    code, _, err = run(capsys, "toy", "figure", "plane", "--out", tmp_path / "file" / "a.png")
+    assert code == 1
+    assert "--out must lie in a folder that can be made" in err
+    code, _, err = run(capsys, "toy", "figure", "plane", "--out", tmp_path / "new" / "a.png")
+    assert code == 0, err
+    assert (tmp_path / "new" / "a.png").exists()
 
 
 def test_foreign_folder_is_refused_untouched(capsys, tmp_path):

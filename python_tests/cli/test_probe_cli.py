@@ -51,7 +51,7 @@ def folder(tmp_path, monkeypatch):
 
 
 def test_probe_prints_every_operator_and_the_window(capsys, folder):
-    picture = folder / "spectrum.png"
+    picture = folder / "new" / "spectrum.png"
     arguments = ["probed_net:net", "--samples", 24, "--k", 2, "--out", picture]
     code, out, err = run(capsys, "probe", *arguments)
     assert code == 0, err
@@ -64,6 +64,14 @@ def test_probe_prints_every_operator_and_the_window(capsys, folder):
     window = cx.learning_rate_window(model, "half_mse", (x, y))
     assert f"{window.eta_crit:.3g}" in out
     assert picture.read_bytes()[:4] == b"\x89PNG"
+
+
+@pytest.mark.parametrize("out", ["a.txt", ".", "probed_net.py/a.png"])
+def test_no_probing_for_a_picture_that_cannot_be_written(capsys, folder, monkeypatch, out):
+    monkeypatch.setattr(probing, "probe", None)
+    code, _, err = run(capsys, "probe", "probed_net:net", "--out", out)
+    assert code == 1
+    assert "catapult_ext.probe: --out must" in err
 
 
 def _numbers(text):
@@ -118,7 +126,10 @@ def test_data_sources_agree(folder):
         (["probed_net:number"], "must return a torch.nn.Module"),
         (["probed_net:net", "--data", "absent.npz"], "DATA must be a file"),
         (["probed_net:net", "--data", "probed_net.py"], "DATA must end in"),
-        (["probed_net:net", "--loss", "hinge"], "--loss must be one of"),
+        (
+            ["probed_net:net", "--loss", "hinge"],
+            "catapult_ext.losses: loss must be one of half_mse, ",
+        ),
     ],
 )
 def test_refused_in_one_line(capsys, folder, arguments, text):
