@@ -116,6 +116,8 @@ def test_refused_losses(loss, error, text):
         ("half_mse", labels(), ValueError, "one-hot"),
         ("half_mse", soft() * float("nan"), ValueError, "finite"),
         ("half_mse", [1, 2], TypeError, "torch.Tensor"),
+        ("bce", soft() - 1, ValueError, r"BCEWithLogitsLoss: targets must be in \[0, 1\], got -0"),
+        (nn.BCEWithLogitsLoss(), 2 * one_hot(), ValueError, r"must be in \[0, 1\], got 2.0"),
         (nn.CrossEntropyLoss(), labels() + 3, ValueError, r"in \[0, 4\)"),
         (nn.CrossEntropyLoss(), labels().int(), TypeError, "int64"),
         (nn.CrossEntropyLoss(), labels()[:3], ValueError, "shape"),

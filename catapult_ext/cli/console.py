@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import os
+import shlex
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
+from catapult_ext._validate import fail, require
 from catapult_ext.experiments import Progress, SweepResult, ToyResult
 
 
@@ -41,10 +45,26 @@ def report_errors() -> Iterator[None]:
 
 
 @contextmanager
-def sweep_progress(resume_with: str) -> Iterator[Progress]:
-    """Progress bars of a sweep on stderr; Ctrl-C says how to go on and exits with 130."""
+def resumable(finished: str) -> Iterator[None]:
+    """Ctrl-C says that ``finished`` are stored, and how to go on, and exits with 130."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        # Following the advice with --fresh would throw away what is finished.
+        command = shlex.join(["catapult-ext", *(a for a in sys.argv[1:] if a != "--fresh")])
+        load("rich.console").Console(stderr=True).print(
+            f"\nInterrupted. Finished {finished} are stored; go on with:\n  {command}",
+            highlight=False,
+            markup=False,
+            soft_wrap=True,
+        )
+        sys.exit(130)
+
+
+@contextmanager
+def sweep_progress() -> Iterator[Progress]:
+    """Progress bars of a sweep on stderr; see :func:`resumable`."""
     rich = load("rich.progress")
-    console = load("rich.console").Console(stderr=True)
     bars = rich.Progress(
         rich.SpinnerColumn(),
         rich.TextColumn("{task.description}"),
@@ -53,18 +73,10 @@ def sweep_progress(resume_with: str) -> Iterator[Progress]:
         rich.TimeElapsedColumn(),
         rich.TextColumn("left"),
         rich.TimeRemainingColumn(elapsed_when_finished=False),
-        console=console,
+        console=load("rich.console").Console(stderr=True),
     )
-    try:
-        with bars:
-            yield _Bars(bars)
-    except KeyboardInterrupt:
-        console.print(
-            "\nInterrupted. Finished learning rates are stored; go on with:\n  " + resume_with,
-            highlight=False,
-            soft_wrap=True,
-        )
-        sys.exit(130)
+    with resumable("learning rates"), bars:
+        yield _Bars(bars)
 
 
 @contextmanager
@@ -78,6 +90,19 @@ def launched_ranks() -> Iterator[tuple[str | None, bool]]:
     dist.init_process_group("gloo")
     yield "world", dist.get_rank() == 0
     dist.destroy_process_group()
+
+
+def picture_path(command: str, path: Path) -> Path:
+    """The PNG file to write, its folder made: to be called before the work for the picture."""
+    ok = path.suffix.lower() == ".png" and not path.is_dir()
+    require(ok, command, "--out must be a PNG file", path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        fail(command, f"--out must lie in a folder that can be made ({error.strerror})", path)
+    writable = os.access(path.parent, os.W_OK)
+    require(writable, command, "--out must lie in a folder that can be written to", path)
+    return path
 
 
 class _Bars(Progress):
@@ -126,4 +151,5 @@ def print_result(result: SweepResult | ToyResult, title: str) -> None:
     console.print(table)
     console.print(result.closing(), highlight=False)
     if result.path is not None:
-        console.print(f"\nReport: {result.path / 'report.html'}", highlight=False, soft_wrap=True)
+        report = f"\nReport: {result.path / 'report.html'}"
+        console.print(report, highlight=False, markup=False, soft_wrap=True)

@@ -26,11 +26,6 @@ def register(app: Any, typer: Any) -> None:
         report.html in the run folder. The same command again goes on where it was interrupted.
         """
         config = DemoConfig(width=width, steps=steps, seed=seed)
-        command = f"catapult-ext demo --out {out}"
-        defaults = DemoConfig()
-        for name in ("seed", "width", "steps"):
-            if getattr(config, name) != getattr(defaults, name):
-                command += f" --{name} {getattr(config, name)}"
-        with sweep_progress(command) as progress:
+        with sweep_progress() as progress:
             result = run_demo(config, out=out, fresh=fresh, progress=progress)
         print_result(result, TITLE)

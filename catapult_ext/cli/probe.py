@@ -6,20 +6,14 @@ from pathlib import Path
 from typing import Any
 
 from catapult_ext import losses
-from catapult_ext._validate import fail
-from catapult_ext.cli.console import load
+from catapult_ext.cli.console import load, picture_path
 from catapult_ext.experiments import probing
 from catapult_ext.probes import LearningRateWindow, learning_rate_window
 
 
 def _problem(model: str, data: str, loss: str, samples: int | None) -> tuple[Any, Any, Any]:
-    if loss not in losses.NAMED:
-        fail("probe", f"--loss must be one of {', '.join(losses.NAMED)}", repr(loss))
-    return (
-        probing.load_model(model).eval(),
-        losses.resolve(loss),
-        probing.load_data(data, samples),
-    )
+    known = losses.resolve(loss)
+    return probing.load_model(model).eval(), known, probing.load_data(data, samples)
 
 
 def _print_window(window: LearningRateWindow) -> None:
@@ -61,6 +55,8 @@ def register(app: Any, typer: Any) -> None:
     ) -> None:
         """Show how curved a model is: top of NTK, GGN and Hessian, and its learning rates."""
         net, known, pair = _problem(model, data, loss, samples)
+        if out is not None:
+            picture_path("probe", out)
         result = probing.probe(net, known, pair, k=k, tol=tol, density=out is not None, seed=seed)
         box = load("rich.box").SIMPLE_HEAD
         table = load("rich.table").Table(title=model, header_style="bold", box=box)
@@ -75,7 +71,7 @@ def register(app: Any, typer: Any) -> None:
 
             density = result.density
             out.write_bytes(density_png(density.low, density.high, density.density, "Hessian"))
-            load("rich.console").Console().print(f"\nPicture: {out}", highlight=False)
+            print(f"\nPicture: {out}")
 
     @app.command(name="max-lr")
     def max_lr(

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import ast
-import shlex
-import sys
 from pathlib import Path
 from typing import Any
 
 from catapult_ext._validate import fail
-from catapult_ext.cli.console import load
+from catapult_ext.cli.console import load, resumable
 from catapult_ext.experiments import reproduce as experiments
 from catapult_ext.experiments.workers import cores
 
@@ -113,7 +111,7 @@ def register(app: Any, typer: Any) -> None:
         def tell(line: str) -> None:
             console.print(line, highlight=False, style="dim")
 
-        try:
+        with resumable("parts"):
             done = experiments.reproduce(
                 name,
                 scale,
@@ -125,14 +123,6 @@ def register(app: Any, typer: Any) -> None:
                 workers=workers,
                 **changed,
             )
-        except KeyboardInterrupt:
-            command = shlex.join(a for a in sys.argv[1:] if a != "--fresh")
-            console.print(
-                f"\nInterrupted. Finished parts are stored; go on with:\n  catapult-ext {command}",
-                highlight=False,
-                soft_wrap=True,
-            )
-            sys.exit(130)
         _print_done(done)
 
     @app.command()

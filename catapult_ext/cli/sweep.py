@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import shlex
-import sys
 from contextlib import nullcontext
 from enum import Enum
 from pathlib import Path
 from typing import Any
 
 from catapult_ext import data, losses, models
-from catapult_ext._validate import fail
+from catapult_ext._validate import fail, require
 from catapult_ext.cli.console import launched_ranks, print_result, sweep_progress
 from catapult_ext.experiments.sweep import SweepConfig, run
 
@@ -30,15 +28,16 @@ class ModelName(str, Enum):
     cnn = "cnn"
 
 
-def rates(text: str | None, option: str) -> tuple[float, ...] | None:
-    """Comma-separated numbers."""
+def rates(command: str, option: str, text: str | None) -> tuple[float, ...] | None:
+    """Comma-separated numbers, at least one; None where the option is not given."""
     if text is None:
         return None
     try:
-        return tuple(float(part) for part in text.split(",") if part.strip())
+        found = tuple(float(part) for part in text.split(",") if part.strip())
     except ValueError:
-        fail("sweep", f"{option} must be numbers separated by commas", repr(text))
-        raise AssertionError from None  # fail raises
+        found = ()
+    require(bool(found), command, f"{option} must be numbers separated by commas", repr(text))
+    return found
 
 
 def register(app: Any, typer: Any) -> None:
@@ -72,9 +71,8 @@ def register(app: Any, typer: Any) -> None:
 
         Started by torchrun, the ranks share out the rates.
         """
-        config = SweepConfig(
-            c=rates(c, "--c"), eta=rates(eta, "--eta"), steps=steps, linearised=linearised
-        )
+        chosen, plain = rates("sweep", "--c", c), rates("sweep", "--eta", eta)
+        config = SweepConfig(c=chosen, eta=plain, steps=steps, linearised=linearised)
         image = model_name is ModelName.cnn
         if image and data_name is DataName.teacher:
             fail("sweep", "--model cnn needs images: --data digits or digits28", "teacher")
@@ -98,10 +96,9 @@ def register(app: Any, typer: Any) -> None:
                 features, found.outputs, width=width, depth=depth, **settings
             )
         folder = out if out is not None else Path("catapult-runs") / name
-        command = "catapult-ext " + shlex.join(a for a in sys.argv[1:] if a != "--fresh")
         title = f"Learning-rate sweep: {model_name.value} on {found.name}"
         with launched_ranks() as (group, talks):
-            bars = sweep_progress(command) if talks else nullcontext(None)
+            bars = sweep_progress() if talks else nullcontext(None)
             with bars as progress:
                 result = run(
                     config,

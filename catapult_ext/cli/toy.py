@@ -9,6 +9,7 @@ from catapult_ext.cli import toy_figures
 from catapult_ext.cli.console import print_result
 from catapult_ext.cli.sweep import rates
 from catapult_ext.experiments.toy_phases import TITLE, ToyConfig, run_toy
+from catapult_ext.toy.problem import check_width
 
 
 def register(app: Any, typer: Any) -> None:
@@ -30,8 +31,9 @@ def register(app: Any, typer: Any) -> None:
         """Show the lazy, catapult and divergent phases of f(x) = v.Ux / sqrt(width)."""
         if context.invoked_subcommand is not None:
             return
-        chosen = rates(c, "--c") or ToyConfig.c
-        config = ToyConfig(chosen, int(width), samples, in_features, steps, seed)
+        chosen = rates("toy", "--c", c) or ToyConfig.c
+        units = int(check_width("toy", width))
+        config = ToyConfig(chosen, units, samples, in_features, steps, seed)
         print_result(run_toy(config, out=out, fresh=fresh), TITLE)
 
     toy.__annotations__["context"] = typer.Context  # typer is known at run time only

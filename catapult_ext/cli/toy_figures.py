@@ -2,36 +2,31 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from catapult_ext.cli.console import load
+from catapult_ext._validate import require
+from catapult_ext.cli.console import load, picture_path, resumable
 
 RUNS = Path("catapult-runs")
 
 
 @contextmanager
-def row_progress(resume_with: str) -> Iterator[Callable[[int, int], None]]:
-    """A bar over the rows on stderr; Ctrl-C says how to go on and exits with 130."""
+def row_progress() -> Iterator[Callable[[int, int], None]]:
+    """A bar over the rows on stderr; see :func:`resumable`."""
     rich = load("rich.progress")
-    console = load("rich.console").Console(stderr=True)
     bars = rich.Progress(
         rich.TextColumn("rows"),
         rich.BarColumn(),
         rich.MofNCompleteColumn(),
         rich.TimeRemainingColumn(),
-        console=console,
+        console=load("rich.console").Console(stderr=True),
     )
-    try:
-        with bars:
-            task = bars.add_task("rows")
-            yield lambda done, rows: bars.update(task, completed=done, total=rows)
-    except KeyboardInterrupt:
-        console.print(f"\nInterrupted. Finished rows are stored; go on with:\n  {resume_with}")
-        sys.exit(130)
+    with resumable("rows"), bars:
+        task = bars.add_task("rows", visible=False)  # no bar above a refusal
+        yield lambda done, rows: bars.update(task, completed=done, total=rows, visible=True)
 
 
 def register(group: Any, typer: Any) -> None:
@@ -61,7 +56,7 @@ def register(group: Any, typer: Any) -> None:
         bottom, top = default_range(axis)
         bounds = (bottom if low is None else low, top if high is None else high)
         folder = out or RUNS / f"toy-diagram-{axis}"
-        with row_progress(" ".join(["catapult-ext", *sys.argv[1:]])) as progress:
+        with row_progress() as progress:
             result = phase_diagram(
                 axis,
                 c=(c_low, c_high),
@@ -95,8 +90,9 @@ def register(group: Any, typer: Any) -> None:
 
         from catapult_ext import toy
 
+        require(resolution >= 1, "toy.bifurcation", "--resolution must be >= 1", resolution)
         labels = torch.linspace(low, high, resolution, dtype=torch.float64)
-        with row_progress(" ".join(["catapult-ext", *sys.argv[1:]])) as progress:
+        with row_progress() as progress:
             result = toy.bifurcation(
                 labels, burn_in=burn_in, keep=keep, out=out, fresh=fresh, progress=progress
             )
@@ -110,6 +106,8 @@ def register(group: Any, typer: Any) -> None:
         out: Path = option(None, help="PNG file; default catapult-runs/toy-NAME.png."),  # noqa: B008
     ) -> None:
         """Draw one picture of docs/toy.md."""
-        from catapult_ext.toy.gallery import draw
+        from catapult_ext.toy.gallery import named
 
-        print(f"Picture: {draw(name, out or RUNS / f'toy-{name}.png')}")
+        draw = named(name)
+        path = picture_path("toy.figure", out or RUNS / f"toy-{name}.png")
+        print(f"Picture: {draw(path)}")

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from catapult_ext._validate import integers, require
 from catapult_ext.data.dataset import Dataset
-from catapult_ext.data.prepare import check_classes, make_targets, standardise
+from catapult_ext.data.prepare import check_classes, make_targets, random_state, standardise
 
 
 def _load() -> tuple[Tensor, Tensor]:
@@ -62,8 +62,9 @@ def digits(
     """
     where = "data.digits"
     require(size in (8, 28), where, "size must be 8 or 28", size)
-    integers(where, train=train, seed=seed)
+    integers(where, train=train)
     integers(where, test=test, optional=True)
+    rng = random_state(where, seed)
     chosen = check_classes(where, classes, 10, targets)
     images, labels = _load()
     if classes is not None:
@@ -73,7 +74,7 @@ def digits(
     require(1 <= train < total, where, f"train must be in 1..{total - 1}", train)
     test = total - train if test is None else test
     require(0 <= test <= total - train, where, f"test must be in 0..{total - train}", test)
-    order = torch.from_numpy(np.random.RandomState(seed).permutation(total))
+    order = torch.from_numpy(rng.permutation(total))
     images, labels = images[order[: train + test]][:, None], labels[order[: train + test]]
     if size == 28:
         images = F.pad(F.interpolate(images, size=20, mode="bilinear"), (4, 4, 4, 4))

@@ -1,15 +1,18 @@
-"""Reading of the usual data files: IDX (MNIST), the binary CIFAR version, NumPy archives."""
+"""Reading of data files: IDX (MNIST), the binary CIFAR version, NumPy archives, torch files."""
 
 from __future__ import annotations
 
 import gzip
 import os
+import pickle
 import zipfile
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any, TypeVar
 
 import numpy as np
+import torch
 
 from catapult_ext._validate import fail
 
@@ -17,6 +20,8 @@ ENVIRONMENT = "CATAPULT_DATA"
 READ_ERRORS = (OSError, EOFError, zlib.error, zipfile.BadZipFile)
 CIFAR_PIXELS = 3 * 32 * 32
 _PIECE = 1 << 24
+
+Held = TypeVar("Held")
 
 
 class DataFileError(RuntimeError):
@@ -30,8 +35,11 @@ def data_folder(data_dir: Path | str | None) -> Path:
     """``data_dir``, else the folder named by the variable CATAPULT_DATA.
 
     Raises:
+        TypeError: data_dir is no path.
         DataFileError: neither is given, or it is not a folder.
     """
+    if not isinstance(data_dir, (str, Path, type(None))):
+        fail("data.load", "data_dir must be a path", type(data_dir).__name__, TypeError)
     given = os.environ.get(ENVIRONMENT) if data_dir is None else data_dir
     if not given:
         raise DataFileError("data folder", f"none given: pass data_dir or set {ENVIRONMENT}")
@@ -173,3 +181,51 @@ def read_npz(path: Path | str) -> dict[str, np.ndarray]:
         fault = "holds Python objects" if pickled else f"is corrupted: {error}"
         named = name and isinstance(error, ValueError)
         raise DataFileError(path, f"array {name!r} {fault}" if named else fault) from error
+
+
+def training_named(path: Path | str, held: dict[str, Held]) -> dict[str, Held]:
+    """What a file holds, its training pair named ``x_train`` and ``y_train``, not ``x`` and ``y``.
+
+    Raises:
+        DataFileError: one of the two is not there.
+    """
+    names = ", ".join(map(str, held)) or "nothing"
+    if "x" in held and "x_train" not in held:
+        held = held | {"x_train": held["x"]} | ({"y_train": held["y"]} if "y" in held else {})
+    for name in ("x_train", "y_train"):
+        if name not in held:
+            raise DataFileError(path, f"lacks the array {name} (it holds {names})")
+    return held
+
+
+def read_training_npz(path: Path | str) -> dict[str, np.ndarray]:
+    """As :func:`read_npz`, with numbers under ``x_train`` and ``y_train``, a row a sample.
+
+    Raises:
+        TypeError: path is no path.
+        DataFileError: as ``read_npz``, or arrays missing, of text, or single numbers.
+    """
+    arrays = training_named(path, read_npz(path))
+    for key in ("x_train", "y_train", "x_test", "y_test"):
+        value = arrays.get(key)
+        if value is not None and value.dtype.kind not in "iuf":
+            raise DataFileError(path, f"array {key!r} has dtype {value.dtype}, expected numbers")
+        if value is not None and value.ndim == 0:
+            raise DataFileError(path, f"array {key!r} is a single number, expected a row a sample")
+    return arrays
+
+
+def read_pt(path: Path) -> Any:
+    """What ``torch.save`` has written: tensors and plain containers, nothing unpickled.
+
+    Raises:
+        DataFileError: damaged, or other objects.
+    """
+    try:
+        return torch.load(path, weights_only=True)
+    # torch answers damaged bytes with errors of many types.
+    except Exception as error:
+        if isinstance(error, pickle.UnpicklingError) and zipfile.is_zipfile(path):
+            raise DataFileError(path, "holds Python objects, or is corrupted") from error
+        reason = f"{type(error).__name__}: {error}".splitlines()[0].partition(". ")[0]
+        raise DataFileError(path, f"is truncated or no file of torch.save: {reason}") from error

@@ -40,6 +40,13 @@ def standardise(x: Tensor, reference: Tensor, how: str) -> Tensor:
     return (x - mean) / torch.where(spread > 0, spread, torch.ones_like(spread))
 
 
+def random_state(where: str, seed: int) -> np.random.RandomState:
+    """NumPy's generator for ``seed``, which must be an int from 0 to 2^32 - 1."""
+    integers(where, seed=seed)
+    require(0 <= seed < 1 << 32, where, "seed must be from 0 to 2^32 - 1", seed)
+    return np.random.RandomState(seed)
+
+
 @dataclass(frozen=True)
 class RawImages:
     """Unsigned bytes (N, C, H, W) and labels (N,) of both parts, as files hold them."""
@@ -90,9 +97,8 @@ def prepare(
     """
     where = f"data.{raw.name}"
     integers(where, train=train, test=test, optional=True)
-    integers(where, seed=seed)
     chosen = check_classes(where, classes, raw.classes, targets)
-    rng = np.random.RandomState(seed)
+    rng = random_state(where, seed)
     parts = []
     for kind, x, y, count in (
         ("train", raw.x_train, raw.y_train, train),

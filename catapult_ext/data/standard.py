@@ -18,7 +18,7 @@ from catapult_ext.data.files import (
     find,
     read_cifar,
     read_idx_pair,
-    read_npz,
+    read_training_npz,
 )
 from catapult_ext.data.gaussian import gaussian, synthetic_images
 from catapult_ext.data.prepare import RawImages, prepare
@@ -74,6 +74,7 @@ def load(
         complete: CIFAR files must hold their official number of images.
 
     Raises:
+        TypeError: data_dir is no path.
         DataFileError: a missing, wrong, truncated or corrupted file; names it and its fault.
         ValueError: an unknown name, subset sizes or classes that do not exist.
     """
@@ -135,21 +136,10 @@ def npz(path: Path | str, *, dtype: torch.dtype = torch.float32) -> Dataset:
     """
     if dtype not in FLOAT_DTYPES:
         fail("data.npz", "dtype must be float32 or float64", dtype, TypeError)
-    arrays = read_npz(path)
-    if "x" in arrays and "x_train" not in arrays:
-        arrays |= {"x_train": arrays["x"]} | ({"y_train": arrays["y"]} if "y" in arrays else {})
-    missing = [n for n in ("x_train", "y_train") if n not in arrays]
-    missing += ["y_test"] if "x_test" in arrays and "y_test" not in arrays else []
-    if missing:
-        held = ", ".join(arrays) or "nothing"
-        raise DataFileError(path, f"lacks the array {missing[0]} (it holds {held})")
+    arrays = read_training_npz(path)
+    if "x_test" in arrays and "y_test" not in arrays:
+        raise DataFileError(path, f"lacks the array y_test (it holds {', '.join(arrays)})")
     labels = [arrays[n] for n in ("y_train", "y_test") if n in arrays]
-    for key in ("x_train", "y_train", "x_test", "y_test"):
-        value = arrays.get(key)
-        if value is not None and value.dtype.kind not in "iuf":
-            raise DataFileError(path, f"array {key!r} has dtype {value.dtype}, expected numbers")
-        if value is not None and value.ndim == 0:
-            raise DataFileError(path, f"array {key!r} is a single number, expected a row a sample")
     integer = all(y.ndim == 1 and y.dtype.kind in "iu" for y in labels)
     count = _classes(path, [y for y in labels if y.size]) if integer else 0
     numbers = np.float64 if dtype == torch.float64 else np.float32

@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 from catapult_ext._validate import integers, numbers, require
 from catapult_ext.data.dataset import Dataset
+from catapult_ext.data.prepare import random_state
 
 
 def teacher(
@@ -41,7 +42,7 @@ def teacher(
         ValueError: for non-positive sizes or negative noise.
     """
     where = "data.teacher"
-    integers(where, train=train, test=test, in_features=in_features, width=width, seed=seed)
+    integers(where, train=train, test=test, in_features=in_features, width=width)
     integers(where, out_features=out_features)
     numbers(where, noise=noise)
     for name, value in (("train", train), ("in_features", in_features), ("width", width)):
@@ -50,7 +51,7 @@ def teacher(
     least = 2 if classes else 1
     require(out_features >= least, where, f"out_features must be >= {least}", out_features)
     require(math.isfinite(noise) and noise >= 0, where, "noise must be finite and >= 0", noise)
-    rng = np.random.RandomState(seed)
+    rng = random_state(where, seed)
     x = rng.standard_normal((train + test, in_features))
     hidden = np.tanh(x @ rng.standard_normal((in_features, width)) / math.sqrt(in_features))
     f = hidden @ rng.standard_normal((width, out_features)) / math.sqrt(width)

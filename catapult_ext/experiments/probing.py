@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import sys
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from catapult_ext import data as datasets
-from catapult_ext._validate import fail, require
+from catapult_ext._validate import array, dense, fail, require
+from catapult_ext.data.files import read_pt, read_training_npz, training_named
 from catapult_ext.eig import SpectralDensity, eigsh, spectral_density
 from catapult_ext.linops import GGN, NTK, Hessian
 from catapult_ext.probes import LearningRateWindow, learning_rate_window
@@ -27,19 +29,7 @@ def load_model(spec: str) -> nn.Module:
         ValueError: a spec without colon, a module or factory that is not there.
         TypeError: the factory returns no ``torch.nn.Module``.
     """
-    place, colon, name = spec.partition(":")
-    require(bool(colon and place and name), _WHERE, "MODEL must be package.module:factory", spec)
-    if str(Path.cwd()) not in sys.path:
-        sys.path.insert(0, str(Path.cwd()))
-    try:
-        factory = getattr(importlib.import_module(place), name)
-    except ModuleNotFoundError as error:
-        if error.name is None or not place.startswith(error.name):
-            raise
-        fail(_WHERE, "MODEL must name a module that can be imported", place)
-    except AttributeError:
-        fail(_WHERE, f"module {place} must have", name)
-    model = factory()
+    model = _made("MODEL", spec)
     if not isinstance(model, nn.Module):
         fail(_WHERE, "the factory must return a torch.nn.Module", type(model).__name__, TypeError)
     return model
@@ -48,59 +38,100 @@ def load_model(spec: str) -> nn.Module:
 def load_data(source: str, samples: int | None = None) -> tuple[Tensor, Tensor]:
     """``(x, y)`` of an ``.npz`` or ``.pt`` file, ``digits``, ``digits28``, or a loader factory.
 
-    Files hold ``x`` and ``y`` (``.pt``: a dictionary or a pair, loaded with ``weights_only``).  A
-    factory ``package.module:name`` returns a pair or an iterable of batches ``(x, y)``, which are
-    joined.
+    Files hold ``x`` and ``y``, or ``x_train`` and ``y_train`` (``.pt``: a dictionary, or a pair,
+    loaded with ``weights_only``).  A factory ``package.module:name`` returns a pair or an iterable
+    of batches ``(x, y)``, which are joined.
+
+    Args:
+        source: file, name or factory.
+        samples: take the first so many; None takes all there are.
 
     Raises:
-        ValueError: another kind of source, a file that is missing or lacks ``x`` or ``y``.
+        TypeError: data that are no tensors.
+        ValueError: another kind of source, no samples, or x and y of different lengths.
+        DataFileError: a file that is damaged or lacks the data.
     """
+    require(samples is None or samples >= 1, _WHERE, "samples must be >= 1", samples)
     if source in ("digits", "digits28"):
-        loaded: Any = datasets.digits(28 if source == "digits28" else 8).train
+        size = 28 if source == "digits28" else 8
+        pair: tuple[Any, Any] = datasets.digits(size, train=max(512, samples or 0)).train
     elif ":" in source and not Path(source).exists():
-        loaded = _from_factory(source, samples)
+        pair = _from_factory(source, samples)
     else:
-        loaded = _from_file(Path(source))
-    x, y = loaded
-    ok = len(x) == len(y) and len(x) > 0
-    require(ok, _WHERE, "x and y must hold the same number of samples", (len(x), len(y)))
-    return (x, y) if samples is None else (x[:samples], y[:samples])
+        pair = _from_file(Path(source))
+    for name, value in zip("xy", pair, strict=True):
+        if not isinstance(value, Tensor):
+            kind = type(value).__name__
+            fail(_WHERE, f"{name} of {source} must be a torch.Tensor", kind, TypeError)
+        dense(_WHERE, f"{name} of {source}", value)
+        require(value.dim() > 0, _WHERE, f"{name} of {source} must hold a row a sample", value)
+    x, y = pair
+    ok = len(x) == len(y) > 0
+    wanted = f"x and y of {source} must hold the same number of samples, at least one"
+    require(ok, _WHERE, wanted, (len(x), len(y)))
+    return x[:samples], y[:samples]
 
 
-def _from_file(path: Path) -> tuple[Tensor, Tensor]:
+def _from_file(path: Path) -> tuple[Any, Any]:
     require(path.is_file(), _WHERE, "DATA must be a file, digits or module:factory", path)
+    require(path.suffix in (".npz", ".pt", ".pth"), _WHERE, "DATA must end in .npz or .pt", path)
     if path.suffix == ".npz":
-        import numpy as np
-
-        with np.load(path, allow_pickle=False) as archive:
-            held: Any = {k: torch.from_numpy(archive[k]) for k in archive.files}
-    elif path.suffix in (".pt", ".pth"):
-        held = torch.load(path, weights_only=True)
-    else:
-        fail(_WHERE, "DATA must end in .npz or .pt", path.name)
+        arrays = read_training_npz(path)
+        # torch knows no numbers of the other byte order.
+        pair = (arrays[n].astype(arrays[n].dtype.newbyteorder("=")) for n in ("x_train", "y_train"))
+        x, y = (array(_WHERE, f"numbers of {path}", value) for value in pair)
+        return x, y
+    held = read_pt(path)
     if isinstance(held, (tuple, list)) and len(held) == 2:
         return held[0], held[1]
-    named = isinstance(held, dict) and "x" in held and "y" in held
-    require(named, _WHERE, f"{path.name} must hold x and y", type(held).__name__)
-    return held["x"], held["y"]
+    if not isinstance(held, dict):
+        raise datasets.DataFileError(path, f"must hold x and y, got {type(held).__name__}")
+    held = training_named(path, held)
+    return held["x_train"], held["y_train"]
 
 
-def _from_factory(source: str, samples: int | None) -> tuple[Tensor, Tensor]:
-    place, _, name = source.partition(":")
-    if str(Path.cwd()) not in sys.path:
-        sys.path.insert(0, str(Path.cwd()))
-    made = getattr(importlib.import_module(place), name)()
+def _from_factory(source: str, samples: int | None) -> tuple[Any, Any]:
+    made = _made("DATA", source)
     if isinstance(made, (tuple, list)) and len(made) == 2 and isinstance(made[0], Tensor):
         return made[0], made[1]
-    xs: list[Tensor] = []
-    ys: list[Tensor] = []
-    for x, y in made:
-        xs.append(x)
-        ys.append(y)
-        if samples is not None and sum(map(len, xs)) >= samples:
+    wanted = f"{source} must return (x, y) or batches (x, y) of tensors"
+    if not isinstance(made, Iterable):
+        fail(_WHERE, wanted, type(made).__name__, TypeError)
+    batches: list[Any] = []
+    for batch in made:
+        pair = isinstance(batch, (tuple, list)) and len(batch) == 2
+        if not pair or not all(isinstance(part, Tensor) and part.dim() for part in batch):
+            fail(_WHERE, wanted, f"a batch of type {type(batch).__name__}", TypeError)
+        batches.append(batch)
+        if samples is not None and sum(len(x) for x, _ in batches) >= samples:
             break
-    require(bool(xs), _WHERE, "the loader must yield batches (x, y)", "none")
-    return torch.cat(xs), torch.cat(ys)
+    require(bool(batches), _WHERE, wanted, "none")
+    xs, ys = zip(*batches, strict=True)
+    try:
+        return torch.cat(xs), torch.cat(ys)
+    except RuntimeError as error:
+        fail(_WHERE, f"the batches of {source} must fit together", error)
+        raise
+
+
+def _made(kind: str, spec: str) -> Any:
+    """What the factory ``package.module:factory`` returns."""
+    place, _, name = spec.partition(":")
+    named = all(part.isidentifier() for part in (*place.split("."), name))
+    require(named, _WHERE, f"{kind} must be package.module:factory", spec)
+    if str(Path.cwd()) not in sys.path:
+        sys.path.insert(0, str(Path.cwd()))
+    try:
+        module = importlib.import_module(place)
+    except ModuleNotFoundError as error:
+        if not f"{place}.".startswith(f"{error.name}."):
+            raise  # a module that this one needs
+        fail(_WHERE, f"{kind} must name a module that can be imported", place)
+    factory = getattr(module, name, None)
+    if callable(factory):
+        return factory()
+    held = type(factory).__name__ if hasattr(module, name) else "no such name"
+    fail(_WHERE, f"{kind}: module {place} must have a function {name}", held)
 
 
 @dataclass(frozen=True, eq=False)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from catapult_ext._validate import require
+from catapult_ext.data.prepare import random_state
 from catapult_ext.experiments import storage
 from catapult_ext.probes import Verdict
 from catapult_ext.runs import RunFolder, plots, report
@@ -88,7 +89,7 @@ class ToyResult:
 
 def toy_data(config: ToyConfig) -> tuple[Tensor, Tensor]:
     """Inputs (N, D) around a common mean, and labels +-1; float64."""
-    rng = np.random.RandomState(config.seed)
+    rng = random_state("toy", config.seed)
     x = 1.0 + 0.5 * rng.standard_normal((config.samples, config.in_features))
     y = np.where(np.arange(config.samples) % 2 == 0, 1.0, -1.0)
     return torch.from_numpy(x), torch.from_numpy(y)

@@ -239,7 +239,11 @@ class BinaryCrossEntropy(Loss):
 
     def targets(self, f: Tensor, y: Tensor) -> Tensor:
         """See :class:`Loss`."""
-        return _float_targets(self.name, f, y)
+        y = _float_targets(self.name, f, y)
+        outside = y[(y < 0) | (y > 1)]  # with these the loss has no lower bound
+        if outside.numel():
+            v.fail(f"losses.{self.name}", "targets must be in [0, 1]", outside[0].item())
+        return y
 
     def _weights(self, f: Tensor) -> tuple[Tensor | None, Tensor | None]:
         return tuple(  # type: ignore[return-value]
@@ -339,7 +343,7 @@ def resolve(loss: object) -> Loss:
         TypeError: anything else.
     """
     if isinstance(loss, str):
-        v.require(loss in NAMED, "losses", f"a loss name must be one of {NAMED}", repr(loss))
+        v.require(loss in NAMED, "losses", f"loss must be one of {', '.join(NAMED)}", repr(loss))
         loss = _BY_NAME[loss]
     if isinstance(loss, Loss):
         return loss

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from catapult_ext import ops
-from catapult_ext._validate import array, integers, numbers, require
+from catapult_ext._validate import array, fail, integers, numbers, require
 from catapult_ext.runs.store import RunFolder
 from catapult_ext.toy.rows import Arrays, Progress, RowTable, save_npz
 
@@ -100,9 +100,12 @@ def bifurcation(
     b = array(where, "b", b, torch.float64)
     integers(where, burn_in=burn_in, keep=keep)
     numbers(where, start=start)
+    require(burn_in >= 0, where, "burn_in must be >= 0", burn_in)
     require(keep <= 1 << 40, where, "keep must be at most 2^40", keep)
     require(b.dim() == 1, where, "b must have shape (R,)", tuple(b.shape))
-    require(bool((b > 0).all()), where, "b must be positive", b)
+    fits = (b > 0) & b.isfinite()
+    if not bool(fits.all()):
+        fail(where, "b must be positive and finite", b[~fits][0].item())
     require(bool((b + start > 0).all()), where, "start must be above -b", start)
     require(keep >= 1, where, "keep must be at least 1", keep)
     tilt = 1.0 if aligned else 1.1

@@ -7,13 +7,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from catapult_ext.runs.panels import BLUE, ORANGE, RED
 from catapult_ext.toy.maps import PHASE_NAMES
 
 if TYPE_CHECKING:
     from catapult_ext.toy.bifurcation import Bifurcation
     from catapult_ext.toy.phase_diagram import PhaseDiagram
 
-PHASE_COLOURS = ("#4878a8", "#e8a33d", "#3b3b3b", "#c6dbef")
+PHASE_COLOURS = (BLUE, ORANGE, "#3b3b3b", "#c6dbef")
 LABELS = {
     "width": "width W",
     "f0": r"$|f_0|$",
@@ -127,8 +128,8 @@ def plot_bifurcation(result: Bifurcation, path: Path) -> Path:
         ax.plot(points, values.ravel(), ",", color="#1f3b57", alpha=0.25, rasterized=True)
         ax.set_ylabel(name)
         for doubling in (1.0, 5**0.5 - 1, 1.28803, 1.29923):
-            ax.axvline(doubling, color="#c44e52", linewidth=0.6, alpha=0.6)
-    axes[0].plot(b, 1 + b, color="#e8a33d", linewidth=1, label="$1 + b$: mean on the 2-cycle")
+            ax.axvline(doubling, color=RED, linewidth=0.6, alpha=0.6)
+    axes[0].plot(b, 1 + b, color=ORANGE, linewidth=1, label="$1 + b$: mean on the 2-cycle")
     axes[0].legend(loc="upper left")
     axes[1].set_xlabel(r"label $b = \eta y/\sqrt{W}$")
     return save(figure, path)

@@ -10,11 +10,13 @@ import numpy as np
 import torch
 
 from catapult_ext import ops
+from catapult_ext._validate import require
+from catapult_ext.runs.panels import BLACK, BLUE, GREEN, ORANGE, RED
 from catapult_ext.toy.companions import neural_quadratic, second_order_regression
 from catapult_ext.toy.diagram_plots import pyplot, save
 from catapult_ext.toy.maps import run_scalar
 
-COLOURS = ("#4878a8", "#e8a33d", "#c44e52", "#55a868", "#3b3b3b")
+COLOURS = (BLUE, ORANGE, RED, GREEN, BLACK)
 
 
 def plane(path: Path) -> Path:
@@ -41,11 +43,11 @@ def plane(path: Path) -> Path:
                     extend="both")  # fmt: skip
         angle = np.linspace(0, 2 * np.pi, 200)
         radius = (2 * 2.8 / c) ** 0.5
-        ax.plot(radius * np.cos(angle), radius * np.sin(angle), "--", color="#3b3b3b", linewidth=1,
+        ax.plot(radius * np.cos(angle), radius * np.sin(angle), "--", color=BLACK, linewidth=1,
                 label=r"$\lambda = 2/\eta$")  # fmt: skip
-        ax.plot(way[:, 0], way[:, 1], "o-", color=COLOURS[2], markersize=3.5, linewidth=0.9)
-        ax.plot(*way[0], "s", color=COLOURS[1], markersize=7, label="start")
-        ax.plot(*way[-1], "*", color=COLOURS[3], markersize=13, label="end")
+        ax.plot(way[:, 0], way[:, 1], "o-", color=RED, markersize=3.5, linewidth=0.9)
+        ax.plot(*way[0], "s", color=ORANGE, markersize=7, label="start")
+        ax.plot(*way[-1], "*", color=GREEN, markersize=13, label="end")
         ax.set(title=title, xlabel="h", xlim=(-1.5, 2.0), ylim=(-1.5, 2.0))
         ax.legend(loc="lower left")
     axes[0].set_ylabel("k")
@@ -157,6 +159,16 @@ FIGURES: dict[str, Callable[[Path], Path]] = {
 }
 
 
+def named(name: str) -> Callable[[Path], Path]:
+    """The function that draws figure ``name``.
+
+    Raises:
+        ValueError: no such figure.
+    """
+    require(name in FIGURES, "toy.draw", f"name must be one of {', '.join(FIGURES)}", repr(name))
+    return FIGURES[name]
+
+
 def draw(name: str, path: Path | str) -> Path:
     """Draw figure ``name`` (a key of ``FIGURES``) into a PNG; needs matplotlib.
 
@@ -164,10 +176,7 @@ def draw(name: str, path: Path | str) -> Path:
         ValueError: no such figure.
         RuntimeError: matplotlib is not installed.
     """
-    from catapult_ext._validate import require
-
-    require(name in FIGURES, "toy.draw", f"name must be one of {', '.join(FIGURES)}", repr(name))
-    return FIGURES[name](Path(path))
+    return named(name)(Path(path))
 
 
 def describe() -> list[tuple[str, Any]]:

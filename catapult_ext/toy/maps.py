@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from catapult_ext import ops
-from catapult_ext._validate import FLOAT_DTYPES, array, fail, integers, require
+from catapult_ext._validate import FLOAT_DTYPES, array, fail, integers
 
 Real = float | Tensor
 PHASE_NAMES = ("lazy", "catapult", "divergent", "unsettled")
@@ -158,14 +158,17 @@ class _Start(NamedTuple):
 
 
 def _check(where: str, s: _Start) -> None:
-    require(bool((s.c >= 0).all()), where, "c must be >= 0", s.c)
-    require(bool((s.width > 0).all()), where, "width must be positive", s.width)
-    require(bool((s.lambda0 > 0).all()), where, "lambda0 must be positive", s.lambda0)
-    ok = (s.momentum >= 0) & (s.momentum < 1)
-    require(bool(ok.all()), where, "momentum must be in [0, 1)", s.momentum)
+    def all_of(ok: Tensor, requirement: str, values: Tensor) -> None:
+        if not bool(ok.all()):
+            fail(where, requirement, values[~ok][0].item())
+
+    all_of(s.c >= 0, "c must be >= 0", s.c)
+    all_of((s.width > 0) & s.width.isfinite(), "width must be positive and finite", s.width)
+    all_of((s.lambda0 > 0) & s.lambda0.isfinite(), "lambda0 must be positive and finite", s.lambda0)
+    all_of((s.momentum >= 0) & (s.momentum < 1), "momentum must be in [0, 1)", s.momentum)
+    all_of(s.label.isfinite(), "label must be finite", s.label)
     bound = s.width.sqrt() * s.lambda0 / 2 * (1 + 8 * torch.finfo(s.c.dtype).eps)
-    ok = s.f0.abs() <= bound
-    require(bool(ok.all()), where, "|f0| must be at most sqrt(width) * lambda0 / 2", s.f0[~ok][:3])
+    all_of(s.f0.abs() <= bound, "|f0| must be at most sqrt(width) * lambda0 / 2", s.f0)
 
 
 def _run(s: _Start, steps: int, record_every: int) -> ScalarRuns:

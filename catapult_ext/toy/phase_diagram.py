@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -145,9 +146,13 @@ def phase_diagram(
     del fixed[axis]
     settings = {"steps": steps, **fixed, "lambda0": lambda0, "dtype": str(dtype).split(".")[-1]}
 
+    row_values = torch.from_numpy(row_grid)[:, None].to(dtype)
+    c_values = torch.from_numpy(c_grid).to(dtype)
+    # Without a step: what is out of range is refused before a folder is made.
+    run_scalar(steps=0, **_arguments(axis, row_values, c_values.min(), settings, dtype))
+
     def compute(part: slice) -> Arrays:
-        row = torch.from_numpy(row_grid[part])[:, None].to(dtype)
-        runs = _run_rows(axis, row, torch.from_numpy(c_grid).to(dtype), settings, dtype)
+        runs = _run_rows(axis, row_values[part], c_values, settings, dtype)
         return {name: getattr(runs, name).numpy() for name in FIELDS}
 
     shape = (len(row_grid), len(c_grid))
@@ -207,18 +212,27 @@ def _grid(name: str, given: Any, count: int, logarithmic: bool) -> np.ndarray:
     if isinstance(given, tuple) and len(given) == 2:
         low, high = (float(x) for x in given)
         require(count >= 2, WHERE, "resolution must be at least 2", count)
-        require(low < high, WHERE, f"{name} must be (low, high) with low < high", given)
+        ordered = -math.inf < low < high < math.inf
+        require(ordered, WHERE, f"{name} must be (low, high) with low < high, both finite", given)
         require(not logarithmic or low > 0, WHERE, f"{name} must start above 0", low)
         return np.geomspace(low, high, count) if logarithmic else np.linspace(low, high, count)
     grid = np.atleast_1d(np.asarray(given, dtype=np.float64))
     require(grid.ndim == 1 and grid.size > 0, WHERE, f"{name} must be a range or 1-D", grid.shape)
-    require(bool(np.isfinite(grid).all()), WHERE, f"{name} must be finite", grid)
+    finite = np.isfinite(grid)
+    if not finite.all():
+        fail(WHERE, f"{name} must be finite", grid[~finite][0])
     return grid
 
 
 def _run_rows(
     axis: str, row: Tensor, c: Tensor, settings: dict[str, Any], dtype: torch.dtype
 ) -> ScalarRuns:
+    return run_scalar(steps=settings["steps"], **_arguments(axis, row, c, settings, dtype))
+
+
+def _arguments(
+    axis: str, row: Tensor, c: Tensor, settings: dict[str, Any], dtype: torch.dtype
+) -> dict[str, Any]:
     chosen = {name: settings.get(name, row) for name in AXES}
     lambda0 = settings["lambda0"]
     width = torch.as_tensor(chosen["width"], dtype=dtype)
@@ -227,13 +241,12 @@ def _run_rows(
     # b = eta y / sqrt(W) is given, so that the label follows from the learning rate.
     eta = c / lambda0
     label = chosen["b"] * width.sqrt() / torch.where(eta > 0, eta, torch.ones_like(eta))
-    return run_scalar(
-        c,
-        steps=settings["steps"],
-        width=width,
-        f0=torch.minimum(torch.maximum(f0, -limit), limit),
-        label=label,
-        momentum=chosen["momentum"],
-        lambda0=lambda0,
-        dtype=dtype,
-    )
+    return {
+        "c": c,
+        "width": width,
+        "f0": torch.minimum(torch.maximum(f0, -limit), limit),
+        "label": label,
+        "momentum": chosen["momentum"],
+        "lambda0": lambda0,
+        "dtype": dtype,
+    }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import zipfile
 from collections.abc import Callable, Iterator
@@ -44,21 +45,23 @@ class RowTable:
         return arrays
 
     def stored(self, folder: RunFolder) -> Arrays:
-        """Rows go into mapped files of the folder; a part file says which of them are finished."""
-        arrays: Arrays = {}
-        for name, (kind, shape) in self.fields.items():
-            path = folder.path / f"{name}.npy"
-            mode = "r+" if folder.resumed and path.exists() else "w+"
-            full = None if mode == "r+" else (self.rows, *shape)
-            arrays[name] = np.lib.format.open_memmap(path, mode=mode, dtype=kind, shape=full)
+        """Rows go into mapped files of the folder; a part file holds the checksum of finished ones.
+
+        Rows that are not as they were finished are computed anew.
+        """
+        arrays: Arrays = {
+            name: _mapped(folder.path / f"{name}.npy", np.dtype(kind), (self.rows, *shape))
+            for name, (kind, shape) in self.fields.items()
+        }
         for part in self._parts():
             name = f"rows-{part.start:06d}"
-            if folder.load_part(name) is None:
+            finished = folder.load_part(name)
+            if finished is None or finished != _record(arrays, part):
                 self._fill(arrays, part)
                 for array in arrays.values():
                     assert isinstance(array, np.memmap)
                     array.flush()
-                folder.save_part(name, {"rows": [part.start, part.stop]})
+                folder.save_part(name, _record(arrays, part))
             self._report(part)
         return arrays
 
@@ -74,6 +77,25 @@ class RowTable:
     def _report(self, part: slice) -> None:
         if self.progress is not None:
             self.progress(part.stop, self.rows)
+
+
+def _mapped(path: Path, kind: np.dtype, shape: tuple[int, ...]) -> np.memmap:
+    """The file's array where it has this type and shape, else a new one in its place."""
+    try:
+        held = np.lib.format.open_memmap(path, mode="r")  # "r+" would lengthen a short file
+        fits = (held.dtype, held.shape) == (kind, shape)
+    except Exception:  # NumPy's header parser answers damaged bytes with errors of many types
+        fits = False
+    if fits:
+        return np.lib.format.open_memmap(path, mode="r+")
+    return np.lib.format.open_memmap(path, mode="w+", dtype=kind, shape=shape)
+
+
+def _record(arrays: Arrays, part: slice) -> dict[str, Any]:
+    digest = hashlib.sha256()
+    for array in arrays.values():
+        digest.update(array[part].tobytes())
+    return {"rows": [part.start, part.stop], "sha256": digest.hexdigest()}
 
 
 def save_npz(path: Path | str, arrays: Arrays) -> Path:

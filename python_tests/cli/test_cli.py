@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import subprocess
 import sys
 
@@ -104,9 +105,12 @@ def test_sweep_of_other_nets_and_data(capsys, tmp_path, arguments):
         (["--eta", "0.1,x"], "--eta must be numbers separated by commas, got '0.1,x'"),
         ([], "give either c or eta"),
         (["--c", "1", "--model", "cnn", "--data", "teacher"], "--model cnn needs images"),
+        (["--c", ","], "catapult_ext.sweep: --c must be numbers separated by commas, got ','"),
+        (["--c", "1", "--data", "teacher", "--seed", "-1"], "seed must be from 0 to 2^32 - 1, got"),
+        (["--c", "1", "--data", "teacher", "--loss", "bce"], "targets must be in [0, 1], got"),
         (["--c", "1", "--samples", "5000"], "train must be in 1..1796, got 5000"),
         (["--c", "1", "--activation", "sine"], "name must be one of linear"),
-        (["--c", "1", "--loss", "mae"], "loss name must be one of"),
+        (["--c", "1", "--loss", "mae"], "loss must be one of half_mse, "),
     ],
 )
 def test_bad_arguments_are_one_line_and_leave_nothing(capsys, tmp_path, arguments, message):
@@ -118,6 +122,45 @@ def test_bad_arguments_are_one_line_and_leave_nothing(capsys, tmp_path, argument
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--c", "abc"], "catapult_ext.toy: --c must be numbers separated by commas, got 'abc'"),
+        (["--c", ","], "catapult_ext.toy: --c must be numbers separated by commas, got ','"),
+        (["--width", "inf"], "width must be a whole number from 1 to 1e15, got inf"),
+        (["--width", "nan"], "width must be a whole number from 1 to 1e15, got nan"),
+        (["--width", "2.7"], "width must be a whole number from 1 to 1e15, got 2.7"),
+        (["--seed", "-1"], "catapult_ext.toy: seed must be from 0 to 2^32 - 1, got -1"),
+        (["bifurcation", "--resolution", "-3"], "--resolution must be >= 1, got -3"),
+        (["bifurcation", "--low", "nan"], "b must be positive and finite, got nan"),
+        (["bifurcation", "--burn-in", "-3"], "burn_in must be >= 0, got -3"),
+        (["diagram", "--width", "nan"], "width must be positive and finite, got nan"),
+        (["diagram", "--b", "nan"], "label must be finite, got nan"),
+        (["diagram", "--c-high", "inf"], "low < high, both finite, got (0.02, inf)"),
+        (["figure", "none"], "name must be one of plane, phases, curvature"),
+        (["figure", "plane"], "--out must be a PNG file"),
+    ],
+)
+def test_bad_toy_arguments_are_one_line_and_leave_nothing(capsys, tmp_path, arguments, message):
+    code, out, err = run(capsys, "toy", *arguments, "--out", tmp_path / "new" / "run")
+    assert code == 1
+    assert message in err
+    assert out == ""
+    assert err.strip().startswith("error: catapult_ext.")
+    assert len(err.strip().splitlines()) == 1
+    assert not any(tmp_path.iterdir())
+
+
+def test_a_picture_needs_a_folder(capsys, tmp_path):
+    (tmp_path / "file").write_text("")
+    code, _, err = run(capsys, "toy", "figure", "plane", "--out", tmp_path / "file" / "a.png")
+    assert code == 1
+    assert "--out must lie in a folder that can be made" in err
+    code, _, err = run(capsys, "toy", "figure", "plane", "--out", tmp_path / "new" / "a.png")
+    assert code == 0, err
+    assert (tmp_path / "new" / "a.png").exists()
+
+
 def test_foreign_folder_is_refused_untouched(capsys, tmp_path):
     (tmp_path / "thesis.txt").write_text("my only copy")
     code, _, err = run(capsys, "demo", "--out", tmp_path, "--width", "8", "--steps", "1")
@@ -126,14 +169,28 @@ def test_foreign_folder_is_refused_untouched(capsys, tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["thesis.txt"]
 
 
-def test_interrupt_says_how_to_go_on(capsys, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("command", "work", "arguments"),
+    [
+        (["demo"], "cli.demo.run_demo", ["--seed", "3"]),
+        (["sweep"], "cli.sweep.run", ["--c", "1", *SMALL]),
+        (["toy", "diagram"], "toy.phase_diagram", ["--axis", "b"]),
+        (["toy", "bifurcation"], "toy.bifurcation", ["--keep", "300"]),
+        (["reproduce", "c-act-table"], "cli.reproduce.experiments.reproduce", ["--set", "seeds=1"]),
+    ],
+)
+def test_interrupt_says_how_to_go_on(capsys, tmp_path, monkeypatch, command, work, arguments):
     def interrupted(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("catapult_ext.cli.demo.run_demo", interrupted)
-    code, _, err = run(capsys, "demo", "--out", tmp_path / "run", "--seed", "3")
+    monkeypatch.setattr(f"catapult_ext.{work}", interrupted)
+    out = tmp_path / ("a folder [bold]" + 80 * "x")
+    given = [*command, "--fresh", "--out", str(out), *arguments]
+    monkeypatch.setattr(sys, "argv", ["catapult-ext", *given])
+    code, _, err = run(capsys, *given)
     assert code == 130
-    assert f"catapult-ext demo --out {tmp_path / 'run'} --seed 3" in err
+    given.remove("--fresh")
+    assert shlex.split(err.splitlines()[-1]) == ["catapult-ext", *given]
 
 
 def test_missing_extra_is_named(capsys, monkeypatch):

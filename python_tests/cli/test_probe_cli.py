@@ -1,5 +1,7 @@
 """catapult-ext probe and max-lr, in this process."""
 
+import io
+
 import numpy as np
 import pytest
 import torch
@@ -15,8 +17,16 @@ import torch
 def net():
     return cx.models.fully_connected(64, 10, width=12, depth=1)
 
+SIZE = 3
+
 def number():
-    return 3
+    return SIZE
+
+def numbers():
+    return [1, 2, 3]
+
+def unlike():
+    return [(torch.zeros(2, n), torch.zeros(2, 1)) for n in (3, 4)]
 
 def loader():
     data = cx.data.digits(train=24)
@@ -41,7 +51,7 @@ def folder(tmp_path, monkeypatch):
 
 
 def test_probe_prints_every_operator_and_the_window(capsys, folder):
-    picture = folder / "spectrum.png"
+    picture = folder / "new" / "spectrum.png"
     arguments = ["probed_net:net", "--samples", 24, "--k", 2, "--out", picture]
     code, out, err = run(capsys, "probe", *arguments)
     assert code == 0, err
@@ -54,6 +64,14 @@ def test_probe_prints_every_operator_and_the_window(capsys, folder):
     window = cx.learning_rate_window(model, "half_mse", (x, y))
     assert f"{window.eta_crit:.3g}" in out
     assert picture.read_bytes()[:4] == b"\x89PNG"
+
+
+@pytest.mark.parametrize("out", ["a.txt", ".", "probed_net.py/a.png"])
+def test_no_probing_for_a_picture_that_cannot_be_written(capsys, folder, monkeypatch, out):
+    monkeypatch.setattr(probing, "probe", None)
+    code, _, err = run(capsys, "probe", "probed_net:net", "--out", out)
+    assert code == 1
+    assert "catapult_ext.probe: --out must" in err
 
 
 def _numbers(text):
@@ -78,7 +96,9 @@ def test_data_sources_agree(folder):
     np.savez(folder / "a.npz", x=x.numpy(), y=y.numpy())
     torch.save({"x": x, "y": y}, folder / "a.pt")
     torch.save((x, y), folder / "b.pt")
-    for source in ("a.npz", "a.pt", "b.pt", "probed_net:loader"):
+    np.savez(folder / "b.npz", x_train=x.numpy().astype(">f4"), y_train=y.numpy())
+    torch.save({"x_train": x, "y_train": y}, folder / "c.pt")
+    for source in ("a.npz", "b.npz", "a.pt", "b.pt", "c.pt", "probed_net:loader"):
         found = probing.load_data(source)
         assert torch.equal(found[0], x)
         assert torch.equal(found[1], y)
@@ -89,12 +109,27 @@ def test_data_sources_agree(folder):
     ("arguments", "text"),
     [
         (["no_such_module_here:net"], "module that can be imported"),
-        (["probed_net:absent"], "module probed_net must have, got absent"),
+        (["probed_net:absent"], "module probed_net must have a function absent, got no such name"),
+        (["probed_net:SIZE"], "module probed_net must have a function SIZE, got int"),
+        (["probed_net:"], "MODEL must be package.module:factory, got probed_net:"),
+        (["probed_net:net", "--data", "probed_net:absent"], "DATA: module probed_net must have"),
+        (["probed_net:net", "--data", "no_such_module:x"], "module that can be imported"),
+        (["probed_net:net", "--data", "probed_net:number"], "must return (x, y) or batches"),
+        (["probed_net:net", "--data", "probed_net:numbers"], "got a batch of type int"),
+        (
+            ["probed_net:net", "--data", "probed_net:unlike"],
+            "batches of probed_net:unlike must fit",
+        ),
+        (["probed_net:net", "--samples", "-5"], "samples must be >= 1, got -5"),
+        (["probed_net:net", "--samples", "5000"], "train must be in 1..1796, got 5000"),
         (["probed_net"], "package.module:factory"),
         (["probed_net:number"], "must return a torch.nn.Module"),
         (["probed_net:net", "--data", "absent.npz"], "DATA must be a file"),
         (["probed_net:net", "--data", "probed_net.py"], "DATA must end in"),
-        (["probed_net:net", "--loss", "hinge"], "--loss must be one of"),
+        (
+            ["probed_net:net", "--loss", "hinge"],
+            "catapult_ext.losses: loss must be one of half_mse, ",
+        ),
     ],
 )
 def test_refused_in_one_line(capsys, folder, arguments, text):
@@ -102,3 +137,57 @@ def test_refused_in_one_line(capsys, folder, arguments, text):
     assert code == 1
     assert text in err
     assert "Traceback" not in err
+
+
+def npz(**arrays):
+    file = io.BytesIO()
+    np.savez(file, **arrays)
+    return file.getvalue()
+
+
+def pt(held):
+    file = io.BytesIO()
+    torch.save(held, file)
+    return file.getvalue()
+
+
+X, Y = np.ones((6, 64), np.float32), np.ones((6, 10), np.float32)
+FILES = {
+    "empty.npz": (b"", "is not an .npz archive, or is truncated"),
+    "garbage.npz": (b"hello" * 9, "is not an .npz archive, or is truncated"),
+    "cut.npz": (npz(x=X, y=Y)[:300], "is not an .npz archive, or is truncated"),
+    "flipped.npz": (npz(x=X, y=Y).replace(b"\0\0\x80?", b"\0\0\x81?", 1), "is corrupted: Bad CRC"),
+    "objects.npz": (npz(x=X.astype(object), y=Y), "array 'x' holds Python objects"),
+    "text.npz": (npz(x=X.astype(str), y=Y), "expected numbers"),
+    "number.npz": (npz(x=X[0, 0], y=Y), "is a single number"),
+    "x.npz": (npz(x=X), "lacks the array y_train (it holds x)"),
+    "empty.pt": (b"", "is truncated or no file of torch.save: EOFError"),
+    "garbage.pt": (b"hello" * 9, "is truncated or no file of torch.save"),
+    "cut.pt": (pt(torch.from_numpy(X))[:300], "is truncated or no file of torch.save"),
+    "objects.pt": (pt(torch.nn.Linear(2, 2)), "holds Python objects"),
+    "int.pt": (
+        pt({"x": torch.from_numpy(X), "y": 3}),
+        "y of int.pt must be a torch.Tensor, got int",
+    ),
+    "number.pt": (pt((torch.tensor(3.0), torch.tensor(3.0))), "must hold a row a sample"),
+    "sparse.pt": (pt((torch.eye(3).to_sparse(), torch.eye(3))), "must be a dense tensor"),
+    "tensor.pt": (pt(torch.from_numpy(X)), "must hold x and y, got Tensor"),
+    "other.pt": (pt({"z": torch.from_numpy(X)}), "lacks the array x_train (it holds z)"),
+}
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_data_files_are_refused_in_one_line(capsys, folder, name):
+    content, text = FILES[name]
+    (folder / name).write_bytes(content)
+    code, _, err = run(capsys, "probe", "probed_net:net", "--data", name)
+    assert code == 1
+    assert len(err.splitlines()) == 1
+    assert err.startswith("error: catapult_ext.")
+    assert name in err
+    assert text in err
+
+
+def test_more_digits_than_by_default(folder):
+    assert len(probing.load_data("digits", 600)[0]) == 600
+    assert torch.equal(probing.load_data("digits", 24)[0], cx.data.digits().x_train[:24])

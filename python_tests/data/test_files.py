@@ -83,6 +83,10 @@ def test_folder_comes_from_the_variable_and_usual_subfolders(mnist, monkeypatch)
         data.load("mnist")
     with pytest.raises(DataFileError, match="nowhere: is not a folder"):
         data.load("mnist", data_dir=mnist / "nowhere")
+    with pytest.raises(TypeError, match=r"data\.load: data_dir must be a path, got int"):
+        data.load("mnist", data_dir=3)
+    with pytest.raises(ValueError, match=r"data\.mnist: seed must be from 0 to 2\^32 - 1, got -1"):
+        data.load("mnist", data_dir=mnist / "FashionMNIST" / "raw", seed=-1)
 
 
 def test_subsets_classes_and_signed_targets(mnist):
@@ -228,7 +232,7 @@ def test_bad_npz_files_name_file_and_fault(tmp_path):
     with pytest.raises(DataFileError, match=r"set.npz: is not an .npz archive, or is truncated"):
         data.npz(path)
     np.savez(path, x=x)
-    with pytest.raises(DataFileError, match=r"lacks the array y_train \(it holds x, x_train\)"):
+    with pytest.raises(DataFileError, match=r"lacks the array y_train \(it holds x\)"):
         data.npz(path)
     np.savez(path, x=np.array([{}, 1], dtype=object), y=y[:2])
     with pytest.raises(DataFileError, match=r"array 'x' holds Python objects"):

@@ -59,3 +59,28 @@ def test_augment_shifts_and_mirrors_without_losing_pixels():
 def test_bad_arguments(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"train": 1.5}, "train must be an int, got float"),
+        ({"test": None}, "test must be an int, got NoneType"),
+        ({"shape": 3}, "shape must be a list, got int"),
+        ({"shape": (1, 8, 8.0)}, r"shape\[2\] must be an int, got float"),
+        ({"classes": 2.5}, "classes must be an int, got float"),
+        ({"noise": "a"}, "noise must be a number, got 'a'"),
+        ({"seed": "a"}, "seed must be an int, got str"),
+    ],
+)
+def test_wrong_types(wrong, message):
+    with pytest.raises(TypeError, match=f"catapult_ext.data.synthetic_images: {message}"):
+        data.synthetic_images(**wrong)
+
+
+@pytest.mark.parametrize("name", ["gaussian", "synthetic_images", "teacher", "digits"])
+@pytest.mark.parametrize("seed", [-1, 1 << 32])
+def test_seeds_are_those_of_numpy(name, seed):
+    message = rf"catapult_ext.data.{name}: seed must be from 0 to 2\^32 - 1, got {seed}"
+    with pytest.raises(ValueError, match=message):
+        getattr(data, name)(seed=seed)

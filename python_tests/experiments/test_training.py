@@ -206,7 +206,7 @@ def test_exactly_two_is_the_catapult_side_whatever_rounding_does():
         ({"c": [1.0], "steps": 0}, ValueError, "steps must be >= 1, got 0"),
         ({"c": [1.0], "probe_factor": 1.0}, ValueError, "probe_factor must be > 1"),
         ({"c": [1.0], "tol": 0.0}, ValueError, r"tol must be in \(0, 1\)"),
-        ({"c": [1.0], "loss": "mae"}, ValueError, "loss name must be one of"),
+        ({"c": [1.0], "loss": "mae"}, ValueError, "loss must be one of"),
         ({"c": [1.0], "loss": lambda f, y: f.sum()}, ValueError, "must have a Gauss-Newton matrix"),
         ({"c": [1.0], "loss": nn.CrossEntropyLoss(), "linearised": True}, ValueError, "squared"),
     ],

@@ -23,7 +23,7 @@ LOSSES = {
     "half_mse": ("half_mse", None),
     "mse": (nn.MSELoss(), None),
     "ce": (nn.CrossEntropyLoss(WEIGHTS, ignore_index=0, label_smoothing=0.1), LABELS),
-    "bce": (nn.BCEWithLogitsLoss(), None),
+    "bce": (nn.BCEWithLogitsLoss(), torch.linspace(0, 1, 18).double().view(6, 3)),
     "huber": (nn.HuberLoss(delta=0.3), None),
     "poisson": (nn.PoissonNLLLoss(), None),
     "quartic": (lambda f, y: ((f - y) ** 4).mean() + f[0].sum() * f[1].sum(), None),

@@ -202,7 +202,7 @@ def test_a_model_linear_in_its_parameters_has_no_catapult():
         ({"burn_in": -1}, ValueError, "burn_in"),
         ({"measure": -1}, ValueError, "measure"),
         ({"data": X}, ValueError, "data must be"),
-        ({"loss": "quarter_mse"}, ValueError, "loss name must be"),
+        ({"loss": "quarter_mse"}, ValueError, "loss must be one of"),
         ({"optimizer": torch.optim.RMSprop([nn.Parameter(X)])}, TypeError, "SGD, Adam or AdamW"),
         ({"model": nn.Sequential(nn.Linear(64, 10), nn.Dropout(0.5))}, ValueError, "dropout"),
     ],

@@ -105,6 +105,35 @@ def test_resumes_where_it_stopped(monkeypatch, tmp_path):
     make("b", resolution=(20, 13), steps=41, out=tmp_path / "run", fresh=True)
 
 
+@pytest.mark.parametrize("damage", ["missing", "short", "shape", "dtype", "values", "garbage"])
+def test_rows_that_were_lost_are_computed_anew(monkeypatch, tmp_path, damage):
+    import sys
+
+    module = sys.modules["catapult_ext.toy.phase_diagram"]
+    monkeypatch.setattr(module, "LANES", 60)
+    options = {"resolution": (20, 12), "steps": 40, "out": tmp_path}
+    expected = np.array(make("b", **options).peak_loss)
+    path = tmp_path / "peak_loss.npy"
+    held, whole = np.load(path), path.read_bytes()
+    if damage == "missing":
+        path.unlink()
+    elif damage == "short":
+        path.write_bytes(whole[: len(whole) // 2])
+    elif damage == "garbage":
+        path.write_bytes(b"{" * 300)
+    elif damage == "values":
+        held[7] = 0
+        np.save(path, held)
+    else:
+        np.save(path, held[:5] if damage == "shape" else held.astype(np.float32))
+    calls = []
+    original = module._run_rows
+    monkeypatch.setattr(module, "_run_rows", lambda *a: calls.append(1) or original(*a))
+    np.testing.assert_array_equal(make("b", **options).peak_loss, expected)
+    assert len(calls) == (1 if damage == "values" else 4)
+    np.testing.assert_array_equal(np.load(path), expected)
+
+
 def test_bifurcation_resumes_where_it_stopped(monkeypatch, tmp_path):
     import sys
 
