@@ -32,11 +32,11 @@ def register(schema: str, impl: Callable[..., object], fake: Callable[..., objec
 def _versioned(impl: Callable[..., object], written: list[int]) -> Callable[..., object]:
     """``impl``, after which autograd knows that arguments ``written`` have changed."""
 
-    def call(*args: torch.Tensor) -> object:
+    def call(*args: torch.Tensor | None) -> object:
         out = impl(*args)
-        for i in written:
-            if not args[i].is_inference():
-                torch.autograd.graph.increment_version(args[i])
+        for t in (args[i] for i in written):
+            if t is not None and not t.is_inference():
+                torch.autograd.graph.increment_version(t)
         return out
 
     return call
