@@ -1,9 +1,12 @@
 """Losses: values as torch's, output Hessians against autograd, factors S S' = H_L, refusals."""
 
+import copy
+
 import pytest
 import torch
 from torch import nn
 
+import catapult_ext as cx
 from catapult_ext import losses
 
 N, O = 6, 4  # noqa: E741
@@ -143,3 +146,26 @@ def test_a_subclass_is_not_taken_for_its_parent():
     loss = losses.resolve(Twice())
     assert not loss.convex
     torch.testing.assert_close(loss(outputs(), soft()), 2 * nn.MSELoss()(outputs(), soft()))
+
+
+@pytest.mark.parametrize("half", [torch.bfloat16, torch.float16])
+def test_targets_of_half_precision_models(half):
+    model = nn.Sequential(nn.Linear(4, 3)).to(half)
+    x, y = torch.randn(6, 4, dtype=half), torch.rand(6, 3).to(half)
+    for loss in ("half_mse", nn.MSELoss(), nn.BCEWithLogitsLoss()):
+        got = cx.GGN(model, loss, (x, y)).dense()
+        wide = copy.deepcopy(model).float()
+        assert torch.equal(got, cx.GGN(wide, loss, (x.float(), y.float())).dense())
+
+
+def test_weights_of_samples_in_binary_cross_entropy():
+    """One output, shown as (N, 1): a weight (N,) belongs to the samples."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 1), nn.Flatten(0)).double()
+    x, y, w = torch.randn(6, 4).double(), torch.rand(6).double(), torch.rand(6).double()
+    loss = nn.BCEWithLogitsLoss(weight=w)
+    p = torch.sigmoid(model(x)).detach()
+    design = torch.cat([x, torch.ones(6, 1).double()], 1)
+    exact = design.T @ (design * (w * p * (1 - p) / 6)[:, None])
+    assert torch.allclose(cx.GGN(model, loss, (x, y)).dense(), exact)
+    assert torch.allclose(cx.Hessian(model, loss, (x, y)).dense(), exact)

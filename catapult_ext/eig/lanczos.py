@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from catapult_ext import _validate as v
+from catapult_ext._autocast import no_autocast
 from catapult_ext.eig.certify import Inertia, Overlap, bounds, rounding, wanted
 from catapult_ext.eig.krylov import Cycle, Krylov, row_norms
 from catapult_ext.eig.operand import Operand, as_operand, coarse_operand
@@ -50,6 +51,7 @@ class EigshResult:
     index_check: str
 
 
+@no_autocast()
 def eigsh(
     A: Any,
     k: int = 1,
@@ -96,6 +98,7 @@ def eigsh(
     a = as_operand(A, where)
     v.integers("eigsh", seed=seed)
     _check_options(a.n, k, which, tol, maxiter, precision, confidence)
+    k = int(k)
     limit = 1000 + 20 * k if maxiter is None else maxiter
     options = _Options(k, which, tol, limit, seed, confidence, where)
     solve = _mixed if precision == "mixed" else _full
@@ -127,17 +130,19 @@ class _Options:
 
 
 def _check_options(
-    n: int, k: int, which: str, tol: float, maxiter: object, precision: str, p: float | None
+    n: int, k: int, which: str, tol: float, maxiter: int | None, precision: str, p: float | None
 ) -> None:
     where = "eigsh"
     v.integers(where, k=k)
     v.numbers(where, tol=tol)
     v.numbers(where, confidence=p, optional=True)
-    v.require(isinstance(k, int) and 1 <= k <= n, where, f"k must be in [1, n = {n}]", k)
+    v.require(1 <= k <= n, where, f"k must be in [1, n = {n}]", k)
     v.require(which in WHICH, where, f"which must be one of {WHICH}", repr(which))
     v.require(0 <= tol < 1, where, "tol must be in [0, 1)", tol)
-    good = maxiter is None or (isinstance(maxiter, int) and maxiter >= 1)
-    v.require(good, where, "maxiter must be None or an int >= 1", maxiter)
+    v.integers(where, maxiter=maxiter, optional=True)
+    v.require(
+        maxiter is None or maxiter >= 1, where, "maxiter must be None or an int >= 1", maxiter
+    )
     known = precision in ("full", "mixed")
     v.require(known, where, "precision must be 'full' or 'mixed'", repr(precision))
     top = precision == "full" or which == "LA"

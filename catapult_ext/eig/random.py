@@ -11,6 +11,7 @@ from torch import Tensor
 
 from catapult_ext import _validate as v
 from catapult_ext import ops
+from catapult_ext._autocast import no_autocast
 from catapult_ext.eig.krylov import Krylov
 from catapult_ext.eig.operand import Operand, as_operand
 
@@ -34,6 +35,7 @@ class Estimate:
     matvecs: int
 
 
+@no_autocast()
 def trace(A: Any, samples: int = 32, *, seed: int = 0) -> Estimate:
     """Estimate the trace of a symmetric operator: mean of z'Az over random signs z.
 
@@ -57,6 +59,7 @@ def trace(A: Any, samples: int = 32, *, seed: int = 0) -> Estimate:
     return Estimate(mean.to(a.dtype), error.to(a.dtype), samples, samples)
 
 
+@no_autocast()
 def diagonal(A: Any, samples: int = 32, *, seed: int = 0) -> Estimate:
     """Estimate the diagonal of a symmetric operator: mean of z * (Az) over random signs z.
 
@@ -149,6 +152,7 @@ class SpectralDensity:
         return float((mass[order].cumsum(0)[:-1].abs() * points[order].diff()).sum())
 
 
+@no_autocast()
 def spectral_density(
     A: Any, steps: int = 64, samples: int = 16, *, seed: int = 0, confidence: float = 3.0
 ) -> SpectralDensity:
@@ -181,7 +185,7 @@ def spectral_density(
     v.require(steps >= 1, where, "steps must be >= 1", steps)
     v.require(samples >= 2, where, "samples must be >= 2", samples)
     v.require(confidence > 0, where, "confidence must be > 0", confidence)
-    m, products = min(steps, a.n), 0
+    m, products = min(int(steps), a.n), 0
     nodes = torch.zeros(samples, m, dtype=torch.float64)
     weights = torch.zeros_like(nodes)
     open_ended = torch.ones(samples, dtype=torch.float64)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from catapult_ext import _validate as v
+from catapult_ext._autocast import no_autocast
 from catapult_ext.eig.certify import rounding
 from catapult_ext.eig.lanczos import EigshResult, _lifted, _Options, _package, _solve
 from catapult_ext.eig.operand import Operand, as_operand
@@ -78,6 +79,7 @@ class TopTracker:
         self.k, self.guards = k, max(self.guards, 1 + k // 4)
         self._since = self.check_every  # the next is checked
 
+    @no_autocast()
     def update(self, A: Any, *, check: bool = False) -> EigshResult:
         """The k largest eigenpairs of ``A``, as in :func:`catapult_ext.eigsh`.
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
+from catapult_ext import _validate as v
 from catapult_ext.linops import dense
 from catapult_ext.linops.engine import Frozen, KernelPart
 from catapult_ext.linops.policy import frozen_context
@@ -85,18 +85,11 @@ class AutogradFrozen(Frozen):
                 row.copy_(found.reshape(-1))
         return out.T
 
-    def ntk(self, u: Tensor) -> Tensor:
-        """See :class:`~catapult_ext.linops.engine.Frozen`."""
-        t = self.vjp(u)
-        unknown = self._program is not None and self.snapshot.coarse not in self.snapshot.replayable
-        if unknown and bool((t != 0).any(0).all()):
-            out = self._tried(u, t, lambda: t)  # this product is the proof
-            if out is not None:
-                return out
-        return self.jvp(t)
-
     def _proven(self) -> bool:
-        """Whether the program is the transpose of the backward pass: tried once per model."""
+        """Whether the program is the transpose of the backward pass: tried once per model.
+
+        It would not be where a model's own autograd Function hides operations, say.
+        """
         known = self.snapshot.replayable
         if self.snapshot.coarse not in known:
             generator = torch.Generator().manual_seed(0)
@@ -106,29 +99,18 @@ class AutogradFrozen(Frozen):
                 return values.to(self.outputs)
 
             u, t = random(self.rows), random(self.n_params)
-            self._tried(u, t, lambda: self.vjp(u))
+            try:
+                forward, backward = self._replayed(t), self.vjp(u)
+            except torch.OutOfMemoryError:
+                raise
+            except RuntimeError:  # an operation has no forward formula
+                known[self.snapshot.coarse] = False
+            else:
+                held = torch.bfloat16 if self.snapshot.coarse else self.dtype
+                known[self.snapshot.coarse] = _transposed(u, t, forward, backward, held)
         if not known[self.snapshot.coarse]:
             self._program = None
         return known[self.snapshot.coarse]
-
-    def _tried(self, u: Tensor, t: Tensor, back: Callable[[], Tensor]) -> Tensor | None:
-        """J t by the program if <u, J t> = <J' u, t> in every column; what is found is kept.
-
-        It would not be where a model's own autograd Function hides operations, say.
-        """
-        known = self.snapshot.replayable
-        try:
-            forward, backward = self._replayed(t), back()
-        except torch.OutOfMemoryError:
-            raise
-        except RuntimeError:  # an operation has no forward formula
-            known[self.snapshot.coarse] = False
-            return None
-        gap = (u.double() * forward).sum(0) - (backward.double() * t).sum(0)
-        size = u.norm(dim=0) * forward.norm(dim=0) + backward.norm(dim=0) * t.norm(dim=0)
-        epsilon = torch.finfo(torch.bfloat16 if self.snapshot.coarse else self.dtype).eps
-        known[self.snapshot.coarse] = bool((gap.abs() <= 1e2 * epsilon * size).all())
-        return forward if known[self.snapshot.coarse] else None
 
     def _backward_of_backward(self, t: Tensor) -> Tensor:
         used, grads, dummy = self._backward_graph()
@@ -212,6 +194,13 @@ class AutogradFrozen(Frozen):
         return rows, self.snapshot.columns(t.shape[1], column)
 
 
+def _transposed(u: Tensor, t: Tensor, forward: Tensor, backward: Tensor, held: torch.dtype) -> bool:
+    """Whether <u, J t> = <J' u, t> to the rounding of ``held``."""
+    gap = (u.double() * forward).sum() - (backward.double() * t).sum()
+    size = u.norm() * forward.norm() + backward.norm() * t.norm()
+    return bool(gap.abs() <= 1e2 * torch.finfo(held).eps * size)
+
+
 class UsesPart:
     """Some samples of a model by the uses of its parameters alone, without a second graph."""
 
@@ -225,8 +214,13 @@ class UsesPart:
     def of(cls, part: Snapshot) -> UsesPart | None:
         """None where uses are not known, or samples are not independent."""
         coupled = part.policy.batch_stats is not None or part.policy.dropout is not None
-        found = None if coupled or part.coarse else Structured(part)
-        return None if found is None or found.why else cls(found)
+        if coupled or part.coarse:
+            return None
+        try:
+            found = Structured(part)
+        except ValueError:  # too few samples for a model that needs several
+            return None
+        return None if found.why else cls(found)
 
     def kernel(self, other: UsesPart | None, outputs: str) -> Tensor | None:
         """See :class:`~catapult_ext.linops.engine.KernelPart`."""
@@ -274,8 +268,33 @@ class LinearizeFrozen(AutogradFrozen):
                 f"(try engine='autograd'): {error}"
             ) from error
 
+    _trusted = False
+
     def jvp(self, t: Tensor) -> Tensor:
         """See :class:`~catapult_ext.linops.engine.Frozen`."""
+        if not self._trusted:
+            self._check_transpose()
+            self._trusted = True
+        return self._pushed(t)
+
+    def _check_transpose(self) -> None:
+        """Twice: traced programs may change their own constants (LSTM, torch 2.13)."""
+        generator = torch.Generator().manual_seed(0)
+        for _ in range(2):
+            u, t = (
+                torch.randn(n, 1, generator=generator, dtype=torch.float64).to(self.outputs)
+                for n in (self.rows, self.n_params)
+            )
+            good = _transposed(u, t, self._pushed(t), self.vjp(u), self.dtype)
+            v.require(
+                good,
+                self.snapshot.where,
+                "engine='linearize' must give the transpose of the gradients; torch.func.linearize "
+                "does not for this model (leave engine out)",
+                "another Jacobian",
+            )
+
+    def _pushed(self, t: Tensor) -> Tensor:
         snapshot = self.snapshot
         columns = []
         for k in range(t.shape[1]):

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from catapult_ext import _validate as v
+from catapult_ext._autocast import no_autocast
 
 _DENSE_CHUNK = 64
 
@@ -26,6 +27,11 @@ class Dual:
     operator: LinearOperator
     lift: Callable[[Tensor], Tensor]
     restrict: Callable[[Tensor], Tensor]
+
+
+def _is_factor(value: object) -> bool:
+    """A number, or a tensor that holds one, as an eigenvalue."""
+    return v.is_number(value) or (isinstance(value, Tensor) and value.dim() == 0)
 
 
 class LinearOperator(ABC):
@@ -65,17 +71,17 @@ class LinearOperator(ABC):
         """A + alpha I."""
         from catapult_ext.linops.algebra import Identity
 
-        return self + alpha * Identity(self)
+        return self + Identity(self) * alpha
 
     def __mul__(self, factor: float) -> LinearOperator:
         from catapult_ext.linops.algebra import combine
 
-        return combine([(factor, self)]) if v.is_number(factor) else NotImplemented
+        return combine([(float(factor), self)]) if _is_factor(factor) else NotImplemented
 
     __rmul__ = __mul__
 
     def __truediv__(self, divisor: float) -> LinearOperator:
-        return self * (1 / divisor) if v.is_number(divisor) else NotImplemented
+        return self * (1 / float(divisor)) if _is_factor(divisor) else NotImplemented
 
     def __neg__(self) -> LinearOperator:
         return self * -1.0
@@ -89,6 +95,7 @@ class LinearOperator(ABC):
     def __sub__(self, other: LinearOperator) -> LinearOperator:
         return self + -1.0 * other if isinstance(other, LinearOperator) else NotImplemented
 
+    @no_autocast()
     def __matmul__(self, vectors: Tensor) -> Tensor:
         """Product with (n,) or (n, K)."""
         where, n = f"{self.name} @", self.shape[1]
@@ -123,6 +130,7 @@ class LinearOperator(ABC):
             out[:, some] = self._matmat(vectors[:, some])
         return out
 
+    @no_autocast()
     def dense(self) -> Tensor:
         """The matrix itself, by products with the identity: n products, n*n entries."""
         n = self.shape[1]
@@ -132,6 +140,7 @@ class LinearOperator(ABC):
             out[:, start:stop] = self._matmat(self._unit_columns(start, stop))
         return out
 
+    @no_autocast()
     def diagonal(self) -> Tensor:
         """The diagonal (n,), exact: n products, chunked."""
         n = self.shape[1]

@@ -114,9 +114,13 @@ class ChainTracer(TorchFunctionMode):
         current = self._chain.output
         if func in _ELEMENTWISE and len(touched) == 1 and touched[0] is current:
             return self._activation(func, args, kwargs)
+        versions = [t._version for t in touched]
         out = func(*args, **kwargs)
         if not any(_depends(t) for t in tree_leaves(out)):
-            return out  # shapes, numbers, detached values: constants to autograd as well
+            # shapes, numbers, detached values: constants to autograd as well; or x[...] = value
+            if versions != [t._version for t in touched]:
+                self.why = f"it writes in place by {getattr(func, '__name__', func)}"
+            return out
         if not isinstance(out, Tensor) or not self._step(func, args, kwargs, touched, out):
             self.why = self.why or f"it uses {getattr(func, '__name__', func)}"
         return out

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor, nn
 
 from catapult_ext import _validate as v
+from catapult_ext._autocast import no_autocast
 from catapult_ext.linops.autograd import coarse
 from catapult_ext.linops.base import Dual
 from catapult_ext.linops.engine import ModelOperator
@@ -49,6 +50,7 @@ class GGN(ModelOperator):
 
     name = "GGN"
 
+    @no_autocast()
     def __init__(
         self, model: nn.Module, loss: object, data: object, **options: Unpack[Options]
     ) -> None:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor, nn
 
 from catapult_ext import _validate as v
+from catapult_ext._autocast import no_autocast
 from catapult_ext.linops.autograd import AutogradFrozen
 from catapult_ext.linops.base import LinearOperator
 from catapult_ext.linops.chunks import ChunkedFrozen
@@ -49,6 +50,7 @@ class Hessian(LinearOperator):
 
     name = "Hessian"
 
+    @no_autocast()
     def __init__(
         self,
         model: nn.Module,

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
 
+from catapult_ext._autocast import no_autocast
 from catapult_ext.linops.engine import ModelOperator
 from catapult_ext.linops.frozen import Frozen, Options, freeze
 from catapult_ext.linops.snapshot import Inputs
@@ -31,6 +32,7 @@ class Jacobian(ModelOperator):
     name = "Jacobian"
     symmetric = False
 
+    @no_autocast()
     def __init__(self, model: nn.Module, x: Inputs, **options: Unpack[Options]) -> None:
         self._set_up(freeze(model, x, where=self.name, **options))
 
@@ -51,6 +53,7 @@ class Jacobian(ModelOperator):
     def _rmatmat(self, vectors: Tensor) -> Tensor:
         return self.frozen.vjp(vectors)
 
+    @no_autocast()
     def dense(self) -> Tensor:
         """J (N*O, P), row by row: one backward pass per row."""
         return self.frozen.jacobian()

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from torch import Tensor, nn
 
 from catapult_ext import _validate as v
+from catapult_ext._autocast import no_autocast
 from catapult_ext.linops.autograd import coarse
 from catapult_ext.linops.dense import gram
 from catapult_ext.linops.engine import ModelOperator
@@ -39,6 +40,7 @@ class NTK(ModelOperator):
 
     name = "NTK"
 
+    @no_autocast()
     def __init__(
         self, model: nn.Module, x: Inputs, x2: Inputs | None = None, **options: Unpack[Options]
     ) -> None:
@@ -80,6 +82,7 @@ class NTK(ModelOperator):
         v.require(self.symmetric, f"{self.name}.coarse", "needs a symmetric kernel", "x2")
         return NTK.of(coarse(self.frozen))
 
+    @no_autocast()
     def dense(
         self,
         layout: str = "flat",
@@ -140,6 +143,7 @@ class NTK(ModelOperator):
         o = self.n_outputs
         return flat.view(-1, o, self.shape[1] // o, o).diagonal(dim1=1, dim2=3).sum(-1)
 
+    @no_autocast()
     def diagonal(self) -> Tensor:
         """|df_no/dtheta|^2, (N*O,), one backward pass per entry."""
         v.require(self.symmetric, f"{self.name}.diagonal", "needs a symmetric kernel", "x2")

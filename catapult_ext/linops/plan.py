@@ -215,7 +215,13 @@ class Planner:
         proofs = len(self.held.replayable)
         first = min(small[0], self.n)
         try:
-            self.frozen, one = self._run(first)
+            try:
+                self.frozen, one = self._run(first)
+            except ValueError:  # a model that needs several samples
+                if first > 1 or self.n < 4:
+                    raise
+                small, first, self._coupled = (2, 4), 2, True
+                self.frozen, one = self._run(first)
             if len(self.held.replayable) > proofs:  # a proof ran, which comes once and not again
                 self.frozen, one = self._run(first)
         except OverBudget:

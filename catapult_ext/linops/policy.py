@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -15,6 +16,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from catapult_ext import _validate as v
+from catapult_ext._autocast import no_autocast
 from catapult_ext.linops.meter import Meter
 
 BATCH_STATS = (None, "frozen", "coupled")
@@ -130,9 +132,19 @@ class _Refusals(TorchDispatchMode):
         return out
 
 
+def weight_norm(v: Tensor, g: Tensor, dim: int = 0) -> Tensor:
+    """``torch._weight_norm`` composed of operations that have all their derivatives."""
+    rest = [i for i in range(v.dim()) if i != dim]
+    return v * (g / torch.linalg.vector_norm(v, dim=rest, keepdim=True))
+
+
 @contextmanager
-def _activations_kept() -> Iterator[None]:
-    """Activation checkpointing off: it would recompute with the model's later parameters."""
+def _replaced() -> Iterator[None]:
+    """Parts of torch that would make products wrong.
+
+    Activation checkpointing would recompute with the model's later parameters; the fused weight
+    norm has a wrong second derivative (torch 2.13).
+    """
     import torch.utils.checkpoint as home
 
     def plain(*args: Any, **kwargs: Any) -> Iterator[None]:
@@ -145,25 +157,31 @@ def _activations_kept() -> Iterator[None]:
         def apply(function: Any, preserve_rng_state: bool, *args: Any) -> Any:
             return function(*args)
 
-    names = {"_checkpoint_without_reentrant_generator": plain, "CheckpointFunction": Direct}
-    before = {name: getattr(home, name) for name in names if hasattr(home, name)}
-    for name in before:
-        setattr(home, name, names[name])
+    wanted: list[tuple[Any, str, Any]] = [
+        (home, "_checkpoint_without_reentrant_generator", plain),
+        (home, "CheckpointFunction", Direct),
+        (torch, "_weight_norm", weight_norm),
+        (sys.modules["torch.nn.utils.weight_norm"], "_weight_norm", weight_norm),
+    ]
+    wanted = [change for change in wanted if hasattr(*change[:2])]
+    before = [(place, name, getattr(place, name)) for place, name, _ in wanted]
+    for place, name, value in wanted:
+        setattr(place, name, value)
     try:
         yield
     finally:
-        for name, value in before.items():
-            setattr(home, name, value)
+        for place, name, value in before:
+            setattr(place, name, value)
 
 
 @contextmanager
 def frozen_context() -> Iterator[None]:
-    """Gradients on in any caller's mode; attention by the kernels that have derivatives."""
+    """Gradients on and autocast off in any caller's mode; kernels that have derivatives."""
     from torch.nn.attention import SDPBackend, sdpa_kernel
 
     fast = torch.backends.mha.get_fastpath_enabled()
     grad = (torch.inference_mode(False), torch.enable_grad())
-    with grad[0], grad[1], sdpa_kernel(SDPBackend.MATH), _activations_kept():
+    with grad[0], grad[1], sdpa_kernel(SDPBackend.MATH), _replaced(), no_autocast():
         torch.backends.mha.set_fastpath_enabled(False)
         try:
             yield

@@ -41,7 +41,7 @@ class _Hooked(nn.Module):
     def __init__(self, model: nn.Module, forward: Hook) -> None:
         super().__init__()
         self.model, self.hook = model, forward
-        self.train(model.training)
+        self.training = model.training  # train() would reach into the user's modules
 
     def forward(self, x: Any) -> Any:
         return self.hook(self.model, x)
@@ -228,7 +228,8 @@ class Snapshot:
         """Outputs as (N, O); a model with outputs (N,) has O = 1."""
         low: AbstractContextManager[Any] = nullcontext()
         if self.coarse:
-            low = torch.autocast(self.device.type, dtype=torch.bfloat16)
+            # the cache would hand a cast made without a graph to a pass that needs one
+            low = torch.autocast(self.device.type, torch.bfloat16, cache_enabled=False)
         with tracer or nullcontext(), low:
             out = self._called(params)
         self._raw = out if tracer else None

@@ -150,6 +150,8 @@ class Structured:
             None if g is None else g.reshape(use.out)
             for g, use in zip(gradients, self.uses, strict=True)
         ]
+        if any(g is not None and g.is_complex() for g in gradients):
+            return "it multiplies parameters by complex numbers"
         if any(g is not None and bool((g[half:] != 0).any()) for g in gradients):
             return "its samples depend on each other or are not the leading dimension"
         sums = [torch.zeros_like(p) for p in self.leaves]

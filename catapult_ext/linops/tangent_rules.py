@@ -15,7 +15,7 @@ import torch.autograd.forward_ad as forward_ad
 from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_map_only, tree_unflatten
 
-from catapult_ext.linops.policy import SHARED_STATE
+from catapult_ext.linops.policy import SHARED_STATE, weight_norm
 
 aten: Any = torch.ops.aten
 Rule = Callable[[list[Tensor | None]], Any]  # tangents of tensor arguments to those of results
@@ -221,14 +221,25 @@ def _batch_norm(call: Call) -> Made:
     return rule, [x] if by_batch else [x, mean, var]
 
 
+def _embedding(call: Call) -> Made:
+    """Torch's own formula gives the padding row a tangent, which has no gradient."""
+    weight, indices = call.args[:2]
+    padding = call.args[2] if len(call.args) > 2 else -1
+    if not isinstance(weight, Tensor) or any(call.args[3:]) or call.kwargs:
+        return by_formula(call)
+    indices = indices.detach()
+    alive = None if padding < 0 else (indices != padding).unsqueeze(-1)
+
+    def rule(tangents: list[Tensor | None]) -> Tensor:
+        out: Tensor = aten.embedding(tangents[0], indices)
+        return out if alive is None else out * alive
+
+    return rule, [indices]
+
+
 def _weight_norm(call: Call) -> Made:
     """No formula: torch has none for its fused kernel."""
-
-    def composed(v: Tensor, g: Tensor, dim: int = 0) -> tuple[Tensor, None]:
-        rest = [i for i in range(v.dim()) if i != dim]
-        return v * (g / torch.linalg.vector_norm(v, dim=rest, keepdim=True)), None
-
-    call.func = composed
+    call.func = lambda *args: (weight_norm(*args), None)
     return by_formula(call)
 
 
@@ -252,5 +263,5 @@ RULES |= dict.fromkeys((aten.view, aten._unsafe_view, aten._reshape_alias), _res
 RULES |= {aten.cat: _cat, aten.stack: _cat, aten.add: _sum_of(1.0), aten.sub: _sum_of(-1.0)}
 RULES |= dict.fromkeys((aten.mul, aten.mm, aten.bmm), _product)
 RULES |= {aten.div: _quotient, aten.addmm: _addmm, aten.convolution: _convolution}
-RULES |= {aten.native_batch_norm: _batch_norm, aten.relu: _relu}
+RULES |= {aten.native_batch_norm: _batch_norm, aten.relu: _relu, aten.embedding: _embedding}
 RULES |= {aten._weight_norm_interface: _weight_norm}

@@ -85,6 +85,8 @@ def _float_targets(name: str, f: Tensor, y: Tensor) -> Tensor:
         f"targets must have the shape of the outputs {tuple(f.shape)} (one-hot for classes)",
         tuple(y.shape),
     )
+    if y.dtype in (torch.float16, torch.bfloat16):
+        y = y.to(f.dtype)  # a half-precision model is held in float32
     if y.dtype != f.dtype:
         v.fail(f"losses.{name}", f"targets must have dtype {f.dtype}", y.dtype, TypeError)
     _same_device(name, f, y)
@@ -247,10 +249,13 @@ class BinaryCrossEntropy(Loss):
         return y
 
     def _weights(self, f: Tensor) -> tuple[Tensor | None, Tensor | None]:
-        return tuple(  # type: ignore[return-value]
+        weight, pos = (
             None if w is None else w.to(f.dtype)
             for w in (self.module.weight, self.module.pos_weight)
         )
+        if weight is not None and f.shape[1:] == (1,) and weight.shape == f.shape[:1] != (1,):
+            weight = weight.unsqueeze(1)  # outputs (N,) are shown as (N, 1)
+        return weight, pos
 
     def value(self, f: Tensor, y: Tensor) -> Tensor:
         """See :class:`Loss`."""

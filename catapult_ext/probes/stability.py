@@ -51,33 +51,36 @@ def rule_of(optimizer: Any, model: nn.Module) -> Rule:
     """
     if optimizer is None:
         return Rule("gradient descent", 2.0)
-    group = _only_group(optimizer)
-    if type(optimizer) is torch.optim.SGD:
+    kind = type(optimizer)
+    if kind not in (torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW):
+        text = "optimizer must be None, torch.optim.SGD, Adam or AdamW"
+        v.fail(_WHERE, text, kind.__name__, TypeError)
+    group = _only_group(optimizer, model)
+    if kind is torch.optim.SGD:
         return _sgd(group)
-    if type(optimizer) in (torch.optim.Adam, torch.optim.AdamW):
-        beta = float(group["betas"][0])
-        decoupled = type(optimizer) is torch.optim.AdamW or group.get("decoupled_weight_decay")
-        l2 = 0.0 if decoupled else float(group["weight_decay"])
-        scale = inverse_preconditioner(optimizer, model, None, _WHERE)
-        return Rule(f"{type(optimizer).__name__}, its preconditioner held", _ema(beta), l2, scale)
-    v.fail(
-        _WHERE,
-        "optimizer must be None, torch.optim.SGD, Adam or AdamW",
-        type(optimizer).__name__,
-        TypeError,
-    )
-    raise AssertionError
+    beta = float(group["betas"][0])
+    decoupled = kind is torch.optim.AdamW or group.get("decoupled_weight_decay")
+    l2 = 0.0 if decoupled else float(group["weight_decay"])
+    scale = inverse_preconditioner(optimizer, model, None, _WHERE)
+    return Rule(f"{kind.__name__}, its preconditioner held", _ema(beta), l2, scale)
 
 
 def _ema(beta: float) -> float:
     return 2 * (1 + beta) / (1 - beta)
 
 
-def _only_group(optimizer: Any) -> dict[str, Any]:
+def _only_group(optimizer: Any, model: nn.Module) -> dict[str, Any]:
     groups = optimizer.param_groups
-    keys = [k for k in groups[0] if k not in ("params", "lr", "initial_lr")]
+    keys = [k for k in groups[0] if k not in ("params", "initial_lr")]
     same = all(g[k] == groups[0][k] for g in groups for k in keys)
     v.require(same, _WHERE, "all parameter groups must share their settings", len(groups))
+    taught = {id(p) for g in groups for p in g["params"] if p.requires_grad}
+    own = {name: id(p) for name, p in model.named_parameters() if p.requires_grad}
+    text = "the optimizer must train the model's trainable parameters and no others"
+    left = [name for name, key in own.items() if key not in taught]
+    v.require(not left, _WHERE, text + " (freeze those it leaves out)", ", ".join(left[:3]))
+    foreign = len(taught - set(own.values()))
+    v.require(not foreign, _WHERE, text, f"{foreign} of another model")
     v.require(not groups[0].get("maximize"), _WHERE, "the optimizer must minimise", "maximize")
     return groups[0]
 

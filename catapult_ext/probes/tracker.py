@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from catapult_ext import _validate as v
+from catapult_ext._autocast import no_autocast
 from catapult_ext.eig import EigshResult, TopTracker
 from catapult_ext.linops import GGN, NTK, Hessian
 from catapult_ext.linops.ggn import DualGGN
@@ -73,7 +74,8 @@ class CurvatureTracker:
 
     Attributes:
         probes: one dictionary a probe: ``step``, ``values`` and ``errors`` (k), ``index_check``,
-            ``products``, ``flags`` (``checked``; ``missed``: error above tol), ``eta``,
+            ``products``, ``flags`` (``checked``; ``missed``: error above tol; ``diverged``: outputs
+            or products not finite, values NaN), ``eta``,
             ``eta_lambda``, ``weight_norm``, ``inactive``, ``top_shares`` of a squared loss,
             ``drift`` and ``drift_norm``.
         steps_seen: one dictionary a step where a loss was given: ``loss``, ``r``, ``lambda_r``
@@ -223,10 +225,17 @@ class CurvatureTracker:
         waited = self.count - self._last_probe >= self.every
         return waited and self.overhead.affords(max(self._costs))
 
+    @no_autocast()
     def _probe(self, data: Any) -> dict[str, Any]:
         began = self.overhead.clock()
         with torch.no_grad():
-            row = self._measure(self._selected(data))
+            try:
+                row = self._measure(self._selected(data))
+            except ValueError as error:
+                # training that diverges is no fault of the loop that is watched
+                if "must be finite" not in str(error):
+                    raise
+                row = self._lost()
         self._last_probe = self.count
         self._costs.append(self.overhead.clock() - began)
         self.probes.append(row)
@@ -254,6 +263,22 @@ class CurvatureTracker:
     def _measure(self, data: tuple[Any, Any]) -> dict[str, Any]:
         with batch_stats_held(self.model, self.batch_stats, data[0]) as (held, policy):
             return self._measured(held, *data, batch_stats=policy, check=not self.probes)
+
+    def _lost(self) -> dict[str, Any]:
+        """The record of a model whose outputs or products are not finite."""
+        values, eta = [math.nan] * self.k, free.learning_rate(self.optimizer)
+        row: dict[str, Any] = {
+            "step": self.count,
+            "values": values,
+            "errors": values,
+            "index_check": "none",
+            "products": 0,
+            "flags": ["diverged"],
+            "eta": eta,
+            "eta_lambda": None if eta is None else math.nan,
+            "weight_norm": weight_norm(self.model),
+        }
+        return row | dict.fromkeys(("inactive", "top_shares", "drift", "drift_norm"))
 
     def _measured(self, held: nn.Module, x: Any, y: Any, **options: Any) -> dict[str, Any]:
         with ActivityWatch(held) as watch:  # in the forward pass that freezes the model

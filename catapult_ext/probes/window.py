@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from catapult_ext import _validate as v
+from catapult_ext._autocast import no_autocast
 from catapult_ext.eig import eigsh
 from catapult_ext.linops import GGN, LinearOperator, Preconditioned
 from catapult_ext.losses import Loss, SquaredLoss, resolve
@@ -88,6 +89,7 @@ class LearningRateWindow:
         )
 
 
+@no_autocast()
 def learning_rate_window(
     model: nn.Module,
     loss: object,

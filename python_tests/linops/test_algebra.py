@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 import catapult_ext as cx
 from catapult_ext.linops import LinearOperator
@@ -134,3 +135,16 @@ def test_what_cannot_be_added():
         a + 1.0
     with pytest.raises(TypeError):
         a * "2"
+
+
+def test_eigenvalues_are_factors_and_shifts():
+    model = nn.Linear(4, 2).double()
+    ggn = cx.GGN(model, "half_mse", (torch.randn(5, 4).double(), torch.randn(5, 2).double()))
+    top = cx.eigsh(ggn, k=np.int64(1), maxiter=np.int64(50), tol=1e-6).eigenvalues[0]
+    dense = ggn.dense()
+    eye = torch.eye(len(dense), dtype=torch.float64)
+    assert torch.allclose(ggn.shift(-top).dense(), dense - top * eye)
+    assert torch.allclose((ggn * top).dense(), dense * top)
+    assert torch.allclose((ggn / top).dense(), dense / top)
+    with pytest.raises(TypeError):
+        ggn * torch.ones(2)

@@ -205,3 +205,120 @@ def test_ggn_of_a_callable_loss():
     assert ggn.dual() is None
     linear = cx.GGN(model, lambda f, y: f.sum(), (x, y))
     assert not linear.dense().any()
+
+
+class Masked(nn.Module):
+    """Writes a constant into a value that depends on parameters."""
+
+    def __init__(self, where):
+        super().__init__()
+        self.first, self.last, self.where = nn.Linear(5, 6), nn.Linear(6, 3), where
+
+    def forward(self, x):
+        z = self.first(x)
+        if self.where == "hidden":
+            z[:, 0] = 0.5
+        out = self.last(torch.tanh(z))
+        if self.where == "output":
+            out[:, 0] = -10.0
+        return out
+
+
+@pytest.mark.parametrize("where", ["hidden", "output"])
+def test_constants_written_into_values(where):
+    torch.manual_seed(0)
+    model, x = Masked(where).double(), torch.randn(4, 5, dtype=torch.float64)
+    j = zoo.jacobian(model, x)
+    kernel = cx.NTK(model, x)
+    assert kernel.engine != "layers"
+    close(kernel.dense(), j @ j.T)
+    close(kernel @ torch.eye(12, dtype=torch.float64), j @ j.T)
+
+
+@pytest.mark.parametrize("wrap", [nn.utils.parametrizations.weight_norm, nn.utils.weight_norm])
+def test_hessian_of_weight_norm(wrap):
+    """torch's own second derivative of its fused weight norm is wrong."""
+    torch.manual_seed(0)
+    model = nn.Sequential(wrap(nn.Linear(4, 5)), nn.Tanh(), nn.Linear(5, 2)).double()
+    x, y = torch.randn(7, 4, dtype=torch.float64), torch.randn(7, 2, dtype=torch.float64)
+    hessian = cx.Hessian(model, "half_mse", (x, y)).dense()
+    close(hessian, hessian.T)
+    names = dict(model.named_parameters())
+    sizes = [p.numel() for p in names.values()]
+
+    def gradient(theta):
+        parts = zip(names.items(), theta.split(sizes), strict=True)
+        state = {n: part.view(p.shape).requires_grad_() for (n, p), part in parts}
+        out = torch.func.functional_call(model, state, x)
+        grads = torch.autograd.grad((out - y).square().sum() / 14, list(state.values()))
+        return torch.cat([g.reshape(-1) for g in grads])
+
+    theta, step = torch.cat([p.detach().reshape(-1) for p in names.values()]), 1e-5
+    for i in (0, 3, 9):
+        unit = torch.zeros_like(theta)
+        unit[i] = step
+        slope = (gradient(theta + unit) - gradient(theta - unit)) / (2 * step)
+        assert (hessian[:, i] - slope).abs().max() <= 1e-7
+    assert torch._weight_norm.__module__ != "catapult_ext.linops.policy"  # put back
+
+
+def test_an_output_hook_leaves_the_modes_of_modules_alone():
+    body = (nn.Linear(5, 6), nn.BatchNorm1d(6), nn.Dropout(0.5), nn.Linear(6, 3))
+    model = nn.Sequential(*body).double()
+    model[1].eval()
+    model[2].eval()
+    modes = [m.training for m in model.modules()]
+    x = torch.randn(4, 5, dtype=torch.float64)
+    hooked = cx.NTK(model, x, forward=lambda held, given: held(given))
+    assert [m.training for m in model.modules()] == modes
+    close(hooked.dense(), cx.NTK(model, x).dense())
+
+
+@pytest.mark.parametrize("engine", ["layers", "autograd"])
+def test_autocast_of_the_caller_changes_nothing(engine):
+    torch.manual_seed(0)
+    model, x = nn.Sequential(nn.Linear(5, 16), nn.Tanh(), nn.Linear(16, 3)), torch.randn(6, 5)
+    y, v = torch.randn(6, 3), torch.randn(18)
+    before = cx.NTK(model, x, engine=engine)
+    want = before @ v, before.dense(), before.diagonal(), cx.eigsh(before, 2).eigenvalues
+    rate = cx.learning_rate_window(model, "half_mse", (x, y)).eta_crit
+    top = cx.eigsh(cx.Hessian(model, "half_mse", (x, y))).eigenvalues
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        inside = cx.NTK(model, x, engine=engine)
+        for a in (before, inside):
+            got = a @ v, a.dense(), a.diagonal(), cx.eigsh(a, 2).eigenvalues
+            assert all(torch.equal(p, q) for p, q in zip(got, want, strict=True))
+        assert cx.learning_rate_window(model, "half_mse", (x, y)).eta_crit == rate
+        assert torch.equal(cx.eigsh(cx.Hessian(model, "half_mse", (x, y))).eigenvalues, top)
+
+
+def test_wrong_tangents_of_torch_are_refused():
+    """torch.func.linearize of an LSTM, forward mode of an embedding with padding."""
+
+    class Last(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.lstm, self.out = nn.LSTM(3, 4, batch_first=True), nn.Linear(4, 2)
+
+        def forward(self, x):
+            return self.out(self.lstm(x)[0][:, -1])
+
+    torch.manual_seed(0)
+    model, x = Last().double(), torch.randn(5, 6, 3, dtype=torch.float64)
+    kernel = cx.NTK(model, x, engine="linearize")
+    with pytest.raises(ValueError, match="engine='linearize' must give the transpose"):
+        kernel @ torch.ones(10, dtype=torch.float64)
+
+    class Text(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.table, self.out = nn.Embedding(9, 4, padding_idx=0), nn.Linear(4, 2)
+
+        def forward(self, ids):
+            return self.out(torch.tanh(self.table(ids).mean(1)))
+
+    ids = torch.tensor([[1, 2, 0, 0], [3, 4, 5, 0], [6, 0, 0, 0]])
+    data = ids, torch.randn(3, 2, dtype=torch.float64)
+    hessian = cx.Hessian(Text().double(), "half_mse", data, hvp="forward")
+    with pytest.raises(ValueError, match="must give a symmetric matrix"):
+        hessian @ torch.ones(hessian.shape[0], dtype=torch.float64)

@@ -125,7 +125,7 @@ def test_engines():
     [
         (lambda f, y: torch.zeros(()), (X, Y), ValueError, "depend on the outputs"),
         (lambda f, y: f, (X, Y), ValueError, "scalar"),
-        ("mae", (X, Y), ValueError, "loss name"),
+        ("mae", (X, Y), ValueError, "loss must be one of"),
         ("half_mse", X, TypeError, r"pair \(x, y\)"),
         ("half_mse", (X, Y, Y), TypeError, r"pair \(x, y\)"),
         ("half_mse", (X, Y[:, :1]), ValueError, "shape of the outputs"),

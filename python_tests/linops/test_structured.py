@@ -175,3 +175,44 @@ def test_a_workspace_that_all_gradients_exceed(name, outputs, monkeypatch):
     got = kernel.dense(outputs=outputs)
     close(got, whole)
     assert torch.equal(got, got.T)
+
+
+class OwnBatchNorm(nn.Module):
+    """Not finite on one sample."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.last = nn.Linear(4, 5), nn.Linear(5, 2)
+
+    def forward(self, x):
+        h = self.first(x)
+        return self.last((h - h.mean(0)) / (h.std(0) + 1e-3))
+
+
+class Fourier(nn.Module):
+    """Real parameters times complex data."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.last = nn.Linear(4, 8), nn.Linear(8, 2)
+        self.w = nn.Parameter(torch.randn(5))
+
+    def forward(self, x):
+        return self.last(torch.fft.irfft(torch.fft.rfft(self.first(x)) * self.w, n=8))
+
+
+@pytest.mark.filterwarnings("ignore:std")
+@pytest.mark.parametrize("kind", [OwnBatchNorm, Fourier])
+def test_kernels_of_models_that_products_alone_can_do(kind):
+    torch.manual_seed(0)
+    model, x = kind().double(), torch.randn(6, 4, dtype=torch.float64)
+    j = zoo.jacobian(model, x)
+    kernel = cx.NTK(model, x)
+    exact = j @ j.T
+    assert torch.allclose(kernel.dense(), exact)
+    assert torch.allclose(kernel.diagonal(), exact.diagonal())
+    assert torch.allclose(kernel.trace(), exact.trace())
+    assert torch.allclose(cx.Jacobian(model, x).dense(), j)
+    assert kernel.plan.samples == 6
+    budgeted = cx.NTK(model, x, memory_budget="1 GiB")
+    assert torch.allclose(budgeted @ exact, exact @ exact)

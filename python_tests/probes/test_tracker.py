@@ -1,6 +1,7 @@
 """CurvatureTracker: right values along training, an untouched model, an enforced budget."""
 
 import json
+import math
 from functools import partial
 
 import pytest
@@ -223,6 +224,27 @@ def test_budget_is_kept(budget, monkeypatch):
     assert tracker.overhead.probing == spent
     assert spent > 0.5 * budget * 600 - 12
     assert f"{budget:.0%}" in tracker.report()
+
+
+@pytest.mark.parametrize("quantity", ["ggn", "hessian", "ntk"])
+def test_a_run_that_diverges_goes_on(quantity, tmp_path):
+    model = cx.models.fully_connected(64, 10, width=16, depth=2, activation_name="linear")
+    optimizer = torch.optim.SGD(model.parameters(), lr=50.0)
+    options = {"every": 2, "out": tmp_path / "run", "grow_at": 1.5, "max_k": 2}
+    options |= {"optimizer": optimizer, "quantity": quantity}
+    with cx.CurvatureTracker(model, "half_mse", DATA.train, **options) as tracker:
+        for _ in range(20):
+            optimizer.zero_grad()
+            loss = half_mse(model, *DATA.train)
+            loss.backward()
+            optimizer.step()
+            tracker.step(loss)
+    last = tracker.probes[-1]
+    assert last["step"] == 20
+    assert last["flags"] == ["diverged"]
+    assert all(math.isnan(v) for v in last["values"])
+    assert tracker.probes[0]["values"][0] > 0
+    assert (tmp_path / "run" / "summary.csv").exists()
 
 
 def test_norms_of_gradients_keep_to_a_third_of_a_budget(monkeypatch):

@@ -196,6 +196,23 @@ def test_a_model_linear_in_its_parameters_has_no_catapult():
     assert cx.learning_rate_window(model, "cross_entropy", (X, labels)).eta_max[0] > window.eta_crit
 
 
+def test_the_optimizer_must_be_the_models():
+    model = nn.Sequential(nn.Linear(64, 8), nn.Tanh(), nn.Linear(8, 10)).double()
+    some = torch.optim.SGD(model[2].parameters(), lr=0.1)
+    with pytest.raises(ValueError, match=r"freeze those it leaves out\), got 0.weight, 0.bias"):
+        cx.learning_rate_window(model, "half_mse", (X, Y), some)
+    model[0].requires_grad_(False)
+    found = cx.learning_rate_window(model, "half_mse", (X, Y), some, tol=1e-6)
+    top = cx.eigsh(cx.GGN(model, "half_mse", (X, Y), params="2.*"), tol=1e-6).eigenvalues.item()
+    assert found.eta_crit == pytest.approx(2 / top, rel=1e-5)
+    other = torch.optim.SGD([*model[2].parameters(), nn.Parameter(torch.zeros(1))], lr=0.1)
+    with pytest.raises(ValueError, match="and no others, got 1 of another model"):
+        cx.learning_rate_window(model, "half_mse", (X, Y), other)
+    groups = [{"params": [model[2].weight], "lr": 0.2}, {"params": [model[2].bias]}]
+    with pytest.raises(ValueError, match="share their settings"):
+        cx.learning_rate_window(model, "half_mse", (X, Y), torch.optim.SGD(groups, lr=0.1))
+
+
 @pytest.mark.parametrize(
     ("change", "error", "text"),
     [
