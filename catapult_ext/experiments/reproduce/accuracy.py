@@ -46,8 +46,7 @@ class AccuracySettings:
 
     def load(self, context: Context) -> Dataset:
         """The data set as images."""
-        shape = {"flatten": False} if self.data == "digits" else {}
-        return context.data(self.data, train=self.train, test=self.test, **shape)
+        return context.data(self.data, train=self.train, test=self.test)
 
     def network(self, data: Dataset, seed: int) -> Any:
         """The network of a seed; ``width`` scales the CNN only."""

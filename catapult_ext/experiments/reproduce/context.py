@@ -9,12 +9,12 @@ from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
 from typing import Any
 
-from catapult_ext.data import Dataset, named
+from catapult_ext.data import Dataset
 from catapult_ext.experiments import storage
 from catapult_ext.experiments.ranks import Ranks
+from catapult_ext.experiments.reproduce import datasets
 from catapult_ext.runs import RunFolder
 
-FROM_FILES = ("mnist", "fashion-mnist", "cifar-10", "cifar-100")
 Record = dict[str, Any]
 
 
@@ -119,7 +119,6 @@ class Context:
         self.tell(text + (f", about {left / 60:.1f} min left)" if left else ")"))
 
     def data(self, name: str, **settings: Any) -> Dataset:
-        """``data.named`` with this run's data folder."""
-        if name in FROM_FILES:
-            settings["data_dir"] = self.data_dir
-        return named(name, **settings).to(self.device)
+        """:func:`datasets.load` with this run's data folder."""
+        found, _ = datasets.load(name, self.data_dir, **settings)
+        return found.to(self.device)

@@ -88,7 +88,7 @@ SETTINGS = {
 def run(settings: Settings, context: Context) -> Outcome:
     """Train at rates whose edge lies above the initial sharpness, and judge."""
     s = settings
-    data = _data(s, context)
+    data, signed = _data(s, context), _data(s, context, classes=s.pair, targets="signed")
     plan = [(ratio, 0.0) for ratio in s.ratios] + [(s.ratios[0], s.momentum)]
     records = context.parts(
         {
@@ -97,7 +97,6 @@ def run(settings: Settings, context: Context) -> Outcome:
             for seed in range(s.seeds)
         }
     )
-    signed = _data(s, context, classes=s.pair, targets="signed")
     cycles = context.parts(
         {f"cycle_s{seed}": functools.partial(_cycle, s, signed, seed) for seed in range(s.seeds)}
     )
@@ -117,9 +116,8 @@ def run(settings: Settings, context: Context) -> Outcome:
 
 
 def _data(s: Settings, context: Context, **changes: Any) -> Dataset:
-    shape = {} if s.data == "digits" else {"flatten": True}
-    settings = {"train": s.train, "test": 0, "standardisation": "pixel"}
-    return context.data(s.data, **settings, **shape, **changes)
+    shape = {"standardisation": "pixel", "flatten": True}
+    return context.data(s.data, train=s.train, test=0, **shape, **changes)
 
 
 def _network(s: Settings, data: Dataset, depth: int, seed: int) -> nn.Module:

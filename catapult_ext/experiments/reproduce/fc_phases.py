@@ -61,8 +61,7 @@ SETTINGS = {
 def run(settings: Settings, context: Context) -> Outcome:
     """Train the grid and judge the claims of the figure."""
     s = settings
-    shape = {} if s.data == "digits" else {"flatten": True}
-    data = context.data(s.data, train=s.train, test=s.test, **shape)
+    data = context.data(s.data, train=s.train, test=s.test, flatten=True)
     recipe = Recipe(
         steps=s.steps, batch=s.batch, probe_times=(s.read_at,), probe_samples=s.probe_samples
     )

@@ -88,8 +88,7 @@ SETTINGS = {
 def run(settings: Settings, context: Context) -> Outcome:
     """Scan c for every width and seed and compare with the published values."""
     s = settings
-    shape = {"flatten": True} if s.data not in ("digits", "teacher") else {}
-    data = context.data(s.data, train=s.train, test=0, standardisation="image", **shape)
+    data = context.data(s.data, train=s.train, test=0, standardisation="image", flatten=True)
     cells = context.parts(
         {
             f"w{width}_s{seed}": functools.partial(_cell, s, data, width, seed)

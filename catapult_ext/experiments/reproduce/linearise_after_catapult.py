@@ -69,7 +69,7 @@ SETTINGS = {
 def run(settings: Settings, context: Context) -> Outcome:
     """Train every pair of rate and seed, linearise twice (start, after the catapult), judge."""
     s = settings
-    data = context.data("digits", train=s.train, test=s.test)
+    data = context.data("digits", train=s.train, test=s.test, flatten=True)
     before = math.ceil(s.logs * math.log(s.width))
     recipe = Recipe(steps=before, probe_factor=float(before + 1))
 

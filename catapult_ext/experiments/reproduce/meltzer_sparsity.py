@@ -78,8 +78,8 @@ SETTINGS = {
 def run(settings: Settings, context: Context) -> Outcome:
     """All rates of a net as one program, the pure quadratic model beside them, and the claims."""
     s = settings
-    shape = {} if s.data == "digits" else {"flatten": True}
-    data = context.data(s.data, train=s.train, test=0, classes=s.classes, targets="signed", **shape)
+    signed: dict[str, Any] = {"classes": s.classes, "targets": "signed", "flatten": True}
+    data = context.data(s.data, train=s.train, test=0, **signed)
 
     def net(depth: int, seed: int) -> dict[str, Any]:
         return {"runs": _net(s, data, depth, seed)}

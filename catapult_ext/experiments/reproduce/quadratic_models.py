@@ -87,10 +87,8 @@ SETTINGS = {
 def run(settings: Settings, context: Context) -> Outcome:
     """One sample, two directions, real data; then the claims."""
     s = settings
-    shape = {} if s.data == "digits" else {"flatten": True}
-    data = context.data(
-        s.data, train=s.train, test=s.test, classes=s.classes, targets="signed", **shape
-    )
+    signed: dict[str, Any] = {"classes": s.classes, "targets": "signed", "flatten": True}
+    data = context.data(s.data, train=s.train, test=s.test, **signed)
 
     def one(width: int) -> dict[str, Any]:
         return {"runs": [r for seed in range(s.one_seeds) for r in _one(s, width, seed)]}

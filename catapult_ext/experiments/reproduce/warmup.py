@@ -87,8 +87,7 @@ SETTINGS = {
 def run(settings: Settings, context: Context) -> Outcome:
     """Every warm-up at every target rate, eta_c by forward passes, and the claims."""
     s = settings
-    shape = {} if s.data == "digits" else {"flatten": True}
-    data = context.data(s.data, train=s.train, test=s.test, **shape)
+    data = context.data(s.data, train=s.train, test=s.test, flatten=True)
 
     def scan(seed: int, warm: int) -> dict[str, Any]:
         return {"runs": _scan(s, data, seed, warm)}
@@ -179,7 +178,7 @@ def _train(
             seen.append(top)
     with torch.no_grad():
         last = loss(model(data.x_train), data.y_train).item()
-        right = accuracy(model(data.x_test), data.y_test) if len(data.x_test) else None
+        right = accuracy(model(data.x_test), data.y_test) if data.classes else None
     lost = not last <= start
     return {"diverged": lost, "peak": None if lost else peak, "accuracy": right} | {
         "at": at,

@@ -69,7 +69,7 @@ SETTINGS = {
 def run(settings: Settings, context: Context) -> Outcome:
     """Find c_proj and c_loss for every width and seed, the gap to the Hessian, and judge."""
     s = settings
-    data = context.data("digits", train=s.train, test=0)
+    data = context.data("digits", train=s.train, test=0, flatten=True)
     recipe = Recipe(steps=s.steps, top=data.outputs, probes=False)
     jobs = {
         f"w{width}_s{seed}": functools.partial(_cell, s, data, width, seed, recipe)

@@ -71,8 +71,7 @@ SETTINGS = {
 def run(settings: Settings, context: Context) -> Outcome:
     """Train the grid and judge the claims of the figure."""
     s = settings
-    shape: dict[str, Any] = {"flatten": False} if s.data == "digits" else {}
-    data = context.data(s.data, train=s.train, test=s.test, **shape)
+    data = context.data(s.data, train=s.train, test=s.test)
 
     def network(seed: int) -> Any:
         return build(s.model, data.x_train.shape[1:], data.outputs, norm=s.norm, seed=seed)
