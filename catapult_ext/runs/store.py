@@ -15,7 +15,7 @@ from typing import Any
 FORMAT = "catapult_ext run 1"
 _OWN_FILES = (
     *("summary.json", "summary.csv", "timing.json", "report.html", "fig_*.png"),
-    *("claims.json", "table_*.csv", "fig_*.svg"),
+    *("claims.json", "data.json", "table_*.csv", "fig_*.svg"),
 )
 
 
@@ -190,6 +190,11 @@ class RunFolder:
 
     def _part_files(self) -> list[Path]:
         return sorted((self.path / "parts").glob("*.json"))
+
+    @property
+    def begun(self) -> bool:
+        """Whether a finished piece of work is stored."""
+        return bool(self._part_files())
 
     def part_path(self, name: str) -> Path:
         """File of the finished piece of work ``name``."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -9,6 +11,7 @@ import torch
 from catapult_ext import data
 from catapult_ext.experiments import reproduce as rp
 from catapult_ext.experiments.reproduce import datasets
+from catapult_ext.runs import RunFolderError
 
 TINY = {
     "fc-phases": {"c": (1.0,), "seeds": 1, "steps": 2, "width": 8, "train": 12, "test": 4},
@@ -99,3 +102,54 @@ def test_subsets_and_classes_of_an_archive(archive):
     for x, y in zip(*found.train, strict=True):
         at = [i for i, row in enumerate(whole.x_train) if torch.equal(row, x)]
         assert whole.y_train[at[0]].argmax() == (2 if y < 0 else 1)
+
+
+def mixed(out, folder, **more):
+    small = TINY["fc-phases"] | {"seeds": 2}
+    return rp.reproduce(
+        "fc-phases", "smoke", data="mnist", out=out, data_dir=folder, **small, **more
+    )
+
+
+def test_a_run_goes_on_with_the_data_it_was_begun_with_only(tmp_path):
+    a, b, out = write_mnist(tmp_path / "a", 0), write_mnist(tmp_path / "b", 1), tmp_path / "run"
+    mixed(out, a)
+    table = (out / "table_rates.csv").read_bytes()
+    (out / "parts" / "fc_s1_c1.json").unlink()
+    with pytest.raises(RunFolderError, match=r"data must be those of .* folder .*a, .* folder .*b"):
+        mixed(out, b)
+    assert not (out / "parts" / "fc_s1_c1.json").exists()
+    (tmp_path / "moved").mkdir()
+    for path in a.iterdir():
+        path.rename(tmp_path / "moved" / path.name)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(3 - min(threads, 2))
+    mixed(out, tmp_path / "moved")  # the same data, on another number of threads
+    torch.set_num_threads(threads)
+    assert (out / "table_rates.csv").read_bytes() == table
+    mixed(out, b, fresh=True)
+    assert (out / "table_rates.csv").read_bytes() != table
+
+
+def test_an_archive_that_changed_is_noticed(tmp_path, archive):
+    small = TINY["fc-phases"]
+    rp.reproduce("fc-phases", "smoke", data=str(archive), out=tmp_path / "run", **small)
+    held = dict(np.load(archive))
+    np.savez(archive, **held | {"x_train": held["x_train"] + 1})
+    with pytest.raises(RunFolderError, match=r"mine\.npz\(.*\) as digest .*, got digest"):
+        rp.reproduce("fc-phases", "smoke", data=str(archive), out=tmp_path / "run", **small)
+
+
+def test_report_and_command_name_the_data_folder(tmp_path, monkeypatch):
+    folder = write_mnist(tmp_path / "my data", 0)
+    monkeypatch.setenv("CATAPULT_DATA", str(folder))
+    done = mixed(tmp_path / "run", None)
+    told = json.loads((tmp_path / "run" / "claims.json").read_text())["command"]
+    assert f"--scale smoke --data-dir '{folder}' --set data=mnist" in told
+    assert done.data_folder == folder
+    assert "<h2>Data</h2>" in (tmp_path / "run" / "report.html").read_text()
+    held = json.loads((tmp_path / "run" / "data.json").read_text())
+    assert [v["folder"] for v in held.values()] == [str(folder)]
+    rp.reproduce("c-act-table", "smoke", out=tmp_path / "own", seeds=1, activations=("relu",))
+    assert "--data-dir" not in (tmp_path / "own" / "claims.json").read_text()
+    assert not (tmp_path / "own" / "data.json").exists()

@@ -54,7 +54,7 @@ class Experiment:
 
 @dataclass(frozen=True)
 class Reproduction:
-    """A finished experiment: outcome, settings, device, and run folder if there is one."""
+    """A finished experiment: outcome, settings, device, run folder and data folder, if any."""
 
     experiment: Experiment
     scale: str
@@ -62,6 +62,7 @@ class Reproduction:
     outcome: Outcome
     path: Path | None
     device: str = "cpu"
+    data_folder: Path | None = None
 
 
 def names() -> list[str]:
@@ -101,7 +102,8 @@ def reproduce(
             built-in data) or ``"full"`` (the paper's setting: a GPU and a data folder).
         out: run folder: every part is stored when done, a killed run goes on where it was, and
             claims.json, tables, pictures and report.html are written. None keeps it in memory.
-        data_dir: folder of data files; default CATAPULT_DATA.
+        data_dir: folder of data files; default CATAPULT_DATA. A run goes on with the data it was
+            begun with only, whose digest data.json keeps.
         fresh: start anew in a folder that holds an earlier run.
         tell: called with a line of text whenever a part is done.
         device: where to train, such as ``"cuda"``; part of the run's identity.
@@ -127,8 +129,9 @@ def reproduce(
     require(workers >= 1, "reproduce", "workers must be >= 1", workers)
     require(workers == 1 or out is not None, "reproduce", "workers > 1 needs out", out)
     if out is None:
-        outcome = chosen.run(settings, Context(None, data_dir, tell, device))
-        return Reproduction(chosen, scale, settings, outcome, None, device)
+        context = Context(None, data_dir, tell, device)
+        outcome = chosen.run(settings, context)
+        return Reproduction(chosen, scale, settings, outcome, None, device, context.data_folder)
     storage.require_reports()
     identity = {
         "experiment": name,
@@ -142,7 +145,8 @@ def reproduce(
         ranks = None if workers == 1 else helped(workers, "reproduce", _share, given)
         with Context(folder, data_dir, tell, device, ranks) as context:
             outcome = chosen.run(settings, context)
-        done = Reproduction(chosen, scale, settings, outcome, folder.path, device)
+        read = context.data_folder
+        done = Reproduction(chosen, scale, settings, outcome, folder.path, device, read)
         write_report(folder, done)
     return done
 
