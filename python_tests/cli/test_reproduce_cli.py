@@ -70,3 +70,25 @@ def test_a_missing_data_folder_is_told(capsys, tmp_path, monkeypatch):
     code, _, err = run(capsys, "reproduce", "fc-phases", "--scale", "full", "--out", tmp_path / "r")
     assert code == 1
     assert "pass data_dir or set CATAPULT_DATA" in err
+
+
+def test_a_device_that_is_not_there_is_told_before_a_folder_is_made(capsys, tmp_path):
+    for device in ("cuda:99", "quantum"):
+        out = tmp_path / "run"
+        code, _, err = run(
+            capsys, "reproduce", "c-act-table", *SMALL, "--out", out, "--device", device
+        )
+        assert code == 1
+        assert "device must be one that torch can use here (" in err
+        assert f"got '{device}'" in err
+        assert not out.exists()
+
+
+def test_a_command_that_failed_before_its_first_part_can_be_corrected(capsys, tmp_path):
+    wrong = ("--set", "train=100000", "--set", "seeds=1", "--set", "c=1", "--set", "steps=2")
+    arguments = ("reproduce", "fc-phases", "--scale", "smoke", "--out", tmp_path / "run")
+    code, _, err = run(capsys, *arguments, *wrong)
+    assert code == 1
+    assert "train must be in" in err
+    code, _, err = run(capsys, *arguments, *wrong[2:])
+    assert code == 0, err

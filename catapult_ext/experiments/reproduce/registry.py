@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from catapult_ext._validate import fail, integers, require
 from catapult_ext.experiments import storage
 from catapult_ext.experiments.ranks import Ranks
@@ -113,7 +115,7 @@ def reproduce(
 
     Raises:
         TypeError: a setting that the experiment does not have.
-        ValueError: an unknown name or scale.
+        ValueError: an unknown name or scale, or a device that torch cannot use here.
         RuntimeError: a run folder or data file that cannot be used; ``out`` without matplotlib.
     """
     chosen = experiment(name)
@@ -128,6 +130,7 @@ def reproduce(
     integers("reproduce", workers=workers)
     require(workers >= 1, "reproduce", "workers must be >= 1", workers)
     require(workers == 1 or out is not None, "reproduce", "workers > 1 needs out", out)
+    _require_device(device)
     if out is None:
         context = Context(None, data_dir, tell, device)
         outcome = chosen.run(settings, context)
@@ -149,6 +152,17 @@ def reproduce(
         done = Reproduction(chosen, scale, settings, outcome, folder.path, device, read)
         write_report(folder, done)
     return done
+
+
+def _require_device(device: str) -> None:
+    """Fail before a run folder is made where nothing could be computed."""
+    if not isinstance(device, str):
+        fail("reproduce", "device must be a string", repr(device), TypeError)
+    try:
+        torch.ones(1, device=device).item()
+    except Exception as error:  # torch answers with errors of half a dozen types
+        why = str(error).splitlines()[0].split(". ")[0]
+        fail("reproduce", f"device must be one that torch can use here ({why})", repr(device))
 
 
 def _share(
