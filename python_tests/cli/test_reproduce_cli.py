@@ -55,6 +55,9 @@ def test_reproduce_prints_claims_and_writes_the_folder(capsys, tmp_path, monkeyp
         (("fc-phases", "--set", "c=abc"), "--set c must be numbers with commas, got 'abc'"),
         (("c-act-table", "--set", "seeds=many"), "--set seeds must be of type int, got 'many'"),
         (("c-act-table", "--set", "sedes=3", "--scale", "smoke"), "settings of c-act-table are"),
+        (("fc-phases", "--set", "seeds=None"), "seeds of fc-phases must be an int >= 1, got None"),
+        (("fc-phases", "--set", "c=1e400"), "c of fc-phases must be one or more finite numbers"),
+        (("fc-phases", "--set", "batch=abc"), "batch of fc-phases must be an int >= 1 or None"),
         (("c-act-table", "--scale", "tiny"), "scale must be one of smoke, cpu, full, got 'tiny'"),
     ],
 )
@@ -63,6 +66,7 @@ def test_mistakes_are_told_in_one_line(capsys, tmp_path, arguments, message):
     assert code == 1
     assert message in err
     assert "Traceback" not in err
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_missing_data_folder_is_told(capsys, tmp_path, monkeypatch):

@@ -8,6 +8,7 @@ from catapult_ext.experiments.descent import Recipe, Start, start
 from catapult_ext.experiments.reproduce import grid
 from catapult_ext.experiments.reproduce.context import Context
 from catapult_ext.experiments.reproduce.outcome import Claim, Outcome, Row, median, show
+from catapult_ext.experiments.reproduce.settings import setting
 from catapult_ext.models import build
 
 TITLE = "three phases of a fully connected ReLU net"
@@ -36,7 +37,7 @@ class Settings:
 
     data: str = "digits"
     train: int = 256
-    test: int | None = None
+    test: int | None = setting(None, least=0)
     batch: int | None = None
     width: int = 512
     depth: int = 3

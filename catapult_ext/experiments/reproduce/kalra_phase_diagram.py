@@ -25,6 +25,7 @@ from catapult_ext.experiments.reproduce.outcome import (
     show,
     standard_error,
 )
+from catapult_ext.experiments.reproduce.settings import setting
 from catapult_ext.models import build
 
 TITLE = "early-training thresholds by width"
@@ -63,8 +64,8 @@ class Settings:
     data: str = "digits"
     train: int = 256
     batch: int | None = None
-    widths: tuple[int, ...] = (128, 256, 512, 1024)
-    depth: int = 8
+    widths: tuple[int, ...] = setting((128, 256, 512, 1024), ascending=True)
+    depth: int = setting(8, least=2)
     seeds: int = 3
     steps: int = 10
     exponent: float = 0.2

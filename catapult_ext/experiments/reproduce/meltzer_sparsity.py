@@ -22,6 +22,7 @@ from catapult_ext.experiments.reproduce.outcome import (
     slope,
     standard_error,
 )
+from catapult_ext.experiments.reproduce.settings import setting
 from catapult_ext.experiments.stacked import StackedDense
 from catapult_ext.models import fully_connected
 from catapult_ext.probes import divergence_cut
@@ -54,7 +55,7 @@ class Settings:
     """
 
     data: str = "digits"
-    classes: tuple[int, ...] = (0, 1)
+    classes: tuple[int, ...] = setting((0, 1), least=0, count=2)
     train: int = 128
     width: int = 512
     depths: tuple[int, ...] = (1, 2)

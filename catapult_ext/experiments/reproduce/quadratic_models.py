@@ -24,6 +24,7 @@ from catapult_ext.experiments.reproduce.outcome import (
     slope,
     standard_error,
 )
+from catapult_ext.experiments.reproduce.settings import setting
 from catapult_ext.toy import neural_quadratic
 
 TITLE = "quadratic models beside the net"
@@ -62,11 +63,11 @@ class Settings:
     pair_width: int = 2000
     seeds: int = 3
     data: str = "digits"
-    classes: tuple[int, ...] = (3, 8)
+    classes: tuple[int, ...] = setting((3, 8), least=0, count=2)
     train: int = 128
-    test: int | None = None
+    test: int | None = setting(None, least=1)
     width: int = 512
-    c: tuple[float, ...] = (0.5, 1.0, 1.6, 2.4, 2.8, 3.2, 3.6)
+    c: tuple[float, ...] = setting((0.5, 1.0, 1.6, 2.4, 2.8, 3.2, 3.6), some_below=2)
     steps: int = 200
 
 

@@ -17,6 +17,7 @@ from catapult_ext.experiments.ranks import Ranks
 from catapult_ext.experiments.reproduce.context import Context
 from catapult_ext.experiments.reproduce.outcome import Outcome
 from catapult_ext.experiments.reproduce.report import write_report
+from catapult_ext.experiments.reproduce.settings import check
 from catapult_ext.experiments.workers import helped
 from catapult_ext.runs import RunFolder
 
@@ -114,8 +115,9 @@ def reproduce(
         **changes: settings of the experiment to change, by name.
 
     Raises:
-        TypeError: a setting that the experiment does not have.
-        ValueError: an unknown name or scale, or a device that torch cannot use here.
+        TypeError: a setting that the experiment does not have, or a value of another type.
+        ValueError: an unknown name or scale, a setting out of range, or a device that torch cannot
+            use here.
         RuntimeError: a run folder or data file that cannot be used; ``out`` without matplotlib.
     """
     chosen = experiment(name)
@@ -126,7 +128,9 @@ def reproduce(
     if unknown:
         held = ", ".join(f.name for f in dataclasses.fields(settings))
         fail("reproduce", f"settings of {name} are {held}", ", ".join(sorted(unknown)), TypeError)
-    settings = dataclasses.replace(settings, **changes)
+    tuples = {k: tuple(v) if isinstance(v, list) else v for k, v in changes.items()}
+    settings = dataclasses.replace(settings, **tuples)
+    check(name, settings)
     integers("reproduce", workers=workers)
     require(workers >= 1, "reproduce", "workers must be >= 1", workers)
     require(workers == 1 or out is not None, "reproduce", "workers > 1 needs out", out)

@@ -26,6 +26,7 @@ from catapult_ext.experiments.reproduce.outcome import (
     standard_error,
     with_error,
 )
+from catapult_ext.experiments.reproduce.settings import setting
 from catapult_ext.models import build
 from catapult_ext.probes import accuracy, divergence_cut
 
@@ -58,13 +59,15 @@ class Settings:
 
     data: str = "digits"
     train: int = 512
-    test: int | None = None
+    test: int | None = setting(None, least=0)
     batch: int = 128
     width: int = 128
     depth: int = 3
-    warmups: tuple[int, ...] = (1, 16, 64, 256)
-    exponents: tuple[float, ...] = (1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0, 9.0)
-    shown: float = 3.0
+    warmups: tuple[int, ...] = setting((1, 16, 64, 256), ascending=True)
+    exponents: tuple[float, ...] = setting(
+        tuple(float(x) for x in range(1, 10)), above=-64, below=64, ascending=True
+    )
+    shown: float = setting(3.0, above=-64, below=64)
     seeds: int = 2
     steps: int = 100
     probes: int = 3
