@@ -85,3 +85,17 @@ def test_bounds_of_any_sign():
     for x in ((-2.0, 0.0), (2.0,), (1.0, 0.0)):
         with pytest.raises(ValueError, match=r"x of made-up must be .* > -2 and < 2, distinct"):
             check("made-up", Settings(x))
+
+
+def test_networks_without_curvature_are_named():
+    for name in ("c-act-table", "warmup"):
+        with pytest.raises(ValueError, match=r"reproduce: .* must be > 0 \(dead units\?\), got"):
+            rp.reproduce(name, "smoke", width=1, seeds=2)
+    with pytest.raises(ValueError, match=r"sharpness must be > 0 \(constant inputs\?\), got"):
+        rp.reproduce("edge-of-stability", "smoke", train=1)
+
+
+def test_a_search_ends_where_rounding_hides_the_tolerated_rise():
+    small = {"exponents": (1.0,), "width": 8, "train": 12, "test": 0, "batch": 6, "steps": 2}
+    done = rp.reproduce("warmup", "smoke", delta=1e-15, **small)
+    assert done.outcome.tables["search"][0]["passes"] < 100

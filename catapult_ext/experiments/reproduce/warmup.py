@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from catapult_ext import losses
+from catapult_ext._validate import require
 from catapult_ext.data import Dataset
 from catapult_ext.experiments.curvature import top_sharpness
 from catapult_ext.experiments.reproduce.context import Context
@@ -125,6 +126,7 @@ def _first(s: Settings, data: Dataset, seed: int) -> tuple[nn.Module, float, Ten
         parameterisation="standard", seed=seed,
     ).to(data.x_train)  # fmt: skip
     top, vector = _sharpness(s, model, data, None)
+    require(top > 0, "reproduce", "the initial sharpness must be > 0 (dead units?)", top)
     return model, top, vector
 
 
@@ -214,6 +216,8 @@ def _search(s: Settings, data: Dataset, seed: int) -> dict[str, Any]:
     low = high / 2
     while not reached < (1 + s.delta) * start:
         middle = (low + high) / 2
+        if not low < middle < high:  # the loss jumps by more than delta between neighbours
+            break
         height = after(middle)
         if height > start:
             high, reached = middle, height
