@@ -15,7 +15,7 @@ from typing import Any
 FORMAT = "catapult_ext run 1"
 _OWN_FILES = (
     *("summary.json", "summary.csv", "timing.json", "report.html", "fig_*.png"),
-    *("claims.json", "table_*.csv", "fig_*.svg"),
+    *("claims.json", "data.json", "table_*.csv", "fig_*.svg"),
 )
 
 
@@ -70,7 +70,8 @@ class RunFolder:
     then ``summary.json``, ``summary.csv``, ``timing.json`` and whatever reports are written.
 
     Args:
-        path: the folder; created if missing, taken if empty or if it holds the same run.
+        path: the folder; created if missing, taken if empty, if it holds the same run, or if the
+            run in it left nothing but its configuration.
         config: JSON-like configuration; its hash is the run's identity.
         environment: facts that are noted in config.json but are no part of the identity.
         joined: this process shares the run of another one, which has opened the folder and holds
@@ -101,13 +102,7 @@ class RunFolder:
         self._open(fresh, joined)
 
     def _open(self, fresh: bool, joined: bool) -> None:
-        held = self._identify()
-        if held is not None and held.get("hash") != self.hash and not fresh:
-            raise RunFolderError(
-                f"catapult_ext.runs: {self.path} holds a run with another configuration "
-                f"({_difference(held.get('config'), self.config)}); choose another --out or "
-                "--name, or pass --fresh to replace that run"
-            )
+        held = self._accept(fresh, joined)
         if joined:
             if held is None:
                 raise RunFolderError(
@@ -122,8 +117,13 @@ class RunFolder:
             raise RunFolderError(
                 f"catapult_ext.runs: cannot write the run folder {self.path}: {error.strerror}"
             ) from error
+        try:
+            held = self._accept(fresh, joined)  # another process may have begun here since
+        except RunFolderError:
+            self.close()
+            raise
         self._sweep_temporaries()
-        if held is not None and fresh:
+        if held is not None and (fresh or held.get("hash") != self.hash):
             self._forget()
             held = None
         self.resumed = held is not None
@@ -139,6 +139,24 @@ class RunFolder:
             "environment": self.environment,
         }
         self.write_json("config.json", document)
+
+    def _accept(self, fresh: bool, joined: bool) -> dict[str, Any] | None:
+        """The config.json that is there, of this run, or of another one that may be replaced."""
+        held = self._identify()
+        another = held is not None and held.get("hash") != self.hash
+        if another and not fresh and (joined or self._left_something()):
+            assert held is not None
+            raise RunFolderError(
+                f"catapult_ext.runs: {self.path} holds a run with another configuration "
+                f"({_difference(held.get('config'), self.config)}); choose another --out or "
+                "--name, or pass --fresh to replace that run"
+            )
+        return held
+
+    def _left_something(self) -> bool:
+        """Whether anything is here but what every run begins with."""
+        names = {p.name for p in self.path.iterdir() if not p.name.endswith(".tmp")}
+        return self.begun or not names <= {"config.json", "data.json", "parts", ".lock"}
 
     def _identify(self) -> dict[str, Any] | None:
         """The config.json that is there, None for a missing or empty folder; else an error."""
@@ -190,6 +208,11 @@ class RunFolder:
 
     def _part_files(self) -> list[Path]:
         return sorted((self.path / "parts").glob("*.json"))
+
+    @property
+    def begun(self) -> bool:
+        """Whether a finished piece of work is stored."""
+        return bool(self._part_files())
 
     def part_path(self, name: str) -> Path:
         """File of the finished piece of work ``name``."""

@@ -55,6 +55,9 @@ def test_reproduce_prints_claims_and_writes_the_folder(capsys, tmp_path, monkeyp
         (("fc-phases", "--set", "c=abc"), "--set c must be numbers with commas, got 'abc'"),
         (("c-act-table", "--set", "seeds=many"), "--set seeds must be of type int, got 'many'"),
         (("c-act-table", "--set", "sedes=3", "--scale", "smoke"), "settings of c-act-table are"),
+        (("fc-phases", "--set", "seeds=None"), "seeds of fc-phases must be an int >= 1, got None"),
+        (("fc-phases", "--set", "c=1e400"), "c of fc-phases must be one or more finite numbers"),
+        (("fc-phases", "--set", "batch=abc"), "batch of fc-phases must be an int >= 1 or None"),
         (("c-act-table", "--scale", "tiny"), "scale must be one of smoke, cpu, full, got 'tiny'"),
     ],
 )
@@ -63,6 +66,7 @@ def test_mistakes_are_told_in_one_line(capsys, tmp_path, arguments, message):
     assert code == 1
     assert message in err
     assert "Traceback" not in err
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_missing_data_folder_is_told(capsys, tmp_path, monkeypatch):
@@ -70,3 +74,25 @@ def test_a_missing_data_folder_is_told(capsys, tmp_path, monkeypatch):
     code, _, err = run(capsys, "reproduce", "fc-phases", "--scale", "full", "--out", tmp_path / "r")
     assert code == 1
     assert "pass data_dir or set CATAPULT_DATA" in err
+
+
+def test_a_device_that_is_not_there_is_told_before_a_folder_is_made(capsys, tmp_path):
+    for device in ("cuda:99", "quantum"):
+        out = tmp_path / "run"
+        code, _, err = run(
+            capsys, "reproduce", "c-act-table", *SMALL, "--out", out, "--device", device
+        )
+        assert code == 1
+        assert "device must be one that torch can use here (" in err
+        assert f"got '{device}'" in err
+        assert not out.exists()
+
+
+def test_a_command_that_failed_before_its_first_part_can_be_corrected(capsys, tmp_path):
+    wrong = ("--set", "train=100000", "--set", "seeds=1", "--set", "c=1", "--set", "steps=2")
+    arguments = ("reproduce", "fc-phases", "--scale", "smoke", "--out", tmp_path / "run")
+    code, _, err = run(capsys, *arguments, *wrong)
+    assert code == 1
+    assert "train must be in" in err
+    code, _, err = run(capsys, *arguments, *wrong[2:])
+    assert code == 0, err

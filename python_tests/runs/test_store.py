@@ -76,6 +76,46 @@ def test_another_configuration_is_refused_untouched_and_named(tmp_path):
     assert files(tmp_path) == before
 
 
+def test_a_folder_that_holds_nothing_but_a_configuration_is_taken(tmp_path):
+    RunFolder(tmp_path, CONFIG).close()
+    (tmp_path / "data.json").write_text("{}")
+    other = {**CONFIG, "steps": 11}
+    with RunFolder(tmp_path, other) as run:
+        assert not run.resumed
+        assert not (tmp_path / "data.json").exists()
+        with pytest.raises(RunFolderError, match="in use by another process"):
+            RunFolder(tmp_path, CONFIG)
+        with pytest.raises(RunFolderError, match=r"another configuration \(differing in steps\)"):
+            RunFolder(tmp_path, CONFIG, joined=True)
+        assert not run.begun
+    with RunFolder(tmp_path, other) as run:
+        assert run.resumed
+    for name in ("claims.json", "notes.txt", "parts/0000.json"):
+        (tmp_path / name).write_text("{}")
+        before = files(tmp_path)
+        with pytest.raises(RunFolderError, match=r"another configuration \(differing in steps\)"):
+            RunFolder(tmp_path, CONFIG)
+        assert files(tmp_path) == before
+        (tmp_path / name).unlink()
+    RunFolder(tmp_path, CONFIG).close()
+
+
+def test_a_folder_that_another_process_took_meanwhile_is_refused(tmp_path, monkeypatch):
+    take = store._take_lock
+
+    def late(path):
+        monkeypatch.setattr(store, "_take_lock", take)
+        with RunFolder(tmp_path, {**CONFIG, "steps": 11}) as run:
+            run.save_part("0000", {"a": 1})
+        return take(path)
+
+    monkeypatch.setattr(store, "_take_lock", late)
+    with pytest.raises(RunFolderError, match=r"another configuration \(differing in steps\)"):
+        RunFolder(tmp_path, CONFIG)
+    with RunFolder(tmp_path, {**CONFIG, "steps": 11}) as run:
+        assert run.load_part("0000") == {"a": 1}
+
+
 def test_edited_config_is_refused(tmp_path):
     RunFolder(tmp_path, CONFIG).close()
     path = tmp_path / "config.json"

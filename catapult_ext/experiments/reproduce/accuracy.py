@@ -7,6 +7,7 @@ from typing import Any
 
 from catapult_ext.data import Augment, Dataset
 from catapult_ext.experiments.reproduce.context import Context
+from catapult_ext.experiments.reproduce.settings import setting
 from catapult_ext.models import build
 
 
@@ -32,22 +33,21 @@ class AccuracySettings:
 
     data: str = "digits"
     train: int | None = 512
-    test: int | None = None
+    test: int | None = setting(None, least=0)
     width: float = 0.1
     batch: int = 32
-    l2: float = 5e-4
+    l2: float = setting(5e-4, least=0)
     c: tuple[float, ...] = (0.5, 1, 1.5, 2.5, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96)
     seeds: int = 2
     probe_samples: int = 128
     model: str = "cnn"
-    crop: int = 0
+    crop: int = setting(0, least=0)
     flip: bool = False
     loss: str = "half_mse_mean"
 
     def load(self, context: Context) -> Dataset:
         """The data set as images."""
-        shape = {"flatten": False} if self.data == "digits" else {}
-        return context.data(self.data, train=self.train, test=self.test, **shape)
+        return context.data(self.data, train=self.train, test=self.test)
 
     def network(self, data: Dataset, seed: int) -> Any:
         """The network of a seed; ``width`` scales the CNN only."""

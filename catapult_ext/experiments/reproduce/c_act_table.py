@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from catapult_ext import models
+from catapult_ext._validate import require
 from catapult_ext.data import Dataset
 from catapult_ext.experiments.reproduce.context import Context
 from catapult_ext.experiments.reproduce.outcome import (
@@ -23,6 +24,7 @@ from catapult_ext.experiments.reproduce.outcome import (
     median,
     standard_error,
 )
+from catapult_ext.experiments.reproduce.settings import setting
 from catapult_ext.experiments.stacked import StackedDense
 from catapult_ext.probes import divergence_cut
 from catapult_ext.probes.phases import DEAD_FRACTION
@@ -88,8 +90,8 @@ class Settings:
     width: int = 256
     low: float = 2.5
     high: float = 32.0
-    factor: float = 1.19
-    refine: int = 3
+    factor: float = setting(1.19, above=1)
+    refine: int = setting(3, least=0)
     seeds: int = 5
     steps: int = 200
 
@@ -190,6 +192,7 @@ class _Problem:
         ).to(self.data.x_train.device)
         alone = StackedDense([self.model], *self.data.train)
         self.lambda0 = alone.top_eigenvalue().item()
+        require(self.lambda0 > 0, "reproduce", "lambda_0 must be > 0 (dead units?)", self.lambda0)
         with torch.no_grad():
             loss0 = alone.losses().item()
         self.cut = divergence_cut(loss0, s.width, self.lambda0)

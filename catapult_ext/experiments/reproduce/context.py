@@ -9,12 +9,14 @@ from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
 from typing import Any
 
-from catapult_ext.data import Dataset, named
+from catapult_ext._validate import fail
+from catapult_ext.data import Dataset
+from catapult_ext.data.files import data_folder
 from catapult_ext.experiments import storage
 from catapult_ext.experiments.ranks import Ranks
-from catapult_ext.runs import RunFolder
+from catapult_ext.experiments.reproduce import datasets
+from catapult_ext.runs import RunFolder, RunFolderError
 
-FROM_FILES = ("mnist", "fashion-mnist", "cifar-10", "cifar-100")
 Record = dict[str, Any]
 
 
@@ -28,6 +30,9 @@ class Context:
         device: where data and networks live.
         ranks: who shares the parts (the folder is then needed): the ranks themselves, or what
             starts them; it is entered where several parts are missing for the first time.
+
+    Attributes:
+        data_folder: where data files were read; None if none were.
     """
 
     def __init__(
@@ -39,11 +44,13 @@ class Context:
         ranks: Ranks | AbstractContextManager[Ranks] | None = None,
     ) -> None:
         self.device = device
+        self.data_folder: Path | None = None
         self.folder, self.data_dir, self.tell = folder, data_dir, tell
         self._ranks = ranks if isinstance(ranks, Ranks) else None
         self._starter = None if isinstance(ranks, Ranks) else ranks
         self._started = ExitStack()
         self._records: dict[str, Record] = {}
+        self._sources: dict[str, dict[str, str | None]] = {}
 
     def __enter__(self) -> Context:
         return self
@@ -119,7 +126,35 @@ class Context:
         self.tell(text + (f", about {left / 60:.1f} min left)" if left else ")"))
 
     def data(self, name: str, **settings: Any) -> Dataset:
-        """``data.named`` with this run's data folder."""
-        if name in FROM_FILES:
-            settings["data_dir"] = self.data_dir
-        return named(name, **settings).to(self.device)
+        """:func:`datasets.load` with this run's data folder."""
+        found, digest = datasets.load(name, self.data_dir, **settings)
+        if digest is not None:
+            if name in datasets.FROM_FILES:
+                self.data_folder = data_folder(self.data_dir)
+            given = ", ".join(f"{k}={v}" for k, v in settings.items() if v is not None)
+            self._note_source(f"{name}({given})", digest)
+        return found.to(self.device)
+
+    def _note_source(self, source: str, digest: str) -> None:
+        """Keep in the folder what data its parts are of; refuse other data.
+
+        Raises:
+            RunFolderError: finished parts are of other data.
+        """
+        folder = None if self.data_folder is None else str(self.data_folder)
+        self._sources[source] = found = {"folder": folder, "digest": digest}
+        if self.folder is None:
+            return
+        known = self.folder.read_json("data.json") if self.folder.begun else None
+        known = known if isinstance(known, dict) else {}
+        held = known.get(source)
+        if isinstance(held, dict) and held.get("digest") != digest:
+            wanted = f"data must be those of the finished parts in {self.folder.path}, {source} as "
+            hint = " (or choose another --out, or pass --fresh to replace that run)"
+            fail("reproduce", f"{wanted}{_text(held)}{hint}", _text(found), RunFolderError)
+        if self._ranks is None or self._ranks.rank == 0:
+            self.folder.write_json("data.json", known | self._sources)
+
+
+def _text(values: Mapping[str, Any]) -> str:
+    return ", ".join(f"{name} {value}" for name, value in values.items() if value is not None)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from catapult_ext import losses
+from catapult_ext._validate import require
 from catapult_ext.data import Dataset
 from catapult_ext.experiments.curvature import top_sharpness
 from catapult_ext.experiments.reproduce.context import Context
@@ -24,6 +25,7 @@ from catapult_ext.experiments.reproduce.outcome import (
     show,
 )
 from catapult_ext.experiments.reproduce.self_stabilisation import follow
+from catapult_ext.experiments.reproduce.settings import setting
 from catapult_ext.models import build
 
 TITLE = "progressive sharpening and the edge of stability"
@@ -64,13 +66,13 @@ class Settings:
     depth: int = 2
     activation: str = "tanh"
     ratios: tuple[float, ...] = (4.0, 6.0, 8.0)
-    momentum: float = 0.5
+    momentum: float = setting(0.5, above=0, below=1)
     seeds: int = 2
     steps: int = 1500
     every: int = 5
-    pair: tuple[int, ...] = (3, 8)
+    pair: tuple[int, ...] = setting((3, 8), least=0, count=2)
     pair_depth: int = 3
-    pair_ratio: float = 2.5
+    pair_ratio: float = setting(2.5, above=1)
     approach: int = 1000
     window: int = 160
 
@@ -88,7 +90,7 @@ SETTINGS = {
 def run(settings: Settings, context: Context) -> Outcome:
     """Train at rates whose edge lies above the initial sharpness, and judge."""
     s = settings
-    data = _data(s, context)
+    data, signed = _data(s, context), _data(s, context, classes=s.pair, targets="signed")
     plan = [(ratio, 0.0) for ratio in s.ratios] + [(s.ratios[0], s.momentum)]
     records = context.parts(
         {
@@ -97,7 +99,6 @@ def run(settings: Settings, context: Context) -> Outcome:
             for seed in range(s.seeds)
         }
     )
-    signed = _data(s, context, classes=s.pair, targets="signed")
     cycles = context.parts(
         {f"cycle_s{seed}": functools.partial(_cycle, s, signed, seed) for seed in range(s.seeds)}
     )
@@ -117,9 +118,8 @@ def run(settings: Settings, context: Context) -> Outcome:
 
 
 def _data(s: Settings, context: Context, **changes: Any) -> Dataset:
-    shape = {} if s.data == "digits" else {"flatten": True}
-    settings = {"train": s.train, "test": 0, "standardisation": "pixel"}
-    return context.data(s.data, **settings, **shape, **changes)
+    shape = {"standardisation": "pixel", "flatten": True}
+    return context.data(s.data, train=s.train, test=0, **shape, **changes)
 
 
 def _network(s: Settings, data: Dataset, depth: int, seed: int) -> nn.Module:
@@ -135,6 +135,7 @@ def _hover(s: Settings, data: Dataset, ratio: float, beta: float, seed: int) -> 
     x, y = data.train
     weights: list[Tensor] = list(model.parameters())
     top, vector = top_sharpness(model, loss, x, y, None, 1e-3)
+    require(top > 0, "reproduce", "the initial sharpness must be > 0 (constant inputs?)", top)
     sharpness = [top]
     eta = 2 * (1 + beta) / (ratio * sharpness[0])
     velocity = [torch.zeros_like(p) for p in weights]

@@ -8,6 +8,7 @@ from catapult_ext.experiments.descent import Recipe, Start, start
 from catapult_ext.experiments.reproduce import grid
 from catapult_ext.experiments.reproduce.context import Context
 from catapult_ext.experiments.reproduce.outcome import Claim, Outcome, Row, median, show
+from catapult_ext.experiments.reproduce.settings import setting
 from catapult_ext.models import build
 
 TITLE = "three phases of a fully connected ReLU net"
@@ -36,7 +37,7 @@ class Settings:
 
     data: str = "digits"
     train: int = 256
-    test: int | None = None
+    test: int | None = setting(None, least=0)
     batch: int | None = None
     width: int = 512
     depth: int = 3
@@ -61,8 +62,7 @@ SETTINGS = {
 def run(settings: Settings, context: Context) -> Outcome:
     """Train the grid and judge the claims of the figure."""
     s = settings
-    shape = {} if s.data == "digits" else {"flatten": True}
-    data = context.data(s.data, train=s.train, test=s.test, **shape)
+    data = context.data(s.data, train=s.train, test=s.test, flatten=True)
     recipe = Recipe(
         steps=s.steps, batch=s.batch, probe_times=(s.read_at,), probe_samples=s.probe_samples
     )

@@ -25,6 +25,7 @@ from catapult_ext.experiments.reproduce.outcome import (
     show,
     standard_error,
 )
+from catapult_ext.experiments.reproduce.settings import setting
 from catapult_ext.models import build
 
 TITLE = "early-training thresholds by width"
@@ -63,8 +64,8 @@ class Settings:
     data: str = "digits"
     train: int = 256
     batch: int | None = None
-    widths: tuple[int, ...] = (128, 256, 512, 1024)
-    depth: int = 8
+    widths: tuple[int, ...] = setting((128, 256, 512, 1024), ascending=True)
+    depth: int = setting(8, least=2)
     seeds: int = 3
     steps: int = 10
     exponent: float = 0.2
@@ -88,8 +89,7 @@ SETTINGS = {
 def run(settings: Settings, context: Context) -> Outcome:
     """Scan c for every width and seed and compare with the published values."""
     s = settings
-    shape = {"flatten": True} if s.data not in ("digits", "teacher") else {}
-    data = context.data(s.data, train=s.train, test=0, standardisation="image", **shape)
+    data = context.data(s.data, train=s.train, test=0, standardisation="image", flatten=True)
     cells = context.parts(
         {
             f"w{width}_s{seed}": functools.partial(_cell, s, data, width, seed)

@@ -23,6 +23,7 @@ from catapult_ext.experiments.reproduce.outcome import (
     show,
     standard_error,
 )
+from catapult_ext.experiments.reproduce.settings import setting
 from catapult_ext.linops import freeze
 from catapult_ext.losses import SquaredLoss
 from catapult_ext.models import build
@@ -50,7 +51,7 @@ class Settings:
     """
 
     train: int = 256
-    test: int | None = None
+    test: int | None = setting(None, least=1)
     width: int = 512
     depth: int = 3
     c: tuple[float, ...] = (2.25, 2.75, 3.25, 3.75)
@@ -69,7 +70,7 @@ SETTINGS = {
 def run(settings: Settings, context: Context) -> Outcome:
     """Train every pair of rate and seed, linearise twice (start, after the catapult), judge."""
     s = settings
-    data = context.data("digits", train=s.train, test=s.test)
+    data = context.data("digits", train=s.train, test=s.test, flatten=True)
     before = math.ceil(s.logs * math.log(s.width))
     recipe = Recipe(steps=before, probe_factor=float(before + 1))
 

@@ -22,6 +22,7 @@ from catapult_ext.experiments.reproduce.outcome import (
     slope,
     standard_error,
 )
+from catapult_ext.experiments.reproduce.settings import setting
 from catapult_ext.experiments.stacked import StackedDense
 from catapult_ext.models import fully_connected
 from catapult_ext.probes import divergence_cut
@@ -54,7 +55,7 @@ class Settings:
     """
 
     data: str = "digits"
-    classes: tuple[int, ...] = (0, 1)
+    classes: tuple[int, ...] = setting((0, 1), least=0, count=2)
     train: int = 128
     width: int = 512
     depths: tuple[int, ...] = (1, 2)
@@ -78,8 +79,8 @@ SETTINGS = {
 def run(settings: Settings, context: Context) -> Outcome:
     """All rates of a net as one program, the pure quadratic model beside them, and the claims."""
     s = settings
-    shape = {} if s.data == "digits" else {"flatten": True}
-    data = context.data(s.data, train=s.train, test=0, classes=s.classes, targets="signed", **shape)
+    signed: dict[str, Any] = {"classes": s.classes, "targets": "signed", "flatten": True}
+    data = context.data(s.data, train=s.train, test=0, **signed)
 
     def net(depth: int, seed: int) -> dict[str, Any]:
         return {"runs": _net(s, data, depth, seed)}

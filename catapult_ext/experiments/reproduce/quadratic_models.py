@@ -24,6 +24,7 @@ from catapult_ext.experiments.reproduce.outcome import (
     slope,
     standard_error,
 )
+from catapult_ext.experiments.reproduce.settings import setting
 from catapult_ext.toy import neural_quadratic
 
 TITLE = "quadratic models beside the net"
@@ -62,11 +63,11 @@ class Settings:
     pair_width: int = 2000
     seeds: int = 3
     data: str = "digits"
-    classes: tuple[int, ...] = (3, 8)
+    classes: tuple[int, ...] = setting((3, 8), least=0, count=2)
     train: int = 128
-    test: int | None = None
+    test: int | None = setting(None, least=1)
     width: int = 512
-    c: tuple[float, ...] = (0.5, 1.0, 1.6, 2.4, 2.8, 3.2, 3.6)
+    c: tuple[float, ...] = setting((0.5, 1.0, 1.6, 2.4, 2.8, 3.2, 3.6), some_below=2)
     steps: int = 200
 
 
@@ -87,10 +88,8 @@ SETTINGS = {
 def run(settings: Settings, context: Context) -> Outcome:
     """One sample, two directions, real data; then the claims."""
     s = settings
-    shape = {} if s.data == "digits" else {"flatten": True}
-    data = context.data(
-        s.data, train=s.train, test=s.test, classes=s.classes, targets="signed", **shape
-    )
+    signed: dict[str, Any] = {"classes": s.classes, "targets": "signed", "flatten": True}
+    data = context.data(s.data, train=s.train, test=s.test, **signed)
 
     def one(width: int) -> dict[str, Any]:
         return {"runs": [r for seed in range(s.one_seeds) for r in _one(s, width, seed)]}

@@ -9,12 +9,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from catapult_ext._validate import fail, integers, require
 from catapult_ext.experiments import storage
 from catapult_ext.experiments.ranks import Ranks
 from catapult_ext.experiments.reproduce.context import Context
 from catapult_ext.experiments.reproduce.outcome import Outcome
 from catapult_ext.experiments.reproduce.report import write_report
+from catapult_ext.experiments.reproduce.settings import check
 from catapult_ext.experiments.workers import helped
 from catapult_ext.runs import RunFolder
 
@@ -54,7 +57,7 @@ class Experiment:
 
 @dataclass(frozen=True)
 class Reproduction:
-    """A finished experiment: outcome, settings, device, and run folder if there is one."""
+    """A finished experiment: outcome, settings, device, run folder and data folder, if any."""
 
     experiment: Experiment
     scale: str
@@ -62,6 +65,7 @@ class Reproduction:
     outcome: Outcome
     path: Path | None
     device: str = "cpu"
+    data_folder: Path | None = None
 
 
 def names() -> list[str]:
@@ -101,7 +105,8 @@ def reproduce(
             built-in data) or ``"full"`` (the paper's setting: a GPU and a data folder).
         out: run folder: every part is stored when done, a killed run goes on where it was, and
             claims.json, tables, pictures and report.html are written. None keeps it in memory.
-        data_dir: folder of data files; default CATAPULT_DATA.
+        data_dir: folder of data files; default CATAPULT_DATA. A run goes on with the data it was
+            begun with only, whose digest data.json keeps.
         fresh: start anew in a folder that holds an earlier run.
         tell: called with a line of text whenever a part is done.
         device: where to train, such as ``"cuda"``; part of the run's identity.
@@ -110,8 +115,9 @@ def reproduce(
         **changes: settings of the experiment to change, by name.
 
     Raises:
-        TypeError: a setting that the experiment does not have.
-        ValueError: an unknown name or scale.
+        TypeError: a setting that the experiment does not have, or a value of another type.
+        ValueError: an unknown name or scale, a setting out of range, or a device that torch cannot
+            use here.
         RuntimeError: a run folder or data file that cannot be used; ``out`` without matplotlib.
     """
     chosen = experiment(name)
@@ -122,13 +128,17 @@ def reproduce(
     if unknown:
         held = ", ".join(f.name for f in dataclasses.fields(settings))
         fail("reproduce", f"settings of {name} are {held}", ", ".join(sorted(unknown)), TypeError)
-    settings = dataclasses.replace(settings, **changes)
+    tuples = {k: tuple(v) if isinstance(v, list) else v for k, v in changes.items()}
+    settings = dataclasses.replace(settings, **tuples)
+    check(name, settings)
     integers("reproduce", workers=workers)
     require(workers >= 1, "reproduce", "workers must be >= 1", workers)
     require(workers == 1 or out is not None, "reproduce", "workers > 1 needs out", out)
+    _require_device(device)
     if out is None:
-        outcome = chosen.run(settings, Context(None, data_dir, tell, device))
-        return Reproduction(chosen, scale, settings, outcome, None, device)
+        context = Context(None, data_dir, tell, device)
+        outcome = chosen.run(settings, context)
+        return Reproduction(chosen, scale, settings, outcome, None, device, context.data_folder)
     storage.require_reports()
     identity = {
         "experiment": name,
@@ -142,9 +152,21 @@ def reproduce(
         ranks = None if workers == 1 else helped(workers, "reproduce", _share, given)
         with Context(folder, data_dir, tell, device, ranks) as context:
             outcome = chosen.run(settings, context)
-        done = Reproduction(chosen, scale, settings, outcome, folder.path, device)
+        read = context.data_folder
+        done = Reproduction(chosen, scale, settings, outcome, folder.path, device, read)
         write_report(folder, done)
     return done
+
+
+def _require_device(device: str) -> None:
+    """Fail before a run folder is made where nothing could be computed."""
+    if not isinstance(device, str):
+        fail("reproduce", "device must be a string", repr(device), TypeError)
+    try:
+        torch.ones(1, device=device).item()
+    except Exception as error:  # torch answers with errors of half a dozen types
+        why = str(error).splitlines()[0].split(". ")[0]
+        fail("reproduce", f"device must be one that torch can use here ({why})", repr(device))
 
 
 def _share(

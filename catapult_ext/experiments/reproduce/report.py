@@ -39,6 +39,7 @@ def command(done: Reproduction) -> str:
     words = ["catapult-ext", "reproduce", done.experiment.name]
     words += [] if done.scale == "cpu" else ["--scale", done.scale]
     words += [] if done.device == "cpu" else ["--device", done.device]
+    words += [] if done.data_folder is None else ["--data-dir", str(done.data_folder)]
     usual = done.experiment.settings[done.scale]
     for field in dataclasses.fields(usual):
         value = getattr(done.settings, field.name)
@@ -64,6 +65,7 @@ def write_report(folder: RunFolder, done: Reproduction) -> None:
         folder.write_bytes(f"fig_{name}.png", pictures[name])
         folder.write_bytes(f"fig_{name}.svg", svg)
     times = folder.read_json("timing.json") or {}
+    data = folder.read_json("data.json")
     text = page(
         f"{experiment.name}: {experiment.title}",
         [f"{experiment.source}.", f"{outcome.verdict}.", *outcome.notes],
@@ -73,6 +75,7 @@ def write_report(folder: RunFolder, done: Reproduction) -> None:
         outcome.tables,
         {
             "Configuration": folder.config,
+            **({"Data": data} if data else {}),
             "Environment": folder.started_in,
             "Seconds": {
                 "elapsed, sum over the parts": times.get("total_seconds"),

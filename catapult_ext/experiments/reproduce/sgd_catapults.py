@@ -69,7 +69,7 @@ SETTINGS = {
 def run(settings: Settings, context: Context) -> Outcome:
     """SGD with the batch's own lambda at every step, GD with its residual taken apart; judge."""
     s = settings
-    digits = context.data("digits", train=s.train, test=0)
+    digits = context.data("digits", train=s.train, test=0, flatten=True)
     sign = torch.where(torch.arange(10) % 2 == 0, 1.0, -1.0).to(digits.y_train)
     y = (digits.y_train @ sign)[:, None]
     data = replace(digits, y_train=y, y_test=y[:0], classes=False)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from catapult_ext import losses
+from catapult_ext._validate import require
 from catapult_ext.data import Dataset
 from catapult_ext.experiments.curvature import top_sharpness
 from catapult_ext.experiments.reproduce.context import Context
@@ -27,6 +28,7 @@ from catapult_ext.experiments.reproduce.outcome import (
     standard_error,
     with_error,
 )
+from catapult_ext.experiments.reproduce.settings import setting
 from catapult_ext.models import build
 from catapult_ext.probes import accuracy, divergence_cut
 
@@ -59,13 +61,15 @@ class Settings:
 
     data: str = "digits"
     train: int = 512
-    test: int | None = None
+    test: int | None = setting(None, least=0)
     batch: int = 128
     width: int = 128
     depth: int = 3
-    warmups: tuple[int, ...] = (1, 16, 64, 256)
-    exponents: tuple[float, ...] = (1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0, 9.0)
-    shown: float = 3.0
+    warmups: tuple[int, ...] = setting((1, 16, 64, 256), ascending=True)
+    exponents: tuple[float, ...] = setting(
+        tuple(float(x) for x in range(1, 10)), above=-64, below=64, ascending=True
+    )
+    shown: float = setting(3.0, above=-64, below=64)
     seeds: int = 2
     steps: int = 100
     probes: int = 3
@@ -88,8 +92,7 @@ SETTINGS = {
 def run(settings: Settings, context: Context) -> Outcome:
     """Every warm-up at every target rate, eta_c by forward passes, and the claims."""
     s = settings
-    shape = {} if s.data == "digits" else {"flatten": True}
-    data = context.data(s.data, train=s.train, test=s.test, **shape)
+    data = context.data(s.data, train=s.train, test=s.test, flatten=True)
 
     def scan(seed: int, warm: int) -> dict[str, Any]:
         return {"runs": _scan(s, data, seed, warm)}
@@ -124,6 +127,7 @@ def _first(s: Settings, data: Dataset, seed: int) -> tuple[nn.Module, float, Ten
         parameterisation="standard", seed=seed,
     ).to(data.x_train)  # fmt: skip
     top, vector = _sharpness(s, model, data, None)
+    require(top > 0, "reproduce", "the initial sharpness must be > 0 (dead units?)", top)
     return model, top, vector
 
 
@@ -180,7 +184,7 @@ def _train(
             seen.append(top)
     with torch.no_grad():
         last = loss(model(data.x_train), data.y_train).item()
-        right = accuracy(model(data.x_test), data.y_test) if len(data.x_test) else None
+        right = accuracy(model(data.x_test), data.y_test) if data.classes else None
     lost = not last <= start
     return {"diverged": lost, "peak": None if lost else peak, "accuracy": right} | {
         "at": at,
@@ -213,6 +217,8 @@ def _search(s: Settings, data: Dataset, seed: int) -> dict[str, Any]:
     low = high / 2
     while not reached < (1 + s.delta) * start:
         middle = (low + high) / 2
+        if not low < middle < high:  # the loss jumps by more than delta between neighbours
+            break
         height = after(middle)
         if height > start:
             high, reached = middle, height

@@ -24,6 +24,7 @@ from catapult_ext.experiments.reproduce.outcome import (
     show,
     slope,
 )
+from catapult_ext.experiments.reproduce.settings import setting
 from catapult_ext.experiments.training import Projection
 from catapult_ext.linops import NTK
 from catapult_ext.models import build
@@ -48,15 +49,18 @@ class Settings:
     """
 
     train: int = 128
-    widths: tuple[int, ...] = (256, 512, 1024, 2048)
+    widths: tuple[int, ...] = setting((256, 512, 1024, 2048), ascending=True)
     depth: int = 3
-    c: tuple[float, ...] = (
-        *(2.02, 2.05, 2.08, 2.11, 2.14, 2.17, 2.2, 2.25, 2.3, 2.35, 2.4, 2.5, 2.6, 2.7, 2.85),
-        *(3.0, 3.25, 3.5, 4.0, 5.0, 6.0),
+    c: tuple[float, ...] = setting(
+        (
+            *(2.02, 2.05, 2.08, 2.11, 2.14, 2.17, 2.2, 2.25, 2.3, 2.35, 2.4, 2.5, 2.6, 2.7, 2.85),
+            *(3.0, 3.25, 3.5, 4.0, 5.0, 6.0),
+        ),
+        ascending=True,
     )
     seeds: int = 5
     steps: int = 20
-    hessian_seeds: int = 3
+    hessian_seeds: int = setting(3, least=0)
 
 
 SETTINGS = {
@@ -69,7 +73,7 @@ SETTINGS = {
 def run(settings: Settings, context: Context) -> Outcome:
     """Find c_proj and c_loss for every width and seed, the gap to the Hessian, and judge."""
     s = settings
-    data = context.data("digits", train=s.train, test=0)
+    data = context.data("digits", train=s.train, test=0, flatten=True)
     recipe = Recipe(steps=s.steps, top=data.outputs, probes=False)
     jobs = {
         f"w{width}_s{seed}": functools.partial(_cell, s, data, width, seed, recipe)

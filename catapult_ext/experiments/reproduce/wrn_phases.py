@@ -9,6 +9,7 @@ from catapult_ext.experiments.descent import Recipe, Start, start
 from catapult_ext.experiments.reproduce import grid
 from catapult_ext.experiments.reproduce.context import Context
 from catapult_ext.experiments.reproduce.outcome import Claim, Outcome, Panel, Series
+from catapult_ext.experiments.reproduce.settings import setting
 from catapult_ext.models import build
 
 TITLE = "three phases of a Wide ResNet"
@@ -37,7 +38,7 @@ class Settings:
 
     data: str = "digits"
     train: int | None = 512
-    test: int | None = 500
+    test: int | None = setting(500, least=0)
     model: str = "wrn-10-1"
     norm: str = "batch"
     batch: int = 128
@@ -71,8 +72,7 @@ SETTINGS = {
 def run(settings: Settings, context: Context) -> Outcome:
     """Train the grid and judge the claims of the figure."""
     s = settings
-    shape: dict[str, Any] = {"flatten": False} if s.data == "digits" else {}
-    data = context.data(s.data, train=s.train, test=s.test, **shape)
+    data = context.data(s.data, train=s.train, test=s.test)
 
     def network(seed: int) -> Any:
         return build(s.model, data.x_train.shape[1:], data.outputs, norm=s.norm, seed=seed)
