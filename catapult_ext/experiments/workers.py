@@ -9,6 +9,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
+from multiprocessing import resource_tracker
 from typing import Any
 
 import torch
@@ -59,8 +60,9 @@ def helped(
     ]
     torch.set_num_threads(threads)
     try:
-        for helper in helpers:
-            helper.start()
+        with _interrupts_held():
+            for helper in helpers:
+                helper.start()
         with Ranks(store, 0, count, where) as ranks:
             yield ranks
     finally:
@@ -69,6 +71,20 @@ def helped(
             if helper.pid is not None:
                 helper.kill()
                 helper.join()
+
+
+@contextlib.contextmanager
+def _interrupts_held() -> Iterator[None]:
+    """Hold Ctrl-C back; processes started meanwhile never see it, not even while they import."""
+    if not hasattr(signal, "pthread_sigmask"):  # outside POSIX
+        yield
+        return
+    resource_tracker.ensure_running()  # its start would let interrupts through again
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _help(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import multiprocessing
 import os
 import random
 import signal
@@ -19,6 +20,7 @@ from torch import nn
 import catapult_ext as cx
 from catapult_ext.experiments import reproduce as rp
 from catapult_ext.experiments import workers
+from catapult_ext.experiments.ranks import Ranks
 from catapult_ext.experiments.reproduce import cnn_physical_time, grid, outcome, report
 from catapult_ext.experiments.reproduce import kalra_phase_diagram as kalra
 from catapult_ext.experiments.reproduce.page import page
@@ -161,6 +163,16 @@ def test_workers_share_the_parts_and_store_the_same_bits(tmp_path, monkeypatch):
             assert path.read_bytes() == other.read_bytes(), path.name
     times = json.loads((tmp_path / "shared" / "timing.json").read_text())
     assert len(times["seconds"]) == len(times["processor_seconds"]) == 8
+
+
+def test_an_interrupt_while_a_helper_starts_is_for_its_parent_alone():
+    with workers.helped(2, "reproduce", Ranks.tell, ("ready",)) as ranks:
+        (helper,) = multiprocessing.active_children()
+        os.kill(helper.pid, signal.SIGINT)  # it is importing torch
+        while ranks.told("ready") is None:
+            assert helper.is_alive()
+            ranks.pause()
+    assert not helper.is_alive()
 
 
 def test_a_helper_that_fails_is_named():
