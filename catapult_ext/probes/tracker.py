@@ -74,8 +74,7 @@ class CurvatureTracker:
 
     Attributes:
         probes: one dictionary a probe: ``step``, ``values`` and ``errors`` (k), ``index_check``,
-            ``products``, ``flags`` (``checked``; ``missed``: error above tol; ``diverged``: outputs
-            or products not finite, values NaN), ``eta``,
+            ``products``, ``flags`` (``checked``, ``missed`` tol, ``diverged``: NaN), ``eta``,
             ``eta_lambda``, ``weight_norm``, ``inactive``, ``top_shares`` of a squared loss,
             ``drift`` and ``drift_norm``.
         steps_seen: one dictionary a step where a loss was given: ``loss``, ``r``, ``lambda_r``
@@ -232,7 +231,6 @@ class CurvatureTracker:
             try:
                 row = self._measure(self._selected(data))
             except ValueError as error:
-                # training that diverges is no fault of the loop that is watched
                 if "must be finite" not in str(error):
                     raise
                 row = self._lost()

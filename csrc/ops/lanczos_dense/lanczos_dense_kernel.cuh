@@ -38,7 +38,9 @@ class DenseSolver {
     known_ = norm_ = 0.0;
     beyond_ = -HUGE_VAL;
     load_matrix();
-    if (sizeof(T) == 8) half_ = lanczos_half_scale<T>(size());
+    const T* const a = p_.a + replica_ * c_.n * c_.n;
+    if (sizeof(T) == 8)
+      half_ = lanczos_half_scale<T>(team_sum([&](int64_t j) { return column_size(a, c_.n, j); }));
     bool have_start = p_.v0 != nullptr;
     for (bool done = false; !done;) {
       LanczosRun run{};
@@ -106,30 +108,19 @@ class DenseSolver {
     a_ = copied_;
   }
 
-  // Sum of the absolute values of the lower triangle: the largest to a factor n^2.
-  CATAPULT_CALL __device__ double size() {
-    const T* const a = p_.a + replica_ * c_.n * c_.n;
-    return team_sum([&](int64_t j) {
-      double sum = 0.0;
-      for (int64_t i = j; i < c_.n; ++i) sum += fabs(static_cast<double>(a[i * c_.n + j]));
-      return sum;
-    });
-  }
-
   // w = A x on this block's columns.
   template <typename Acc>
   CATAPULT_CALL __device__ Acc* multiply(const T* x) {
     Acc* at = reinterpret_cast<Acc*>(vectors_);
     const ProductShared<Acc> s{at, at + c_.padded, at + 2 * c_.padded, at + 3 * c_.padded};
-    const Acc half = static_cast<Acc>(half_);
     team_.sync();  // x is complete
     for (int64_t i = threadIdx.x; i < c_.padded; i += blockDim.x)
-      s.x[i] = in_bounds(i < c_.n) ? static_cast<Acc>(x[i]) * half : Acc(0);
+      s.x[i] = in_bounds(i < c_.n) ? static_cast<Acc>(x[i]) * Acc(half_) : Acc(0);
     symmetric_product(a_, c_.n, c_.padded, team_, s);
     ++products_;
     Acc* const w = reinterpret_cast<Acc*>(memory_ + c_.w);
     if (team_.size == 1) {
-      for_columns([&](int64_t j) { w[j] = (s.columns[j] + s.rows[j]) * half; });
+      for_columns([&](int64_t j) { w[j] = (s.columns[j] + s.rows[j]) * Acc(half_); });
       return w;
     }
     Acc* const pieces = reinterpret_cast<Acc*>(memory_ + c_.pieces);
@@ -139,7 +130,7 @@ class DenseSolver {
     for_columns([&](int64_t j) {
       Acc sum = pieces[j];
       for (int b = 1; b < team_.size; ++b) sum += pieces[b * c_.n + j];
-      w[j] = sum * half;
+      w[j] = sum * Acc(half_);
     });
     return w;
   }
@@ -192,14 +183,12 @@ class DenseSolver {
       });
       const double squares = orthogonal_row(w, found_);
       given = 0.0;
-      finite_ = isfinite(squares);  // else a pair found before was not
-      if (!finite_) return;
+      if (!(finite_ = isfinite(squares))) return;  // a pair found before was not
       if (!(squares > 1e-12 * dots_.h[found_])) continue;
       scale_row(found_, 1.0 / sqrt(squares));
       break;
     }
-    m_ = 0;
-    exact_ = false;
+    m_ = 0, exact_ = false;
   }
 
   CATAPULT_CALL __device__ void step() {
