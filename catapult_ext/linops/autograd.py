@@ -92,13 +92,7 @@ class AutogradFrozen(Frozen):
         """
         known = self.snapshot.replayable
         if self.snapshot.coarse not in known:
-            generator = torch.Generator().manual_seed(0)
-
-            def random(size: int) -> Tensor:
-                values = torch.randn(size, 1, generator=generator, dtype=torch.float64)
-                return values.to(self.outputs)
-
-            u, t = random(self.rows), random(self.n_params)
+            u, t = self._random_pair(torch.Generator().manual_seed(0))
             try:
                 forward, backward = self._replayed(t), self.vjp(u)
             except torch.OutOfMemoryError:
@@ -111,6 +105,14 @@ class AutogradFrozen(Frozen):
         if not known[self.snapshot.coarse]:
             self._program = None
         return known[self.snapshot.coarse]
+
+    def _random_pair(self, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Vectors (N*O, 1) and (P, 1) to compare J and J' on."""
+        u, t = (
+            torch.randn(size, 1, generator=generator, dtype=torch.float64).to(self.outputs)
+            for size in (self.rows, self.n_params)
+        )
+        return u, t
 
     def _backward_of_backward(self, t: Tensor) -> Tensor:
         used, grads, dummy = self._backward_graph()
@@ -281,10 +283,7 @@ class LinearizeFrozen(AutogradFrozen):
         """Twice: traced programs may change their own constants (LSTM, torch 2.13)."""
         generator = torch.Generator().manual_seed(0)
         for _ in range(2):
-            u, t = (
-                torch.randn(n, 1, generator=generator, dtype=torch.float64).to(self.outputs)
-                for n in (self.rows, self.n_params)
-            )
+            u, t = self._random_pair(generator)
             good = _transposed(u, t, self._pushed(t), self.vjp(u), self.dtype)
             v.require(
                 good,

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from catapult_ext._validate import fail
 
 BATCH_STATS = ("coupled", "frozen", "running")
+_NORM = nn.modules.batchnorm._BatchNorm
 _KNOWN = (nn.BatchNorm2d.forward, nn.SyncBatchNorm.forward)
 
 
@@ -42,7 +43,7 @@ class CoupledBatchNorm(nn.Module):
 
 def has_batch_norm(model: nn.Module) -> bool:
     """Whether any layer of ``model`` is a batch normalisation."""
-    return any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in model.modules())
+    return any(isinstance(m, _NORM) for m in model.modules())
 
 
 @contextmanager
@@ -56,13 +57,13 @@ def batch_stats_held(
     other processes, still costs the copy.
     """
     modules = list(model.modules())
-    norms = [m for m in modules if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    norms = [m for m in modules if isinstance(m, _NORM)]
     if any(isinstance(m, nn.SyncBatchNorm) for m in norms) or policy not in BATCH_STATS:
         yield with_batch_stats(model, policy, x), None
         return
     modes = [m.training for m in modules]
     for module in modules:
-        module.training = policy != "running" and module in norms
+        module.training = policy != "running" and isinstance(module, _NORM)
     try:
         yield model, policy if norms and policy != "running" else None
     finally:
@@ -87,11 +88,7 @@ def with_batch_stats(model: nn.Module, policy: str, x: Tensor | None = None) -> 
     if policy not in BATCH_STATS:
         fail(where, f"policy must be one of {', '.join(BATCH_STATS)}", repr(policy))
     held = copy.deepcopy(model).eval()
-    layers = [
-        (name, m)
-        for name, m in held.named_modules()
-        if isinstance(m, nn.modules.batchnorm._BatchNorm)
-    ]
+    layers = [(name, m) for name, m in held.named_modules() if isinstance(m, _NORM)]
     if policy == "coupled":
         for name, layer in layers:
             if type(layer).forward not in _KNOWN:
