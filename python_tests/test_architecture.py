@@ -168,7 +168,7 @@ def test_kernels_are_launched_through_the_launcher_only():
 )
 def test_files_stay_readable(path):
     lines = len(path.read_text().splitlines())
-    assert lines <= 400, f"{path} has {lines} lines: is it one thing?"
+    assert lines <= 500, f"{path} has {lines} lines: is it one thing?"
 
 
 def test_version_stands_in_one_place():

@@ -166,7 +166,11 @@ def probe(
     The NTK and the GGN share one frozen model.  Raises what these raise.
     """
     ggn = GGN(model, loss, data)
-    operators = {"NTK": NTK.of(ggn.frozen), "GGN": ggn, "Hessian": Hessian(model, loss, data)}
+    operators = {
+        "NTK": NTK.of(ggn.linearization),
+        "GGN": ggn,
+        "Hessian": Hessian(model, loss, data),
+    }
     rows = []
     for name, operator in operators.items():
         found = eigsh(operator, min(k, operator.shape[0]), tol=tol, seed=seed)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from catapult_ext.linops.frozen import Frozen
+from catapult_ext.linops.engines.choose import Linearization
 from catapult_ext.linops.ggn import GGN
 from catapult_ext.losses import Loss, RankOneFactor
 
@@ -25,13 +25,13 @@ class EmpiricalFisher(GGN):
 
     name = "EmpiricalFisher"
 
-    def _set_up(self, frozen: Frozen, loss: Loss, y: Tensor) -> None:
-        self._use(frozen)
+    def _set_up(self, linearization: Linearization, loss: Loss, y: Tensor) -> None:
+        self._use(linearization)
         self.loss = loss
-        targets = loss.targets(frozen.outputs, y)
-        m = loss.normaliser(frozen.outputs, targets)
+        targets = loss.targets(linearization.outputs, y)
+        m = loss.normaliser(linearization.outputs, targets)
         with torch.inference_mode(False), torch.enable_grad():
-            f = frozen.outputs.clone().requires_grad_()
+            f = linearization.outputs.clone().requires_grad_()
             (slope,) = torch.autograd.grad(loss.value(f, targets), f)
         self.factor = RankOneFactor(slope * m**0.5)
-        self.shape = (frozen.n_params, frozen.n_params)
+        self.shape = (linearization.n_params, linearization.n_params)

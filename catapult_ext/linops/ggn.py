@@ -10,10 +10,10 @@ from torch import Tensor, nn
 
 from catapult_ext import _validate as v
 from catapult_ext._autocast import no_autocast
-from catapult_ext.linops.autograd import coarse
 from catapult_ext.linops.base import Dual
-from catapult_ext.linops.engine import ModelOperator
-from catapult_ext.linops.frozen import Frozen, Options, freeze
+from catapult_ext.linops.engines.autograd import coarse
+from catapult_ext.linops.engines.choose import Linearization, Options, freeze
+from catapult_ext.linops.model_operator import ModelOperator
 from catapult_ext.losses import Loss, OutputFactor, resolve
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ class GGN(ModelOperator):
         model: any module with outputs (N, O) or (N,).
         loss: see :func:`catapult_ext.losses.resolve`.
         data: ``(x, y)``, the full batch.
-        **options: see :class:`~catapult_ext.linops.frozen.Options`.
+        **options: see :class:`~catapult_ext.linops.engines.choose.Options`.
 
     Raises:
         ValueError: targets that do not fit, negative weights.
@@ -59,35 +59,39 @@ class GGN(ModelOperator):
         self._set_up(freeze(model, x, where=self.name, **options), known, y)
 
     @classmethod
-    def of(cls, frozen: Frozen, loss: object, y: Tensor) -> GGN:
+    def of(cls, linearization: Linearization, loss: object, y: Tensor) -> GGN:
         """The Gauss-Newton matrix of an already frozen model: shares its forward pass."""
         self = cls.__new__(cls)
-        self._set_up(frozen, resolve(loss), y)
+        self._set_up(linearization, resolve(loss), y)
         return self
 
-    def _set_up(self, frozen: Frozen, loss: Loss, y: Tensor) -> None:
-        self._use(frozen)
+    def _set_up(self, linearization: Linearization, loss: Loss, y: Tensor) -> None:
+        self._use(linearization)
         self.loss = loss
-        f = frozen.outputs
-        if not loss.convex and frozen.snapshot.vector_outputs:
+        f = linearization.outputs
+        if not loss.convex and linearization.snapshot.vector_outputs:
             f = f.squeeze(1)  # a callable gets the outputs as the model returns them
         self.factor = loss.output_hessian(f, loss.targets(f, y))
-        self.shape = (frozen.n_params, frozen.n_params)
+        self.shape = (linearization.n_params, linearization.n_params)
 
     def _matmat(self, vectors: Tensor) -> Tensor:
-        return self.frozen.vjp(_rows(self.frozen, self.frozen.jvp(vectors), self.factor.hessian))
+        return self.linearization.vjp(
+            _rows(self.linearization, self.linearization.jvp(vectors), self.factor.hessian)
+        )
 
     def dual(self) -> Dual | None:
         """S' Theta S, (N*O, N*O), where that is the smaller space."""
-        if self.frozen.rows >= self.frozen.n_params or not isinstance(self.factor, OutputFactor):
+        if self.linearization.rows >= self.linearization.n_params or not isinstance(
+            self.factor, OutputFactor
+        ):
             return None
-        dual = DualGGN(self.frozen, self.factor)
+        dual = DualGGN(self.linearization, self.factor)
         return Dual(dual, dual.lift, dual.restrict)
 
     def coarse(self) -> GGN:
         """The same operator with products in bfloat16 (autocast), good to about 1 % of its norm."""
         out = copy.copy(self)
-        out.frozen = coarse(self.frozen)
+        out.linearization = coarse(self.linearization)
         return out
 
 
@@ -96,28 +100,28 @@ class DualGGN(ModelOperator):
 
     name = "DualGGN"
 
-    def __init__(self, frozen: Frozen, factor: OutputFactor) -> None:
-        self._use(frozen)
+    def __init__(self, linearization: Linearization, factor: OutputFactor) -> None:
+        self._use(linearization)
         self.factor = factor
-        self.shape = (frozen.rows, frozen.rows)
+        self.shape = (linearization.rows, linearization.rows)
 
     def _matmat(self, vectors: Tensor) -> Tensor:
-        inner = self.frozen.ntk(_rows(self.frozen, vectors, self.factor.apply))
-        return _rows(self.frozen, inner, self.factor.apply_t)
+        inner = self.linearization.ntk(_rows(self.linearization, vectors, self.factor.apply))
+        return _rows(self.linearization, inner, self.factor.apply_t)
 
     def coarse(self) -> DualGGN:
         """The same operator with products in bfloat16 (autocast), good to about 1 % of its norm."""
-        return DualGGN(coarse(self.frozen), self.factor)
+        return DualGGN(coarse(self.linearization), self.factor)
 
     def lift(self, vectors: Tensor) -> Tensor:
         """J' S u: (N*O, K) to (P, K)."""
-        return self.frozen.vjp(_rows(self.frozen, vectors, self.factor.apply))
+        return self.linearization.vjp(_rows(self.linearization, vectors, self.factor.apply))
 
     def restrict(self, vectors: Tensor) -> Tensor:
         """S' J t: (P, K) to (N*O, K)."""
-        return _rows(self.frozen, self.frozen.jvp(vectors), self.factor.apply_t)
+        return _rows(self.linearization, self.linearization.jvp(vectors), self.factor.apply_t)
 
 
-def _rows(frozen: Frozen, u: Tensor, product: Any) -> Tensor:
-    shaped = u.reshape(frozen.n_samples, frozen.n_outputs, -1)
-    return product(shaped).reshape(frozen.rows, -1)
+def _rows(linearization: Linearization, u: Tensor, product: Any) -> Tensor:
+    shaped = u.reshape(linearization.n_samples, linearization.n_outputs, -1)
+    return product(shaped).reshape(linearization.rows, -1)

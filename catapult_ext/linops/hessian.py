@@ -10,16 +10,23 @@ from torch import Tensor, nn
 
 from catapult_ext import _validate as v
 from catapult_ext._autocast import no_autocast
-from catapult_ext.linops.autograd import AutogradFrozen
 from catapult_ext.linops.base import LinearOperator
-from catapult_ext.linops.chunks import ChunkedFrozen
-from catapult_ext.linops.frozen import GRAPHS, Options, planned, planner_of, snapshot, traced
+from catapult_ext.linops.engines.autograd import AutogradLinearization
+from catapult_ext.linops.engines.autograd_hessian import MODES, ForwardHVP, ReverseHVP, StreamedHVP
+from catapult_ext.linops.engines.by_samples import LinearizationBySamples
+from catapult_ext.linops.engines.choose import (
+    GRAPHS,
+    Options,
+    planned,
+    planner_of,
+    take_snapshot,
+    traced,
+)
+from catapult_ext.linops.engines.dense_chain_hessian import DenseChainHVP
+from catapult_ext.linops.engines.plan import Plan, Planner
 from catapult_ext.linops.ggn import unpack
-from catapult_ext.linops.hvp import MODES, ForwardHVP, ReverseHVP, StreamedHVP
-from catapult_ext.linops.layers_hessian import LayersHVP
-from catapult_ext.linops.meter import Meter, OverBudget
-from catapult_ext.linops.plan import Plan, Planner
-from catapult_ext.linops.snapshot import Snapshot
+from catapult_ext.linops.model.memory_meter import Meter, OverBudget
+from catapult_ext.linops.model.snapshot import Snapshot
 from catapult_ext.losses import Loss, resolve
 
 if TYPE_CHECKING:
@@ -41,7 +48,7 @@ class Hessian(LinearOperator):
         data: ``(x, y)``, the full batch.
         hvp: ``"reverse"``, ``"forward"`` or None: layers where the model is such a chain, else
             reverse.
-        **options: see :class:`~catapult_ext.linops.frozen.Options`.
+        **options: see :class:`~catapult_ext.linops.engines.choose.Options`.
 
     Raises:
         ValueError: targets that do not fit, a non-finite loss.
@@ -69,21 +76,21 @@ class Hessian(LinearOperator):
         clash = engine == "layers" and hvp is not None
         v.require(not clash, self.name, "hvp must be None with engine='layers'", repr(hvp))
         self._hvp, self._options = hvp, options
-        self._set_up(snapshot(model, x, self.name, options), resolve(loss), y)
+        self._set_up(take_snapshot(model, x, self.name, options), resolve(loss), y)
 
     def coarse(self) -> Hessian:
         """The same operator with products in bfloat16 (autocast), good to about 1 % of its norm."""
-        held = copy.copy(self.snapshot)
-        held.coarse = True
+        snapshot = copy.copy(self.snapshot)
+        snapshot.coarse = True
         out = Hessian.__new__(Hessian)
         out._hvp, out._options = self._hvp, {**self._options, "check": False}
-        out._set_up(held, self.loss, self._targets)
+        out._set_up(snapshot, self.loss, self._targets)
         return out
 
-    def _set_up(self, held: Snapshot, loss: Loss, y: Any) -> None:
-        self.snapshot, self.loss, self._targets = held, loss, y
-        self.shape = (held.n_params, held.n_params)
-        self.dtype, self.device = held.dtype, held.device
+    def _set_up(self, snapshot: Snapshot, loss: Loss, y: Any) -> None:
+        self.snapshot, self.loss, self._targets = snapshot, loss, y
+        self.shape = (snapshot.n_params, snapshot.n_params)
+        self.dtype, self.device = snapshot.dtype, snapshot.device
         self._plan: Plan | None = None
         planner = self._planner()
         if planned(self._options):
@@ -92,7 +99,7 @@ class Hessian(LinearOperator):
         else:
             self._guarded(planner)
         self.engine, self.columns = "autograd", 1 if self._plan is None else self._plan.columns
-        if isinstance(self._products, LayersHVP):
+        if isinstance(self._products, DenseChainHVP):
             self.engine, self.columns = "layers", self._products.columns
         self.value = self._products.value.detach()
 
@@ -107,34 +114,34 @@ class Hessian(LinearOperator):
         return self._plan or self._planner(self.snapshot.n_samples).plan()
 
     def _planner(self, samples: int | None = None) -> Planner:
-        def build(part: Snapshot) -> tuple[AutogradFrozen, Callable[[], object]]:
-            frozen = _graph(part)
-            t = frozen.outputs.new_ones(frozen.n_params, 1)
-            return frozen, lambda: frozen.second(frozen.outputs, t)
+        def build(part: Snapshot) -> tuple[AutogradLinearization, Callable[[], object]]:
+            linearization = _graph(part)
+            t = linearization.outputs.new_ones(linearization.n_params, 1)
+            return linearization, lambda: linearization.second(linearization.outputs, t)
 
         return planner_of(self.snapshot, self._options, build, samples)
 
-    def _built(self, plan: Plan | None) -> ReverseHVP | ForwardHVP | StreamedHVP | LayersHVP:
-        held, check = self.snapshot, self._options.get("check", True)
+    def _built(self, plan: Plan | None) -> ReverseHVP | ForwardHVP | StreamedHVP | DenseChainHVP:
+        snapshot, check = self.snapshot, self._options.get("check", True)
         engine = self._options.get("engine")
         if plan is not None and plan.samples < plan.n_samples:
             for given, name in ((self._hvp, "hvp"), (engine == "layers" or None, "engine")):
                 needs = f"{name} must be None where samples go in chunks"
                 v.require(given is None, self.name, needs, engine if name == "engine" else given)
-            frozen = ChunkedFrozen(held, plan.samples, _graph, check)
-            return StreamedHVP(frozen, self.loss, self._targets)
+            linearization = LinearizationBySamples(snapshot, plan.samples, _graph, check)
+            return StreamedHVP(linearization, self.loss, self._targets)
         # a plan has measured the graph's products
         direct = engine == "layers" or (engine is None and plan is None)
-        if direct and self._hvp is None and not held.coarse:
-            outputs, chain, _ = traced(held, engine)
+        if direct and self._hvp is None and not snapshot.coarse:
+            outputs, chain, _ = traced(snapshot, engine)
             if chain is not None:
-                return LayersHVP(held, self.loss, self._targets, outputs, chain)
+                return DenseChainHVP(snapshot, self.loss, self._targets, outputs, chain)
         else:
-            outputs = held.forward()
+            outputs = snapshot.forward()
         if check:
-            held.check_repeats(outputs)
+            snapshot.check_repeats(outputs)
         kind = ForwardHVP if self._hvp == "forward" else ReverseHVP
-        return kind(held, self.loss, self._targets, outputs)
+        return kind(snapshot, self.loss, self._targets, outputs)
 
     def _guarded(self, planner: Planner) -> None:
         """Without a plan where all is small: the forward pass stops when it passes the budget."""
@@ -153,6 +160,6 @@ class Hessian(LinearOperator):
         return self._products.product(vectors)
 
 
-def _graph(held: Snapshot) -> AutogradFrozen:
+def _graph(snapshot: Snapshot) -> AutogradLinearization:
     """A frozen model for second derivatives, which need no tangent program."""
-    return AutogradFrozen(held, held.forward())
+    return AutogradLinearization(snapshot, snapshot.forward())

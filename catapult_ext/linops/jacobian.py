@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 from torch import Tensor, nn
 
 from catapult_ext._autocast import no_autocast
-from catapult_ext.linops.engine import ModelOperator
-from catapult_ext.linops.frozen import Frozen, Options, freeze
-from catapult_ext.linops.snapshot import Inputs
+from catapult_ext.linops.engines.choose import Linearization, Options, freeze
+from catapult_ext.linops.model.snapshot import Inputs
+from catapult_ext.linops.model_operator import ModelOperator
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -23,10 +23,10 @@ class Jacobian(ModelOperator):
     Args:
         model: any module with outputs (N, O), or (N,) which counts as O = 1.
         x: inputs: a tensor, a tuple (positional arguments) or a mapping (keyword arguments).
-        **options: see :class:`~catapult_ext.linops.frozen.Options`.
+        **options: see :class:`~catapult_ext.linops.engines.choose.Options`.
 
     Raises:
-        TypeError, ValueError: see :class:`~catapult_ext.linops.snapshot.Snapshot`.
+        TypeError, ValueError: see :class:`~catapult_ext.linops.model.snapshot.Snapshot`.
     """
 
     name = "Jacobian"
@@ -37,23 +37,23 @@ class Jacobian(ModelOperator):
         self._set_up(freeze(model, x, where=self.name, **options))
 
     @classmethod
-    def of(cls, frozen: Frozen) -> Jacobian:
+    def of(cls, linearization: Linearization) -> Jacobian:
         """The Jacobian of an already frozen model: shares its forward pass."""
         self = cls.__new__(cls)
-        self._set_up(frozen)
+        self._set_up(linearization)
         return self
 
-    def _set_up(self, frozen: Frozen) -> None:
-        self._use(frozen)
-        self.shape = (frozen.rows, frozen.n_params)
+    def _set_up(self, linearization: Linearization) -> None:
+        self._use(linearization)
+        self.shape = (linearization.rows, linearization.n_params)
 
     def _matmat(self, vectors: Tensor) -> Tensor:
-        return self.frozen.jvp(vectors)
+        return self.linearization.jvp(vectors)
 
     def _rmatmat(self, vectors: Tensor) -> Tensor:
-        return self.frozen.vjp(vectors)
+        return self.linearization.vjp(vectors)
 
     @no_autocast()
     def dense(self) -> Tensor:
         """J (N*O, P), row by row: one backward pass per row."""
-        return self.frozen.jacobian()
+        return self.linearization.jacobian()

@@ -10,12 +10,12 @@ from torch import Tensor, nn
 
 from catapult_ext import _validate as v
 from catapult_ext._autocast import no_autocast
-from catapult_ext.linops.autograd import coarse
-from catapult_ext.linops.dense import gram
-from catapult_ext.linops.engine import ModelOperator
-from catapult_ext.linops.frozen import Frozen, Options, freeze
-from catapult_ext.linops.snapshot import Inputs
-from catapult_ext.linops.tiles import Progress, Tiles
+from catapult_ext.linops.engines.autograd import coarse
+from catapult_ext.linops.engines.choose import Linearization, Options, freeze
+from catapult_ext.linops.explicit.tiles import Progress, Tiles
+from catapult_ext.linops.model.snapshot import Inputs
+from catapult_ext.linops.model_operator import ModelOperator
+from catapult_ext.linops.tracing.parameter_kernel import gram
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -32,10 +32,10 @@ class NTK(ModelOperator):
         x: inputs: a tensor, a tuple (positional arguments) or a mapping (keyword arguments).
         x2: inputs of the columns of a cross kernel.
         **options: engine, params, forward, batch_stats, ...: see
-            :class:`~catapult_ext.linops.frozen.Options`.
+            :class:`~catapult_ext.linops.engines.choose.Options`.
 
     Raises:
-        TypeError, ValueError: see :class:`~catapult_ext.linops.snapshot.Snapshot`.
+        TypeError, ValueError: see :class:`~catapult_ext.linops.model.snapshot.Snapshot`.
     """
 
     name = "NTK"
@@ -44,43 +44,43 @@ class NTK(ModelOperator):
     def __init__(
         self, model: nn.Module, x: Inputs, x2: Inputs | None = None, **options: Unpack[Options]
     ) -> None:
-        self.frozen = freeze(model, x, where=self.name, **options)
+        self.linearization = freeze(model, x, where=self.name, **options)
         other = None if x2 is None else freeze(model, x2, where=self.name, **options)
-        self._set_up(self.frozen, other)
+        self._set_up(self.linearization, other)
 
     @classmethod
-    def of(cls, frozen: Frozen) -> NTK:
+    def of(cls, linearization: Linearization) -> NTK:
         """The kernel of an already frozen model."""
         self = cls.__new__(cls)
-        self._set_up(frozen, None)
+        self._set_up(linearization, None)
         return self
 
-    def _set_up(self, frozen: Frozen, other: Frozen | None) -> None:
-        self._use(frozen)
-        self.frozen2 = frozen if other is None else other
+    def _set_up(self, linearization: Linearization, other: Linearization | None) -> None:
+        self._use(linearization)
+        self.frozen2 = linearization if other is None else other
         self.symmetric = other is None
         if other is not None:
             v.require(
-                other.n_outputs == frozen.n_outputs,
+                other.n_outputs == linearization.n_outputs,
                 self.name,
-                f"x2 must give {frozen.n_outputs} outputs",
+                f"x2 must give {linearization.n_outputs} outputs",
                 other.n_outputs,
             )
-        self.shape = (self.frozen.rows, self.frozen2.rows)
-        self.n_outputs = frozen.n_outputs
+        self.shape = (self.linearization.rows, self.frozen2.rows)
+        self.n_outputs = linearization.n_outputs
 
     def _matmat(self, vectors: Tensor) -> Tensor:
         if self.symmetric:
-            return self.frozen.ntk(vectors)
-        return self.frozen.jvp(self.frozen2.vjp(vectors))
+            return self.linearization.ntk(vectors)
+        return self.linearization.jvp(self.frozen2.vjp(vectors))
 
     def _rmatmat(self, vectors: Tensor) -> Tensor:
-        return self.frozen2.jvp(self.frozen.vjp(vectors))
+        return self.frozen2.jvp(self.linearization.vjp(vectors))
 
     def coarse(self) -> NTK:
         """The same kernel with products in bfloat16 (autocast), good to about 1 % of its norm."""
         v.require(self.symmetric, f"{self.name}.coarse", "needs a symmetric kernel", "x2")
-        return NTK.of(coarse(self.frozen))
+        return NTK.of(coarse(self.linearization))
 
     @no_autocast()
     def dense(
@@ -130,13 +130,13 @@ class NTK(ModelOperator):
 
     def _whole(self, outputs: str) -> Tensor | None:
         """The flat kernel, all samples at once; None where those do not fit and parts may."""
-        known = self.frozen.kernel(None if self.symmetric else self.frozen2, outputs)
-        held = sum(set(self.shape)) * self.frozen.n_params * self.dtype.itemsize
-        if known is not None or held > self.frozen.workspace:
+        known = self.linearization.kernel(None if self.symmetric else self.frozen2, outputs)
+        size = sum(set(self.shape)) * self.linearization.n_params * self.dtype.itemsize
+        if known is not None or size > self.linearization.workspace:
             return known
-        if self.frozen.part(slice(0, 1)) is not None:
+        if self.linearization.part(slice(0, 1)) is not None:
             return None
-        rows = self.frozen.jacobian()
+        rows = self.linearization.jacobian()
         flat = gram(rows) if self.symmetric else rows @ self.frozen2.jacobian().T
         if outputs == "all":
             return flat
@@ -147,5 +147,5 @@ class NTK(ModelOperator):
     def diagonal(self) -> Tensor:
         """|df_no/dtheta|^2, (N*O,), one backward pass per entry."""
         v.require(self.symmetric, f"{self.name}.diagonal", "needs a symmetric kernel", "x2")
-        known = Tiles(self, "flat", "diagonal").diagonal() if self.frozen.streamed else None
-        return self.frozen.diagonal() if known is None else known
+        known = Tiles(self, "flat", "diagonal").diagonal() if self.linearization.streamed else None
+        return self.linearization.diagonal() if known is None else known

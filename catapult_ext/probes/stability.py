@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from catapult_ext import _validate as v
-from catapult_ext.linops.precondition import inverse_preconditioner
+from catapult_ext.linops.preconditioned import inverse_preconditioner
 
 _WHERE = "learning_rate_window"
 

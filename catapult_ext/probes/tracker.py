@@ -83,7 +83,8 @@ class CurvatureTracker:
 
     Raises:
         ValueError: bad options; ``step`` without the batch it needs.
-        TypeError: data that is no pair; see also :class:`~catapult_ext.linops.snapshot.Snapshot`.
+        TypeError: data that is no pair; see also
+            :class:`~catapult_ext.linops.model.snapshot.Snapshot`.
 
     Cost:
         Freezing the model (about 3 forward passes) and, for slow drift, k + guards + 1 products of
@@ -339,13 +340,13 @@ class CurvatureTracker:
     ) -> list[float] | None:
         if isinstance(operator, Hessian) or not isinstance(self.loss, SquaredLoss):
             return None
-        f = operator.frozen.outputs
+        f = operator.linearization.outputs
         targets = self.loss.targets(f, y)
         residual = (f - targets).reshape(-1, 1)
         if isinstance(followed, (NTK, DualGGN)):  # the same space for a squared loss
             parts = found.eigenvectors.double().T @ residual.double()
             return (parts.square() / residual.double().square().sum())[:, 0].tolist()
-        gradient = operator.frozen.vjp(residual / self.loss.normaliser(f, y))[:, 0]
+        gradient = operator.linearization.vjp(residual / self.loss.normaliser(f, y))[:, 0]
         value = self.loss.value(f, targets).item()
         return free.top_shares(found.eigenvectors, found.eigenvalues, gradient, value)
 

@@ -14,7 +14,7 @@ from torch import nn
 
 import catapult_ext as cx
 from catapult_ext.linops import KernelFileError
-from catapult_ext.linops.tiles import Tiles
+from catapult_ext.linops.explicit.tiles import Tiles
 
 spec = importlib.util.spec_from_file_location("zoo", Path(__file__).with_name("zoo.py"))
 zoo = importlib.util.module_from_spec(spec)
@@ -297,7 +297,7 @@ def test_traces_of_chains_some_outputs_at_a_time(cross):
     model, x = build()
     kernel = cx.NTK(model, x, x[:2]) if cross else cx.NTK(model, x)
     exact = kernel.dense(outputs="trace")
-    kernel.frozen.workspace = 1
+    kernel.linearization.workspace = 1
     close(kernel.dense(outputs="trace"), exact)
 
 
@@ -306,7 +306,7 @@ def test_diagonals_of_chunks_by_backward_passes_per_output(monkeypatch):
     model, x = zoo.build("conv")
     exact = cx.NTK(model, x).dense().diagonal()
     kernel = cx.NTK(model, x.repeat(6, 1, 1, 1), samples_at_once=2)
-    kernel.frozen.workspace = 0
+    kernel.linearization.workspace = 0
     calls, grad = [], torch.autograd.grad
     monkeypatch.setattr(torch.autograd, "grad", lambda *a, **k: calls.append(0) or grad(*a, **k))
     close(kernel.diagonal(), exact.repeat(6))

@@ -63,7 +63,7 @@ def test_engine_chosen(name):
 def test_jacobian_products(name, engine):
     model, x = zoo.build(name)
     j = zoo.jacobian(model, x)
-    frozen = cx.NTK(model, x, engine=engine).frozen
+    frozen = cx.NTK(model, x, engine=engine).linearization
     u, t = random(len(j), 3), random(j.shape[1], 3)
     close(frozen.vjp(u), j.T @ u)
     close(frozen.jvp(t), j @ t)
@@ -316,7 +316,7 @@ def test_works_without_grad_mode(name, guard):
         close(kernel.dense(), exact)
         close(kernel @ v, exact @ v)
         cx.GGN(model, "half_mse", (x, torch.zeros(len(x), kernel.n_outputs).double())) @ (
-            torch.ones(kernel.frozen.n_params, dtype=torch.float64)
+            torch.ones(kernel.linearization.n_params, dtype=torch.float64)
         )
 
 
@@ -336,7 +336,7 @@ def test_a_net_that_only_its_forward_pass_shows_to_be_no_chain():
     model, x = Residual(), torch.randn(6, 5, dtype=torch.float64)
     kernel = cx.NTK(model, x)
     assert kernel.engine == "autograd"
-    assert kernel.frozen._program is not None
+    assert kernel.linearization._program is not None
     j = zoo.jacobian(model, x)
     close(kernel.dense(), j @ j.T)
 

@@ -64,7 +64,7 @@ def test_a_deleted_operator_frees_its_memory_at_once():
     y = torch.zeros(4, 3).double()
     for a in operators(model, x, y):
         a @ torch.ones(a.shape[1], dtype=torch.float64)
-        held = a.snapshot if a.name == "Hessian" else a.frozen.snapshot
+        held = a.snapshot if a.name == "Hessian" else a.linearization.snapshot
         leaves = [weakref.ref(p) for p in held.params.values()]
         gc.disable()  # no cycle that waits for the collector
         del a, held

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 import catapult_ext as cx
-from catapult_ext.linops.plan import parse_budget
+from catapult_ext.linops.engines.plan import parse_budget
 
 spec = importlib.util.spec_from_file_location("zoo", Path(__file__).with_name("zoo.py"))
 zoo = importlib.util.module_from_spec(spec)
@@ -168,7 +168,7 @@ def test_without_a_budget_the_free_memory_counts(operator, monkeypatch):
     x, y = torch.randn(500, 30), torch.zeros(500, 2)
     data = (x,) if operator == "NTK" else ("half_mse", (x, y))
     whole = getattr(cx, operator)(model, *data)
-    monkeypatch.setattr("catapult_ext.linops.plan.free_bytes", lambda device: 50 << 20)
+    monkeypatch.setattr("catapult_ext.linops.engines.plan.free_bytes", lambda device: 50 << 20)
     chunks = getattr(cx, operator)(model, *data)
     assert chunks.plan.samples < 500
     v = torch.randn(whole.shape[0], generator=torch.Generator().manual_seed(0))

@@ -41,17 +41,17 @@ def test_parameters_by_pattern_or_list(name, engine):
     j = zoo.jacobian(model, x)
     model.requires_grad_(True)
     kernel = cx.NTK(model, x, engine=engine, params=chosen)
-    assert kernel.frozen.snapshot.names == tuple(chosen)
+    assert kernel.linearization.snapshot.names == tuple(chosen)
     close(kernel.dense(), j @ j.T)
     close(kernel @ torch.ones(len(j), 2).double(), j @ (j.T @ torch.ones(len(j), 2).double()))
-    y = torch.zeros(kernel.frozen.outputs.shape).double()
+    y = torch.zeros(kernel.linearization.outputs.shape).double()
     assert cx.GGN(model, "half_mse", (x, y), params=chosen).shape == (j.shape[1],) * 2
     assert cx.Hessian(model, "half_mse", (x, y), params=chosen[0]).shape[0] < j.shape[1]
 
 
 def test_patterns():
     model, x = zoo.build("ntk_chain")
-    assert cx.NTK(model, x, params="*weight").frozen.n_params == 6 * 8 + 8 * 7 + 7 * 2
+    assert cx.NTK(model, x, params="*weight").linearization.n_params == 6 * 8 + 8 * 7 + 7 * 2
     with pytest.raises(ValueError, match=r"params must be names or patterns.*'last'"):
         cx.NTK(model, x, params=["*weight", "last"])
     with pytest.raises(TypeError, match=r"options are engine.*batchstats"):
@@ -86,7 +86,7 @@ def test_half_precision_models_accumulate_in_float32(name, dtype):
     kernel = cx.NTK(model, x)
     assert kernel.dtype == torch.float32
     close(kernel.dense().double(), j @ j.T, 1e-5)
-    hessian = cx.Hessian(model, "half_mse", (x, kernel.frozen.outputs + 1))
+    hessian = cx.Hessian(model, "half_mse", (x, kernel.linearization.outputs + 1))
     assert (hessian @ torch.ones(j.shape[1])).dtype == torch.float32
 
 
@@ -259,7 +259,7 @@ def test_hessian_of_weight_norm(wrap):
         unit[i] = step
         slope = (gradient(theta + unit) - gradient(theta - unit)) / (2 * step)
         assert (hessian[:, i] - slope).abs().max() <= 1e-7
-    assert torch._weight_norm.__module__ != "catapult_ext.linops.policy"  # put back
+    assert torch._weight_norm.__module__ != "catapult_ext.linops.model.policy"  # put back
 
 
 def test_an_output_hook_leaves_the_modes_of_modules_alone():

@@ -8,9 +8,9 @@ import torch
 from torch import nn
 
 import catapult_ext as cx
-from catapult_ext.linops import dense
-from catapult_ext.linops.frozen import snapshot
-from catapult_ext.linops.structured import Structured
+from catapult_ext.linops.engines.choose import take_snapshot
+from catapult_ext.linops.tracing import parameter_kernel
+from catapult_ext.linops.tracing.parameter_uses import Structured
 
 spec = importlib.util.spec_from_file_location("zoo", Path(__file__).with_name("zoo.py"))
 zoo = importlib.util.module_from_spec(spec)
@@ -30,7 +30,7 @@ def close(got, exact, tolerance=1e-12):
 
 
 def uses(model, x, **options):
-    return Structured(snapshot(model, x, "NTK", options))
+    return Structured(take_snapshot(model, x, "NTK", options))
 
 
 @pytest.mark.parametrize("workspace", [1 << 29, 1 << 17])
@@ -49,11 +49,11 @@ def test_zoo(name, workspace):
         "all": kernel,
         "trace": kernel.view(n, o, n, o).diagonal(dim1=1, dim2=3).sum(-1),
     }
-    answers = [(dense.diagonal(found, workspace), kernel.diagonal())]
-    answers += [(dense.jacobian(found, workspace), rows)]
+    answers = [(parameter_kernel.diagonal(found, workspace), kernel.diagonal())]
+    answers += [(parameter_kernel.jacobian(found, workspace), rows)]
     for outputs, right in exact.items():
-        answers.append((dense.kernel(found, None, outputs, workspace), right))
-        answers.append((dense.kernel(found, found, outputs, workspace), right))
+        answers.append((parameter_kernel.kernel(found, None, outputs, workspace), right))
+        answers.append((parameter_kernel.kernel(found, found, outputs, workspace), right))
     if workspace == 1 << 29:
         assert all(got is not None for got, _ in answers)
     for got, right in answers:
@@ -143,7 +143,8 @@ def test_what_cannot_be_taken_apart_is_noticed(make, inputs, options, reason):
         return  # autograd itself refuses the plain product
     kernel = cx.NTK(model, x, **options)
     close(
-        kernel.dense(), kernel @ torch.eye(len(kernel.frozen.outputs) * kernel.n_outputs).double()
+        kernel.dense(),
+        kernel @ torch.eye(len(kernel.linearization.outputs) * kernel.n_outputs).double(),
     )
 
 
@@ -170,7 +171,7 @@ def test_a_workspace_that_all_gradients_exceed(name, outputs, monkeypatch):
     model, x = zoo.build(name)
     whole = cx.NTK(model, x).dense(outputs=outputs)
     kernel = cx.NTK(model, x)
-    kernel.frozen.workspace = 1
+    kernel.linearization.workspace = 1
     monkeypatch.setattr(cx.NTK, "_matmat", lambda self, vectors: pytest.fail("a product"))
     got = kernel.dense(outputs=outputs)
     close(got, whole)

@@ -9,10 +9,10 @@ import torch
 from torch import nn
 
 import catapult_ext as cx
-from catapult_ext.linops.autograd import AutogradFrozen
-from catapult_ext.linops.policy import Policy
-from catapult_ext.linops.snapshot import Snapshot
-from catapult_ext.linops.tangents import TangentTracer
+from catapult_ext.linops.engines.autograd import AutogradLinearization
+from catapult_ext.linops.model.policy import Policy
+from catapult_ext.linops.model.snapshot import Snapshot
+from catapult_ext.linops.tracing.tangent_program import TangentTracer
 
 spec = importlib.util.spec_from_file_location("zoo", Path(__file__).with_name("zoo.py"))
 zoo = importlib.util.module_from_spec(spec)
@@ -25,7 +25,7 @@ def recorded(model, x, **options):
     tracer = TangentTracer(list(snapshot.params.values()))
     outputs = snapshot.forward(tracer)
     tracer.finish(snapshot.take_raw_output())
-    return AutogradFrozen(snapshot, outputs, tracer), tracer.why
+    return AutogradLinearization(snapshot, outputs, tracer), tracer.why
 
 
 def both(frozen):
@@ -225,8 +225,10 @@ def test_one_column_proves_nothing_for_others():
 def test_parts_of_a_model_are_proven_once(monkeypatch):
     model, x = of(torch.tanh)
     tried = []
-    plain = AutogradFrozen.vjp
-    monkeypatch.setattr(AutogradFrozen, "vjp", lambda s, u: (tried.append(len(u)), plain(s, u))[1])
+    plain = AutogradLinearization.vjp
+    monkeypatch.setattr(
+        AutogradLinearization, "vjp", lambda s, u: (tried.append(len(u)), plain(s, u))[1]
+    )
     kernel = cx.NTK(model, x, engine="autograd", samples_at_once=2)
     v = torch.randn(len(x) * 3, dtype=torch.float64)
     kernel @ v

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from catapult_ext import ops
-from catapult_ext.linops.chain import Chain
-from catapult_ext.linops.engine import Frozen
-from catapult_ext.linops.snapshot import Snapshot
+from catapult_ext.linops.engines.base import Linearization
+from catapult_ext.linops.model.snapshot import Snapshot
+from catapult_ext.linops.tracing.dense_chain import Chain
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,7 +41,7 @@ class DenseLayer:
         return self.bias_scale**2 if self.bias_at is not None else 0.0
 
 
-class LayersFrozen(Frozen):
+class DenseChainLinearization(Linearization):
     """Products and kernels of a proven chain; keeps activations, not the graph."""
 
     engine = "layers"
@@ -81,7 +81,7 @@ class LayersFrozen(Frozen):
         self._grams: list[Tensor | None] | None = None
 
     def vjp(self, u: Tensor) -> Tensor:
-        """See :class:`~catapult_ext.linops.engine.Frozen`."""
+        """See :class:`~catapult_ext.linops.engines.base.Linearization`."""
         k = u.shape[1]
         make = torch.empty if self.covered else torch.zeros  # unused parameters: zero
         out = make(k, self.n_params, dtype=self.dtype, device=self.device)
@@ -99,7 +99,7 @@ class LayersFrozen(Frozen):
         return out.T
 
     def jvp(self, t: Tensor) -> Tensor:
-        """See :class:`~catapult_ext.linops.engine.Frozen`."""
+        """See :class:`~catapult_ext.linops.engines.base.Linearization`."""
         k = t.shape[1]
         rows = t.T.contiguous()
         dx: Tensor | None = None  # (N, K, d), tangent of the layer's input
@@ -118,7 +118,7 @@ class LayersFrozen(Frozen):
         return dx.transpose(1, 2).reshape(self.rows, k)
 
     def ntk(self, u: Tensor) -> Tensor:
-        """See :class:`~catapult_ext.linops.engine.Frozen`."""
+        """See :class:`~catapult_ext.linops.engines.base.Linearization`."""
         if not self._trainable or self.device.type != "cpu":
             return self.jvp(self.vjp(u))
         last = self.layers[-1].slope
@@ -176,39 +176,39 @@ class LayersFrozen(Frozen):
             out[rows] = self.part(some).kernel(None, "diagonal")
         return out
 
-    def kernel(self, other: Frozen | None, outputs: str) -> Tensor | None:
-        """See :class:`~catapult_ext.linops.engine.Frozen`."""
-        if other is not None and not isinstance(other, LayersFrozen):
+    def kernel(self, other: Linearization | None, outputs: str) -> Tensor | None:
+        """See :class:`~catapult_ext.linops.engines.base.Linearization`."""
+        if other is not None and not isinstance(other, DenseChainLinearization):
             return None
         theirs = None if other is None else other.part(slice(0, other.n_samples))
         return self.part(slice(0, self.n_samples)).kernel(theirs, outputs)
 
     def kernel_bytes(self, outputs: str) -> int:
-        """See :class:`~catapult_ext.linops.engine.Frozen`."""
+        """See :class:`~catapult_ext.linops.engines.base.Linearization`."""
         if outputs == "trace":
             return self.workspace
         return 2 * self.n_samples * self.part(slice(0, 1)).gradient_bytes(outputs)
 
-    def part(self, samples: slice) -> LayersPart:
-        """See :class:`~catapult_ext.linops.engine.Frozen`."""
-        return LayersPart(self, samples)
+    def part(self, samples: slice) -> DenseChainPart:
+        """See :class:`~catapult_ext.linops.engines.base.Linearization`."""
+        return DenseChainPart(self, samples)
 
 
-class LayersPart:
+class DenseChainPart:
     """Some samples: inputs a_l (n, d_l), derivatives g_l (n, O, p_l) of every output by every z_l.
 
     The derivatives of all outputs are kept: a row of tiles uses them again and again.
     """
 
-    def __init__(self, frozen: LayersFrozen, samples: slice) -> None:
-        self._frozen, self._samples = frozen, samples
-        self.outputs = frozen.outputs[samples]
-        self.workspace = frozen.workspace
-        self._inputs = [layer.input[samples] for layer in frozen.layers]
+    def __init__(self, linearization: DenseChainLinearization, samples: slice) -> None:
+        self._linearization, self._samples = linearization, samples
+        self.outputs = linearization.outputs[samples]
+        self.workspace = linearization.workspace
+        self._inputs = [layer.input[samples] for layer in linearization.layers]
         self._kept: list[Tensor] | None = None
 
     def _derivatives(self, outputs: slice) -> list[Tensor]:
-        layers, like = self._frozen.layers, self.outputs
+        layers, like = self._linearization.layers, self.outputs
         eye = torch.eye(like.shape[1], dtype=like.dtype, device=like.device)[outputs]
         delta = eye.expand(len(like), -1, -1)
         found: list[Tensor] = []
@@ -225,8 +225,8 @@ class LayersPart:
             self._kept = self._derivatives(slice(0, self.outputs.shape[1]))
         return self._kept
 
-    def kernel(self, other: LayersPart | None, outputs: str) -> Tensor:
-        """See :class:`~catapult_ext.linops.engine.KernelPart`."""
+    def kernel(self, other: DenseChainPart | None, outputs: str) -> Tensor:
+        """See :class:`~catapult_ext.linops.engines.base.KernelPart`."""
         if outputs != "trace":
             return self._gram(other, self._all(), None if other is None else other._all(), outputs)
         n = len(self.outputs) + (0 if other is None else len(other.outputs))
@@ -241,9 +241,9 @@ class LayersPart:
         return total
 
     def _gram(
-        self, other: LayersPart | None, g: list[Tensor], g2: list[Tensor] | None, outputs: str
+        self, other: DenseChainPart | None, g: list[Tensor], g2: list[Tensor] | None, outputs: str
     ) -> Tensor:
-        layers = self._frozen.layers
+        layers = self._linearization.layers
         return ops.gram(
             self._inputs,
             g,
@@ -257,12 +257,12 @@ class LayersPart:
     def _widths(self) -> int:
         """Bytes of the derivatives of one output of one sample."""
         return (
-            sum(layer.weight.shape[0] for layer in self._frozen.layers)
+            sum(layer.weight.shape[0] for layer in self._linearization.layers)
             * self.outputs.element_size()
         )
 
     def gradient_bytes(self, outputs: str) -> int:
-        """See :class:`~catapult_ext.linops.engine.KernelPart`."""
+        """See :class:`~catapult_ext.linops.engines.base.KernelPart`."""
         return self._widths() * (1 if outputs == "trace" else self.outputs.shape[1])
 
 

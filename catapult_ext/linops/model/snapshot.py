@@ -17,9 +17,9 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
 from catapult_ext import _validate as v
-from catapult_ext.linops.layout import prefer_channels_last
-from catapult_ext.linops.meter import Meter, OverBudget
-from catapult_ext.linops.policy import (
+from catapult_ext.linops.model.channels_last import prefer_channels_last
+from catapult_ext.linops.model.memory_meter import Meter, OverBudget
+from catapult_ext.linops.model.policy import (
     SHARED_STATE,
     Policy,
     check_modules,
@@ -106,7 +106,7 @@ class Snapshot:
         where: the public function named in errors.
         params: names or patterns (``fnmatch``) of the parameters to take; None takes all.
         forward: ``forward(model, x)`` returns the outputs (N, O); None calls the model.
-        policy: see :class:`~catapult_ext.linops.policy.Policy`.
+        policy: see :class:`~catapult_ext.linops.model.policy.Policy`.
 
     Raises:
         TypeError: not a module, parameters of another or of mixed dtype, outputs of another dtype.
@@ -158,11 +158,11 @@ class Snapshot:
         v.require(bool(trainable), self.where, "model must have trainable parameters", "none")
         chosen = set(_selected(trainable, params, self.where))
         for name, p in own.items():
-            held = _wide(p.detach().clone())
+            snapshot = _wide(p.detach().clone())
             if name in chosen:
-                self.params[name] = held.requires_grad_()
+                self.params[name] = snapshot.requires_grad_()
             else:
-                self.constants[name] = held
+                self.constants[name] = snapshot
         for name, b in self.model.named_buffers():
             self.constants[name] = _wide(b.detach().clone())
         first = next(iter(self.params.values()))

@@ -17,7 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from catapult_ext import _validate as v
 from catapult_ext._autocast import no_autocast
-from catapult_ext.linops.meter import Meter
+from catapult_ext.linops.model.memory_meter import Meter
 
 BATCH_STATS = (None, "frozen", "coupled")
 DROPOUT = (None, "fixed")

@@ -18,11 +18,11 @@ from torch import Tensor
 from torch.utils._pytree import tree_flatten
 
 from catapult_ext import _validate as v
-from catapult_ext.linops.engine import Frozen, KernelPart
-from catapult_ext.linops.kernel_file import KernelFile
-from catapult_ext.linops.meter import Meter
-from catapult_ext.linops.plan import parse_budget, same, show_bytes
-from catapult_ext.linops.snapshot import Snapshot
+from catapult_ext.linops.engines.base import KernelPart, Linearization
+from catapult_ext.linops.engines.plan import parse_budget, same, show_bytes
+from catapult_ext.linops.explicit.kernel_file import KernelFile
+from catapult_ext.linops.model.memory_meter import Meter
+from catapult_ext.linops.model.snapshot import Snapshot
 from catapult_ext.runs.digest import update_digest
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ class Tiles:
 
     def __init__(self, operator: NTK, layout: str, outputs: str) -> None:
         self.operator, self.layout, self.outputs = operator, layout, outputs
-        self.one, self.two = operator.frozen, operator.frozen2
+        self.one, self.two = operator.linearization, operator.frozen2
         self.symmetric = operator.symmetric
         self.n1, self.n2 = self.one.n_samples, self.two.n_samples
         o = operator.n_outputs
@@ -182,12 +182,12 @@ class Tiles:
                 )
             yield (rows, columns), block  # type: ignore[misc]
 
-    def _part(self, frozen: Frozen, samples: slice) -> KernelPart:
-        part = frozen.part(samples)
+    def _part(self, linearization: Linearization, samples: slice) -> KernelPart:
+        part = linearization.part(samples)
         assert part is not None
         part.workspace = self.room // 2
         v.require(
-            same(part.outputs, frozen.outputs[samples]),
+            same(part.outputs, linearization.outputs[samples]),
             "NTK.dense",
             "the model must give the same outputs again, for some of the samples as for all",
             "others",
@@ -226,30 +226,32 @@ class Tiles:
         }
         generator = torch.Generator().manual_seed(0)
         probe = []
-        for frozen in dict.fromkeys((self.one, self.two)):
-            f = frozen.outputs.double().cpu()
+        for linearization in dict.fromkeys((self.one, self.two)):
+            f = linearization.outputs.double().cpu()
             u = torch.randn(f.shape, generator=generator, dtype=torch.float64)
             probe += [float(f.norm()), float((u * f).sum() / u.norm())]
         return facts, probe
 
 
-def _facts(held: Snapshot) -> dict[str, Any]:
+def _facts(snapshot: Snapshot) -> dict[str, Any]:
     """The model's structure, weights and the options that change its derivatives."""
     weights = hashlib.sha256()
-    for name, value in (*held.params.items(), *held.constants.items()):
+    for name, value in (*snapshot.params.items(), *snapshot.constants.items()):
         update_digest(weights, name, value)
-    policy = held.policy
+    policy = snapshot.policy
     return {
         # a printed function has an address, which is another one in every process
-        "model": hashlib.sha256(re.sub(r" at 0x\w+", "", repr(held.model)).encode()).hexdigest(),
-        "parameters": list(held.params),
+        "model": hashlib.sha256(
+            re.sub(r" at 0x\w+", "", repr(snapshot.model)).encode()
+        ).hexdigest(),
+        "parameters": list(snapshot.params),
         "weights": weights.hexdigest(),
-        "options": [policy.batch_stats, policy.dropout, policy.seed, held.coarse],
+        "options": [policy.batch_stats, policy.dropout, policy.seed, snapshot.coarse],
     }
 
 
-def _digest_of_inputs(held: Snapshot) -> str:
-    leaves, structure = tree_flatten(held.x)
+def _digest_of_inputs(snapshot: Snapshot) -> str:
+    leaves, structure = tree_flatten(snapshot.x)
     digest = hashlib.sha256(str(structure).encode())
     for leaf in leaves:
         if isinstance(leaf, Tensor):

@@ -8,11 +8,11 @@ import torch
 from torch import Tensor
 
 from catapult_ext import _validate as v
-from catapult_ext.linops.autograd import AutogradFrozen
-from catapult_ext.linops.chunks import ChunkedFrozen
-from catapult_ext.linops.engine import Frozen
-from catapult_ext.linops.policy import frozen_context
-from catapult_ext.linops.snapshot import Snapshot, require_second_derivatives
+from catapult_ext.linops.engines.autograd import AutogradLinearization
+from catapult_ext.linops.engines.base import Linearization
+from catapult_ext.linops.engines.by_samples import LinearizationBySamples
+from catapult_ext.linops.model.policy import frozen_context
+from catapult_ext.linops.model.snapshot import Snapshot, require_second_derivatives
 from catapult_ext.losses import AutogradHessian, Loss
 
 MODES = ("reverse", "forward")
@@ -113,31 +113,31 @@ class StreamedHVP:
     couple samples; one product passes all chunks twice.
     """
 
-    def __init__(self, frozen: ChunkedFrozen, loss: Loss, y: Any) -> None:
-        self._frozen = frozen
+    def __init__(self, linearization: LinearizationBySamples, loss: Loss, y: Any) -> None:
+        self._linearization = linearization
         self.value, self._slope, self._outputs = output_curvature(
-            frozen.snapshot, loss, y, frozen.outputs
+            linearization.snapshot, loss, y, linearization.outputs
         )
 
     @property
     def gradient(self) -> Tensor:
         """dL/dtheta (P,), by one pass over the chunks."""
-        return self._frozen.vjp(self._slope.reshape(-1, 1))[:, 0]
+        return self._linearization.vjp(self._slope.reshape(-1, 1))[:, 0]
 
     def product(self, vectors: Tensor) -> Tensor:
         """H V for V (P, K)."""
-        frozen = self._frozen
-        rows = vectors.new_empty(frozen.rows, vectors.shape[1])
+        linearization = self._linearization
+        rows = vectors.new_empty(linearization.rows, vectors.shape[1])
         out = torch.zeros_like(vectors)
 
-        def use(s: slice, piece: Frozen) -> None:
-            assert isinstance(piece, AutogradFrozen)
-            rows[frozen.rows_of(s)], curved = piece.second(self._slope[s], vectors)
+        def use(s: slice, piece: Linearization) -> None:
+            assert isinstance(piece, AutogradLinearization)
+            rows[linearization.rows_of(s)], curved = piece.second(self._slope[s], vectors)
             out.add_(curved)
 
-        frozen.each(use)
-        shaped = rows.reshape(frozen.n_samples, frozen.n_outputs, -1)
-        out += frozen.vjp(self._outputs.hessian(shaped).reshape(rows.shape))
+        linearization.each(use)
+        shaped = rows.reshape(linearization.n_samples, linearization.n_outputs, -1)
+        out += linearization.vjp(self._outputs.hessian(shaped).reshape(rows.shape))
         return out
 
 

@@ -9,15 +9,15 @@ import torch
 from torch import Tensor
 
 from catapult_ext import _validate as v
-from catapult_ext.linops import dense
-from catapult_ext.linops.engine import Frozen, KernelPart
-from catapult_ext.linops.policy import frozen_context
-from catapult_ext.linops.snapshot import Snapshot, require_second_derivatives
-from catapult_ext.linops.structured import Structured
-from catapult_ext.linops.tangents import TangentTracer
+from catapult_ext.linops.engines.base import KernelPart, Linearization
+from catapult_ext.linops.model.policy import frozen_context
+from catapult_ext.linops.model.snapshot import Snapshot, require_second_derivatives
+from catapult_ext.linops.tracing import parameter_kernel
+from catapult_ext.linops.tracing.parameter_uses import Structured
+from catapult_ext.linops.tracing.tangent_program import TangentTracer
 
 
-class AutogradFrozen(Frozen):
+class AutogradLinearization(Linearization):
     """One kept graph: backward for J'; for J the tangents of the recorded forward pass.
 
     Where a pass cannot be replayed, J is a backward through the backward of that graph.
@@ -44,7 +44,7 @@ class AutogradFrozen(Frozen):
         self._seeded: tuple[list[int], list[Tensor], Tensor] | None = None
 
     def vjp(self, u: Tensor) -> Tensor:
-        """See :class:`~catapult_ext.linops.engine.Frozen`."""
+        """See :class:`~catapult_ext.linops.engines.base.Linearization`."""
 
         def column(k: int) -> tuple[Tensor, ...]:
             seed = u[:, k].reshape(self._graph.shape)
@@ -71,7 +71,7 @@ class AutogradFrozen(Frozen):
         return used, [grads[i] for i in used], dummy
 
     def jvp(self, t: Tensor) -> Tensor:
-        """See :class:`~catapult_ext.linops.engine.Frozen`."""
+        """See :class:`~catapult_ext.linops.engines.base.Linearization`."""
         if self._program is not None and self._proven():
             return self._replayed(t)
         return self._backward_of_backward(t)
@@ -100,8 +100,8 @@ class AutogradFrozen(Frozen):
             except RuntimeError:  # an operation has no forward formula
                 known[self.snapshot.coarse] = False
             else:
-                held = torch.bfloat16 if self.snapshot.coarse else self.dtype
-                known[self.snapshot.coarse] = _transposed(u, t, forward, backward, held)
+                rounded = torch.bfloat16 if self.snapshot.coarse else self.dtype
+                known[self.snapshot.coarse] = _transposed(u, t, forward, backward, rounded)
         if not known[self.snapshot.coarse]:
             self._program = None
         return known[self.snapshot.coarse]
@@ -140,15 +140,15 @@ class AutogradFrozen(Frozen):
         found = Structured(self.snapshot)
         return None if found.why else found
 
-    def kernel(self, other: Frozen | None, outputs: str) -> Tensor | None:
-        """See :class:`~catapult_ext.linops.engine.Frozen`."""
+    def kernel(self, other: Linearization | None, outputs: str) -> Tensor | None:
+        """See :class:`~catapult_ext.linops.engines.base.Linearization`."""
         if self.budget is not None and self._gradients_exceed():
             return None
         mine = self.structured()
-        theirs = other.structured() if isinstance(other, AutogradFrozen) and mine else None
+        theirs = other.structured() if isinstance(other, AutogradLinearization) and mine else None
         if mine is None or (other is not None and theirs is None):
             return None
-        return dense.kernel(mine, theirs, outputs, self.workspace)
+        return parameter_kernel.kernel(mine, theirs, outputs, self.workspace)
 
     def _gradients_exceed(self) -> bool:
         """Whether one sample tells that those of all do not fit, before all are run."""
@@ -156,19 +156,19 @@ class AutogradFrozen(Frozen):
         return one is not None and 2 * self.n_samples * one.gradient_bytes("all") > self.workspace
 
     def part(self, samples: slice) -> KernelPart | None:
-        """See :class:`~catapult_ext.linops.engine.Frozen`."""
+        """See :class:`~catapult_ext.linops.engines.base.Linearization`."""
         return UsesPart.of(self.snapshot.part(samples))
 
     def diagonal(self) -> Tensor:
-        """See :class:`~catapult_ext.linops.engine.Frozen`."""
+        """See :class:`~catapult_ext.linops.engines.base.Linearization`."""
         mine = self.structured()
-        known = None if mine is None else dense.diagonal(mine, self.workspace)
+        known = None if mine is None else parameter_kernel.diagonal(mine, self.workspace)
         return super().diagonal() if known is None else known
 
     def jacobian(self) -> Tensor:
-        """See :class:`~catapult_ext.linops.engine.Frozen`."""
+        """See :class:`~catapult_ext.linops.engines.base.Linearization`."""
         mine = self.structured()
-        known = None if mine is None else dense.jacobian(mine, self.workspace)
+        known = None if mine is None else parameter_kernel.jacobian(mine, self.workspace)
         return super().jacobian() if known is None else known
 
     def second(self, seed: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
@@ -196,17 +196,19 @@ class AutogradFrozen(Frozen):
         return rows, self.snapshot.columns(t.shape[1], column)
 
 
-def _transposed(u: Tensor, t: Tensor, forward: Tensor, backward: Tensor, held: torch.dtype) -> bool:
-    """Whether <u, J t> = <J' u, t> to the rounding of ``held``."""
+def _transposed(
+    u: Tensor, t: Tensor, forward: Tensor, backward: Tensor, rounded: torch.dtype
+) -> bool:
+    """Whether <u, J t> = <J' u, t> to the rounding of ``rounded``."""
     gap = (u.double() * forward).sum() - (backward.double() * t).sum()
     size = u.norm() * forward.norm() + backward.norm() * t.norm()
-    return bool(gap.abs() <= 1e2 * torch.finfo(held).eps * size)
+    return bool(gap.abs() <= 1e2 * torch.finfo(rounded).eps * size)
 
 
 class UsesPart:
     """Some samples of a model by the uses of its parameters alone, without a second graph."""
 
-    workspace = Frozen.workspace
+    workspace = Linearization.workspace
 
     def __init__(self, found: Structured) -> None:
         self._found = found
@@ -225,25 +227,29 @@ class UsesPart:
         return None if found.why else cls(found)
 
     def kernel(self, other: UsesPart | None, outputs: str) -> Tensor | None:
-        """See :class:`~catapult_ext.linops.engine.KernelPart`."""
+        """See :class:`~catapult_ext.linops.engines.base.KernelPart`."""
         if outputs == "diagonal":
-            return dense.diagonal(self._found, self.workspace)
+            return parameter_kernel.diagonal(self._found, self.workspace)
         theirs = None if other is None else other._found
-        return dense.kernel(self._found, theirs, outputs, self.workspace)
+        return parameter_kernel.kernel(self._found, theirs, outputs, self.workspace)
 
     def gradient_bytes(self, outputs: str) -> int:
-        """See :class:`~catapult_ext.linops.engine.KernelPart`."""
-        return dense.gradient_bytes(self._found)
+        """See :class:`~catapult_ext.linops.engines.base.KernelPart`."""
+        return parameter_kernel.gradient_bytes(self._found)
 
 
-def coarse(frozen: Frozen) -> Frozen:
+def coarse(linearization: Linearization) -> Linearization:
     """The same frozen model with products in bfloat16 where torch's autocast has them."""
-    snapshot = copy.copy(frozen.snapshot)
+    snapshot = copy.copy(linearization.snapshot)
     snapshot.coarse = True
-    return frozen.rebuilt(snapshot) if hasattr(frozen, "rebuilt") else AutogradFrozen(snapshot)
+    return (
+        linearization.rebuilt(snapshot)
+        if hasattr(linearization, "rebuilt")
+        else AutogradLinearization(snapshot)
+    )
 
 
-class LinearizeFrozen(AutogradFrozen):
+class TorchLinearization(AutogradLinearization):
     """J' as in autograd; J from torch.func.linearize, which stores the tangent program."""
 
     engine = "linearize"
@@ -273,7 +279,7 @@ class LinearizeFrozen(AutogradFrozen):
     _trusted = False
 
     def jvp(self, t: Tensor) -> Tensor:
-        """See :class:`~catapult_ext.linops.engine.Frozen`."""
+        """See :class:`~catapult_ext.linops.engines.base.Linearization`."""
         if not self._trusted:
             self._check_transpose()
             self._trusted = True

@@ -40,9 +40,9 @@ class Preconditioned(LinearOperator):
     name = "Preconditioned"
 
     def __init__(self, operator: LinearOperator, optimizer: Any, model: nn.Module) -> None:
-        held = getattr(operator, "snapshot", None)
-        held = getattr(getattr(operator, "frozen", None), "snapshot", held)
-        names = None if held is None else held.names
+        snapshot = getattr(operator, "snapshot", None)
+        snapshot = getattr(getattr(operator, "linearization", None), "snapshot", snapshot)
+        names = None if snapshot is None else snapshot.names
         self._set_up(operator, inverse_preconditioner(optimizer, model, names, self.name))
 
     @classmethod

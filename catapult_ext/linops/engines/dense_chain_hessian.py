@@ -17,17 +17,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from catapult_ext.linops.chain import Chain
-from catapult_ext.linops.hvp import output_curvature
-from catapult_ext.linops.layers import DenseLayer, LayersFrozen, scaled_
-from catapult_ext.linops.policy import frozen_context
-from catapult_ext.linops.snapshot import Snapshot
+from catapult_ext.linops.engines.autograd_hessian import output_curvature
+from catapult_ext.linops.engines.dense_chain import DenseChainLinearization, DenseLayer, scaled_
+from catapult_ext.linops.model.policy import frozen_context
+from catapult_ext.linops.model.snapshot import Snapshot
+from catapult_ext.linops.tracing.dense_chain import Chain
 from catapult_ext.losses import Loss
 
 _WORKSPACE = 1 << 27  # bytes that the columns of one product may take
 
 
-class LayersHVP:
+class DenseChainHVP:
     """Keeps activations, phi' and phi'' o dL/da, not the graph.
 
     A product costs 2 GEMMs forth, 2 back and 2 for the gradient per layer, less those of the
@@ -37,15 +37,17 @@ class LayersHVP:
     def __init__(
         self, snapshot: Snapshot, loss: Loss, y: Any, outputs: Tensor, chain: Chain
     ) -> None:
-        self._frozen = frozen = LayersFrozen(snapshot, outputs, chain)
-        self.layers = frozen.layers
-        self.value, slope, self._outputs = output_curvature(snapshot, loss, y, frozen.outputs)
-        self._slope = slope.reshape(frozen.rows, 1)
+        self._linearization = linearization = DenseChainLinearization(snapshot, outputs, chain)
+        self.layers = linearization.layers
+        self.value, slope, self._outputs = output_curvature(
+            snapshot, loss, y, linearization.outputs
+        )
+        self._slope = slope.reshape(linearization.rows, 1)
         after = [layer.input for layer in chain.layers[1:]] + [chain.output]
         # of every layer: delta = dL/dz (N, p), and phi'' o dL/da (N, p) or None where it is zero
         self._deltas: list[Tensor] = []
         self._bends: list[Tensor | None] = []
-        back = slope.reshape(frozen.n_samples, -1)
+        back = slope.reshape(linearization.n_samples, -1)
         for traced, follows, layer in zip(
             reversed(chain.layers), reversed(after), reversed(self.layers), strict=True
         ):
@@ -56,20 +58,22 @@ class LayersHVP:
             self._deltas.insert(0, delta)
             back = scaled_(delta @ layer.weight, layer.root)
         widths = sum(sum(layer.weight.shape) for layer in self.layers)
-        column = (frozen.n_samples * 2 * widths + 2 * frozen.n_params) * snapshot.itemsize
+        column = (
+            linearization.n_samples * 2 * widths + 2 * linearization.n_params
+        ) * snapshot.itemsize
         self.columns = max(1, min(64, _WORKSPACE // column))
 
     @property
     def gradient(self) -> Tensor:
         """dL/dtheta (P,)."""
-        return self._frozen.vjp(self._slope)[:, 0]
+        return self._linearization.vjp(self._slope)[:, 0]
 
     def product(self, vectors: Tensor) -> Tensor:
         """H V for V (P, K)."""
         rows = vectors.T.contiguous()
         inputs, outputs = self._tangents(rows)
-        out = torch.empty_like(rows) if self._frozen.covered else torch.zeros_like(rows)
-        n, k = self._frozen.n_samples, len(rows)
+        out = torch.empty_like(rows) if self._linearization.covered else torch.zeros_like(rows)
+        n, k = self._linearization.n_samples, len(rows)
         back = self._outputs.hessian(self._last(outputs[-1]).transpose(1, 2)).transpose(1, 2)
         for i in reversed(range(len(self.layers))):
             layer, bend = self.layers[i], self._bends[i]
@@ -86,7 +90,7 @@ class LayersHVP:
 
     def _tangents(self, rows: Tensor) -> tuple[list[Tensor | None], list[Tensor]]:
         """Tangents of every layer's input (N, K, d), None for the data, and output (N, K, p)."""
-        n, k = self._frozen.n_samples, len(rows)
+        n, k = self._linearization.n_samples, len(rows)
         inputs: list[Tensor | None] = []
         outputs: list[Tensor] = []
         da: Tensor | None = None

@@ -1,4 +1,4 @@
-"""What every engine of a frozen model offers, and the base of the operators that use one."""
+"""The base class of the engines, and what they offer to kernels written out."""
 
 from __future__ import annotations
 
@@ -9,11 +9,10 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 from torch import Tensor
 
-from catapult_ext.linops.base import LinearOperator
-from catapult_ext.linops.snapshot import Snapshot
+from catapult_ext.linops.model.snapshot import Snapshot
 
 if TYPE_CHECKING:
-    from catapult_ext.linops.plan import Plan
+    from catapult_ext.linops.engines.plan import Plan
 
 
 class KernelPart(Protocol):
@@ -23,7 +22,9 @@ class KernelPart(Protocol):
     workspace: int  # bytes that :meth:`kernel` may use beside its result
 
     def kernel(self, other: Any, outputs: str) -> Tensor | None:
-        """J J2' with another part of the same kind, None: the same one; see :meth:`Frozen.kernel`.
+        """J J2' with another part of the same kind (None: this one).
+
+        See :meth:`Linearization.kernel`.
 
         ``outputs="diagonal"`` as well; None where the workspace does not suffice.
         """
@@ -32,7 +33,7 @@ class KernelPart(Protocol):
         """Of one sample: derivatives that :meth:`kernel` makes at the least."""
 
 
-class Frozen(ABC):
+class Linearization(ABC):
     """Products with the Jacobian J (N*O, P) at fixed parameters.  Subclasses are the engines.
 
     ``outputs`` (N, O); flat output index n*O + o; parameters in ``named_parameters`` order.
@@ -97,7 +98,7 @@ class Frozen(ABC):
             unit[r] = 0
         return out
 
-    def kernel(self, other: Frozen | None, outputs: str) -> Tensor | None:
+    def kernel(self, other: Linearization | None, outputs: str) -> Tensor | None:
         """J J2' as ``ops.gram`` lays it out, where the engine knows layer factors; else None."""
         return None
 
@@ -108,18 +109,3 @@ class Frozen(ABC):
     def part(self, samples: slice) -> KernelPart | None:
         """Some of the samples for tiles of a kernel; None where they cannot be taken apart."""
         return None
-
-
-class ModelOperator(LinearOperator):
-    """An operator made of the Jacobian products of one frozen model."""
-
-    frozen: Frozen
-
-    def _use(self, frozen: Frozen) -> None:
-        self.frozen, self.engine, self.columns = frozen, frozen.engine, frozen.columns
-        self.dtype, self.device = frozen.dtype, frozen.device
-
-    @property
-    def plan(self) -> Plan:
-        """Engine, chunks and predicted flops, bytes and peak memory, to be printed."""
-        return self.frozen.plan

@@ -9,10 +9,10 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from catapult_ext.linops.autograd import UsesPart
-from catapult_ext.linops.engine import Frozen, KernelPart
-from catapult_ext.linops.policy import check_repeats
-from catapult_ext.linops.snapshot import Snapshot
+from catapult_ext.linops.engines.autograd import UsesPart
+from catapult_ext.linops.engines.base import KernelPart, Linearization
+from catapult_ext.linops.model.policy import check_repeats
+from catapult_ext.linops.model.snapshot import Snapshot
 
 
 @cache
@@ -30,10 +30,10 @@ def _give_back() -> None:
         trim(0)
 
 
-Make = Callable[[Snapshot], Frozen]
+Make = Callable[[Snapshot], Linearization]
 
 
-class ChunkedFrozen(Frozen):
+class LinearizationBySamples(Linearization):
     """J' and J as sums and stacks over chunks of samples, one of which is held at a time.
 
     Args:
@@ -52,11 +52,11 @@ class ChunkedFrozen(Frozen):
         super().__init__(snapshot, torch.cat([snapshot.plain_outputs(s) for s in self._slices]))
         self.engine = make(snapshot.part(slice(0, 1))).engine
 
-    def rebuilt(self, snapshot: Snapshot) -> ChunkedFrozen:
+    def rebuilt(self, snapshot: Snapshot) -> LinearizationBySamples:
         """The same chunks of another snapshot (as in bfloat16)."""
-        return ChunkedFrozen(snapshot, self._samples, self._make, False)
+        return LinearizationBySamples(snapshot, self._samples, self._make, False)
 
-    def each(self, use: Callable[[slice, Frozen], None]) -> None:
+    def each(self, use: Callable[[slice, Linearization], None]) -> None:
         """Freeze one chunk after another and ``use`` it; only one is alive at a time."""
         for s in self._slices:
             piece = self._piece(s)
@@ -64,7 +64,7 @@ class ChunkedFrozen(Frozen):
             del piece
             _give_back()
 
-    def _piece(self, s: slice) -> Frozen:
+    def _piece(self, s: slice) -> Linearization:
         piece = self._make(self.snapshot.part(s))
         piece.workspace = self.workspace
         if self._check:
@@ -76,38 +76,38 @@ class ChunkedFrozen(Frozen):
         return slice(s.start * self.n_outputs, s.stop * self.n_outputs)
 
     def vjp(self, u: Tensor) -> Tensor:
-        """See :class:`~catapult_ext.linops.engine.Frozen`."""
+        """See :class:`~catapult_ext.linops.engines.base.Linearization`."""
         out = u.new_zeros(u.shape[1], self.n_params).T
 
-        def use(s: slice, piece: Frozen) -> None:
+        def use(s: slice, piece: Linearization) -> None:
             out.add_(piece.vjp(u[self.rows_of(s)]))
 
         self.each(use)
         return out
 
     def jvp(self, t: Tensor) -> Tensor:
-        """See :class:`~catapult_ext.linops.engine.Frozen`."""
+        """See :class:`~catapult_ext.linops.engines.base.Linearization`."""
         return self._rows(t.shape[1], lambda piece: piece.jvp(t))
 
     def diagonal(self) -> Tensor:
-        """See :class:`~catapult_ext.linops.engine.Frozen`."""
+        """See :class:`~catapult_ext.linops.engines.base.Linearization`."""
         return self._rows(1, lambda piece: piece.diagonal().unsqueeze(1))[:, 0]
 
     def jacobian(self) -> Tensor:
-        """See :class:`~catapult_ext.linops.engine.Frozen`."""
+        """See :class:`~catapult_ext.linops.engines.base.Linearization`."""
         return self._rows(self.n_params, lambda piece: piece.jacobian())
 
     def part(self, samples: slice) -> KernelPart | None:
-        """See :class:`~catapult_ext.linops.engine.Frozen`."""
+        """See :class:`~catapult_ext.linops.engines.base.Linearization`."""
         if self.engine != "layers":
             return UsesPart.of(self.snapshot.part(samples))
         piece = self._piece(samples)
         return piece.part(slice(0, piece.n_samples))
 
-    def _rows(self, columns: int, of: Callable[[Frozen], Tensor]) -> Tensor:
+    def _rows(self, columns: int, of: Callable[[Linearization], Tensor]) -> Tensor:
         out = torch.empty(self.rows, columns, dtype=self.dtype, device=self.device)
 
-        def use(s: slice, piece: Frozen) -> None:
+        def use(s: slice, piece: Linearization) -> None:
             out[self.rows_of(s)] = of(piece)
 
         self.each(use)

@@ -1,6 +1,7 @@
 """Dense kernels from the per-sample Jacobian of each use of each parameter.
 
-One traced forward pass finds where parameters meet data (:mod:`catapult_ext.linops.uses`); one
+One traced forward pass finds where parameters meet data
+(:mod:`catapult_ext.linops.tracing.parameter_use_rules`); one
 backward pass per output gives the derivatives g of all outputs by the results of those calls, for
 all samples at once.  Theta = sum over parameters of J_p J_p' then needs J_p only one block of
 columns at a time; where a use is an outer product, contracting its factors can be cheaper still.
@@ -20,8 +21,8 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakIdKeyDictionary
 
-from catapult_ext.linops.snapshot import Snapshot
-from catapult_ext.linops.uses import Use, uses_of
+from catapult_ext.linops.model.snapshot import Snapshot
+from catapult_ext.linops.tracing.parameter_use_rules import Use, uses_of
 
 _VIEWS_OF_ONE = ("expand", "expand_as", "repeat", "broadcast_to")
 

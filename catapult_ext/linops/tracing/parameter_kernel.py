@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from catapult_ext import ops
-from catapult_ext.linops.structured import Structured
-from catapult_ext.linops.uses import Outer, Positions
+from catapult_ext.linops.tracing.parameter_use_rules import Outer, Positions
+from catapult_ext.linops.tracing.parameter_uses import Structured
 
 Group = tuple[list[int], list[int]]  # parameters and the uses that touch them
 Outers = Callable[[int, list[Tensor]], bool]

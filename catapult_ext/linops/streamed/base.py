@@ -16,13 +16,13 @@ from torch import Tensor, nn
 
 from catapult_ext import _validate as v
 from catapult_ext.linops.base import LinearOperator
-from catapult_ext.linops.batches import Batches, crc
-from catapult_ext.linops.frozen import Options
+from catapult_ext.linops.engines.choose import Options
 from catapult_ext.linops.ggn import GGN, unpack
-from catapult_ext.linops.group import Group
 from catapult_ext.linops.hessian import Hessian
 from catapult_ext.linops.ntk import NTK
-from catapult_ext.linops.unwrap import own_copy
+from catapult_ext.linops.streamed.batches import Batches, crc
+from catapult_ext.linops.streamed.processes import Group
+from catapult_ext.linops.streamed.unwrap import own_copy
 from catapult_ext.losses import Loss
 
 
@@ -152,12 +152,12 @@ class Streamed(LinearOperator):
 
 def operator_params(operator: NTK | GGN | Hessian) -> int:
     """P of the operator of one batch."""
-    held = operator.snapshot if isinstance(operator, Hessian) else operator.frozen
+    held = operator.snapshot if isinstance(operator, Hessian) else operator.linearization
     return held.n_params
 
 
 def _samples(operator: NTK | GGN | Hessian) -> int:
-    held = operator.snapshot if isinstance(operator, Hessian) else operator.frozen
+    held = operator.snapshot if isinstance(operator, Hessian) else operator.linearization
     return held.n_samples
 
 

@@ -19,7 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from catapult_ext.linops.tangent_rules import (
+from catapult_ext.linops.tracing.tangent_rules import (
     RULES,
     SHAPES,
     STOPS,

@@ -15,7 +15,7 @@ import torch.autograd.forward_ad as forward_ad
 from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_map_only, tree_unflatten
 
-from catapult_ext.linops.policy import SHARED_STATE, weight_norm
+from catapult_ext.linops.model.policy import SHARED_STATE, weight_norm
 
 aten: Any = torch.ops.aten
 Rule = Callable[[list[Tensor | None]], Any]  # tangents of tensor arguments to those of results
@@ -53,14 +53,14 @@ class Call:
 
 def by_formula(call: Call) -> Made:
     """The forward-mode formula at the recorded inputs."""
-    frozen = [t.detach() for t in call.tensors]
+    linearization = [t.detach() for t in call.tensors]
 
     def rule(tangents: list[Tensor | None]) -> Any:
         with SHARED_STATE, forward_ad.dual_level():  # one level for all threads of a process
             out = call.again(
                 [
                     t if d is None else forward_ad.make_dual(t, d)
-                    for t, d in zip(frozen, tangents, strict=True)
+                    for t, d in zip(linearization, tangents, strict=True)
                 ]
             )
             flat, spec = tree_flatten(out)

@@ -1,7 +1,8 @@
 """What an operator will cost, known before it runs: engine, chunks, flops, bytes, peak memory.
 
 The costs come from the model itself: one or two samples go through set-up and product under a
-:class:`~catapult_ext.linops.meter.Meter`, and bytes and flops are affine in the number of samples.
+:class:`~catapult_ext.linops.model.memory_meter.Meter`, and bytes and flops are affine in the
+number of samples.
 Where all samples do not fit into the budget, chunks of them do, frozen anew for every product.
 """
 
@@ -15,9 +16,9 @@ from dataclasses import dataclass
 import torch
 
 from catapult_ext import _validate as v
-from catapult_ext.linops.engine import Frozen
-from catapult_ext.linops.meter import Meter, OverBudget, Usage
-from catapult_ext.linops.snapshot import Snapshot
+from catapult_ext.linops.engines.base import Linearization
+from catapult_ext.linops.model.memory_meter import Meter, OverBudget, Usage
+from catapult_ext.linops.model.snapshot import Snapshot
 
 SHARE = 0.5  # of the free memory, where no budget is given
 # resident over counted bytes, measured on ten models: the allocator's fragments, library scratch
@@ -151,20 +152,22 @@ class Costs:
         return Costs(*(a + (b - a) * share for b, a in pairs))
 
 
-Build = Callable[[Snapshot], tuple[Frozen | None, Callable[[], object]]]
+Build = Callable[[Snapshot], tuple[Linearization | None, Callable[[], object]]]
 
 
-def measure(part: Snapshot, build: Build, limit: float | None) -> tuple[Frozen | None, Costs]:
+def measure(
+    part: Snapshot, build: Build, limit: float | None
+) -> tuple[Linearization | None, Costs]:
     """Freeze ``part`` and multiply twice under a meter."""
     with Meter(part.tensors(), limit, work=True) as meter:
-        frozen, product = build(part)
+        linearization, product = build(part)
         phases = [meter.phase()]
         for _ in range(2):
             out = product()
             phases.append(meter.phase())
             del out
             meter.phase()
-    return frozen, Costs(*phases)
+    return linearization, Costs(*phases)
 
 
 class Planner:
@@ -180,18 +183,18 @@ class Planner:
 
     def __init__(
         self,
-        held: Snapshot,
+        snapshot: Snapshot,
         build: Build,
         budget: int,
         samples: int | None = None,
         columns: int | None = None,
     ) -> None:
-        self.held, self.build, self.budget = held, build, budget
+        self.snapshot, self.build, self.budget = snapshot, build, budget
         for name, value in (("samples_at_once", samples), ("columns_at_once", columns)):
             good = value is None or (isinstance(value, int) and value >= 1)
-            v.require(good, held.where, f"{name} must be a positive int or None", repr(value))
+            v.require(good, snapshot.where, f"{name} must be a positive int or None", repr(value))
         self.samples, self.columns = samples, columns
-        self.n = held.n_samples
+        self.n = snapshot.n_samples
 
     def plan(self) -> Plan:
         """Probe, then choose chunks.
@@ -200,7 +203,7 @@ class Planner:
             ValueError: a budget that one sample exceeds, or samples that cannot be split.
         """
         self._probe()
-        splits = self.held.policy.batch_stats is None and self.held.policy.dropout is None
+        splits = self.snapshot.policy.batch_stats is None and self.snapshot.policy.dropout is None
         whole = self._peak(self.n, streamed=False)
         samples = self.n if self.samples is None else min(self.samples, self.n)
         if self.samples is None and whole > self.budget:
@@ -210,20 +213,22 @@ class Planner:
         return self._describe(samples)
 
     def _probe(self) -> None:
-        small = (1, 2) if self.held.policy.batch_stats is None else (2, 4)
+        small = (1, 2) if self.snapshot.policy.batch_stats is None else (2, 4)
         self._points: list[tuple[int, Costs]] = []
-        proofs = len(self.held.replayable)
+        proofs = len(self.snapshot.replayable)
         first = min(small[0], self.n)
         try:
             try:
-                self.frozen, one = self._run(first)
+                self.linearization, one = self._run(first)
             except ValueError:  # a model that needs several samples
                 if first > 1 or self.n < 4:
                     raise
                 small, first, self._coupled = (2, 4), 2, True
-                self.frozen, one = self._run(first)
-            if len(self.held.replayable) > proofs:  # a proof ran, which comes once and not again
-                self.frozen, one = self._run(first)
+                self.linearization, one = self._run(first)
+            if (
+                len(self.snapshot.replayable) > proofs
+            ):  # a proof ran, which comes once and not again
+                self.linearization, one = self._run(first)
         except OverBudget:
             self._too_small(f"{show_bytes(self.budget)} for a pass over {small[0]} of them")
         self._points.append((first, one))
@@ -232,21 +237,21 @@ class Planner:
             if n > self.n or (n == 16 and self.n < _MANY):
                 break
             try:
-                frozen, costs = self._run(n)
+                linearization, costs = self._run(n)
             except OverBudget:
                 break
             self._points.append((n, costs))
-            if len(self._points) == 2 and frozen is not None and small[0] == 1:
-                assert self.frozen is not None
-                self._coupled = not same(frozen.outputs[:1], self.frozen.outputs)
+            if len(self._points) == 2 and linearization is not None and small[0] == 1:
+                assert self.linearization is not None
+                self._coupled = not same(linearization.outputs[:1], self.linearization.outputs)
         if len(self._points) == 1:  # no second point: everything grows with the samples
             twice = Costs(one.setup * 2, one.first * 2, one.following * 2)
             self._points.append((2 * first, twice))
 
     _coupled = False
 
-    def _run(self, n: int) -> tuple[Frozen | None, Costs]:
-        part = self.held.part(slice(0, n)) if n < self.n else self.held
+    def _run(self, n: int) -> tuple[Linearization | None, Costs]:
+        part = self.snapshot.part(slice(0, n)) if n < self.n else self.snapshot
         return measure(part, self.build, self.budget)
 
     def _costs(self, n: int) -> Costs:
@@ -257,18 +262,18 @@ class Planner:
 
     def _layers(self, n: int) -> float:
         """What the native products of ``layers`` take, which the meter does not see."""
-        extra = getattr(self.frozen, "native_bytes", None)
+        extra = getattr(self.linearization, "native_bytes", None)
         return extra(n) if extra else 0.0
 
     def _peak(self, n: int, streamed: bool) -> float:
-        held = self.held
-        vectors = (4 if held.where == "Hessian" else 2) if streamed else 0
-        results = held.itemsize * held.n_params * vectors
+        snapshot = self.snapshot
+        vectors = (4 if snapshot.where == "Hessian" else 2) if streamed else 0
+        results = snapshot.itemsize * snapshot.n_params * vectors
         peak = max(self._costs(n).peak, 0)
         whatever_n = min(max(self._costs(0).peak, 0), peak)
-        of_parameters = held.bytes + results + whatever_n
+        of_parameters = snapshot.bytes + results + whatever_n
         of_samples = peak - whatever_n + self._layers(n)
-        room = _ROOM[getattr(self.frozen, "engine", "autograd")]
+        room = _ROOM[getattr(self.linearization, "engine", "autograd")]
         return _ROOM_OF_PARAMETERS * of_parameters + room * of_samples + _FIXED
 
     def _largest(self) -> int:
@@ -280,7 +285,7 @@ class Planner:
         return low
 
     def _check_splits(self, splits: bool, samples: int, whole: float) -> None:
-        where = self.held.where
+        where = self.snapshot.where
         v.require(
             splits and not self._coupled,
             where,
@@ -294,34 +299,34 @@ class Planner:
             )
 
     def _too_small(self, text: str) -> None:
-        v.fail(self.held.where, "memory_budget must hold the model and one sample", text)
+        v.fail(self.snapshot.where, "memory_budget must hold the model and one sample", text)
 
     def _describe(self, samples: int) -> Plan:
-        held, streamed = self.held, samples < self.n
+        snapshot, streamed = self.snapshot, samples < self.n
         costs, peak = self._costs(samples), self._peak(samples, streamed)
-        column = held.itemsize * (2.0 * held.n_params + 2 * held.n_params * streamed)
+        column = snapshot.itemsize * (2.0 * snapshot.n_params + 2 * snapshot.n_params * streamed)
         column += self._layers(samples)
         # the columns of one graph run one by one: only chunks and native products gain from many
-        gains = streamed or getattr(self.frozen, "engine", "") == "layers"
+        gains = streamed or getattr(self.linearization, "engine", "") == "layers"
         fitting = int((self.budget - peak) // max(column, 1)) + 1 if gains else 1
         columns = self.columns or max(1, min(fitting, _MOST_COLUMNS))
         once = costs.setup if streamed else Usage(0, 0, 0, 0)
         product = (costs.first + once * 2) if streamed else costs.following
         parts = self.n / samples
-        native = getattr(self.frozen, "native_flops", None)
+        native = getattr(self.linearization, "native_flops", None)
         flops = native(samples) if native and not streamed else product.flops
         kept = 0.0 if streamed else costs.setup.kept + costs.first.kept
         return Plan(
-            held.where,
-            getattr(self.frozen, "engine", "autograd"),
-            getattr(self.frozen, "why", "chosen"),
+            snapshot.where,
+            getattr(self.linearization, "engine", "autograd"),
+            getattr(self.linearization, "why", "chosen"),
             self.n,
             samples,
             columns,
             self.budget,
             int(peak),
             int(column),
-            int(held.bytes + max(kept, 0)),
+            int(snapshot.bytes + max(kept, 0)),
             costs.setup.flops * parts,
             flops * parts,
             product.traffic * parts,

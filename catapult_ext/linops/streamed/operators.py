@@ -10,11 +10,11 @@ from torch import Tensor, nn
 
 from catapult_ext import _validate as v
 from catapult_ext.linops.base import Dual, LinearOperator
-from catapult_ext.linops.frozen import Options
+from catapult_ext.linops.engines.choose import Options
 from catapult_ext.linops.ggn import GGN, DualGGN, unpack
 from catapult_ext.linops.hessian import Hessian
 from catapult_ext.linops.ntk import NTK
-from catapult_ext.linops.streaming import Streamed
+from catapult_ext.linops.streamed.base import Streamed
 from catapult_ext.losses import Loss, OutputFactor, resolve
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ class StreamedNTK(Streamed):
         data: inputs: one batch held in memory (tensor, tuple, mapping), or an iterable of them
             that can be read again; of this rank where ``group`` is given.
         group: None, ``"world"`` or a torch.distributed group; every rank makes the same calls.
-        **options: see :class:`~catapult_ext.linops.frozen.Options`.
+        **options: see :class:`~catapult_ext.linops.engines.choose.Options`.
 
     Raises:
         TypeError: data that can be read only once.
@@ -55,17 +55,17 @@ class StreamedNTK(Streamed):
         return NTK(self._model, batch, **self._options)
 
     def _measure(self, operator: NTK, batch: Any) -> tuple[int, int, float]:
-        return operator.frozen.n_samples, operator.frozen.n_outputs, 1.0
+        return operator.linearization.n_samples, operator.linearization.n_outputs, 1.0
 
     def _matmat(self, vectors: Tensor) -> Tensor:
         mine, k = self._mine(vectors), vectors.shape[1]
         total = vectors.new_zeros(self.n_params, k)
         for operator, _, rows in self._each():
-            total += operator.frozen.vjp(mine[rows])
+            total += operator.linearization.vjp(mine[rows])
         total = self.group.sum(total)
         out = torch.empty_like(mine)
         for operator, _, rows in self._each():
-            out[rows] = operator.frozen.jvp(total)
+            out[rows] = operator.linearization.jvp(total)
         return self._stacked(out)
 
 
@@ -77,7 +77,7 @@ class StreamedGGN(Streamed):
         loss: a loss with a known normaliser (see :func:`catapult_ext.losses.resolve`).
         data: ``(x, y)``, or an iterable of such pairs that can be read again.
         group: as for :class:`StreamedNTK`.
-        **options: see :class:`~catapult_ext.linops.frozen.Options`.
+        **options: see :class:`~catapult_ext.linops.engines.choose.Options`.
 
     Raises:
         ValueError: also for a callable loss, whose normaliser is unknown.
@@ -110,11 +110,11 @@ class StreamedGGN(Streamed):
         return GGN(self._model, self._loss, unpack(batch, self.name), **self._options)
 
     def _measure(self, operator: GGN, batch: Any) -> tuple[int, int, float]:
-        frozen = operator.frozen
+        linearization = operator.linearization
         part = 1.0
         if self._averages:
-            part = operator.loss.normaliser(frozen.outputs, unpack(batch, self.name)[1])
-        return frozen.n_samples, frozen.n_outputs, part
+            part = operator.loss.normaliser(linearization.outputs, unpack(batch, self.name)[1])
+        return linearization.n_samples, linearization.n_outputs, part
 
     def _matmat(self, vectors: Tensor) -> Tensor:
         out = vectors.new_zeros(vectors.shape)
@@ -142,7 +142,7 @@ class _StreamedDual(LinearOperator):
 
     def _each(self) -> Iterator[tuple[DualGGN, float, slice]]:
         for operator, weight, rows in self._ggn._each():
-            yield DualGGN(operator.frozen, operator.factor), weight**0.5, rows
+            yield DualGGN(operator.linearization, operator.factor), weight**0.5, rows
 
     def lift(self, vectors: Tensor) -> Tensor:
         """J' S u: (N*O, K) to (P, K)."""
@@ -173,7 +173,7 @@ class StreamedHessian(Streamed):
         data: ``(x, y)``, or an iterable of such pairs that can be read again.
         reduction: ``"mean"`` or ``"sum"``: what a callable does over the samples it is given.
         group: as for :class:`StreamedNTK`.
-        **options: see :class:`~catapult_ext.linops.frozen.Options`.
+        **options: see :class:`~catapult_ext.linops.engines.choose.Options`.
 
     Raises:
         ValueError: also for a callable without ``reduction``.

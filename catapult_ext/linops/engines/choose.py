@@ -15,16 +15,16 @@ from typing import TYPE_CHECKING, TypedDict
 from torch import Tensor, nn
 
 from catapult_ext import _validate as v
-from catapult_ext.linops.autograd import AutogradFrozen, LinearizeFrozen
-from catapult_ext.linops.chain import Chain, ChainTracer, plausible
-from catapult_ext.linops.chunks import ChunkedFrozen
-from catapult_ext.linops.engine import Frozen
-from catapult_ext.linops.layers import LayersFrozen
-from catapult_ext.linops.meter import Meter, OverBudget
-from catapult_ext.linops.plan import Build, Plan, Planner, parse_budget
-from catapult_ext.linops.policy import Policy
-from catapult_ext.linops.snapshot import Hook, Inputs, Snapshot
-from catapult_ext.linops.tangents import TangentTracer
+from catapult_ext.linops.engines.autograd import AutogradLinearization, TorchLinearization
+from catapult_ext.linops.engines.base import Linearization
+from catapult_ext.linops.engines.by_samples import LinearizationBySamples
+from catapult_ext.linops.engines.dense_chain import DenseChainLinearization
+from catapult_ext.linops.engines.plan import Build, Plan, Planner, parse_budget
+from catapult_ext.linops.model.memory_meter import Meter, OverBudget
+from catapult_ext.linops.model.policy import Policy
+from catapult_ext.linops.model.snapshot import Hook, Inputs, Snapshot
+from catapult_ext.linops.tracing.dense_chain import Chain, ChainTracer, plausible
+from catapult_ext.linops.tracing.tangent_program import TangentTracer
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -61,7 +61,7 @@ class Options(TypedDict, total=False):
     columns_at_once: int | None
 
 
-def snapshot(model: nn.Module, x: Inputs, where: str, options: Options) -> Snapshot:
+def take_snapshot(model: nn.Module, x: Inputs, where: str, options: Options) -> Snapshot:
     """The checked copy of model and inputs that ``options`` describe."""
     unknown = set(options) - set(Options.__annotations__)
     if unknown:
@@ -79,11 +79,11 @@ def snapshot(model: nn.Module, x: Inputs, where: str, options: Options) -> Snaps
 
 def freeze(
     model: nn.Module, x: Inputs, *, where: str = "NTK", **options: Unpack[Options]
-) -> Frozen:
+) -> Linearization:
     """Freeze ``model`` at its parameters on inputs ``x``, within a memory budget.
 
     Args:
-        model: module; see :class:`~catapult_ext.linops.snapshot.Snapshot` for what is refused.
+        model: module; :class:`~catapult_ext.linops.model.snapshot.Snapshot` says what is refused.
         x: inputs, a tensor, tuple or mapping.
         where: the public function named in errors.
         **options: see :class:`Options`.
@@ -95,21 +95,23 @@ def freeze(
     engine = options.get("engine")
     known = engine is None or engine in ENGINES
     v.require(known, where, f"engine must be None or one of {ENGINES}", repr(engine))
-    held = snapshot(model, x, where, options)
-    planner = _planner(held, options)
+    snapshot = take_snapshot(model, x, where, options)
+    planner = _planner(snapshot, options)
     plan: Plan | None = None
     if planned(options):
         plan = planner.plan()
-        frozen = _planned(held, plan, engine, options)
+        linearization = _planned(snapshot, plan, engine, options)
     else:
-        frozen, plan = _guarded(held, planner, engine, options)
+        linearization, plan = _guarded(snapshot, planner, engine, options)
     if plan is not None:
-        frozen.columns = plan.columns
-        frozen.workspace = min(frozen.workspace, max(plan.budget - plan.peak, 0))
-        frozen.room = max(plan.budget - plan.kept, 0)
-    frozen.budget = options.get("memory_budget")
-    frozen.make_plan = lambda: plan or _planner(held, options, samples=held.n_samples).plan()
-    return frozen
+        linearization.columns = plan.columns
+        linearization.workspace = min(linearization.workspace, max(plan.budget - plan.peak, 0))
+        linearization.room = max(plan.budget - plan.kept, 0)
+    linearization.budget = options.get("memory_budget")
+    linearization.make_plan = lambda: (
+        plan or _planner(snapshot, options, samples=snapshot.n_samples).plan()
+    )
+    return linearization
 
 
 def planned(options: Options) -> bool:
@@ -118,69 +120,75 @@ def planned(options: Options) -> bool:
     return any(options.get(name) is not None for name in names)
 
 
-def _planner(held: Snapshot, options: Options, samples: int | None = None) -> Planner:
-    def build(part: Snapshot) -> tuple[Frozen, Callable[[], object]]:
-        frozen = _engine(part, options.get("engine"), probe=True)
-        if held.where == "NTK":
-            u = frozen.outputs.new_ones(frozen.rows, 1)
-            return frozen, lambda: frozen.ntk(u)
-        t = frozen.outputs.new_ones(frozen.n_params, 1)
-        return frozen, lambda: frozen.vjp(frozen.jvp(t))
+def _planner(snapshot: Snapshot, options: Options, samples: int | None = None) -> Planner:
+    def build(part: Snapshot) -> tuple[Linearization, Callable[[], object]]:
+        linearization = _engine(part, options.get("engine"), probe=True)
+        if snapshot.where == "NTK":
+            u = linearization.outputs.new_ones(linearization.rows, 1)
+            return linearization, lambda: linearization.ntk(u)
+        t = linearization.outputs.new_ones(linearization.n_params, 1)
+        return linearization, lambda: linearization.vjp(linearization.jvp(t))
 
-    return planner_of(held, options, build, samples)
+    return planner_of(snapshot, options, build, samples)
 
 
 def planner_of(
-    held: Snapshot, options: Options, build: Build, samples: int | None = None
+    snapshot: Snapshot, options: Options, build: Build, samples: int | None = None
 ) -> Planner:
     """The planner of ``held`` under the caller's budget and chunks."""
     return Planner(
-        held,
+        snapshot,
         build,
-        parse_budget(options.get("memory_budget"), held.device, held.where),
+        parse_budget(options.get("memory_budget"), snapshot.device, snapshot.where),
         samples or options.get("samples_at_once"),
         options.get("columns_at_once"),
     )
 
 
-def _planned(held: Snapshot, plan: Plan, engine: str | None, options: Options) -> Frozen:
+def _planned(snapshot: Snapshot, plan: Plan, engine: str | None, options: Options) -> Linearization:
     check = options.get("check", True)
     if plan.samples < plan.n_samples:
-        return ChunkedFrozen(held, plan.samples, lambda part: _engine(part, engine), check)
-    return _checked(_engine(held, engine), check)
+        return LinearizationBySamples(
+            snapshot, plan.samples, lambda part: _engine(part, engine), check
+        )
+    return _checked(_engine(snapshot, engine), check)
 
 
 def _guarded(
-    held: Snapshot, planner: Planner, engine: str | None, options: Options
-) -> tuple[Frozen, Plan | None]:
+    snapshot: Snapshot, planner: Planner, engine: str | None, options: Options
+) -> tuple[Linearization, Plan | None]:
     """Without a plan where all is small: the forward pass stops when it passes the budget."""
-    held.meter = Meter(held.tensors(), planner.budget)
+    snapshot.meter = Meter(snapshot.tensors(), planner.budget)
     try:
-        frozen = _engine(held, engine)
-        graph = float(GRAPHS * held.meter.live + 8 * held.bytes)
-        if isinstance(frozen, LayersFrozen):
-            column = 2.0 * frozen.n_params * held.itemsize
-            graph = held.meter.live + 4 * held.bytes + frozen.native_bytes(held.n_samples)
-            frozen.columns = min(64, 1 + int(max(planner.budget - graph, 0) // column))
+        linearization = _engine(snapshot, engine)
+        graph = float(GRAPHS * snapshot.meter.live + 8 * snapshot.bytes)
+        if isinstance(linearization, DenseChainLinearization):
+            column = 2.0 * linearization.n_params * snapshot.itemsize
+            graph = (
+                snapshot.meter.live
+                + 4 * snapshot.bytes
+                + linearization.native_bytes(snapshot.n_samples)
+            )
+            linearization.columns = min(64, 1 + int(max(planner.budget - graph, 0) // column))
         if graph <= planner.budget:
-            return _checked(frozen, options.get("check", True)), None
-        del frozen
+            return _checked(linearization, options.get("check", True)), None
+        del linearization
     except OverBudget:
         pass
     finally:
-        held.meter = None
+        snapshot.meter = None
     plan = planner.plan()
-    return _planned(held, plan, engine, options), plan
+    return _planned(snapshot, plan, engine, options), plan
 
 
 GRAPHS = 6  # a product keeps and needs at most so many times the graph of the forward pass
 
 
-def _checked(frozen: Frozen, check: bool) -> Frozen:
+def _checked(linearization: Linearization, check: bool) -> Linearization:
     # a proven chain holds nothing but known functions of its inputs
-    if check and frozen.engine != "layers":
-        frozen.snapshot.check_repeats(frozen.outputs)
-    return frozen
+    if check and linearization.engine != "layers":
+        linearization.snapshot.check_repeats(linearization.outputs)
+    return linearization
 
 
 @contextmanager
@@ -191,22 +199,22 @@ def _both(*modes: AbstractContextManager[object]) -> Iterator[None]:
         yield
 
 
-def _engine(held: Snapshot, engine: str | None, probe: bool = False) -> Frozen:
+def _engine(snapshot: Snapshot, engine: str | None, probe: bool = False) -> Linearization:
     if engine == "linearize" and not probe:  # probed by autograd, which keeps as much
-        return LinearizeFrozen(held)
+        return TorchLinearization(snapshot)
     if engine in ("linearize", "autograd"):
-        return AutogradFrozen(held)
-    tangents = TangentTracer(list(held.params.values()))
-    outputs, chain, why = traced(held, engine, tangents)
+        return AutogradLinearization(snapshot)
+    tangents = TangentTracer(list(snapshot.params.values()))
+    outputs, chain, why = traced(snapshot, engine, tangents)
     if chain is not None:
-        return LayersFrozen(held, outputs, chain)
-    frozen = AutogradFrozen(held, outputs, tangents)
-    frozen.why = why
-    return frozen
+        return DenseChainLinearization(snapshot, outputs, chain)
+    linearization = AutogradLinearization(snapshot, outputs, tangents)
+    linearization.why = why
+    return linearization
 
 
 def traced(
-    held: Snapshot, engine: str | None, tangents: TangentTracer | None = None
+    snapshot: Snapshot, engine: str | None, tangents: TangentTracer | None = None
 ) -> tuple[Tensor, Chain | None, str]:
     """Outputs with graph, the chain if the model is one, and why it is not.
 
@@ -216,24 +224,24 @@ def traced(
     Raises:
         ValueError: ``engine="layers"`` for a model that is no chain.
     """
-    tracer = ChainTracer(held.params)
-    recorder = None if plausible(held.model) else tangents  # dear where it is for nothing
-    outputs = held.forward(tracer if recorder is None else _both(tracer, recorder))
-    raw = held.take_raw_output()
+    tracer = ChainTracer(snapshot.params)
+    recorder = None if plausible(snapshot.model) else tangents  # dear where it is for nothing
+    outputs = snapshot.forward(tracer if recorder is None else _both(tracer, recorder))
+    raw = snapshot.take_raw_output()
     chain = tracer.result(raw)
     if chain is not None:
         return outputs, chain, ""
     v.require(
         engine is None,
-        held.where,
+        snapshot.where,
         "engine='layers' needs a chain of dense layers and element-wise activations",
         f"a model where {tracer.why}",
     )
     if tracer.altered or recorder is not tangents:  # a call in place was given a copy, or no record
         if tangents is not None:
             tangents.restart()
-        outputs = held.forward(tangents)
-        raw = held.take_raw_output()
+        outputs = snapshot.forward(tangents)
+        raw = snapshot.take_raw_output()
     if tangents is not None:
         tangents.finish(raw)
     return outputs, None, f"not a chain of dense layers: {tracer.why}"

@@ -1,0 +1,1 @@
+"""Kernels written out: in memory, in tiles, in a file."""

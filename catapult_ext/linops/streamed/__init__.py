@@ -1,0 +1,1 @@
+"""Operators over data in batches and over processes."""

@@ -1,0 +1,1 @@
+"""Reading a forward pass: chains of dense layers, tangent programs, uses of parameters."""
