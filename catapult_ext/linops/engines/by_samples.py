@@ -2,33 +2,16 @@
 
 from __future__ import annotations
 
-import ctypes
 from collections.abc import Callable
-from functools import cache
 
 import torch
 from torch import Tensor
 
 from catapult_ext.linops.engines.autograd import UsesPart
 from catapult_ext.linops.engines.base import KernelPart, Linearization
+from catapult_ext.linops.engines.freed_memory import return_freed_memory
 from catapult_ext.linops.model.policy import check_repeats
 from catapult_ext.linops.model.snapshot import Snapshot
-
-
-@cache
-def _trim() -> Callable[[int], int] | None:
-    try:
-        return ctypes.CDLL("libc.so.6").malloc_trim
-    except (OSError, AttributeError):
-        return None
-
-
-def _give_back() -> None:
-    """Returns the fragments of a freed chunk to the system, where the C library can (glibc)."""
-    trim = _trim()
-    if trim is not None:
-        trim(0)
-
 
 Make = Callable[[Snapshot], Linearization]
 
@@ -62,7 +45,7 @@ class LinearizationBySamples(Linearization):
             piece = self._piece(s)
             use(s, piece)
             del piece
-            _give_back()
+            return_freed_memory()
 
     def _piece(self, s: slice) -> Linearization:
         piece = self._make(self.snapshot.part(s))

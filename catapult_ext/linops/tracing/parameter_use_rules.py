@@ -212,7 +212,7 @@ class Broadcast(Use):
         return [] if self.other is None else [self.other]
 
 
-class Call:
+class ParameterCall:
     """One call that mixes parameters with data of N samples."""
 
     def __init__(self, func: Any, args: Any, kwargs: Any, out: Tensor, n: int) -> None:
@@ -251,7 +251,7 @@ class Call:
 Found = list["Use | None"]
 
 
-def _linear(call: Call, like: set[int]) -> Found:
+def _linear(call: ParameterCall, like: set[int]) -> Found:
     a = call.bind("input weight bias", bias=None)
     found: Found = []
     if id(a["weight"]) in like:
@@ -267,7 +267,7 @@ def _only(like: set[int], a: dict[str, Any], *names: str) -> Found:
     return [None] if any(id(value) in like for value in others) else []
 
 
-def _matmul(call: Call, like: set[int]) -> Found:
+def _matmul(call: ParameterCall, like: set[int]) -> Found:
     a = call.bind("input other")
     w = a["other"]
     if id(w) not in like or w.dim() != 2:
@@ -275,7 +275,7 @@ def _matmul(call: Call, like: set[int]) -> Found:
     return [call.outer(w, a["input"], transposed=True), *_only(like, a, "other")]
 
 
-def _addmm(call: Call, like: set[int]) -> Found:
+def _addmm(call: ParameterCall, like: set[int]) -> Found:
     a = call.bind("input mat1 mat2")
     if set(a) != {"input", "mat1", "mat2"}:
         return [None]
@@ -287,7 +287,7 @@ def _addmm(call: Call, like: set[int]) -> Found:
     return found + _only(like, a, "mat2", "input")
 
 
-def _conv(call: Call, like: set[int]) -> Found:
+def _conv(call: ParameterCall, like: set[int]) -> Found:
     names = "input weight bias stride padding dilation groups"
     a = call.bind(names, bias=None, stride=1, padding=0, dilation=1, groups=1)
     w, x = a["weight"], a["input"]
@@ -311,7 +311,7 @@ def _conv(call: Call, like: set[int]) -> Found:
     return found + _only(like, a, "weight", "bias")
 
 
-def _embedding(call: Call, like: set[int]) -> Found:
+def _embedding(call: ParameterCall, like: set[int]) -> Found:
     names = "input weight padding_idx max_norm norm_type scale_grad_by_freq sparse"
     a = call.bind(names, padding_idx=None, max_norm=None, scale_grad_by_freq=False)
     if a["max_norm"] is not None or a["scale_grad_by_freq"]:
@@ -323,26 +323,26 @@ def _embedding(call: Call, like: set[int]) -> Found:
     return [Lookup(a["weight"], call.edge, call.split(call.out), index)]
 
 
-def _layer_norm(call: Call, like: set[int]) -> Found:
+def _layer_norm(call: ParameterCall, like: set[int]) -> Found:
     names = "input normalized_shape weight bias eps"
     a = call.bind(names, weight=None, bias=None, eps=1e-5)
     unit = F.layer_norm(a["input"].detach(), a["normalized_shape"], None, None, a["eps"])
     return _affine(call, like, a, unit, 0)
 
 
-def _rms_norm(call: Call, like: set[int]) -> Found:
+def _rms_norm(call: ParameterCall, like: set[int]) -> Found:
     a = call.bind("input normalized_shape weight eps", weight=None, eps=None, bias=None)
     unit = F.rms_norm(a["input"].detach(), a["normalized_shape"], None, a["eps"])
     return _affine(call, like, a, unit, 0)
 
 
-def _group_norm(call: Call, like: set[int]) -> Found:
+def _group_norm(call: ParameterCall, like: set[int]) -> Found:
     a = call.bind("input num_groups weight bias eps", weight=None, bias=None, eps=1e-5)
     unit = F.group_norm(a["input"].detach(), a["num_groups"], None, None, a["eps"])
     return _affine(call, like, a, unit, len(call.out) - 2)
 
 
-def _batch_norm(call: Call, like: set[int]) -> Found:
+def _batch_norm(call: ParameterCall, like: set[int]) -> Found:
     names = "input running_mean running_var weight bias training momentum eps"
     a = call.bind(names, weight=None, bias=None, training=False, momentum=0.1, eps=1e-5)
     own = a["training"]
@@ -351,7 +351,9 @@ def _batch_norm(call: Call, like: set[int]) -> Found:
     return _affine(call, like, a, unit, len(call.out) - 2)
 
 
-def _affine(call: Call, like: set[int], a: dict[str, Any], unit: Tensor, after: int) -> Found:
+def _affine(
+    call: ParameterCall, like: set[int], a: dict[str, Any], unit: Tensor, after: int
+) -> Found:
     """Scale and shift of a normalisation, with ``after`` dimensions behind theirs."""
     found: Found = []
     for name, other in (("weight", unit), ("bias", None)):
@@ -361,19 +363,19 @@ def _affine(call: Call, like: set[int], a: dict[str, Any], unit: Tensor, after: 
     return found + _only(like, a, "weight", "bias")
 
 
-def _prelu(call: Call, like: set[int]) -> Found:
+def _prelu(call: ParameterCall, like: set[int]) -> Found:
     a = call.bind("input weight")
     w, x = a["weight"], a["input"].detach()
     return [call.broadcast(w, (len(w), *(1,) * (x.dim() - 2)), x.clamp(max=0))]
 
 
-def _add(call: Call, like: set[int]) -> Found:
+def _add(call: ParameterCall, like: set[int]) -> Found:
     if len(call.args) != 2 or call.kwargs:
         return [None]
     return [call.broadcast(w) for w in call.args if id(w) in like]
 
 
-def _multiply(call: Call, like: set[int]) -> Found:
+def _multiply(call: ParameterCall, like: set[int]) -> Found:
     if len(call.args) != 2 or call.kwargs:
         return [None]
     left, right = call.args
@@ -382,19 +384,19 @@ def _multiply(call: Call, like: set[int]) -> Found:
     return [None] if id(left) in like else [call.broadcast(right, other=left)]
 
 
-RULES = {"linear": _linear, "addmm": _addmm, "embedding": _embedding, "prelu": _prelu}
-RULES |= dict.fromkeys(("matmul", "__matmul__", "mm"), _matmul)
-RULES |= dict.fromkeys(("conv1d", "conv2d", "conv3d"), _conv)
-RULES |= {"layer_norm": _layer_norm, "rms_norm": _rms_norm}
-RULES |= {"group_norm": _group_norm, "batch_norm": _batch_norm}
-RULES |= dict.fromkeys(("add", "add_", "__add__", "__radd__", "__iadd__"), _add)
-RULES |= dict.fromkeys(("mul", "multiply", "__mul__", "__rmul__"), _multiply)
+USE_RULES = {"linear": _linear, "addmm": _addmm, "embedding": _embedding, "prelu": _prelu}
+USE_RULES |= dict.fromkeys(("matmul", "__matmul__", "mm"), _matmul)
+USE_RULES |= dict.fromkeys(("conv1d", "conv2d", "conv3d"), _conv)
+USE_RULES |= {"layer_norm": _layer_norm, "rms_norm": _rms_norm}
+USE_RULES |= {"group_norm": _group_norm, "batch_norm": _batch_norm}
+USE_RULES |= dict.fromkeys(("add", "add_", "__add__", "__radd__", "__iadd__"), _add)
+USE_RULES |= dict.fromkeys(("mul", "multiply", "__mul__", "__rmul__"), _multiply)
 
 
 def uses_of(func: Any, args: Any, kwargs: Any, out: Any, n: int, like: set[int]) -> Found:
     """Uses of the parameters ``like`` (by id) in one call; [None] where no rule knows them."""
-    rule = RULES.get(getattr(func, "__name__", ""))
+    rule = USE_RULES.get(getattr(func, "__name__", ""))
     good = rule is not None and isinstance(out, Tensor) and out.grad_fn is not None
     if rule is None or not good or out.dim() == 0 or out.shape[0] % n:
         return [None]
-    return rule(Call(func, args, kwargs, out, n), like)
+    return rule(ParameterCall(func, args, kwargs, out, n), like)

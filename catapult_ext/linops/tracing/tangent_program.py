@@ -20,12 +20,12 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from catapult_ext.linops.tracing.tangent_rules import (
-    RULES,
     SHAPES,
     STOPS,
+    TANGENT_RULES,
     WITHOUT_VALUE,
-    Call,
     Rule,
+    TensorCall,
     aten,
     by_formula,
 )
@@ -83,7 +83,7 @@ class TangentTracer(TorchDispatchMode):
             return func(*args, **kwargs)
         if not torch.is_grad_enabled():  # constants to autograd as well
             return func(*args, **kwargs)
-        call = Call(func, args, kwargs, None, tensors, [s is not None for s in slots])
+        call = TensorCall(func, args, kwargs, None, tensors, [s is not None for s in slots])
         written = tensors[0] if func._schema.is_mutable else None
         if written is not None and not self._writable(call):
             return func(*args, **kwargs)
@@ -91,7 +91,7 @@ class TangentTracer(TorchDispatchMode):
         self._record(call, slots, written)
         return call.out
 
-    def _writable(self, call: Call) -> bool:
+    def _writable(self, call: TensorCall) -> bool:
         """Makes an in-place call one without; where that cannot be, says why."""
         name = call.func._schema.name.split("::")[1]
         plain = getattr(aten, name[:-1], None) if name.endswith("_") else None
@@ -111,7 +111,7 @@ class TangentTracer(TorchDispatchMode):
         call.func = getattr(plain, overload)
         return True
 
-    def _record(self, call: Call, slots: list[int | None], written: Tensor | None) -> None:
+    def _record(self, call: TensorCall, slots: list[int | None], written: Tensor | None) -> None:
         outs = [call.out] if isinstance(call.out, Tensor) else list(tree_leaves(call.out))
         if call.func.is_view:
             self._viewed.add(outs[0].untyped_storage()._cdata)
@@ -124,7 +124,7 @@ class TangentTracer(TorchDispatchMode):
             self.why = f"it draws random numbers in {call.func}"
             return
         try:
-            made, saved = RULES.get(call.func._overloadpacket, by_formula)(call)
+            made, saved = TANGENT_RULES.get(call.func._overloadpacket, by_formula)(call)
         except (TypeError, ValueError, IndexError) as error:  # a form of the call not foreseen
             self.why = f"it calls {call.func} with other arguments ({error})"
             return

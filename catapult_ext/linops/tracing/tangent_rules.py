@@ -23,7 +23,7 @@ Made = tuple[Rule, list[Tensor]]  # a rule, and the tensors whose values it keep
 
 
 @dataclass(eq=False)
-class Call:
+class TensorCall:
     """One operation as it ran; ``tensors`` are the tensor arguments in order."""
 
     func: Any
@@ -51,7 +51,7 @@ class Call:
         return self.func(*args, **kwargs)
 
 
-def by_formula(call: Call) -> Made:
+def by_formula(call: TensorCall) -> Made:
     """The forward-mode formula at the recorded inputs."""
     linearization = [t.detach() for t in call.tensors]
 
@@ -72,7 +72,7 @@ def by_formula(call: Call) -> Made:
     return rule, call.tensors
 
 
-def _linear(call: Call) -> Made:
+def _linear(call: TensorCall) -> Made:
     """An operation that is linear in its only tensor."""
 
     def rule(tangents: list[Tensor | None]) -> Any:
@@ -81,12 +81,12 @@ def _linear(call: Call) -> Made:
     return (rule, []) if len(call.tensors) == 1 else by_formula(call)
 
 
-def _reshape(call: Call) -> Made:
+def _reshape(call: TensorCall) -> Made:
     shape = call.out.shape
     return lambda tangents: tangents[0].reshape(shape), []
 
 
-def _cat(call: Call) -> Made:
+def _cat(call: TensorCall) -> Made:
     shapes = [t.shape for t in call.tensors]
 
     def rule(tangents: list[Tensor | None]) -> Tensor:
@@ -98,10 +98,10 @@ def _cat(call: Call) -> Made:
     return rule, []
 
 
-def _sum_of(sign: float) -> Callable[[Call], Made]:
+def _sum_of(sign: float) -> Callable[[TensorCall], Made]:
     """Of left + sign * alpha * right."""
 
-    def make(call: Call) -> Made:
+    def make(call: TensorCall) -> Made:
         factor = sign * call.kwargs.get("alpha", call.args[2] if len(call.args) > 2 else 1)
         shape, scalar = call.out.shape, len(call.tensors) == 1
 
@@ -118,7 +118,7 @@ def _sum_of(sign: float) -> Callable[[Call], Made]:
     return make
 
 
-def _product(call: Call) -> Made:
+def _product(call: TensorCall) -> Made:
     """Bilinear in two tensors."""
     if len(call.tensors) == 1:
         return _linear(call)
@@ -136,14 +136,14 @@ def _product(call: Call) -> Made:
     return rule, [t for i, t in enumerate(call.tensors) if call.active[1 - i]]
 
 
-def _quotient(call: Call) -> Made:
+def _quotient(call: TensorCall) -> Made:
     if len(call.tensors) == 2 and not call.active[1]:
         divisor = call.tensors[1].detach()
         return lambda tangents: call.again([tangents[0], divisor]), [divisor]
     return _linear(call)
 
 
-def _addmm(call: Call) -> Made:
+def _addmm(call: TensorCall) -> Made:
     _, left, right = (t.detach() for t in call.tensors)
     if call.kwargs or len(call.args) > 3:
         return by_formula(call)
@@ -163,7 +163,7 @@ def _addmm(call: Call) -> Made:
     return rule, [left, right]
 
 
-def _convolution(call: Call) -> Made:
+def _convolution(call: TensorCall) -> Made:
     x, w = (t.detach() for t in call.tensors[:2])
     shape, rest = call.out.shape, call.args[3:]
 
@@ -183,7 +183,7 @@ def _convolution(call: Call) -> Made:
     return rule, [x, w]
 
 
-def _batch_norm(call: Call) -> Made:
+def _batch_norm(call: TensorCall) -> Made:
     """Scale and shift of every channel; by batch statistics, also their derivatives."""
     x, weight, bias, mean, var, training, _, eps = call.args
     by_batch = training or mean is None
@@ -221,7 +221,7 @@ def _batch_norm(call: Call) -> Made:
     return rule, [x] if by_batch else [x, mean, var]
 
 
-def _embedding(call: Call) -> Made:
+def _embedding(call: TensorCall) -> Made:
     """Torch's own formula gives the padding row a tangent, which has no gradient."""
     weight, indices = call.args[:2]
     padding = call.args[2] if len(call.args) > 2 else -1
@@ -237,13 +237,13 @@ def _embedding(call: Call) -> Made:
     return rule, [indices]
 
 
-def _weight_norm(call: Call) -> Made:
+def _weight_norm(call: TensorCall) -> Made:
     """No formula: torch has none for its fused kernel."""
     call.func = lambda *args: (weight_norm(*args), None)
     return by_formula(call)
 
 
-def _relu(call: Call) -> Made:
+def _relu(call: TensorCall) -> Made:
     out = call.out.detach()
     return lambda tangents: aten.threshold_backward(tangents[0], out, 0), [call.out]
 
@@ -251,17 +251,19 @@ def _relu(call: Call) -> Made:
 STOPS = {aten.detach.default}
 WITHOUT_VALUE = {aten.relu, aten.add, aten.sub, aten.mul, aten.div, aten.neg}
 SHAPES = {aten.transpose, aten.t, aten.squeeze, aten.unsqueeze}
-RULES: dict[Any, Callable[[Call], Made]] = {}
-RULES |= dict.fromkeys((aten.t, aten.transpose, aten.permute, aten.alias, aten.expand), _linear)
-RULES |= dict.fromkeys((aten.slice, aten.select, aten.squeeze, aten.unsqueeze), _linear)
-RULES |= dict.fromkeys((aten.split, aten.split_with_sizes, aten.unbind), _linear)
-RULES |= dict.fromkeys((aten.clone, aten._to_copy, aten.neg, aten.sum, aten.mean), _linear)
-RULES |= dict.fromkeys((aten.avg_pool1d, aten.avg_pool2d, aten.avg_pool3d), _linear)
-RULES |= dict.fromkeys((aten._adaptive_avg_pool2d, aten._adaptive_avg_pool3d), _linear)
-RULES[aten.constant_pad_nd] = _linear
-RULES |= dict.fromkeys((aten.view, aten._unsafe_view, aten._reshape_alias), _reshape)
-RULES |= {aten.cat: _cat, aten.stack: _cat, aten.add: _sum_of(1.0), aten.sub: _sum_of(-1.0)}
-RULES |= dict.fromkeys((aten.mul, aten.mm, aten.bmm), _product)
-RULES |= {aten.div: _quotient, aten.addmm: _addmm, aten.convolution: _convolution}
-RULES |= {aten.native_batch_norm: _batch_norm, aten.relu: _relu, aten.embedding: _embedding}
-RULES |= {aten._weight_norm_interface: _weight_norm}
+TANGENT_RULES: dict[Any, Callable[[TensorCall], Made]] = {}
+TANGENT_RULES |= dict.fromkeys(
+    (aten.t, aten.transpose, aten.permute, aten.alias, aten.expand), _linear
+)
+TANGENT_RULES |= dict.fromkeys((aten.slice, aten.select, aten.squeeze, aten.unsqueeze), _linear)
+TANGENT_RULES |= dict.fromkeys((aten.split, aten.split_with_sizes, aten.unbind), _linear)
+TANGENT_RULES |= dict.fromkeys((aten.clone, aten._to_copy, aten.neg, aten.sum, aten.mean), _linear)
+TANGENT_RULES |= dict.fromkeys((aten.avg_pool1d, aten.avg_pool2d, aten.avg_pool3d), _linear)
+TANGENT_RULES |= dict.fromkeys((aten._adaptive_avg_pool2d, aten._adaptive_avg_pool3d), _linear)
+TANGENT_RULES[aten.constant_pad_nd] = _linear
+TANGENT_RULES |= dict.fromkeys((aten.view, aten._unsafe_view, aten._reshape_alias), _reshape)
+TANGENT_RULES |= {aten.cat: _cat, aten.stack: _cat, aten.add: _sum_of(1.0), aten.sub: _sum_of(-1.0)}
+TANGENT_RULES |= dict.fromkeys((aten.mul, aten.mm, aten.bmm), _product)
+TANGENT_RULES |= {aten.div: _quotient, aten.addmm: _addmm, aten.convolution: _convolution}
+TANGENT_RULES |= {aten.native_batch_norm: _batch_norm, aten.relu: _relu, aten.embedding: _embedding}
+TANGENT_RULES |= {aten._weight_norm_interface: _weight_norm}
