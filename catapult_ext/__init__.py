@@ -7,11 +7,13 @@ from catapult_ext.eig import (
     Estimate,
     SpectralDensity,
     TopTracker,
-    diagonal,
     eigsh,
+    hutchinson_diagonal,
+    hutchinson_trace,
     spectral_density,
-    trace,
 )
+from catapult_ext.eig import diagonal as diagonal  # deprecated
+from catapult_ext.eig import trace as trace  # deprecated
 from catapult_ext.experiments import SweepResult, sweep
 from catapult_ext.linops import (
     GGN,
@@ -50,8 +52,9 @@ __all__ = [
     "build_info",
     "convert_lambda",
     "data",
-    "diagonal",
     "eigsh",
+    "hutchinson_diagonal",
+    "hutchinson_trace",
     "learning_rate_window",
     "losses",
     "models",
@@ -59,5 +62,4 @@ __all__ = [
     "spectral_density",
     "sweep",
     "toy",
-    "trace",
 ]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from numbers import Integral, Real
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import torch
@@ -13,7 +13,9 @@ from torch import Tensor
 FLOAT_DTYPES = (torch.float32, torch.float64)
 
 
-def fail(where: str, requirement: str, value: object, kind: type[Exception] = ValueError) -> None:
+def fail(
+    where: str, requirement: str, value: object, kind: type[Exception] = ValueError
+) -> NoReturn:
     """Raise ``kind`` with the message ``catapult_ext.<where>: <requirement>, got <value>``."""
     raise kind(f"catapult_ext.{where}: {requirement}, got {value}")
 
@@ -41,7 +43,6 @@ def integers(where: str, *, optional: Any = False, **values: object) -> None:
             continue
         if isinstance(value, bool) or not isinstance(value, (int, Integral)):
             fail(where, f"{name} must be an int", type(value).__name__, TypeError)
-        assert isinstance(value, (int, Integral))
         require(-(2**63) <= int(value) < 2**63, where, f"{name} must fit 64 bits", value)
 
 
@@ -116,7 +117,6 @@ def tensor(
     """
     if not isinstance(value, Tensor):
         fail(where, f"{name} must be a torch.Tensor", type(value).__name__, TypeError)
-    assert isinstance(value, Tensor)
     if value.layout != torch.strided:
         fail(where, f"{name} must be a dense tensor", value.layout, TypeError)
     if value.dtype not in dtypes:

@@ -109,7 +109,7 @@ def as_dataset(data: object, where: str) -> Dataset:
         fail(
             where, "data must be a Dataset, (x, y) or (x, y, x_test, y_test)", repr(kind), TypeError
         )
-    parts = list(data)  # type: ignore[call-overload]
+    parts = list(data)
     for i, part in enumerate(parts):
         if not isinstance(part, Tensor):
             fail(where, f"data[{i}] must be a torch.Tensor", type(part).__name__, TypeError)

@@ -1,7 +1,16 @@
 """Eigensolvers and spectral estimates for operators known by their products."""
 
-from catapult_ext.eig.lanczos import EigshResult, eigsh
-from catapult_ext.eig.random import Estimate, SpectralDensity, diagonal, spectral_density, trace
+from catapult_ext.eig.lanczos import eigsh
+from catapult_ext.eig.pairs import EigshResult
+from catapult_ext.eig.random import (
+    Estimate,
+    SpectralDensity,
+    hutchinson_diagonal,
+    hutchinson_trace,
+    spectral_density,
+)
+from catapult_ext.eig.random import diagonal as diagonal  # deprecated
+from catapult_ext.eig.random import trace as trace  # deprecated
 from catapult_ext.eig.tracking import TopTracker
 
 __all__ = [
@@ -9,8 +18,8 @@ __all__ = [
     "Estimate",
     "SpectralDensity",
     "TopTracker",
-    "diagonal",
     "eigsh",
+    "hutchinson_diagonal",
+    "hutchinson_trace",
     "spectral_density",
-    "trace",
 ]

@@ -85,7 +85,6 @@ def _from_numpy_object(a: Any, dtype: Any, where: str) -> Operand:
     )
     if kind is None:
         v.fail(where, "A must have dtype float32 or float64", dtype, TypeError)
-    assert kind is not None
     if isinstance(a, np.ndarray):
         return _from_tensor(torch.from_numpy(np.ascontiguousarray(a)), where)
 

@@ -1,4 +1,4 @@
-"""What the solvers hand to each other."""
+"""Ritz pairs with their residuals: the types that the solvers share, and the public result."""
 
 from __future__ import annotations
 
@@ -8,10 +8,38 @@ from torch import Tensor
 
 
 @dataclass(frozen=True, eq=False)
-class Pairs:
-    """Scaled eigenpairs before they are handed out: rows of x and of the residuals, float64.
+class EigshResult:
+    """Eigenpairs with their errors.
 
-    Pairs lifted from a dual keep the operator's dtype, and of the residuals bounds of the norms.
+    Attributes:
+        eigenvalues: (k,) descending (``which="LM"``: by magnitude), dtype of the operator.
+        eigenvectors: (n, k), unit columns.
+        residuals: (k,) |A x - lambda x|, from products already made (solved as its dual: a bound).
+        errors: (k,) bounds of |lambda_i - eigenvalues_i|; what they rest on is ``index_check``.
+        matvecs: products with A (or its dual), in columns.
+        converged: all errors within max(tol |lambda|, 2 c_n eps |A|).
+        index_check: ``"inertia"`` (eigenvalues counted by LDL', exact) or ``"random(p)"`` (the
+            start vectors exclude hidden eigenvalues with probability p over the seed; an estimate
+            for k > 1); ``"residual"`` (no check: an eigenvalue lies within ``residuals`` of each
+            value; larger ones may be missed, and errors, which trust the gaps seen, be too small);
+            ``"coarse(p)"`` (mixed precision: the same as random, but only beyond the coarse
+            solve's 2 %; nearer ones are left to the block that is refined).
+    """
+
+    eigenvalues: Tensor
+    eigenvectors: Tensor
+    residuals: Tensor
+    errors: Tensor
+    matvecs: int
+    converged: bool
+    index_check: str
+
+
+@dataclass(frozen=True, eq=False)
+class Pairs:
+    """Scaled eigenpairs inside the solvers: rows of x and of the residuals, float64.
+
+    Pairs lifted from a dual have the operator's dtype, and bounds of the norms for residuals.
     """
 
     values: Tensor

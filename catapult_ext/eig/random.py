@@ -12,6 +12,7 @@ from torch import Tensor
 from catapult_ext import _validate as v
 from catapult_ext import ops
 from catapult_ext._autocast import no_autocast
+from catapult_ext._deprecated import warn_renamed
 from catapult_ext.eig.krylov import Krylov
 from catapult_ext.eig.operand import Operand, as_operand
 
@@ -36,8 +37,10 @@ class Estimate:
 
 
 @no_autocast()
-def trace(A: Any, samples: int = 32, *, seed: int = 0) -> Estimate:
+def hutchinson_trace(A: Any, samples: int = 32, *, seed: int = 0) -> Estimate:
     """Estimate the trace of a symmetric operator: mean of z'Az over random signs z.
+
+    The exact trace of an operator of this package is its method ``trace()``.
 
     Args:
         A: see :func:`catapult_ext.eigsh`.
@@ -54,22 +57,35 @@ def trace(A: Any, samples: int = 32, *, seed: int = 0) -> Estimate:
     Cost:
         ``samples`` products.
     """
-    a, quadratic, _ = _probed(A, samples, seed, "trace")
+    a, quadratic, _ = _probed(A, samples, seed, "hutchinson_trace")
     mean, error = _mean(quadratic)
     return Estimate(mean.to(a.dtype), error.to(a.dtype), samples, samples)
 
 
 @no_autocast()
-def diagonal(A: Any, samples: int = 32, *, seed: int = 0) -> Estimate:
+def hutchinson_diagonal(A: Any, samples: int = 32, *, seed: int = 0) -> Estimate:
     """Estimate the diagonal of a symmetric operator: mean of z * (Az) over random signs z.
 
     Entry i has variance sum_{j != i} A_ij^2 for one vector (Bekas, Kokiopoulou, Saad 2007).
-    Arguments, result (n,), errors raised and cost as :func:`trace`; memory 2 n beside a few blocks.
+    Arguments, errors raised and cost are those of :func:`hutchinson_trace`; the result is (n,).
+    Memory: 2 n numbers and a few blocks of vectors.
     """
-    a, _, (mean, squares) = _probed(A, samples, seed, "diagonal")
+    a, _, (mean, squares) = _probed(A, samples, seed, "hutchinson_diagonal")
     variance = (squares / samples - mean.square()).clamp_min(0) * samples / (samples - 1)
     error = (variance / samples).sqrt()
     return Estimate(mean.to(a.dtype), error.to(a.dtype), samples, samples)
+
+
+def trace(A: Any, samples: int = 32, *, seed: int = 0) -> Estimate:
+    """Deprecated name of :func:`hutchinson_trace`."""
+    warn_renamed("trace", "hutchinson_trace")
+    return hutchinson_trace(A, samples, seed=seed)
+
+
+def diagonal(A: Any, samples: int = 32, *, seed: int = 0) -> Estimate:
+    """Deprecated name of :func:`hutchinson_diagonal`."""
+    warn_renamed("diagonal", "hutchinson_diagonal")
+    return hutchinson_diagonal(A, samples, seed=seed)
 
 
 def _probed(

@@ -11,10 +11,10 @@ from torch import Tensor
 from catapult_ext import _validate as v
 from catapult_ext._autocast import no_autocast
 from catapult_ext.eig.certify import rounding
-from catapult_ext.eig.lanczos import EigshResult, _lifted, _Options, _package, _solve
 from catapult_ext.eig.operand import Operand, as_operand
-from catapult_ext.eig.pairs import Pairs
+from catapult_ext.eig.pairs import EigshResult, Pairs
 from catapult_ext.eig.refine import refine
+from catapult_ext.eig.solve import Options, lifted, package, solve
 
 _WHERE = "TopTracker"
 _MOVED = 0.25  # relative change of a value that calls for a checked solve
@@ -99,9 +99,9 @@ class TopTracker:
             # the null space of the large operator is not in the image of the small one
             floor = 10 * rounding(large.n, torch.finfo(large.dtype).eps) * pairs.values[0].abs()
             if pairs.values[-1] > floor:
-                return _package(_lifted(pairs, dual, large), self._options(self.k, large), large)
+                return package(lifted(pairs, dual, large), self._options(self.k, large), large)
         k = min(self.k, large.n)
-        return _package(self._pairs(large, k, check), self._options(k, large), large)
+        return package(self._pairs(large, k, check), self._options(k, large), large)
 
     def _pairs(self, a: Operand, k: int, check: bool) -> Pairs:
         if self._block is not None and self._block.shape[1] != a.n:
@@ -120,15 +120,15 @@ class TopTracker:
         now = pairs.values * pairs.scale
         return bool(((now - self._values).abs() > _MOVED * self._values.abs()).any())
 
-    def _options(self, k: int, a: Operand) -> _Options:
+    def _options(self, k: int, a: Operand) -> Options:
         limit = 1000 + 20 * k
         guards = min(self.guards, a.n - k)
         seed = self.seed + self.checks
-        return _Options(k, "LA", self.tol, limit, seed, self.confidence, _WHERE, guards)
+        return Options(k, "LA", self.tol, limit, seed, self.confidence, _WHERE, guards)
 
     def _checked(self, a: Operand, k: int, spent: int) -> Pairs:
         start = None if self._block is None else self._block[:k].T
-        pairs = _solve(a, start, self._options(k, a))
+        pairs = solve(a, start, self._options(k, a))
         self.checks, self._since = self.checks + 1, 0
         self._values = pairs.values * pairs.scale
         size = pairs.values.abs().max().item()

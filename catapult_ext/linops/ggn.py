@@ -27,7 +27,7 @@ def unpack(data: object, where: str) -> tuple[Any, Any]:
             f" of {len(data)}" if isinstance(data, Sequence) else ""
         )
         v.fail(where, "data must be a pair (x, y)", shown, TypeError)
-    return data[0], data[1]  # type: ignore[index]
+    return data[0], data[1]
 
 
 class GGN(ModelOperator):

@@ -366,4 +366,4 @@ def resolve(loss: object) -> Loss:
         shown = loss.__name__ if isinstance(loss, type) else type(loss).__name__
         v.fail("losses", f"a loss must be {ACCEPTED}, or a callable", shown, TypeError)
     name = getattr(loss, "__name__", type(loss).__name__)
-    return CallableLoss(loss, name)  # type: ignore[arg-type]
+    return CallableLoss(loss, name)

@@ -31,8 +31,8 @@ def test_trace_and_diagonal_errors_cover(name):
     a = matrix(SPECTRA[name])
     z_trace, z_diagonal = [], []
     for seed in range(100):
-        t = cx.trace(a, 16, seed=seed)
-        d = cx.diagonal(a, 16, seed=seed)
+        t = cx.hutchinson_trace(a, 16, seed=seed)
+        d = cx.hutchinson_diagonal(a, 16, seed=seed)
         assert t.matvecs == d.matvecs == 16
         z_trace.append(((t.value - a.trace()) / t.error).item())
         z_diagonal.append((d.value - a.diagonal()) / d.error)
@@ -45,10 +45,10 @@ def test_trace_and_diagonal_errors_cover(name):
 
 def test_diagonal_operator_is_exact():
     d = torch.linspace(-1, 1, 9)
-    found = cx.diagonal(torch.diag(d), 3)
+    found = cx.hutchinson_diagonal(torch.diag(d), 3)
     torch.testing.assert_close(found.value, d)
     assert float(found.error.max()) < 1e-7
-    assert cx.trace(torch.diag(d), 3).value.item() == pytest.approx(0, abs=1e-6)
+    assert cx.hutchinson_trace(torch.diag(d), 3).value.item() == pytest.approx(0, abs=1e-6)
 
 
 @pytest.mark.parametrize("steps", [8, 24, N])
@@ -141,7 +141,9 @@ def test_repeatable_and_from_products():
     first, again = (cx.spectral_density(Wrapped(), 8, 3, seed=2) for _ in range(2))
     assert torch.equal(first.nodes, again.nodes)
     assert first.matvecs == 24
-    assert cx.trace(Wrapped(), 4, seed=1).value == cx.trace(a, 4, seed=1).value
+    assert (
+        cx.hutchinson_trace(Wrapped(), 4, seed=1).value == cx.hutchinson_trace(a, 4, seed=1).value
+    )
     other = cx.spectral_density(Wrapped(), 8, 3, seed=3)
     assert not torch.equal(first.nodes, other.nodes)
 
@@ -149,8 +151,8 @@ def test_repeatable_and_from_products():
 @pytest.mark.parametrize(
     ("call", "text"),
     [
-        (lambda: cx.trace(torch.eye(3), 1), "samples must be >= 2"),
-        (lambda: cx.diagonal(torch.eye(3), 0), "samples must be >= 2"),
+        (lambda: cx.hutchinson_trace(torch.eye(3), 1), "samples must be >= 2"),
+        (lambda: cx.hutchinson_diagonal(torch.eye(3), 0), "samples must be >= 2"),
         (lambda: cx.spectral_density(torch.eye(3), 0), "steps must be"),
         (lambda: cx.spectral_density(torch.eye(3), 3, 1), "samples must be >= 2"),
         (lambda: cx.spectral_density(torch.ones(2, 3)), "square"),
@@ -161,3 +163,16 @@ def test_repeatable_and_from_products():
 def test_refused(call, text):
     with pytest.raises(ValueError, match=text):
         call()
+
+
+@pytest.mark.parametrize("old", ["trace", "diagonal"])
+def test_old_names_of_the_estimates_warn_and_agree(old):
+    a = matrix(SPECTRA["flat"])
+    with pytest.warns(
+        DeprecationWarning, match=rf"catapult_ext\.{old} is .*hutchinson_{old}"
+    ) as seen:
+        found = getattr(cx, old)(a, 8, seed=3)
+    assert seen[0].filename == __file__  # the caller's line, not the package's
+    expected = getattr(cx, f"hutchinson_{old}")(a, 8, seed=3)
+    assert torch.equal(found.value, expected.value)
+    assert torch.equal(found.error, expected.error)

@@ -180,7 +180,7 @@ class Tiles:
                     "the tiles of a kernel that was begun with a larger memory_budget need as much",
                     show_bytes(self.room),
                 )
-            yield (rows, columns), block  # type: ignore[misc]
+            yield (rows, columns), block
 
     def _part(self, linearization: Linearization, samples: slice) -> KernelPart:
         part = linearization.part(samples)

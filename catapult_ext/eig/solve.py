@@ -1,0 +1,301 @@
+"""Block Lanczos with thick restart: the driver that :func:`eigsh` and :class:`TopTracker` share.
+
+:func:`solve` extends a Krylov basis until the errors of the wanted Ritz pairs are within ``tol``
+and the index check finds nothing hidden; :func:`package` turns its pairs into a result.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from catapult_ext import _validate as v
+from catapult_ext.eig.certify import Inertia, Overlap, bounds, rounding, wanted
+from catapult_ext.eig.krylov import Cycle, Krylov, row_norms
+from catapult_ext.eig.operand import Operand
+from catapult_ext.eig.pairs import EigshResult, Pairs
+
+_INERTIA_LIMIT = 2048  # rows up to which an explicit matrix is factorised to count eigenvalues
+_BASIS_BYTES = 1 << 30  # V and A V together
+_BASIS_ROWS = 60
+_Ritz = tuple[Tensor, Tensor, Tensor]  # values, vectors and residual rows, as Krylov.ritz gives
+
+
+@dataclass(frozen=True)
+class Options:
+    """Options of a solve, as :func:`catapult_ext.eigsh` documents them."""
+
+    k: int
+    which: str
+    tol: float
+    limit: int  # at most this many columns are multiplied
+    seed: int
+    confidence: float | None
+    where: str  # public function named in errors
+    guards: int = 0  # further Ritz vectors returned beyond the k wanted ones
+
+
+def start_rows(v0: Tensor | None, a: Operand, where: str) -> Tensor:
+    """A start block as rows (j, n); none without v0."""
+    if v0 is None:
+        return torch.empty(0, a.n, dtype=a.dtype, device=a.device)
+    if not isinstance(v0, Tensor):
+        v.fail(where, "v0 must be a torch.Tensor", type(v0).__name__, TypeError)
+    v.dense(where, "v0", v0)
+    if v0.is_complex():
+        v.fail(where, "v0 must be real", v0.dtype, TypeError)
+    fits = v0.dim() in (1, 2) and v0.shape[0] == a.n and v0.numel() > 0
+    v.require(fits, where, f"v0 must be ({a.n},) or ({a.n}, j)", tuple(v0.shape))
+    v.require(bool(torch.isfinite(v0).all()), where, "v0 must be finite", "NaN or inf")
+    rows = v0.detach().reshape(a.n, -1).T.to(dtype=a.dtype, device=a.device)
+    norms = rows.double().norm(dim=1, keepdim=True)
+    v.require(bool((norms > 0).all()), where, "v0 must have no zero column", "one")
+    return rows / norms.to(rows)
+
+
+def solve(a: Operand, v0: Tensor | None, o: Options) -> Pairs:
+    """The wanted pairs of ``a``, from start vectors ``v0`` (n,) or (n, j) if there are any.
+
+    1. Start from a block with a random part, on which the index check relies.
+    2. Extend the basis by a block of products and take Ritz pairs.
+    3. Once they are settled, form residuals and errors in float64 and make the index check.
+    4. Restart on the best Ritz vectors whenever the basis is full.
+    """
+    warm = start_rows(v0, a, o.where)
+    random = min(a.n, max(o.k, len(warm)))
+    space = Krylov(a, _capacity(a, o.k, random), o.seed, o.where)
+    start, share = space.random(random), 1.0
+    exact = a.explicit is not None and a.n <= _INERTIA_LIMIT
+    if len(warm):
+        # each start vector keeps a random part: half where the index check lives on it
+        share = 0.01 if exact else 0.5**0.5
+        start = start * (share / start.double().norm(dim=1, keepdim=True)).to(start)
+        start[: len(warm)] += (1 - share**2) ** 0.5 * warm[:random]
+    chance = (random, share)
+    space.begin(start)
+    while True:
+        space.extend()
+        ritz = space.ritz()
+        whole = len(space.next) == 0  # an invariant space
+        if whole and space.m < o.k:
+            space.begin(space.random(o.k - space.m))
+            continue
+        spent = space.matvecs >= o.limit and space.m >= o.k
+        if space.m >= o.k and (whole or spent or _settled(space, ritz, o, chance, exact)):
+            pairs = _finish(space, ritz, o, chance, exact)
+            if pairs.converged or whole or spent:
+                return pairs
+        if exact and space.matvecs >= a.n and o.limit > a.n:
+            return _dense(space, o)  # LAPACK costs no more by now
+        if space.m + 2 * len(space.next) > space.capacity:
+            _restart(space, ritz, o)
+
+
+def _capacity(a: Operand, k: int, width: int) -> int:
+    """Rows of the basis: enough to work with, within the byte budget."""
+    least = 2 * k + 3 * width + 2
+    row = 2 * a.n * torch.finfo(a.dtype).bits // 8
+    return min(a.n + width, max(least, min(max(_BASIS_ROWS, 6 * width), _BASIS_BYTES // row)))
+
+
+def _floor(space: Krylov, theta: Tensor) -> float:
+    """c_n eps |A| in scaled units."""
+    size = max(space.norm, theta.abs().max().item())
+    return rounding(space.a.n, space.eps) * size
+
+
+def _overlap(
+    space: Krylov,
+    ritz: _Ritz,
+    o: Options,
+    p: float,
+    chance: tuple[int, float],
+) -> Overlap:
+    theta, s, residual = ritz
+    cycles = [*space.cycles, Cycle(theta, s[space.start], residual)]
+    return Overlap(cycles, o.which, space.a.n, chance, o.k, p)
+
+
+@dataclass(frozen=True, eq=False)
+class _Errors:
+    """Errors of the wanted Ritz values by the formula of ``bounds``, and those that tol allows."""
+
+    errors: Tensor  # (k,) without the share of rounding
+    allowed: Tensor  # (k,) with it
+    floor: float  # the share of rounding
+
+
+def _errors(
+    space: Krylov, o: Options, theta: Tensor, r: Tensor, chosen: list[int], block_norm: float
+) -> _Errors:
+    """From all Ritz values and residual norms, and the spectral norm of the chosen residuals."""
+    floor = _floor(space, theta)
+    errors = bounds(theta, r, chosen, block_norm)
+    return _Errors(errors, (o.tol * theta[chosen].abs()).clamp_min(2 * floor), floor)
+
+
+def _settled(
+    space: Krylov,
+    ritz: _Ritz,
+    o: Options,
+    chance: tuple[int, float],
+    exact: bool,
+) -> bool:
+    """Errors within tol by the formula, and nothing hidden (inertia is left to `_finish`)."""
+    theta, _, residual = ritz
+    ranked = wanted(theta, o.which, o.k)
+    chosen = [i for i, _ in ranked]
+    block_norm = _spectral_norm(residual[chosen])
+    found = _errors(space, o, theta, residual.norm(dim=1), chosen, block_norm)
+    if not bool((found.errors + found.floor <= found.allowed).all()):
+        return False
+    if exact or o.confidence is None:
+        return True
+    overlap = _overlap(space, ritz, o, o.confidence, chance)
+    return all(
+        overlap.excluded(rank, side, _beyond(theta[i].item(), side, found.allowed[rank].item()))
+        for rank, (i, side) in enumerate(ranked)
+    )
+
+
+def _spectral_norm(residual: Tensor) -> float:
+    return torch.linalg.matrix_norm(residual, 2).item() if residual.numel() else 0.0
+
+
+def _beyond(theta: float, side: int, error: float) -> float:
+    """A Ritz value moved outwards by ``error``."""
+    if side == 0:
+        return abs(theta) + error
+    return theta + side * error
+
+
+def _restart(space: Krylov, ritz: _Ritz, o: Options) -> None:
+    theta, s, residual = ritz
+    width = len(space.next)
+    room = space.capacity - 2 * width
+    count = min(room, o.k + max(2, (room - o.k) // 2))
+    keep = torch.tensor([i for i, _ in wanted(theta, o.which, count)])
+    space.restart(s, theta, residual, keep)
+
+
+def _finish(
+    space: Krylov,
+    ritz: _Ritz,
+    o: Options,
+    chance: tuple[int, float],
+    exact: bool,
+) -> Pairs:
+    """Rayleigh quotients, residuals and errors in float64, and the index check."""
+    theta, s, residual = ritz
+    ranked = wanted(theta, o.which, o.k)
+    chosen = [i for i, _ in ranked]
+    # Rayleigh quotients and residuals of the wanted pairs, from V and A V
+    x, ax = space.vectors(s[:, chosen])
+    values = (x * ax).sum(1)
+    rest = ax - values[:, None] * x
+    theta, r = theta.clone(), residual.norm(dim=1)
+    theta[chosen], r[chosen] = values.cpu(), rest.norm(dim=1).cpu()
+    block_norm = torch.linalg.eigvalsh(rest @ rest.T)[-1].clamp_min(0).sqrt().item()
+    found = _errors(space, o, theta, r, chosen, block_norm)
+    errors, floor = found.errors, found.floor
+    # the index check, which raises an error until no eigenvalue can hide beyond it
+    check: Inertia | Overlap | None = None
+    if exact:
+        assert space.a.explicit is not None
+        check = Inertia(space.a.explicit, space.scale, o.which, o.k)
+    elif o.confidence is not None:
+        check = _overlap(space, ritz, o, o.confidence, chance)
+    ceiling = 4 * max(space.norm, theta.abs().max().item())
+    for rank, (i, side) in enumerate(ranked):
+        error, limit = errors[rank].item(), found.allowed[rank].item() - floor
+        while (
+            check
+            and error < ceiling
+            and not check.excluded(rank, side, _beyond(theta[i].item(), side, error + floor))
+        ):
+            if exact and error >= limit and space.matvecs < o.limit:
+                return _dense(space, o)
+            error = limit if error < limit < 4 * error else max(4 * error, floor)
+        errors[rank] = error
+    errors = errors + floor
+    guards, following = _guards(space, ritz, o)
+    return Pairs(
+        values=values,
+        x=x,
+        rest=rest,
+        errors=errors,
+        converged=bool((errors <= found.allowed * (1 + 1e-12)).all()),
+        matvecs=space.matvecs,
+        scale=space.scale or 1.0,
+        index="inertia" if exact else "residual" if check is None else f"random({o.confidence:g})",
+        guards=guards,
+        ceiling=following,
+    )
+
+
+def _guards(space: Krylov, ritz: _Ritz, o: Options) -> tuple[Tensor, float]:
+    """Guards, and the Ritz value that follows them; no products."""
+    theta, s, _ = ritz
+    following = [i for i, _ in wanted(theta, o.which, o.k + o.guards + 1)][o.k :]
+    kept = following[: o.guards]
+    guards = space.vectors(s[:, kept])[0] if kept else space.v.new_empty(0, space.a.n).double()
+    last = following[o.guards :]
+    return guards, theta[last[0]].item() if last else float("-inf")
+
+
+def _dense(space: Krylov, o: Options) -> Pairs:
+    """The explicit matrix solved by LAPACK in float64: when Lanczos missed a value."""
+    assert space.a.explicit is not None
+    scale = space.scale or 1.0
+    matrix = space.a.explicit.double() / scale
+    theta, vectors = torch.linalg.eigh(matrix)
+    chosen = [i for i, _ in wanted(theta.cpu(), o.which, o.k)]
+    x = vectors[:, chosen].T
+    rest = x @ matrix - theta[chosen, None] * x
+    errors = torch.full((o.k,), _floor(space, theta.cpu()), dtype=torch.float64)
+    following = [i for i, _ in wanted(theta.cpu(), o.which, o.k + o.guards + 1)][o.k :]
+    guards = vectors[:, following[: o.guards]].T
+    ceiling = theta[following[o.guards]].item() if len(following) > o.guards else float("-inf")
+    return Pairs(
+        values=theta[chosen],
+        x=x,
+        rest=rest,
+        errors=errors,
+        converged=True,
+        matvecs=space.matvecs,
+        scale=scale,
+        index="inertia",
+        guards=guards,
+        ceiling=ceiling,
+    )
+
+
+def lifted(small: Pairs, dual: Any, a: Operand) -> Pairs:
+    """Pairs of the dual operator K = G'G in the large space: x = G u / |G u|.
+
+    Of the residuals only bounds are kept, in rows of one entry: |G r| <= |K|^(1/2) |r|.
+    """
+    large = dual.lift(small.x.T.to(dtype=a.dtype, device=a.device)).T
+    x = large / row_norms(large)[:, None].to(large)
+    top = (small.values + small.errors.to(small.values)).max()
+    rest = (top / small.values.abs()).sqrt()[:, None] * small.rest.norm(dim=1, keepdim=True)
+    return replace(small, x=x, rest=rest)
+
+
+def package(p: Pairs, o: Options, a: Operand) -> EigshResult:
+    """The result in the units and dtype of operator ``a``, sorted by eigenvalue."""
+    key = p.values.abs() if o.which == "LM" else p.values
+    order = key.argsort(descending=True, stable=True)
+    like = torch.empty(0, dtype=a.dtype, device=a.device)
+    return EigshResult(
+        eigenvalues=(p.values[order] * p.scale).to(like),
+        eigenvectors=p.x[order].T.to(like).contiguous(),
+        residuals=(p.rest.norm(dim=1)[order] * p.scale).to(like),
+        errors=(p.errors[order.cpu()] * p.scale).to(like),
+        matvecs=p.matvecs,
+        converged=p.converged,
+        index_check=p.index,
+    )
