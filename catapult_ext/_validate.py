@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from numbers import Integral, Real
 from typing import Any, NoReturn
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 FLOAT_DTYPES = (torch.float32, torch.float64)
 
@@ -52,6 +53,8 @@ def numbers(where: str, *, optional: Any = False, **values: object) -> None:
         scalar = isinstance(value, Tensor) and value.ndim == 0 and value.device.type != "meta"
         if not (optional and value is None) and not is_number(value) and not scalar:
             fail(where, f"{name} must be a number", _shown(value), TypeError)
+        if isinstance(value, Tensor):
+            constant(where, {name: value})
         huge = isinstance(value, int) and not -(2**63) <= value < 2**63
         require(not huge, where, f"{name} must fit 64 bits", value)
 
@@ -84,10 +87,14 @@ def array(where: str, name: str, value: object, dtype: torch.dtype | None = None
     try:
         if isinstance(value, Tensor) and value.is_complex() and dtype is not None:
             raise TypeError
-        found = torch.as_tensor(value, dtype=dtype)
+        if isinstance(value, Tensor):
+            found = value if dtype is None else value.to(dtype)
+        else:  # on the CPU, whatever device is torch's default
+            found = torch.as_tensor(value, dtype=dtype, device="cpu")
     except (TypeError, ValueError, RuntimeError, OverflowError):
         fail(where, f"{name} must be numbers", _shown(value), TypeError)
     dense(where, name, found)
+    constant(where, {name: found})
     return found
 
 
@@ -152,13 +159,45 @@ def same_kind(where: str, tensors: dict[str, Tensor]) -> None:
 
 
 def no_grad_needed(where: str, tensors: dict[str, Tensor]) -> None:
-    """Ops are not differentiable: an input that requires grad under grad mode is an error."""
-    if not torch.is_grad_enabled():
-        return
+    """Ops are not differentiable: a derivative with respect to an input is an error.
+
+    Reverse mode counts under grad mode only; forward mode and ``torch.func`` always.
+    """
+    if torch.is_grad_enabled():
+        for name, value in tensors.items():
+            if value.requires_grad:
+                fail(
+                    where,
+                    f"is not differentiable: pass {name}.detach() or call it under torch.no_grad()",
+                    f"{name} with requires_grad=True",
+                )
+    constant(where, tensors)
+
+
+def constant(where: str, tensors: Mapping[str, Tensor]) -> None:
+    """Refuse tensors that forward mode or ``torch.func`` differentiates: the result would be 0.
+
+    A plain ``requires_grad`` passes: such a result says itself that it has no graph.
+    """
+    functorch = torch._C._functorch
     for name, value in tensors.items():
-        if value.requires_grad:
-            fail(
-                where,
-                f"is not differentiable: pass {name}.detach() or call it under torch.no_grad()",
-                f"{name} with requires_grad=True",
-            )
+        layer = value
+        while functorch.is_functorch_wrapped_tensor(layer):
+            if functorch.is_gradtrackingtensor(layer) and layer.requires_grad:
+                _fail_derivative(where, name, "torch.func.grad")
+            batched = functorch.is_batchedtensor(layer)
+            if not batched and _has_tangent(layer):
+                _fail_derivative(where, name, "torch.func.jvp")
+            layer = functorch.get_unwrapped(layer)
+        if _has_tangent(layer):
+            _fail_derivative(where, name, "a forward-mode tangent")
+
+
+def _has_tangent(value: Tensor) -> bool:
+    if forward_ad._current_level < 0 or not torch._C._is_fwd_grad_enabled():
+        return False
+    return forward_ad.unpack_dual(value).tangent is not None
+
+
+def _fail_derivative(where: str, name: str, by: str) -> None:
+    fail(where, f"is not differentiable: pass {name}.detach()", f"{name} under {by}")

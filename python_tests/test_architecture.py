@@ -187,3 +187,20 @@ def test_stub_lists_the_native_functions():
     declared = {node.name for node in stub.body if isinstance(node, ast.FunctionDef)}
     present = {name for name in dir(_C) if not name.startswith("_")}
     assert declared == present
+
+
+FACTORIES = set(["randn", "rand", "randint", "zeros", "ones", "empty", "full", "eye", "arange", "linspace", "tensor", "as_tensor", "randperm", "normal", "logspace", "scalar_tensor"])  # fmt: skip
+LAYERS_OF_THE_USER = {"models/layers.py", "testing/attention.py"}  # as torch's own layers
+
+
+@pytest.mark.parametrize("path", PY_FILES, ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_factory_calls_name_their_device(path):
+    """``torch.set_default_device`` must not send values of the package to another device."""
+    if str(path.relative_to(PACKAGE)) in LAYERS_OF_THE_USER:
+        return
+    for node in ast.walk(ast.parse(path.read_text())):
+        if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Attribute):
+            continue
+        owner, named = node.func.value, {k.arg for k in node.keywords}
+        if isinstance(owner, ast.Name) and owner.id == "torch" and node.func.attr in FACTORIES:
+            assert named & {"device", None}, f"line {node.lineno}: torch.{node.func.attr}"

@@ -91,7 +91,7 @@ def register(group: Any, typer: Any) -> None:
         from catapult_ext import toy
 
         require(resolution >= 1, "toy.bifurcation", "--resolution must be >= 1", resolution)
-        labels = torch.linspace(low, high, resolution, dtype=torch.float64)
+        labels = torch.linspace(low, high, resolution, dtype=torch.float64, device="cpu")
         with row_progress() as progress:
             result = toy.bifurcation(
                 labels, burn_in=burn_in, keep=keep, out=out, fresh=fresh, progress=progress

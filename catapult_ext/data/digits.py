@@ -68,7 +68,7 @@ def digits(
     chosen = check_classes(where, classes, 10, targets)
     images, labels = _load()
     if classes is not None:
-        kept = torch.isin(labels, torch.tensor(chosen))
+        kept = torch.isin(labels, torch.tensor(chosen, device="cpu"))
         images, labels = images[kept], labels[kept]
     total = len(images)
     require(1 <= train < total, where, f"train must be in 1..{total - 1}", train)

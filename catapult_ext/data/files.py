@@ -222,7 +222,7 @@ def read_pt(path: Path) -> Any:
         DataFileError: damaged, or other objects.
     """
     try:
-        return torch.load(path, weights_only=True)
+        return torch.load(path, weights_only=True, map_location="cpu")
     # torch answers damaged bytes with errors of many types.
     except Exception as error:
         if isinstance(error, pickle.UnpicklingError) and zipfile.is_zipfile(path):

@@ -134,8 +134,8 @@ def _subset(
 
 def make_targets(labels: Tensor, chosen: list[int], targets: str, dtype: torch.dtype) -> Tensor:
     """One-hot rows in the order of ``chosen``, or -1 and +1 for its two classes."""
-    position = torch.zeros(max(chosen) + 1, dtype=torch.int64)
-    position[torch.tensor(chosen)] = torch.arange(len(chosen))
+    position = torch.zeros(max(chosen) + 1, dtype=torch.int64, device="cpu")
+    position[torch.tensor(chosen, device="cpu")] = torch.arange(len(chosen), device="cpu")
     index = position[labels]
     if targets == "signed":
         return (2 * index - 1).to(dtype)[:, None]

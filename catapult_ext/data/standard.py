@@ -148,7 +148,9 @@ def npz(path: Path | str, *, dtype: torch.dtype = torch.float32) -> Dataset:
         value = arrays[name]
         if name[0] == "y" and integer:
             label = torch.from_numpy(value.astype(np.int64))[:, None]
-            return torch.zeros(len(label), max(count, 1), dtype=dtype).scatter_(1, label, 1)
+            return torch.zeros(len(label), max(count, 1), dtype=dtype, device="cpu").scatter_(
+                1, label, 1
+            )
         with np.errstate(over="ignore", invalid="ignore"):  # Dataset refuses what is not finite
             held = torch.from_numpy(np.ascontiguousarray(value, dtype=numbers))
         return held[:, None] if name[0] == "y" and held.dim() == 1 else held

@@ -52,7 +52,7 @@ def bounds(theta: Tensor, r: Tensor, chosen: list[int], block_norm: float) -> Te
         gap = min(gaps, default=0.0)  # a lone Ritz value says nothing about its neighbours
         quadratic = r[i].item() ** 2 / gap if gap > 0 else math.inf
         out.append(min(block_norm, quadratic))
-    return torch.tensor(out, dtype=torch.float64)
+    return torch.tensor(out, dtype=torch.float64, device="cpu")
 
 
 class Overlap:
@@ -106,10 +106,10 @@ class Overlap:
 def _chi_quantile(dof: int, share: float) -> float:
     """Quantile c with P(chi_dof < c) = share."""
     low, high = 0.0, math.sqrt(dof) + 10
-    a = torch.tensor(dof / 2.0, dtype=torch.float64)
+    a = torch.tensor(dof / 2.0, dtype=torch.float64, device="cpu")
     for _ in range(60):
         middle = (low + high) / 2
-        x = torch.tensor(middle * middle / 2, dtype=torch.float64)
+        x = torch.tensor(middle * middle / 2, dtype=torch.float64, device="cpu")
         low, high = (middle, high) if torch.special.gammainc(a, x) < share else (low, middle)
     return low
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from catapult_ext import _validate as v
+from catapult_ext.eig.products import guarded
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,6 +41,11 @@ def as_operand(a: Any, where: str) -> Operand:
     shape = tuple(a.shape)
     square = len(shape) == 2 and shape[0] == shape[1] and shape[0] > 0
     v.require(square, where, "A must be square (n, n) with n >= 1", shape)
+    found = _wrapped(a, where)
+    return replace(found, product=guarded(found.product, found.n, found.dtype, where))
+
+
+def _wrapped(a: Any, where: str) -> Operand:
     if isinstance(a, Tensor):
         return _from_tensor(a, where)
     dtype = getattr(a, "dtype", None)
@@ -56,6 +62,7 @@ def _check_dtype(dtype: object, where: str) -> None:
 def _from_tensor(a: Tensor, where: str) -> Operand:
     v.require(a.device.type != "meta", where, "A must hold data", "a meta tensor")
     _check_dtype(a.dtype, where)
+    v.constant(where, {"A": a})
     matrix = a.detach()
     if matrix.layout != torch.strided:
         return Operand(a.shape[0], a.dtype, a.device, lambda q: matrix @ q, None)
@@ -85,12 +92,17 @@ def _from_numpy_object(a: Any, dtype: Any, where: str) -> Operand:
     )
     if kind is None:
         v.fail(where, "A must have dtype float32 or float64", dtype, TypeError)
+    if isinstance(a, np.ma.MaskedArray):
+        v.fail(where, "A must be a plain array (A.filled(0))", "a masked array", TypeError)
     if isinstance(a, np.ndarray):
         return _from_tensor(torch.from_numpy(np.ascontiguousarray(a)), where)
 
     def product(q: Tensor) -> Tensor:
-        out = a @ q.numpy()
-        return torch.from_numpy(np.ascontiguousarray(out)).to(kind)
+        # a copy, since SciPy operators may use their argument as scratch
+        out = a @ q.numpy().copy()
+        masked = isinstance(out, np.ma.MaskedArray)
+        v.require(not masked, where, "products with A must be plain arrays", "a masked array")
+        return torch.from_numpy(np.ascontiguousarray(out))
 
     return Operand(a.shape[0], kind, torch.device("cpu"), product, None)
 

@@ -100,7 +100,7 @@ def _probed(
     squares, quadratic = total.clone(), []
     for start in range(0, samples, _AT_ONCE):
         count = min(_AT_ONCE, samples - start)
-        signs = torch.randint(0, 2, (count, a.n), generator=generator) * 2 - 1
+        signs = torch.randint(0, 2, (count, a.n), generator=generator, device="cpu") * 2 - 1
         z = signs.to(dtype=a.dtype, device=a.device).T
         parts = (z * a.product(z)).double()
         v.require(
@@ -202,9 +202,9 @@ def spectral_density(
     v.require(samples >= 2, where, "samples must be >= 2", samples)
     v.require(confidence > 0, where, "confidence must be > 0", confidence)
     m, products = min(int(steps), a.n), 0
-    nodes = torch.zeros(samples, m, dtype=torch.float64)
+    nodes = torch.zeros(samples, m, dtype=torch.float64, device="cpu")
     weights = torch.zeros_like(nodes)
-    open_ended = torch.ones(samples, dtype=torch.float64)
+    open_ended = torch.ones(samples, dtype=torch.float64, device="cpu")
     for i in range(samples):
         space = Krylov(a, m, seed * samples + i, where)
         space.begin(space.random(1))
@@ -229,9 +229,9 @@ def spectral_density(
 def _sampling_error(nodes: Tensor, weights: Tensor) -> float:
     """Integral over x of the standard error of the mean distribution function."""
     points, order = nodes.reshape(-1).sort()
-    row = torch.arange(len(nodes)).repeat_interleave(nodes.shape[1])[order]
-    jumps = torch.zeros(len(nodes), len(points), dtype=torch.float64)
-    jumps[row, torch.arange(len(points))] = weights.reshape(-1)[order]
+    row = torch.arange(len(nodes), device="cpu").repeat_interleave(nodes.shape[1])[order]
+    jumps = torch.zeros(len(nodes), len(points), dtype=torch.float64, device="cpu")
+    jumps[row, torch.arange(len(points), device="cpu")] = weights.reshape(-1)[order]
     spread = jumps.cumsum(1).std(0, unbiased=True) / math.sqrt(len(nodes))
     return float((spread[:-1] * points.diff()).sum())
 

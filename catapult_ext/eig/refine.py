@@ -64,7 +64,7 @@ def _judged(
     gram = (rest @ rest.T).cpu()
     block_norm = torch.linalg.eigvalsh(gram[:k, :k])[-1].clamp_min(0).sqrt().item()
     floor = rounding(space.a.n, space.eps) * max(space.norm, abs(theta[0].item()))
-    errors, wanted = torch.full((k,), block_norm, dtype=torch.float64), []
+    errors, wanted = torch.full((k,), block_norm, dtype=torch.float64, device="cpu"), []
     for i in range(k):
         room = theta[i].item() - ceiling
         if room > 0:
@@ -73,7 +73,7 @@ def _judged(
             errors[i] = min(block_norm, max(bound, 0.0))
             direction = mix[:, -1 - i]
         else:
-            direction = torch.eye(len(x), dtype=torch.float64)[i]
+            direction = torch.eye(len(x), dtype=torch.float64, device="cpu")[i]
         if errors[i] + floor > max(tol * abs(theta[i].item()), 2 * floor):
             wanted.append(direction.to(rest) @ rest)
     pairs = Pairs(

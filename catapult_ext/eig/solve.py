@@ -177,7 +177,7 @@ def _restart(space: Krylov, ritz: _Ritz, o: Options) -> None:
     width = len(space.next)
     room = space.capacity - 2 * width
     count = min(room, o.k + max(2, (room - o.k) // 2))
-    keep = torch.tensor([i for i, _ in wanted(theta, o.which, count)])
+    keep = torch.tensor([i for i, _ in wanted(theta, o.which, count)], device="cpu")
     space.restart(s, theta, residual, keep)
 
 
@@ -255,7 +255,7 @@ def _dense(space: Krylov, o: Options) -> Pairs:
     chosen = [i for i, _ in wanted(theta.cpu(), o.which, o.k)]
     x = vectors[:, chosen].T
     rest = x @ matrix - theta[chosen, None] * x
-    errors = torch.full((o.k,), _floor(space, theta.cpu()), dtype=torch.float64)
+    errors = torch.full((o.k,), _floor(space, theta.cpu()), dtype=torch.float64, device="cpu")
     following = [i for i, _ in wanted(theta.cpu(), o.which, o.k + o.guards + 1)][o.k :]
     guards = vectors[:, following[: o.guards]].T
     ceiling = theta[following[o.guards]].item() if len(following) > o.guards else float("-inf")

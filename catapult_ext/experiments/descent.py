@@ -183,13 +183,13 @@ class _Batches:
         self.size = min(recipe.batch or len(self.x), len(self.x))
         self.augment = recipe.augment
         self.generator = torch.Generator().manual_seed(seed)
-        self.order = torch.empty(0, dtype=torch.int64)
+        self.order = torch.empty(0, dtype=torch.int64, device="cpu")
 
     def next(self) -> tuple[Tensor, Tensor]:
         x, y = self.x, self.y
         if self.size < len(x):
             if len(self.order) < self.size:  # what is left of an epoch is dropped
-                self.order = torch.randperm(len(x), generator=self.generator)
+                self.order = torch.randperm(len(x), generator=self.generator, device="cpu")
             index, self.order = self.order[: self.size], self.order[self.size :]
             x, y = x[index], y[index]
         return (x if self.augment is None else self.augment(x, self.generator)), y

@@ -42,7 +42,7 @@ def linearised_sweep(problem: Problem, etas: list[float]) -> list[dict[str, Any]
     kernel = NTK(model, x)
     product = kernel.dense() if kernel.shape[0] <= DENSE_UP_TO else kernel
     residual = (outputs - y).reshape(-1, 1).repeat(1, len(etas))
-    rates = torch.tensor(etas, dtype=torch.float64).to(residual) / m
+    rates = torch.tensor(etas, dtype=torch.float64, device="cpu").to(residual) / m
     projection = Projection(problem.top.vectors, columns=len(etas), share=LINEAR_SHARE)
     curves: list[list[float]] = [[] for _ in etas]
     diverged = [-1] * len(etas)

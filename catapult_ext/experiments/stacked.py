@@ -101,7 +101,7 @@ class StackedDense:
         slopes = [torch.stack(layer, dim=2) for layer in zip(*columns, strict=True)]
         rows = f.shape[1] * f.shape[2]
         found = []
-        for part in torch.arange(len(f)).split(max(1, KERNEL_VALUES // rows**2)):
+        for part in torch.arange(len(f), device="cpu").split(max(1, KERNEL_VALUES // rows**2)):
             kernel = torch.zeros(len(part), rows, rows, dtype=torch.float64, device=f.device)
             for a, g, scale in zip(inputs, slopes, self.scales, strict=True):
                 a, g = a[part].detach().double(), g[part].double().flatten(1, 2)

@@ -166,7 +166,7 @@ class LinearOperator(ABC):
             ) from error
 
         def apply(operator: LinearOperator, array: Any) -> Any:
-            tensor = torch.as_tensor(array).to(dtype=self.dtype, device=self.device)
+            tensor = torch.as_tensor(array, device="cpu").to(dtype=self.dtype, device=self.device)
             return (operator @ tensor).cpu().numpy()
 
         return ScipyOperator(
@@ -175,7 +175,7 @@ class LinearOperator(ABC):
             matmat=lambda x: apply(self, x),
             rmatvec=lambda x: apply(self.T, x.reshape(-1)),
             rmatmat=lambda x: apply(self.T, x),
-            dtype=torch.empty(0, dtype=self.dtype).numpy().dtype,
+            dtype=torch.empty(0, dtype=self.dtype, device="cpu").numpy().dtype,
         )
 
     def _unit_columns(self, start: int, stop: int) -> Tensor:

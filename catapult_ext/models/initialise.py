@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from catapult_ext._validate import fail
-from catapult_ext.models.layers import NTKConv2d, NTKLinear
+from catapult_ext.models.layers import NTKConv2d, NTKLinear, draw_
 
 # Variance of a weight times its fan-in, for every layer but the last and for the last one.
 STANDARD = {
@@ -66,10 +66,11 @@ def initialise(model: nn.Sequential, init: str, seed: int) -> nn.Sequential:
         elif init == "torch":
             bound = 1 / math.sqrt(fan_in(layer))
             for p in layer.parameters():
-                p.uniform_(-bound, bound, generator=generator)
+                draw_(p, "uniform_", -bound, bound, generator=generator)
         else:
             variance = STANDARD[init][last] / fan_in(layer)
-            layer.weight.normal_(0.0, 1.0, generator=generator).mul_(math.sqrt(variance))
+            draw_(layer.weight, "normal_", 0.0, 1.0, generator=generator)
+            layer.weight.mul_(math.sqrt(variance))
             if layer.bias is not None:
                 layer.bias.zero_()
     return model

@@ -27,6 +27,15 @@ def _check_sigmas(where: str, sigma_w: float, sigma_b: float, bias: bool | None)
     return wanted
 
 
+def draw_(p: Tensor, method: str, *args: float, generator: torch.Generator | None = None) -> None:
+    """``p.method(*args)`` on the generator's device: the same values on every device."""
+    if generator is None or generator.device == p.device:
+        getattr(p, method)(*args, generator=generator)
+        return
+    values = torch.empty(p.shape, dtype=p.dtype, device=generator.device)
+    p.copy_(getattr(values, method)(*args, generator=generator))
+
+
 class NTKLinear(nn.Module):
     """Dense layer ``y = sigma_w / sqrt(in) W x + sigma_b b`` with W, b ~ N(0, 1).
 
@@ -81,7 +90,7 @@ class NTKLinear(nn.Module):
     def reset_parameters(self, generator: torch.Generator | None = None) -> None:
         """Draw every parameter from N(0, 1)."""
         for p in self.parameters():
-            p.normal_(generator=generator)
+            draw_(p, "normal_", generator=generator)
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., in) -> (..., out)."""
@@ -140,7 +149,7 @@ class NTKConv2d(nn.Module):
     def reset_parameters(self, generator: torch.Generator | None = None) -> None:
         """Draw every parameter from N(0, 1)."""
         for p in self.parameters():
-            p.normal_(generator=generator)
+            draw_(p, "normal_", generator=generator)
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, H, W) -> (N, C', H', W')."""

@@ -69,7 +69,7 @@ def density_png(low: float, high: float, density: Callable[..., Any], name: str)
 
     matplotlib = load_matplotlib()
     margin = 0.05 * max(high - low, 1e-300)
-    x = torch.linspace(low - margin, high + margin, 600, dtype=torch.float64)
+    x = torch.linspace(low - margin, high + margin, 600, dtype=torch.float64, device="cpu")
     value, error = density(x)
     with matplotlib.rc_context(_STYLE):
         figure = matplotlib.figure.Figure(figsize=(7.0, 3.6), layout="constrained")

@@ -56,7 +56,7 @@ def op_cases(full: bool = False) -> dict[str, OpCase]:
 
 def _random(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> Tensor:
     generator = torch.Generator().manual_seed(seed)
-    return torch.randn(*shape, generator=generator, dtype=dtype)
+    return torch.randn(*shape, generator=generator, dtype=dtype, device="cpu")
 
 
 def _gram(full: bool) -> OpCase:
@@ -119,7 +119,9 @@ def _ntk_matvec(full: bool) -> OpCase:
 def _toy(full: bool, replicas: int, steps: int, goal: str, activation: str = "linear") -> OpCase:
     width, inputs, samples = (1024, 16, 32) if full else (40, 5, 7)
     linear = activation == "linear"
-    c = torch.linspace(0.5, 3.5 if linear else 1.75, replicas)  # over the linear curvature
+    c = torch.linspace(
+        0.5, 3.5 if linear else 1.75, replicas, device="cpu"
+    )  # over the linear curvature
     products = 6.0 * inputs + 4.0 * samples * inputs / width if linear else 6.0 * samples * inputs
     problem = toy_problem(c, width=width, inputs=inputs, samples=samples, dtype=torch.float32)
 
@@ -157,7 +159,7 @@ def _toy_activated(full: bool) -> OpCase:
 def _toy_gd_reduced(full: bool) -> OpCase:
     replicas, inputs, samples, steps = (65536, 16, 32, 200) if full else (5, 3, 7, 10)
     base = toy_problem(
-        torch.linspace(0.5, 3.5, min(replicas, 64)),
+        torch.linspace(0.5, 3.5, min(replicas, 64), device="cpu"),
         width=64,
         inputs=inputs,
         samples=samples,
@@ -211,7 +213,7 @@ def _lanczos_dense(full: bool) -> OpCase:
 
     def make() -> tuple:
         x = _random(replicas, n, n)
-        decay = torch.linspace(0, 3, n).neg().exp()
+        decay = torch.linspace(0, 3, n, device="cpu").neg().exp()
         return ((x * decay) @ x.mT / n,)
 
     return OpCase(
@@ -231,11 +233,14 @@ def _lanczos_step(full: bool) -> OpCase:
 
     def make() -> tuple:
         # Orthogonal by construction, as a QR of this size would take longer than the op.
-        basis = torch.zeros(replicas, rows + 1, n)
+        basis = torch.zeros(replicas, rows + 1, n, device="cpu")
         chunk = n // rows
         for i in range(rows):
             basis[:, i, i * chunk : (i + 1) * chunk] = 1.0 / math.sqrt(chunk)
-        alpha, beta = torch.ones(replicas, rows), torch.full((replicas, rows), 0.5)
+        alpha, beta = (
+            torch.ones(replicas, rows, device="cpu"),
+            torch.full((replicas, rows), 0.5, device="cpu"),
+        )
         return basis, alpha, beta, _random(replicas, n)
 
     def run(op: Callable[..., Any], *mine: Tensor) -> tuple[Tensor, ...]:

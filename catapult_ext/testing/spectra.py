@@ -35,22 +35,22 @@ _NETS: dict[str, Callable[[], torch.nn.Module]] = {
 def spectrum(name: str, n: int) -> Tensor:
     """Eigenvalues (n,) float64 of the prescribed spectrum ``name``."""
     if name in _CLUSTERS:
-        e = torch.linspace(0, 0.5, n, dtype=torch.float64)
-        tops = torch.tensor(_CLUSTERS[name], dtype=torch.float64)
+        e = torch.linspace(0, 0.5, n, dtype=torch.float64, device="cpu")
+        tops = torch.tensor(_CLUSTERS[name], dtype=torch.float64, device="cpu")
         e[-len(tops) :] = tops
         return e
     g = torch.Generator().manual_seed(7)
-    uniform = torch.rand(n, dtype=torch.float64, generator=g)
-    low_rank = torch.zeros(n, dtype=torch.float64)
-    low_rank[:4] = torch.tensor([3.0, 2.0, 2.0, 1.0], dtype=torch.float64)
+    uniform = torch.rand(n, dtype=torch.float64, generator=g, device="cpu")
+    low_rank = torch.zeros(n, dtype=torch.float64, device="cpu")
+    low_rank[:4] = torch.tensor([3.0, 2.0, 2.0, 1.0], dtype=torch.float64, device="cpu")
     return {
         "flat": uniform,
-        "geometric": 0.7 ** torch.arange(n, dtype=torch.float64),
-        "indefinite": torch.linspace(-1, 0.98, n, dtype=torch.float64),
+        "geometric": 0.7 ** torch.arange(n, dtype=torch.float64, device="cpu"),
+        "indefinite": torch.linspace(-1, 0.98, n, dtype=torch.float64, device="cpu"),
         "negative": -uniform - 0.5,
         "rank_deficient": low_rank,
-        "zero": torch.zeros(n, dtype=torch.float64),
-        "identity": torch.ones(n, dtype=torch.float64),
+        "zero": torch.zeros(n, dtype=torch.float64, device="cpu"),
+        "identity": torch.ones(n, dtype=torch.float64, device="cpu"),
         "tiny": uniform * 1e-20,
         "huge": uniform * 1e20,
     }[name]
@@ -59,7 +59,7 @@ def spectrum(name: str, n: int) -> Tensor:
 def matrix(name: str, dtype: torch.dtype, n: int, seed: int = 0) -> Tensor:
     """Symmetric (n, n) with that spectrum and random eigenvectors."""
     g = torch.Generator().manual_seed(seed)
-    q = torch.linalg.qr(torch.randn(n, n, dtype=torch.float64, generator=g))[0]
+    q = torch.linalg.qr(torch.randn(n, n, dtype=torch.float64, generator=g, device="cpu"))[0]
     a = (q * spectrum(name, n)) @ q.T
     return ((a + a.T) / 2).to(dtype)
 
@@ -79,9 +79,9 @@ def collection(dtype: torch.dtype) -> dict[str, Tensor]:
     found = {f"{name}-60": matrix(name, dtype, 60) for name in SPECTRA}
     found |= {f"{name}-150": matrix(name, dtype, 150, seed=1) for name in SPECTRA}
     g = torch.Generator().manual_seed(0)
-    x = torch.randn(20, 12, generator=g, dtype=torch.float64)
-    images = torch.randn(20, 1, 6, 6, generator=g, dtype=torch.float64)
-    y = torch.randn(20, 3, generator=g, dtype=torch.float64)
+    x = torch.randn(20, 12, generator=g, dtype=torch.float64, device="cpu")
+    images = torch.randn(20, 1, 6, 6, generator=g, dtype=torch.float64, device="cpu")
+    y = torch.randn(20, 3, generator=g, dtype=torch.float64, device="cpu")
     for name, make in _NETS.items():
         net, inputs = make().double(), images if name == "conv" else x
         for kind, operator in (

@@ -48,9 +48,9 @@ def toy_problem(
     generator = torch.Generator().manual_seed(seed)
 
     def draw(*shape: int) -> Tensor:
-        return torch.randn(*shape, dtype=torch.float64, generator=generator)
+        return torch.randn(*shape, dtype=torch.float64, generator=generator, device="cpu")
 
-    rates = torch.as_tensor(c, dtype=torch.float64)
+    rates = torch.as_tensor(c, dtype=torch.float64, device="cpu")
     x, y = draw(samples, inputs), draw(samples)
     U, v = draw(len(rates), width, inputs), draw(len(rates), width)
     top = kernel_top(U.mT @ U, v.square().sum(1), x, width)
@@ -60,9 +60,9 @@ def toy_problem(
 def stretched_data(samples: int, inputs: int) -> tuple[Tensor, Tensor]:
     """Inputs x (N, D) with a clear top direction, y (N,) outside the range of x; float64."""
     generator = torch.Generator().manual_seed(3)
-    x = torch.randn(samples, inputs, dtype=torch.float64, generator=generator)
+    x = torch.randn(samples, inputs, dtype=torch.float64, generator=generator, device="cpu")
     x[:, 0] *= 3
-    return x, torch.randn(samples, dtype=torch.float64, generator=generator)
+    return x, torch.randn(samples, dtype=torch.float64, generator=generator, device="cpu")
 
 
 def reduced_state(problem: ToyProblem) -> ReducedProblem:

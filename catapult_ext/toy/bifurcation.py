@@ -45,7 +45,7 @@ class Bifurcation:
         require(
             keep >= 2 * longest, "toy.Bifurcation.period", f"keep must be >= {2 * longest}", keep
         )
-        found = torch.zeros(len(self.b), dtype=torch.int64)
+        found = torch.zeros(len(self.b), dtype=torch.int64, device="cpu")
         for p in range(longest, 0, -1):
             repeats = (self.a[:, p:] - self.a[:, :-p]).abs().amax(1) <= tolerance
             found = torch.where(repeats & (self.diverged_at < 0), p, found)

@@ -134,7 +134,7 @@ class _Descent:
         self.cut = network.cut(task.data, U, v)
         if task.stop.diverged is not None:
             self.cut.fill_(task.stop.diverged)
-        self.first_loss = torch.empty(0)
+        self.first_loss = torch.empty(0, device="cpu")
 
     def look(self, t: int) -> tuple[Tensor, PullBack]:
         """Record step t, let go what has diverged: residuals of the rest, and their pull-back."""

@@ -31,10 +31,10 @@ def plane(path: Path) -> Path:
     loss = (grid[None, :] * grid[:, None]) ** 2 / 2
     for ax, c, title in ((axes[0], 1.4, "lazy: c = 1.4"), (axes[1], 2.8, "catapult: c = 2.8")):
         scale = (2.8 / c) ** 0.5  # the same weights at both learning rates
-        h = torch.tensor([1.67 / scale], dtype=torch.float64)
+        h = torch.tensor([1.67 / scale], dtype=torch.float64, device="cpu")
         points = [(float(h), 0.05 / scale)]
         for _ in range(40):
-            h_t, k_t = (torch.tensor([p], dtype=torch.float64) for p in points[-1])
+            h_t, k_t = (torch.tensor([p], dtype=torch.float64, device="cpu") for p in points[-1])
             end = ops.toy_scalar(h_t, k_t, 1)
             points.append((float(end.h), float(end.k)))
         way = scale * np.array(points)
@@ -78,7 +78,7 @@ def curvature(path: Path) -> Path:
     """Peak loss and final curvature against c: the transition sharpens with the width."""
     plt = pyplot()
     figure, axes = plt.subplots(1, 2, figsize=(11, 4.3), layout="constrained")
-    c = torch.linspace(0.05, 3.99, 1600, dtype=torch.float64)
+    c = torch.linspace(0.05, 3.99, 1600, dtype=torch.float64, device="cpu")
     for width, colour in zip((1e2, 1e4, 1e8), COLOURS, strict=False):
         run = run_scalar(c, steps=20000, width=width, f0=0.7)
         name = f"W = $10^{{{np.log10(width):.0f}}}$"
@@ -100,10 +100,10 @@ def quadratic(path: Path) -> Path:
     generator = torch.Generator().manual_seed(4)
 
     def randn(*shape: int) -> torch.Tensor:
-        return torch.randn(*shape, generator=generator, dtype=torch.float64)
+        return torch.randn(*shape, generator=generator, dtype=torch.float64, device="cpu")
 
     samples, width = 64, 2000
-    side = torch.where(torch.arange(samples) < 36, 1.0, -1.0).double()
+    side = torch.where(torch.arange(samples, device="cpu") < 36, 1.0, -1.0).double()
     x = (2 * side + randn(samples))[:, None]
     signs = randn(width).sign()
     model = neural_quadratic(randn(width, 1), signs, x, randn(samples).sign(), mean=True)
@@ -135,9 +135,11 @@ def regression(path: Path) -> Path:
     plt = pyplot()
     generator = torch.Generator().manual_seed(0)
     samples, parameters = 40, 80
-    z = torch.randn(samples, generator=generator, dtype=torch.float64)
-    J = torch.randn(samples, parameters, generator=generator, dtype=torch.float64)
-    Q = torch.randn(samples, parameters, parameters, generator=generator, dtype=torch.float64)
+    z = torch.randn(samples, generator=generator, dtype=torch.float64, device="cpu")
+    J = torch.randn(samples, parameters, generator=generator, dtype=torch.float64, device="cpu")
+    Q = torch.randn(
+        samples, parameters, parameters, generator=generator, dtype=torch.float64, device="cpu"
+    )
     Q = 0.7 * (Q + Q.mT) / 2**0.5 / parameters
     model = second_order_regression(z, J / parameters**0.5, Q)
     top = float(torch.linalg.eigvalsh(model.kernel())[-1])

@@ -235,8 +235,8 @@ def _arguments(
 ) -> dict[str, Any]:
     chosen = {name: settings.get(name, row) for name in AXES}
     lambda0 = settings["lambda0"]
-    width = torch.as_tensor(chosen["width"], dtype=dtype)
-    f0 = torch.as_tensor(chosen["f0"], dtype=dtype)
+    width = torch.as_tensor(chosen["width"], dtype=dtype, device="cpu")
+    f0 = torch.as_tensor(chosen["f0"], dtype=dtype, device="cpu")
     limit = width.sqrt() * lambda0 / 2
     # b = eta y / sqrt(W) is given, so that the label follows from the learning rate.
     eta = c / lambda0

@@ -85,7 +85,7 @@ def check_per_replica(
     where: str, name: str, value: Any, replicas: int, below: float = math.inf
 ) -> Tensor:
     """A number or (R,) of them in [0, below) -> (R,) float64."""
-    value = torch.as_tensor(value, dtype=torch.float64).detach()
+    value = array(where, name, value, torch.float64).detach()
     ok = value.shape in ((), (replicas,))
     require(ok, where, f"{name} must be a number or have shape ({replicas},)", tuple(value.shape))
     bad = ~((value >= 0) & (value < below))
@@ -132,20 +132,21 @@ def check_weights(
     """U (B, W, D) and v (B, W) with B = 1 or R, finite."""
     if not isinstance(init, (tuple, list)) or len(init) != 2:
         fail(where, "init must be a pair (U, v)", type(init).__name__, TypeError)
-    U, v = (torch.as_tensor(value).detach() for value in init)
+    U, v = (array(where, f"init[{i}]", value).detach() for i, value in enumerate(init))
+    shapes = [tuple(value.shape) for value in (U, v)]
     if U.dim() == 2:
         U, v = U[None], v[None]
     require(
         U.dim() == 3 and U.shape[2] == inputs and len(U) in (1, replicas) and U.shape[1] > 0,
         where,
         f"init[0] must have shape (W, {inputs}) or ({replicas}, W, {inputs})",
-        tuple(torch.as_tensor(init[0]).shape),
+        shapes[0],
     )
     require(
         v.shape == U.shape[:2],
         where,
         "init[1] must match init[0]",
-        tuple(torch.as_tensor(init[1]).shape),
+        shapes[1],
     )
     if width is not None:
         require(width == U.shape[1], where, f"width must be that of init, {U.shape[1]}", width)

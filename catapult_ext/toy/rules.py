@@ -31,7 +31,7 @@ class Batches(NamedTuple):
     def weights(self, t: int) -> Tensor:
         """(len(seeds), N) float64: N / size for the samples of step t, 0 for the others."""
         epoch, part = divmod(t, self.samples // self.size)
-        out = torch.zeros(len(self.seeds), self.samples, dtype=torch.float64)
+        out = torch.zeros(len(self.seeds), self.samples, dtype=torch.float64, device="cpu")
         for row, seed in zip(out, self.seeds, strict=True):
             order = np.random.default_rng([seed, 1, epoch]).permutation(self.samples)
             row[order[part * self.size : (part + 1) * self.size]] = self.samples / self.size

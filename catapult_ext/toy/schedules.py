@@ -32,7 +32,7 @@ def warm_up(rates: Rates, steps: int, over: int) -> Tensor:
     column = _column("toy.warm_up", rates, steps)
     integers("toy.warm_up", over=over)
     require(over >= 0, "toy.warm_up", "over must be >= 0", over)
-    t = torch.arange(1, steps + 1, dtype=torch.float64)
+    t = torch.arange(1, steps + 1, dtype=torch.float64, device="cpu")
     return column * (t / max(over, 1)).clamp(max=1)
 
 
@@ -46,7 +46,7 @@ def drop(rates: Rates, steps: int, at: int, factor: float) -> Tensor:
     integers("toy.drop", at=at)
     numbers("toy.drop", factor=factor)
     require(factor > 0, "toy.drop", "factor must be positive", factor)
-    t = torch.arange(steps)
+    t = torch.arange(steps, device="cpu")
     return column * torch.where(t < at, 1.0, float(factor)).double()
 
 
@@ -65,5 +65,5 @@ def staircase(rates: Rates, steps: int, every: int, factor: float) -> Tensor:
     numbers("toy.staircase", factor=factor)
     require(every >= 1, "toy.staircase", "every must be >= 1", every)
     require(factor > 0, "toy.staircase", "factor must be positive", factor)
-    stairs = torch.arange(steps) // every
-    return column * torch.as_tensor(float(factor), dtype=torch.float64) ** stairs
+    stairs = torch.arange(steps, device="cpu") // every
+    return column * torch.as_tensor(float(factor), dtype=torch.float64, device="cpu") ** stairs

@@ -81,7 +81,7 @@ def make_start(
         states = [_drawn(width, inputs, rank, seed) for seed in seeds]
     else:
         states = [_projected(*source(i), basis) for i in range(count)]
-    outside = torch.tensor([rest for _, _, rest in states], dtype=torch.float64)
+    outside = torch.tensor([rest for _, _, rest in states], dtype=torch.float64, device="cpu")
     return Start(count, lambda i: states[i][:2], outside)
 
 

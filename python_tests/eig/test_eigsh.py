@@ -258,3 +258,14 @@ def test_the_whole_range_of_float64(scale):
     assert torch.allclose(got.eigenvalues / scale, want.eigenvalues, rtol=1e-6, atol=0)
     exact = torch.linalg.eigvalsh(a).flip(0)[:3]
     assert bool(((got.eigenvalues / scale - exact).abs() <= got.errors / scale).all())
+
+
+@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("start", [-1.0, 1.0])
+def test_one_dimension_with_a_start_vector(seed, start):
+    """The random part may cancel the start exactly: sqrt(1/2) of each."""
+    a = torch.tensor([[3.0]], dtype=torch.float64)
+    for operand in (a, Wrapped(a)):
+        found = cx.eigsh(operand, v0=torch.tensor([start], dtype=torch.float64), seed=seed)
+        assert found.eigenvalues == 3
+        assert found.converged

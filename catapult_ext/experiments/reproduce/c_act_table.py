@@ -168,7 +168,7 @@ def _cell(s: Settings, context: Context, activation: str, depth: int) -> dict[st
 
 def preserving_sigma(name: str) -> float:
     """1 / sqrt(E phi(z)^2) for z ~ N(0, 1): the scale that keeps the variance of the signal."""
-    z = torch.linspace(-10, 10, 20001, dtype=torch.float64)
+    z = torch.linspace(-10, 10, 20001, dtype=torch.float64, device="cpu")
     density = torch.exp(-z.square() / 2) / math.sqrt(2 * math.pi)
     second = (models.activation(name)(z).square() * density).sum() * (z[1] - z[0])
     return float(second) ** -0.5

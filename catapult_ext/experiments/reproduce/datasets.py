@@ -91,7 +91,7 @@ def _choose(name: str, data: Dataset, classes: Sequence[int] | None, targets: st
 
     def part(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         label = y.argmax(dim=1)
-        kept = torch.isin(label, torch.tensor(chosen))
+        kept = torch.isin(label, torch.tensor(chosen, device="cpu"))
         return x[kept], make_targets(label[kept], chosen, targets, y.dtype)
 
     parts = *part(*data.train), *part(*data.test)

@@ -61,8 +61,8 @@ class _Model:
 
 def _draw(width: int, inputs: int, seed: int, like: Tensor) -> tuple[Tensor, Tensor]:
     draw = torch.Generator().manual_seed(seed)
-    U = torch.randn(width, inputs, generator=draw)
-    v = torch.randint(0, 2, (width,), generator=draw) * 2.0 - 1
+    U = torch.randn(width, inputs, generator=draw, device="cpu")
+    v = torch.randint(0, 2, (width,), generator=draw, device="cpu") * 2.0 - 1
     return U.to(like), v.to(like)
 
 

@@ -169,7 +169,7 @@ def _try(
     vector = initial[1]
     seen = {"c_loss": False, "c_sharp": False, "c_barrier": False, "diverged": False}
     for _ in range(s.steps):
-        index = torch.randperm(len(data.x_train), generator=generator)[:size]
+        index = torch.randperm(len(data.x_train), generator=generator, device="cpu")[:size]
         value = loss(model(data.x_train[index]), data.y_train[index])
         gradients = torch.autograd.grad(value, weights)
         with torch.no_grad():

@@ -126,7 +126,9 @@ def _net(s: Settings, data: Dataset, depth: int, seed: int) -> list[Row]:
 
     def watch(held: torch.Tensor, weights: list[torch.Tensor]) -> None:
         now = torch.full_like(eta, math.nan)
-        now[held] = sum((w.detach().square().sum(dim=(1, 2)) for w in weights), torch.zeros(()))
+        now[held] = sum(
+            (w.detach().square().sum(dim=(1, 2)) for w in weights), torch.zeros((), device="cpu")
+        )
         norms.append(now)
 
     record = stack.descend(eta, s.steps, cut, watch=watch)
@@ -158,11 +160,11 @@ def _falls(norm: torch.Tensor, loss: torch.Tensor, diverged_at: int) -> Row:
 def _quadratic(s: Settings, seed: int) -> dict[str, Any]:
     """Z = (zeta/2) theta' psi theta on one sample x = 1, y = 0, psi diagonal with U(1, 2)."""
     draw = torch.Generator().manual_seed(seed)
-    theta = torch.randn(s.rank, generator=draw, dtype=torch.float64)
-    psi = 1 + torch.rand(1, s.rank, generator=draw, dtype=torch.float64)
+    theta = torch.randn(s.rank, generator=draw, dtype=torch.float64, device="cpu")
+    psi = 1 + torch.rand(1, s.rank, generator=draw, dtype=torch.float64, device="cpu")
     # Signs of both kinds, so that the output at the start is of order one.
     psi[:, ::2] *= -1
-    model = quadratic_net(theta, psi, torch.zeros(1, dtype=torch.float64))
+    model = quadratic_net(theta, psi, torch.zeros(1, dtype=torch.float64, device="cpu"))
     lambda0 = float(model.kernel()[0, 0])
     zeta2 = 2 / s.rank
     # Largest c at which every large step lowers |theta|^2: 4 lambda_0 over this upper bound.

@@ -130,9 +130,12 @@ def run(settings: Settings, context: Context) -> Outcome:
 def _one(s: Settings, width: int, seed: int) -> list[Row]:
     """One sample x = 1, y = 0: the model of the theorem."""
     draw = torch.Generator().manual_seed(seed)
-    U = torch.randn(width, 1, generator=draw, dtype=torch.float64)
-    v = torch.randint(0, 2, (width,), generator=draw).double() * 2 - 1
-    x, y = torch.ones(1, 1, dtype=torch.float64), torch.zeros(1, dtype=torch.float64)
+    U = torch.randn(width, 1, generator=draw, dtype=torch.float64, device="cpu")
+    v = torch.randint(0, 2, (width,), generator=draw, device="cpu").double() * 2 - 1
+    x, y = (
+        torch.ones(1, 1, dtype=torch.float64, device="cpu"),
+        torch.zeros(1, dtype=torch.float64, device="cpu"),
+    )
     model = neural_quadratic(U, v, x, y)
     lambda0 = float(model.kernel()[0, 0])
     found = []
@@ -157,11 +160,13 @@ def _pair(s: Settings, seed: int) -> list[Row]:
     """Inputs on a line: the kernel has rank two, one direction for each sign of the input."""
     draw = torch.Generator().manual_seed(seed)
     count = s.positive + s.negative
-    signs = torch.cat([torch.ones(s.positive), -torch.ones(s.negative)]).double()
-    x = (2 * signs + torch.randn(count, generator=draw, dtype=torch.float64))[:, None]
-    y = torch.randint(0, 2, (count,), generator=draw).double() * 2 - 1
-    U = torch.randn(s.pair_width, 1, generator=draw, dtype=torch.float64)
-    v = torch.randint(0, 2, (s.pair_width,), generator=draw).double() * 2 - 1
+    signs = torch.cat(
+        [torch.ones(s.positive, device="cpu"), -torch.ones(s.negative, device="cpu")]
+    ).double()
+    x = (2 * signs + torch.randn(count, generator=draw, dtype=torch.float64, device="cpu"))[:, None]
+    y = torch.randint(0, 2, (count,), generator=draw, device="cpu").double() * 2 - 1
+    U = torch.randn(s.pair_width, 1, generator=draw, dtype=torch.float64, device="cpu")
+    v = torch.randint(0, 2, (s.pair_width,), generator=draw, device="cpu").double() * 2 - 1
     model = neural_quadratic(U, v, x, y)
     first, second = torch.linalg.eigvalsh(model.kernel()).flip(0)[:2].tolist()
     edge = 2 * first / second  # c at which the second direction becomes unstable

@@ -70,7 +70,7 @@ def run(settings: Settings, context: Context) -> Outcome:
     """SGD with the batch's own lambda at every step, GD with its residual taken apart; judge."""
     s = settings
     digits = context.data("digits", train=s.train, test=0, flatten=True)
-    sign = torch.where(torch.arange(10) % 2 == 0, 1.0, -1.0).to(digits.y_train)
+    sign = torch.where(torch.arange(10, device="cpu") % 2 == 0, 1.0, -1.0).to(digits.y_train)
     y = (digits.y_train @ sign)[:, None]
     data = replace(digits, y_train=y, y_test=y[:0], classes=False)
     recipe = Recipe(steps=s.steps)
@@ -121,7 +121,7 @@ def _sgd(problem: Start, data: Dataset, batch: int, s: Settings, seed: int) -> d
     eta = s.c / problem.lambda0
     ratios, growth, diverged_at = [], [], -1
     for step in range(s.steps):
-        index = torch.randperm(len(data.x_train), generator=generator)[:batch]
+        index = torch.randperm(len(data.x_train), generator=generator, device="cpu")[:batch]
         x, y = data.x_train[index], data.y_train[index]
         value, _, _ = top_curvature(problem.model, problem.loss, x, y, None, 1e-3)
         before, after = _step(problem, x, y, eta)

@@ -167,7 +167,7 @@ def _train(
     at: list[float] = [0.0]
     seen = [_sharpness(s, model, data, vector)[0]]
     for step in range(1, total + 1):
-        index = torch.randperm(len(data.x_train), generator=draw)[: s.batch]
+        index = torch.randperm(len(data.x_train), generator=draw, device="cpu")[: s.batch]
         value = loss(model(data.x_train[index]), data.y_train[index])
         if not value.item() <= cut:
             return {"diverged": True, "peak": None, "accuracy": None} | {

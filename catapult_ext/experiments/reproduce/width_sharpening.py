@@ -139,7 +139,7 @@ def _linearised(s: Settings, data: Dataset, recipe: Recipe) -> dict[str, Any]:
     outputs = problem.model(x)
     kernel, m = NTK(problem.model, x), problem.loss.normaliser(outputs, y)
     residual = (outputs - y).reshape(-1, 1).repeat(1, len(LINEAR_CS))
-    rates = torch.tensor(LINEAR_CS).to(residual) / problem.lambda0 / m
+    rates = torch.tensor(LINEAR_CS, device="cpu").to(residual) / problem.lambda0 / m
     assert problem.vectors is not None
     follow = Projection(problem.vectors[:, :1], columns=len(LINEAR_CS))
     for step in range(s.steps + 1):

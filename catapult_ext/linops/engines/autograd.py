@@ -109,7 +109,9 @@ class AutogradLinearization(Linearization):
     def _random_pair(self, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Vectors (N*O, 1) and (P, 1) to compare J and J' on."""
         u, t = (
-            torch.randn(size, 1, generator=generator, dtype=torch.float64).to(self.outputs)
+            torch.randn(size, 1, generator=generator, dtype=torch.float64, device="cpu").to(
+                self.outputs
+            )
             for size in (self.rows, self.n_params)
         )
         return u, t

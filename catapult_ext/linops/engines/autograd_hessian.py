@@ -75,7 +75,9 @@ class ForwardHVP:
     def _check_symmetry(self) -> None:
         """An operation whose forward formula is wrong shows (embedding with padding)."""
         snapshot, generator = self._snapshot, torch.Generator().manual_seed(0)
-        pair = torch.randn(snapshot.n_params, 2, generator=generator, dtype=torch.float64)
+        pair = torch.randn(
+            snapshot.n_params, 2, generator=generator, dtype=torch.float64, device="cpu"
+        )
         pair = pair.to(self.gradient)
         (a, b), (ha, hb) = pair.double().T, self._pushed(pair).double().T
         skew, size = a @ hb - b @ ha, a.norm() * hb.norm() + b.norm() * ha.norm()

@@ -49,7 +49,7 @@ class DenseChainLinearization(Linearization):
 
     def __init__(self, snapshot: Snapshot, outputs: Tensor, chain: Chain) -> None:
         super().__init__(snapshot, outputs)
-        ends = torch.tensor(snapshot.sizes).cumsum(0).tolist()
+        ends = torch.tensor(snapshot.sizes, device="cpu").cumsum(0).tolist()
         places = {
             name: slice(end - size, end)
             for name, end, size in zip(snapshot.names, ends, snapshot.sizes, strict=True)

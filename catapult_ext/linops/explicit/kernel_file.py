@@ -219,7 +219,7 @@ def _header(shape: tuple[int, ...], dtype: torch.dtype) -> bytes:
     """Of the ``.npy`` format, padded by NumPy so that the data are aligned."""
     from io import BytesIO
 
-    kind = np.lib.format.dtype_to_descr(torch.empty(0, dtype=dtype).numpy().dtype)
+    kind = np.lib.format.dtype_to_descr(torch.empty(0, dtype=dtype, device="cpu").numpy().dtype)
     out = BytesIO()
     fields = {"descr": kind, "fortran_order": False, "shape": shape}
     np.lib.format.write_array_header_1_0(out, fields)

@@ -228,7 +228,7 @@ class Tiles:
         probe = []
         for linearization in dict.fromkeys((self.one, self.two)):
             f = linearization.outputs.double().cpu()
-            u = torch.randn(f.shape, generator=generator, dtype=torch.float64)
+            u = torch.randn(f.shape, generator=generator, dtype=torch.float64, device="cpu")
             probe += [float(f.norm()), float((u * f).sum() / u.norm())]
         return facts, probe
 

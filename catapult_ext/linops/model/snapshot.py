@@ -66,6 +66,7 @@ def _copy(value: Any, where: str, device: torch.device) -> Any:
             value.device == device, where, f"inputs must be on the model's {device}", value.device
         )
         v.dense(where, "inputs", value)
+        v.constant(where, {"inputs": value})
         v.require(value.numel() > 0, where, "inputs must not be empty", tuple(value.shape))
         v.require(_finite(value), where, "inputs must be finite", "NaN or inf")
         return _wide(value.detach().clone())
@@ -126,6 +127,9 @@ class Snapshot:
         policy: Policy | None = None,
     ) -> None:
         self.where = where
+        inside = torch._C._functorch.peek_interpreter_stack() is not None
+        needs = "must be built outside torch.func transforms (it is not differentiable)"
+        v.require(not inside, where, needs, "a call inside one")
         self.policy = policy or Policy()
         self.policy.check(where)
         # a compiled module has the same parameters, and traces badly under the modes used here
@@ -157,6 +161,7 @@ class Snapshot:
         trainable = [name for name, p in own.items() if p.requires_grad]
         v.require(bool(trainable), self.where, "model must have trainable parameters", "none")
         chosen = set(_selected(trainable, params, self.where))
+        v.constant(self.where, own)
         for name, p in own.items():
             snapshot = _wide(p.detach().clone())
             if name in chosen:

@@ -134,7 +134,7 @@ class Structured:
         """All uses found, and samples independent: by a random cotangent of half the samples."""
         half = (self.n + 1) // 2
         generator = torch.Generator().manual_seed(0)
-        u = torch.randn(self.graph.shape, generator=generator, dtype=torch.float64)
+        u = torch.randn(self.graph.shape, generator=generator, dtype=torch.float64, device="cpu")
         u[half:] = 0
         edges = list(dict.fromkeys(use.edge for use in self.uses))
         wanted: list[Any] = [*edges, *self.leaves]

@@ -1,0 +1,48 @@
+"""The product of an operand, guarded against operators that break the contract without an error."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from catapult_ext import _validate as v
+
+_WATCHED = 64  # entries of the argument that are compared after a product
+
+
+def guarded(
+    product: Callable[[Tensor], Any], n: int, dtype: torch.dtype, where: str
+) -> Callable[[Tensor], Tensor]:
+    """``product`` whose results are checked, detached and converted to ``dtype``.
+
+    Raises:
+        ValueError: a result that is no tensor (n, b), or that something differentiates; an
+            operator that writes into its argument, which is the solver's own basis.
+        TypeError: an integer or complex result, whose conversion would lose what it says.
+    """
+
+    def call(q: Tensor) -> Tensor:
+        version = None if q.is_inference() else q._version
+        seen = _sample(q)
+        before = seen.clone()
+        out = product(q)
+        kept = (version is None or q._version == version) and torch.equal(seen, before)
+        needs = "A @ v must leave v as it is (let it work on v.clone())"
+        v.require(kept, where, needs, "a product that writes into its argument")
+        fits = isinstance(out, Tensor) and out.shape == q.shape
+        shown = tuple(out.shape) if isinstance(out, Tensor) else type(out).__name__
+        v.require(fits, where, f"A @ must return ({n}, {q.shape[1]})", shown)
+        v.constant(where, {"A": out})
+        if not out.is_floating_point():
+            v.fail(where, "products with A must be real floating-point", out.dtype, TypeError)
+        return out.detach().to(dtype)
+
+    return call
+
+
+def _sample(q: Tensor) -> Tensor:
+    """A view of at most 64 x b entries spread over the rows."""
+    return q.detach()[:: max(1, len(q) // _WATCHED)][:_WATCHED]
