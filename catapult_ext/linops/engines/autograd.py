@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import copy
 import warnings
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from catapult_ext import _validate as v
 from catapult_ext.linops.engines.base import KernelPart, Linearization
+from catapult_ext.linops.engines.transpose_proof import Product, mismatch
 from catapult_ext.linops.model.policy import frozen_context
 from catapult_ext.linops.model.snapshot import Snapshot, require_second_derivatives
 from catapult_ext.linops.tracing import parameter_kernel
@@ -42,6 +44,7 @@ class AutogradLinearization(Linearization):
         self._program = None if tangents is None else tangents.program
         self._pullback: tuple[list[int], list[Tensor], Tensor] | None = None
         self._seeded: tuple[list[int], list[Tensor], Tensor] | None = None
+        self._jacobian: Tensor | None = None
 
     def vjp(self, u: Tensor) -> Tensor:
         """See :class:`~catapult_ext.linops.engines.base.Linearization`."""
@@ -71,10 +74,16 @@ class AutogradLinearization(Linearization):
         return used, [grads[i] for i in used], dummy
 
     def jvp(self, t: Tensor) -> Tensor:
-        """See :class:`~catapult_ext.linops.engines.base.Linearization`."""
+        """See :class:`~catapult_ext.linops.engines.base.Linearization`.
+
+        By the first way that is the transpose of J' in every parameter: the tangent program, a
+        backward pass through the backward pass, the rows of J one by one.
+        """
         if self._program is not None and self._proven():
             return self._replayed(t)
-        return self._backward_of_backward(t)
+        if not self._why_not("backward of backward", self._pushed_with_graph):
+            return self._backward_of_backward(t)
+        return self._rows_of_jacobian() @ t
 
     def _replayed(self, t: Tensor) -> Tensor:
         assert self._program is not None
@@ -90,49 +99,52 @@ class AutogradLinearization(Linearization):
 
         It would not be where a model's own autograd Function hides operations, say.
         """
-        known = self.snapshot.replayable
-        if self.snapshot.coarse not in known:
-            u, t = self._random_pair(torch.Generator().manual_seed(0))
-            try:
-                forward, backward = self._replayed(t), self.vjp(u)
-            except torch.OutOfMemoryError:
-                raise
-            except RuntimeError:  # an operation has no forward formula
-                known[self.snapshot.coarse] = False
-            else:
-                rounded = torch.bfloat16 if self.snapshot.coarse else self.dtype
-                known[self.snapshot.coarse] = _transposed(u, t, forward, backward, rounded)
-        if not known[self.snapshot.coarse]:
+        program = self._program
+        assert program is not None
+        if self._why_not("replay", lambda t: program(t, graph=True)):
             self._program = None
-        return known[self.snapshot.coarse]
+        return self._program is not None
 
-    def _random_pair(self, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """Vectors (N*O, 1) and (P, 1) to compare J and J' on."""
-        u, t = (
-            torch.randn(size, 1, generator=generator, dtype=torch.float64, device="cpu").to(
-                self.outputs
-            )
-            for size in (self.rows, self.n_params)
-        )
-        return u, t
+    def _why_not(self, route: str, product: Product) -> str:
+        """Why a way to J t is wrong, proven once per model; empty where it is right."""
+        known, key = self.snapshot.proofs, (route, self.snapshot.coarse)
+        if key not in known:
+            known[key] = mismatch(self.snapshot, self.rows, product, self.vjp)
+        return known[key]
+
+    def _rows_of_jacobian(self) -> Tensor:
+        """J (N*O, P) by one backward pass a row, kept for further products."""
+        if self._jacobian is None:
+            size = self.rows * self.n_params * self.dtype.itemsize
+            if size > min(self.workspace, self.room):
+                why = self.snapshot.proofs["backward of backward", self.snapshot.coarse]
+                raise RuntimeError(
+                    f"catapult_ext.{self.snapshot.where}: products with J need second derivatives "
+                    f"of all operations, got {why}; J itself, {size:.2e} bytes, does not fit into "
+                    "the workspace (take fewer samples, or samples_at_once=)"
+                )
+            self._jacobian = Linearization.jacobian(self)
+        return self._jacobian
+
+    def _pushed_with_graph(self, blocks: Sequence[Tensor]) -> Tensor | None:
+        """J t by a backward pass through the backward pass, which can be differentiated by t."""
+        used, grads, dummy = self._backward_graph()
+        if not used:
+            return None
+        return torch.autograd.grad(
+            grads,
+            dummy,
+            [blocks[i] for i in used],
+            retain_graph=True,
+            create_graph=torch.is_grad_enabled(),
+        )[0]
 
     def _backward_of_backward(self, t: Tensor) -> Tensor:
-        used, grads, dummy = self._backward_graph()
         columns = []
-        for k in range(t.shape[1]):
-            blocks = self.snapshot.split(t[:, k].contiguous())
-            try:
-                (out,) = torch.autograd.grad(
-                    grads, dummy, [blocks[i] for i in used], retain_graph=True
-                )
-            except RuntimeError as error:
-                if "derivative" not in str(error):
-                    raise
-                raise RuntimeError(
-                    f"catapult_ext.{self.snapshot.where}: an operation of the model has no second "
-                    f"derivative (try engine='linearize'): {error}"
-                ) from error
-            columns.append(out.reshape(-1).detach())
+        with torch.no_grad():
+            for k in range(t.shape[1]):
+                out = self._pushed_with_graph(self.snapshot.split(t[:, k].contiguous()))
+                columns.append(t.new_zeros(self.rows) if out is None else out.reshape(-1))
         return torch.stack(columns, 1)
 
     def structured(self) -> Structured | None:
@@ -196,15 +208,6 @@ class AutogradLinearization(Linearization):
             return tuple(rest)
 
         return rows, self.snapshot.columns(t.shape[1], column)
-
-
-def _transposed(
-    u: Tensor, t: Tensor, forward: Tensor, backward: Tensor, rounded: torch.dtype
-) -> bool:
-    """Whether <u, J t> = <J' u, t> to the rounding of ``rounded``."""
-    gap = (u.double() * forward).sum() - (backward.double() * t).sum()
-    size = u.norm() * forward.norm() + backward.norm() * t.norm()
-    return bool(gap.abs() <= 1e2 * torch.finfo(rounded).eps * size)
 
 
 class UsesPart:
@@ -289,16 +292,19 @@ class TorchLinearization(AutogradLinearization):
 
     def _check_transpose(self) -> None:
         """Twice: traced programs may change their own constants (LSTM, torch 2.13)."""
-        generator = torch.Generator().manual_seed(0)
+
+        def product(blocks: Sequence[Tensor]) -> Tensor:
+            with self.snapshot.policy.seeded(self.snapshot.device):
+                return self._tangent(*blocks)
+
         for _ in range(2):
-            u, t = self._random_pair(generator)
-            good = _transposed(u, t, self._pushed(t), self.vjp(u), self.dtype)
+            why = mismatch(self.snapshot, self.rows, product, self.vjp)
             v.require(
-                good,
+                not why,
                 self.snapshot.where,
                 "engine='linearize' must give the transpose of the gradients; torch.func.linearize "
                 "does not for this model (leave engine out)",
-                "another Jacobian",
+                why,
             )
 
     def _pushed(self, t: Tensor) -> Tensor:

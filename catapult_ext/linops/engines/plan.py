@@ -215,7 +215,7 @@ class Planner:
     def _probe(self) -> None:
         small = (1, 2) if self.snapshot.policy.batch_stats is None else (2, 4)
         self._points: list[tuple[int, Costs]] = []
-        proofs = len(self.snapshot.replayable)
+        proofs = len(self.snapshot.proofs)
         first = min(small[0], self.n)
         try:
             try:
@@ -225,9 +225,7 @@ class Planner:
                     raise
                 small, first, self._coupled = (2, 4), 2, True
                 self.linearization, one = self._run(first)
-            if (
-                len(self.snapshot.replayable) > proofs
-            ):  # a proof ran, which comes once and not again
+            if len(self.snapshot.proofs) > proofs:  # a proof ran, which comes once and not again
                 self.linearization, one = self._run(first)
         except OverBudget:
             self._too_small(f"{show_bytes(self.budget)} for a pass over {small[0]} of them")

@@ -18,6 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from catapult_ext import _validate as v
 from catapult_ext._autocast import no_autocast
 from catapult_ext.linops.model.memory_meter import Meter
+from catapult_ext.linops.model.observed import Observed
 
 BATCH_STATS = (None, "frozen", "coupled")
 DROPOUT = (None, "fixed")
@@ -66,17 +67,20 @@ class Policy:
         *,
         refuse: bool = True,
         meter: Meter | None = None,
+        observed: Observed | None = None,
     ) -> Iterator[None]:
         """The replacements and, with ``refuse``, the checks of this policy, around a forward.
 
-        ``meter`` counts what the forward pass makes.
+        ``meter`` counts what the forward pass makes, ``observed`` takes notes on its operations.
         """
         with ExitStack() as stack:
             stack.enter_context(self.seeded(device))
             if self.batch_stats == "frozen":
                 stack.enter_context(_ConstantStatistics())
             if refuse:
-                stack.enter_context(_Refusals(where, self, meter))
+                stack.enter_context(_Refusals(where, self, meter, observed))
+                if observed is not None:
+                    stack.enter_context(observed.hooks())
             yield
 
 
@@ -100,9 +104,11 @@ class _ConstantStatistics(TorchFunctionMode):
 class _Refusals(TorchDispatchMode):
     """Refuses what would make products silently wrong: random ops, batch statistics."""
 
-    def __init__(self, where: str, policy: Policy, meter: Meter | None) -> None:
+    def __init__(
+        self, where: str, policy: Policy, meter: Meter | None, observed: Observed | None
+    ) -> None:
         super().__init__()
-        self.where, self._meter = where, meter
+        self.where, self._meter, self._observed = where, meter, observed
         self._random = policy.dropout is None
         self._statistics = policy.batch_stats is None
 
@@ -129,6 +135,8 @@ class _Refusals(TorchDispatchMode):
         out = func(*args, **kwargs)
         if self._meter is not None:
             self._meter.take(out)
+        if self._observed is not None:
+            self._observed.take(func, args, out)
         return out
 
 

@@ -19,6 +19,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 from catapult_ext import _validate as v
 from catapult_ext.linops.model.channels_last import prefer_channels_last
 from catapult_ext.linops.model.memory_meter import Meter, OverBudget
+from catapult_ext.linops.model.observed import Observed
 from catapult_ext.linops.model.policy import (
     SHARED_STATE,
     Policy,
@@ -149,7 +150,9 @@ class Snapshot:
         self._ran = False  # set by the first forward pass that succeeds
         self.meter: Meter | None = None  # counts forward passes, and stops one that grows too large
         self.coarse = False  # forward passes in bfloat16 (autocast)
-        self.replayable: dict[bool, bool] = {}  # by ``coarse``: tangent programs were proven right
+        # by (route, ``coarse``): why products by that route are wrong, "" where they are right
+        self.proofs: dict[tuple[str, bool], str] = {}
+        self.observed = Observed(self.dtype)  # of the last forward pass with graph
         self.vector_outputs = False  # set by the forward pass: outputs (N,) shown as (N, 1)
         if self.device.type == "cpu" and any(len(s) == 4 for s in self.shapes):
             prefer_channels_last(self)
@@ -258,9 +261,11 @@ class Snapshot:
 
     def forward(self, tracer: AbstractContextManager[Any] | None = None) -> Tensor:
         """One policed forward pass with graph; outputs (N, O), finite, depending on parameters."""
-        applied = self.policy.applied(self.where, self.device, meter=self.meter)
+        observed = Observed(self.dtype)
+        applied = self.policy.applied(self.where, self.device, meter=self.meter, observed=observed)
         with frozen_context(), applied:
             out = self.outputs(self.params, tracer)
+        self.observed = observed
         v.require(
             _finite(out.detach()),
             self.where,

@@ -120,6 +120,8 @@ class ChainTracer(TorchFunctionMode):
             # shapes, numbers, detached values: constants to autograd as well; or x[...] = value
             if versions != [t._version for t in touched]:
                 self.why = f"it writes in place by {getattr(func, '__name__', func)}"
+            elif getattr(func, "__name__", "") == "register_hook":
+                self.why = "it changes gradients by a hook"
             return out
         if not isinstance(out, Tensor) or not self._step(func, args, kwargs, touched, out):
             self.why = self.why or f"it uses {getattr(func, '__name__', func)}"

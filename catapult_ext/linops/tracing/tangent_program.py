@@ -158,9 +158,12 @@ class Program:
         self._leaves, self._end = leaves, end
         self._steps = kept[::-1]
 
-    def __call__(self, tangents: Sequence[Tensor]) -> Tensor | None:
-        """Tangents of the leaves, in their shapes, to the tangent of the result; None is zero."""
-        with torch.inference_mode(False), torch.no_grad():
+    def __call__(self, tangents: Sequence[Tensor], graph: bool = False) -> Tensor | None:
+        """Tangents of the leaves, in their shapes, to the tangent of the result; None is zero.
+
+        With ``graph`` the result can be differentiated by the tangents.
+        """
+        with torch.inference_mode(False), torch.set_grad_enabled(graph):
             values: dict[int, Tensor] = {
                 i: t.clone() if t.is_inference() else t for i, t in enumerate(tangents)
             }

@@ -1,0 +1,96 @@
+"""Facts about a forward pass that say which of its derivatives need a proof."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+aten: Any = torch.ops.aten
+# position of the argument that divides gradients by the number of times that a row is used
+_SCALED_BY_FREQUENCY = {aten.embedding.default: 3, aten._embedding_bag.default: 3}
+_NARROW = (torch.float32, torch.float16, torch.bfloat16)
+
+
+class Observed:
+    """Notes on one forward pass, taken while it runs.
+
+    Attributes:
+        hidden: an operation ran without grad mode, as inside an autograd Function.
+        hooked: tensors whose gradients were given a hook.
+        scaled: names of operations whose gradients are divided by frequencies.
+        eps: the rounding unit of the least precise floating-point result.
+    """
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        self.hidden = False
+        self.hooked: list[Tensor] = []
+        self.scaled: list[str] = []
+        self.eps = torch.finfo(dtype).eps
+        self._dtype = dtype
+
+    @property
+    def plain(self) -> bool:
+        """Whether torch's own operations with their own derivatives alone were seen."""
+        return not (self.hidden or self.hooked or self.scaled)
+
+    def take(self, func: Any, args: Any, out: Any) -> None:
+        """Note one operation and its result."""
+        if not torch.is_grad_enabled():
+            self.hidden = True
+        if isinstance(out, Tensor) and out.dtype is not self._dtype and out.dtype in _NARROW:
+            self.eps = max(self.eps, torch.finfo(out.dtype).eps)
+        at = _SCALED_BY_FREQUENCY.get(func)
+        if at is not None and len(args) > at and args[at]:
+            self.scaled.append(f"{func.name().split('::')[1]}(scale_grad_by_freq=True)")
+
+    @contextmanager
+    def hooks(self) -> Iterator[None]:
+        """Notes the tensors that this thread gives gradient hooks inside the block."""
+        before = _Noting.start(self.hooked)
+        try:
+            yield
+        finally:
+            _Noting.stop(before)
+
+
+class _Noting:
+    """Stands in for ``Tensor.register_hook`` while any thread watches."""
+
+    lock = threading.Lock()
+    watchers = 0
+    plain: Any = None
+    local = threading.local()
+
+    @classmethod
+    def start(cls, found: list[Tensor]) -> list[Tensor] | None:
+        """Notes go to ``found`` from now on; returns where they went before."""
+        with cls.lock:
+            if cls.watchers == 0:
+                cls.plain = torch.Tensor.register_hook
+                torch.Tensor.register_hook = cls.register_hook  # type: ignore[method-assign]
+            cls.watchers += 1
+        before = getattr(cls.local, "found", None)
+        cls.local.found = found
+        return before
+
+    @classmethod
+    def stop(cls, before: list[Tensor] | None) -> None:
+        """Notes go to ``before`` again."""
+        cls.local.found = before
+        with cls.lock:
+            cls.watchers -= 1
+            if cls.watchers == 0:
+                torch.Tensor.register_hook = cls.plain  # type: ignore[method-assign]
+
+    @staticmethod
+    def register_hook(tensor: Tensor, hook: Any) -> Any:
+        """``Tensor.register_hook``, noted."""
+        found = getattr(_Noting.local, "found", None)
+        if found is not None and tensor.requires_grad:
+            found.append(tensor)
+        return _Noting.plain(tensor, hook)
