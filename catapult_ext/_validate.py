@@ -62,17 +62,21 @@ def numbers(where: str, *, optional: Any = False, **values: object) -> None:
 def listed(where: str, **values: object) -> None:
     """Every value must be a sequence (or a tensor or array with rows), no text."""
     for name, value in values.items():
-        rows = isinstance(value, (Tensor, np.ndarray)) and value.ndim > 0
-        if not rows and (isinstance(value, (str, bytes)) or not isinstance(value, Sequence)):
-            fail(where, f"{name} must be a list", type(value).__name__, TypeError)
+        _rows(where, name, value)
+
+
+def _rows(where: str, name: str, value: object) -> Sequence[Any] | Tensor | np.ndarray:
+    if isinstance(value, (Tensor, np.ndarray)) and value.ndim > 0:
+        return value
+    if isinstance(value, (str, bytes)) or not isinstance(value, Sequence):
+        fail(where, f"{name} must be a list", type(value).__name__, TypeError)
+    return value
 
 
 def number_lists(where: str, **values: object) -> None:
     """Every value must be a sequence of real numbers."""
     for name, value in values.items():
-        listed(where, **{name: value})
-        assert isinstance(value, Sequence | Tensor | np.ndarray)
-        for i, item in enumerate(value):
+        for i, item in enumerate(_rows(where, name, value)):
             numbers(where, **{f"{name}[{i}]": item})
 
 

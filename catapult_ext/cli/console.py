@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from catapult_ext._validate import fail, require
+from catapult_ext import _validate as v
 from catapult_ext.experiments import Progress, SweepResult, ToyResult
 
 
@@ -95,13 +95,13 @@ def launched_ranks() -> Iterator[tuple[str | None, bool]]:
 def picture_path(command: str, path: Path) -> Path:
     """The PNG file to write, its folder made: to be called before the work for the picture."""
     ok = path.suffix.lower() == ".png" and not path.is_dir()
-    require(ok, command, "--out must be a PNG file", path)
+    v.require(ok, command, "--out must be a PNG file", path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        fail(command, f"--out must lie in a folder that can be made ({error.strerror})", path)
+        v.fail(command, f"--out must lie in a folder that can be made ({error.strerror})", path)
     writable = os.access(path.parent, os.W_OK)
-    require(writable, command, "--out must lie in a folder that can be written to", path)
+    v.require(writable, command, "--out must lie in a folder that can be written to", path)
     return path
 
 

@@ -6,7 +6,7 @@ import ast
 from pathlib import Path
 from typing import Any
 
-from catapult_ext._validate import fail
+from catapult_ext import _validate as v
 from catapult_ext.cli.console import load, resumable
 from catapult_ext.experiments import reproduce as experiments
 from catapult_ext.experiments.workers import cores
@@ -25,7 +25,7 @@ def changes(name: str, scale: str, assignments: list[str]) -> dict[str, Any]:
     for text in assignments:
         key, equals, value = text.partition("=")
         if not equals:
-            fail(where, "--set must be key=value", repr(text))
+            v.fail(where, "--set must be key=value", repr(text))
         try:
             parsed: Any = ast.literal_eval(value)
         except (ValueError, SyntaxError):
@@ -35,15 +35,15 @@ def changes(name: str, scale: str, assignments: list[str]) -> dict[str, Any]:
             if isinstance(parsed, str):
                 parsed = tuple(parsed.split(","))
             parsed = parsed if isinstance(parsed, tuple) else (parsed,)
-            numbers = all(isinstance(v, int | float) for v in present)
+            numbers = all(isinstance(item, int | float) for item in present)
             kind, wanted = ((int, float), "numbers") if numbers else ((str,), "words")
-            if not all(isinstance(v, kind) for v in parsed):
-                fail(where, f"--set {key} must be {wanted} with commas", repr(value), TypeError)
+            if not all(isinstance(item, kind) for item in parsed):
+                v.fail(where, f"--set {key} must be {wanted} with commas", repr(value), TypeError)
         elif isinstance(present, float) and isinstance(parsed, int):
             parsed = float(parsed)
         elif present is not None and not isinstance(parsed, (type(present), type(None))):
             wanted = f"--set {key} must be of type {type(present).__name__}"
-            fail(where, wanted, repr(value), TypeError)
+            v.fail(where, wanted, repr(value), TypeError)
         found[key] = parsed
     return found
 

@@ -7,8 +7,8 @@ from enum import Enum
 from pathlib import Path
 from typing import Any
 
+from catapult_ext import _validate as v
 from catapult_ext import data, losses, models
-from catapult_ext._validate import fail, require
 from catapult_ext.cli.console import launched_ranks, print_result, sweep_progress
 from catapult_ext.experiments.sweep import SweepConfig, run
 
@@ -36,7 +36,7 @@ def rates(command: str, option: str, text: str | None) -> tuple[float, ...] | No
         found = tuple(float(part) for part in text.split(",") if part.strip())
     except ValueError:
         found = ()
-    require(bool(found), command, f"{option} must be numbers separated by commas", repr(text))
+    v.require(bool(found), command, f"{option} must be numbers separated by commas", repr(text))
     return found
 
 
@@ -75,7 +75,7 @@ def register(app: Any, typer: Any) -> None:
         config = SweepConfig(c=chosen, eta=plain, steps=steps, linearised=linearised)
         image = model_name is ModelName.cnn
         if image and data_name is DataName.teacher:
-            fail("sweep", "--model cnn needs images: --data digits or digits28", "teacher")
+            v.fail("sweep", "--model cnn needs images: --data digits or digits28", "teacher")
         if data_name is DataName.teacher:
             found = data.teacher(samples, seed=seed)
         else:

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from catapult_ext._validate import require
+from catapult_ext import _validate as v
 from catapult_ext.cli.console import load, picture_path, resumable
 
 RUNS = Path("catapult-runs")
@@ -90,7 +90,7 @@ def register(group: Any, typer: Any) -> None:
 
         from catapult_ext import toy
 
-        require(resolution >= 1, "toy.bifurcation", "--resolution must be >= 1", resolution)
+        v.require(resolution >= 1, "toy.bifurcation", "--resolution must be >= 1", resolution)
         labels = torch.linspace(low, high, resolution, dtype=torch.float64, device="cpu")
         with row_progress() as progress:
             result = toy.bifurcation(

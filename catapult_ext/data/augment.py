@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from catapult_ext._validate import require
+from catapult_ext import _validate as v
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class Augment:
     flip: bool = True
 
     def __post_init__(self) -> None:
-        require(self.crop >= 0, "data.Augment", "crop must be >= 0", self.crop)
+        v.require(self.crop >= 0, "data.Augment", "crop must be >= 0", self.crop)
 
     def __call__(self, x: Tensor, generator: torch.Generator) -> Tensor:
         """(N, C, H, W) images to new ones; ``x`` is not changed.
@@ -35,7 +35,7 @@ class Augment:
         Raises:
             ValueError: for inputs that are not images.
         """
-        require(x.dim() == 4, "data.Augment", "x must be (N, C, H, W)", tuple(x.shape))
+        v.require(x.dim() == 4, "data.Augment", "x must be (N, C, H, W)", tuple(x.shape))
         n, _, height, width = x.shape
         device = generator.device
         if self.flip:

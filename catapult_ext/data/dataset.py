@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from catapult_ext._validate import FLOAT_DTYPES, fail, require
+from catapult_ext import _validate as v
 from catapult_ext.runs.digest import update_digest
 
 
@@ -41,12 +41,12 @@ class Dataset:
         for name in ("x_train", "y_train", "x_test", "y_test"):
             value = getattr(self, name)
             if not isinstance(value, Tensor):
-                fail(where, f"{name} must be a torch.Tensor", type(value).__name__, TypeError)
-            if value.dtype not in FLOAT_DTYPES:
-                fail(where, f"{name} must have dtype float32 or float64", value.dtype, TypeError)
+                v.fail(where, f"{name} must be a torch.Tensor", type(value).__name__, TypeError)
+            if value.dtype not in v.FLOAT_DTYPES:
+                v.fail(where, f"{name} must have dtype float32 or float64", value.dtype, TypeError)
             if value.dtype != self.x_train.dtype:
-                fail(where, f"{name} must have the dtype of x_train", value.dtype, TypeError)
-            require(
+                v.fail(where, f"{name} must have the dtype of x_train", value.dtype, TypeError)
+            v.require(
                 bool(torch.isfinite(value).all()), where, f"{name} must be finite", "nan or inf"
             )
         for x, y, name in (
@@ -54,15 +54,15 @@ class Dataset:
             (self.x_test, self.y_test, "y_test"),
         ):
             if y.dim() != 2 or x.dim() < 1 or len(x) != len(y):
-                fail(where, f"{name} must have shape ({len(x)}, O)", tuple(y.shape))
-        require(len(self.x_train) > 0, where, "the training set must not be empty", "0 samples")
-        require(
+                v.fail(where, f"{name} must have shape ({len(x)}, O)", tuple(y.shape))
+        v.require(len(self.x_train) > 0, where, "the training set must not be empty", "0 samples")
+        v.require(
             self.x_test.shape[1:] == self.x_train.shape[1:],
             where,
             f"x_test must have samples of shape {tuple(self.x_train.shape[1:])}",
             tuple(self.x_test.shape[1:]),
         )
-        require(
+        v.require(
             self.y_test.shape[1] == self.y_train.shape[1],
             where,
             f"y_test must have {self.y_train.shape[1]} columns",
@@ -106,13 +106,13 @@ def as_dataset(data: object, where: str) -> Dataset:
         return data
     if not isinstance(data, tuple | list) or len(data) not in (2, 4):
         kind = f"{type(data).__name__} of {len(data)}" if isinstance(data, tuple | list) else data
-        fail(
+        v.fail(
             where, "data must be a Dataset, (x, y) or (x, y, x_test, y_test)", repr(kind), TypeError
         )
     parts = list(data)
     for i, part in enumerate(parts):
         if not isinstance(part, Tensor):
-            fail(where, f"data[{i}] must be a torch.Tensor", type(part).__name__, TypeError)
+            v.fail(where, f"data[{i}] must be a torch.Tensor", type(part).__name__, TypeError)
     targets = [t[:, None] if t.dim() == 1 else t for t in parts[1::2]]
     x, y = parts[0], targets[0]
     x_test, y_test = (parts[2], targets[1]) if len(parts) == 4 else (x[:0], y[:0])

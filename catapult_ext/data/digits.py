@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from catapult_ext._validate import integers, require
+from catapult_ext import _validate as v
 from catapult_ext.data.dataset import Dataset
 from catapult_ext.data.prepare import check_classes, make_targets, random_state, standardise
 
@@ -61,9 +61,9 @@ def digits(
         RuntimeError: without scikit-learn; the message names the extra.
     """
     where = "data.digits"
-    require(size in (8, 28), where, "size must be 8 or 28", size)
-    integers(where, train=train)
-    integers(where, test=test, optional=True)
+    v.require(size in (8, 28), where, "size must be 8 or 28", size)
+    v.integers(where, train=train)
+    v.integers(where, test=test, optional=True)
     rng = random_state(where, seed)
     chosen = check_classes(where, classes, 10, targets)
     images, labels = _load()
@@ -71,9 +71,9 @@ def digits(
         kept = torch.isin(labels, torch.tensor(chosen, device="cpu"))
         images, labels = images[kept], labels[kept]
     total = len(images)
-    require(1 <= train < total, where, f"train must be in 1..{total - 1}", train)
+    v.require(1 <= train < total, where, f"train must be in 1..{total - 1}", train)
     test = total - train if test is None else test
-    require(0 <= test <= total - train, where, f"test must be in 0..{total - train}", test)
+    v.require(0 <= test <= total - train, where, f"test must be in 0..{total - train}", test)
     order = torch.from_numpy(rng.permutation(total))
     images, labels = images[order[: train + test]][:, None], labels[order[: train + test]]
     if size == 28:

@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 
-from catapult_ext._validate import fail
+from catapult_ext import _validate as v
 
 ENVIRONMENT = "CATAPULT_DATA"
 READ_ERRORS = (OSError, EOFError, zlib.error, zipfile.BadZipFile)
@@ -39,7 +39,7 @@ def data_folder(data_dir: Path | str | None) -> Path:
         DataFileError: neither is given, or it is not a folder.
     """
     if not isinstance(data_dir, (str, Path, type(None))):
-        fail("data.load", "data_dir must be a path", type(data_dir).__name__, TypeError)
+        v.fail("data.load", "data_dir must be a path", type(data_dir).__name__, TypeError)
     given = os.environ.get(ENVIRONMENT) if data_dir is None else data_dir
     if not given:
         raise DataFileError("data folder", f"none given: pass data_dir or set {ENVIRONMENT}")
@@ -94,7 +94,7 @@ def read_idx(path: Path, dims: int) -> np.ndarray:
         raise DataFileError(path, f"has IDX header {head[:4].hex()}, expected {wanted}")
     if len(head) < 4 + 4 * dims:
         raise DataFileError(path, f"is truncated: {len(head)} bytes, IDX header incomplete")
-    shape = tuple(int(v) for v in np.frombuffer(head, ">u4", dims, offset=4))
+    shape = tuple(int(size) for size in np.frombuffer(head, ">u4", dims, offset=4))
     size = int(np.prod(shape, dtype=object))
     body = _bytes(path, len(head) + size + 1)[len(head) :]
     if len(body) < size:
@@ -158,7 +158,7 @@ def read_npz(path: Path | str) -> dict[str, np.ndarray]:
         DataFileError: missing, not an archive, damaged, or an array of Python objects.
     """
     if not isinstance(path, (str, Path)):
-        fail("data.npz", "path must be a path", type(path).__name__, TypeError)
+        v.fail("data.npz", "path must be a path", type(path).__name__, TypeError)
     path = Path(path)
     if not path.is_file():
         raise DataFileError(path, "not found")

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-from catapult_ext._validate import integers, listed, numbers, require
+from catapult_ext import _validate as v
 from catapult_ext.data.dataset import Dataset
 from catapult_ext.data.prepare import random_state
 
@@ -41,15 +41,15 @@ def gaussian(
         ValueError: for non-positive sizes, a non-finite mean or unknown labels.
     """
     where = "data.gaussian"
-    integers(where, train=train, test=test, in_features=in_features, out_features=out_features)
-    numbers(where, mean=mean)
+    v.integers(where, train=train, test=test, in_features=in_features, out_features=out_features)
+    v.numbers(where, mean=mean)
     for name, value in (("train", train), ("in_features", in_features)):
-        require(value > 0, where, f"{name} must be > 0", value)
-    require(test >= 0, where, "test must be >= 0", test)
-    require(out_features > 0, where, "out_features must be > 0", out_features)
-    require(math.isfinite(mean), where, "mean must be finite", mean)
+        v.require(value > 0, where, f"{name} must be > 0", value)
+    v.require(test >= 0, where, "test must be >= 0", test)
+    v.require(out_features > 0, where, "out_features must be > 0", out_features)
+    v.require(math.isfinite(mean), where, "mean must be finite", mean)
     known = ("signs", "normal", "zero")
-    require(labels in known, where, f"labels must be one of {', '.join(known)}", repr(labels))
+    v.require(labels in known, where, f"labels must be one of {', '.join(known)}", repr(labels))
     rng = random_state(where, seed)
     x = mean + rng.standard_normal((train + test, in_features))
     drawn = rng.standard_normal((train + test, out_features))
@@ -86,16 +86,16 @@ def synthetic_images(
         ValueError: for sizes out of range or negative noise.
     """
     where = "data.synthetic_images"
-    integers(where, train=train, test=test, classes=classes)
-    numbers(where, noise=noise)
-    listed(where, shape=shape)
-    integers(where, **{f"shape[{i}]": size for i, size in enumerate(shape)})
+    v.integers(where, train=train, test=test, classes=classes)
+    v.numbers(where, noise=noise)
+    v.listed(where, shape=shape)
+    v.integers(where, **{f"shape[{i}]": size for i, size in enumerate(shape)})
     ok = len(shape) == 3 and shape[1] == shape[2] >= 4 and shape[0] > 0
-    require(ok, where, "shape must be (C, S, S) with S >= 4", tuple(shape))
-    require(train > 0, where, "train must be > 0", train)
-    require(test >= 0, where, "test must be >= 0", test)
-    require(classes >= 2, where, "classes must be >= 2", classes)
-    require(math.isfinite(noise) and noise >= 0, where, "noise must be finite and >= 0", noise)
+    v.require(ok, where, "shape must be (C, S, S) with S >= 4", tuple(shape))
+    v.require(train > 0, where, "train must be > 0", train)
+    v.require(test >= 0, where, "test must be >= 0", test)
+    v.require(classes >= 2, where, "classes must be >= 2", classes)
+    v.require(math.isfinite(noise) and noise >= 0, where, "noise must be finite and >= 0", noise)
     rng = random_state(where, seed)
     side, count = shape[1], train + test
     coarse = torch.from_numpy(rng.standard_normal((classes, shape[0], 4, 4)))

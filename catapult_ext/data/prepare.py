@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from catapult_ext._validate import fail, integers, listed, require
+from catapult_ext import _validate as v
 from catapult_ext.data.dataset import Dataset
 
 STANDARDISATIONS = ("global", "channel", "pixel", "image", "none")
@@ -25,11 +25,11 @@ def standardise(x: Tensor, reference: Tensor, how: str) -> Tensor:
     unchanged. What does not vary is only shifted.
     """
     if how not in STANDARDISATIONS:
-        fail("data.standardise", f"how must be one of {', '.join(STANDARDISATIONS)}", repr(how))
+        v.fail("data.standardise", f"how must be one of {', '.join(STANDARDISATIONS)}", repr(how))
     if how == "none":
         return x
     if how == "channel":
-        require(x.dim() == 4, "data.standardise", "channel needs (N, C, H, W)", tuple(x.shape))
+        v.require(x.dim() == 4, "data.standardise", "channel needs (N, C, H, W)", tuple(x.shape))
     if how == "image":
         reference, dims = x, tuple(range(1, x.dim()))
     else:
@@ -42,8 +42,8 @@ def standardise(x: Tensor, reference: Tensor, how: str) -> Tensor:
 
 def random_state(where: str, seed: int) -> np.random.RandomState:
     """NumPy's generator for ``seed``, which must be an int from 0 to 2^32 - 1."""
-    integers(where, seed=seed)
-    require(0 <= seed < 1 << 32, where, "seed must be from 0 to 2^32 - 1", seed)
+    v.integers(where, seed=seed)
+    v.require(0 <= seed < 1 << 32, where, "seed must be from 0 to 2^32 - 1", seed)
     return np.random.RandomState(seed)
 
 
@@ -66,16 +66,16 @@ def check_classes(where: str, classes: Sequence[int] | None, held: int, targets:
         ValueError: fewer than two, repeated or unknown ones; signed targets of more than two.
     """
     if classes is not None:
-        listed(where, classes=classes)
-        integers(where, **{f"classes[{i}]": c for i, c in enumerate(classes)})
+        v.listed(where, classes=classes)
+        v.integers(where, **{f"classes[{i}]": c for i, c in enumerate(classes)})
     chosen = list(range(held)) if classes is None else [int(c) for c in classes]
     ok = len(chosen) >= 2 and len(set(chosen)) == len(chosen)
     ok = ok and all(0 <= c < held for c in chosen)
-    require(ok, where, f"classes must be two or more distinct of 0..{held - 1}", classes)
+    v.require(ok, where, f"classes must be two or more distinct of 0..{held - 1}", classes)
     if targets not in TARGETS:
-        fail(where, f"targets must be one of {', '.join(TARGETS)}", repr(targets))
+        v.fail(where, f"targets must be one of {', '.join(TARGETS)}", repr(targets))
     if targets == "signed":
-        require(len(chosen) == 2, where, "signed targets need two classes", chosen)
+        v.require(len(chosen) == 2, where, "signed targets need two classes", chosen)
     return chosen
 
 
@@ -96,7 +96,7 @@ def prepare(
     See ``data.load`` for the arguments.
     """
     where = f"data.{raw.name}"
-    integers(where, train=train, test=test, optional=True)
+    v.integers(where, train=train, test=test, optional=True)
     chosen = check_classes(where, classes, raw.classes, targets)
     rng = random_state(where, seed)
     parts = []
@@ -128,7 +128,7 @@ def _subset(
         return index
     least = 1 if kind == "train" else 0
     ok = least <= count <= len(index)
-    require(ok, where, f"{kind} must be in {least}..{len(index)}", count)
+    v.require(ok, where, f"{kind} must be in {least}..{len(index)}", count)
     return index[rng.permutation(len(index))[:count]]
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from catapult_ext._validate import FLOAT_DTYPES, fail, require
+from catapult_ext import _validate as v
 from catapult_ext.data.dataset import Dataset
 from catapult_ext.data.digits import digits
 from catapult_ext.data.files import (
@@ -79,7 +79,7 @@ def load(
         ValueError: an unknown name, subset sizes or classes that do not exist.
     """
     if name not in FROM_FILES:
-        fail("data.load", f"name must be one of {', '.join(FROM_FILES)}", repr(name))
+        v.fail("data.load", f"name must be one of {', '.join(FROM_FILES)}", repr(name))
     folder = data_folder(data_dir)
     reader = _idx if "mnist" in name else _cifar
     return prepare(
@@ -134,8 +134,8 @@ def npz(path: Path | str, *, dtype: torch.dtype = torch.float32) -> Dataset:
         TypeError: path is no path, or dtype not float32 or float64.
         DataFileError: a missing or damaged file, or arrays that do not fit; names the fault.
     """
-    if dtype not in FLOAT_DTYPES:
-        fail("data.npz", "dtype must be float32 or float64", dtype, TypeError)
+    if dtype not in v.FLOAT_DTYPES:
+        v.fail("data.npz", "dtype must be float32 or float64", dtype, TypeError)
     arrays = read_training_npz(path)
     if "x_test" in arrays and "y_test" not in arrays:
         raise DataFileError(path, f"lacks the array y_test (it holds {', '.join(arrays)})")
@@ -184,11 +184,13 @@ def named(name: str, **settings: Any) -> Dataset:
         ValueError: an unknown name.
     """
     if not isinstance(name, str):
-        fail("data.named", "name must be a string", type(name).__name__, TypeError)
+        v.fail("data.named", "name must be a string", type(name).__name__, TypeError)
     if name in BUILT_IN:
         return BUILT_IN[name](**settings)
     if name.endswith(".npz"):
         return npz(name, **settings)
     known = (*BUILT_IN, *FROM_FILES, "a path ending in .npz")
-    require(name in FROM_FILES, "data.named", f"name must be one of {', '.join(known)}", repr(name))
+    v.require(
+        name in FROM_FILES, "data.named", f"name must be one of {', '.join(known)}", repr(name)
+    )
     return load(name, **settings)

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-from catapult_ext._validate import integers, numbers, require
+from catapult_ext import _validate as v
 from catapult_ext.data.dataset import Dataset
 from catapult_ext.data.prepare import random_state
 
@@ -42,15 +42,15 @@ def teacher(
         ValueError: for non-positive sizes or negative noise.
     """
     where = "data.teacher"
-    integers(where, train=train, test=test, in_features=in_features, width=width)
-    integers(where, out_features=out_features)
-    numbers(where, noise=noise)
+    v.integers(where, train=train, test=test, in_features=in_features, width=width)
+    v.integers(where, out_features=out_features)
+    v.numbers(where, noise=noise)
     for name, value in (("train", train), ("in_features", in_features), ("width", width)):
-        require(value > 0, where, f"{name} must be > 0", value)
-    require(test >= 0, where, "test must be >= 0", test)
+        v.require(value > 0, where, f"{name} must be > 0", value)
+    v.require(test >= 0, where, "test must be >= 0", test)
     least = 2 if classes else 1
-    require(out_features >= least, where, f"out_features must be >= {least}", out_features)
-    require(math.isfinite(noise) and noise >= 0, where, "noise must be finite and >= 0", noise)
+    v.require(out_features >= least, where, f"out_features must be >= {least}", out_features)
+    v.require(math.isfinite(noise) and noise >= 0, where, "noise must be finite and >= 0", noise)
     rng = random_state(where, seed)
     x = rng.standard_normal((train + test, in_features))
     hidden = np.tanh(x @ rng.standard_normal((in_features, width)) / math.sqrt(in_features))

@@ -107,14 +107,12 @@ def _name(convention: object, argument: str) -> str:
             "take cx.GGN(model, loss, data))",
             loss.name,
         )
-    assert isinstance(loss, SquaredLoss)
     for name in ("half_mse", "half_mse_mean", "MSELoss", "MSELoss(sum)"):
         # The factor of the loss itself, at two sizes that tell all conventions apart.
         pairs = ((3, 5), (7, 2))
         if all(math.isclose(_FULL[name](n, o), _curvature(loss, n, o)) for n, o in pairs):
             return name
     v.fail(where, f"{argument} must be a squared loss with a named convention", loss)
-    raise AssertionError
 
 
 def _curvature(loss: SquaredLoss, n: int, o: int) -> float:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from catapult_ext._validate import fail
+from catapult_ext import _validate as v
 
 BATCH_STATS = ("coupled", "frozen", "running")
 _NORM = nn.modules.batchnorm._BatchNorm
@@ -86,7 +86,7 @@ def with_batch_stats(model: nn.Module, policy: str, x: Tensor | None = None) -> 
     """
     where = "models.with_batch_stats"
     if policy not in BATCH_STATS:
-        fail(where, f"policy must be one of {', '.join(BATCH_STATS)}", repr(policy))
+        v.fail(where, f"policy must be one of {', '.join(BATCH_STATS)}", repr(policy))
     held = copy.deepcopy(model).eval()
     layers = [(name, m) for name, m in held.named_modules() if isinstance(m, _NORM)]
     if policy == "coupled":
@@ -98,7 +98,7 @@ def with_batch_stats(model: nn.Module, policy: str, x: Tensor | None = None) -> 
             setattr(held.get_submodule(parent), leaf, CoupledBatchNorm(layer))
     elif policy == "frozen" and layers:
         if x is None:
-            fail(where, "policy 'frozen' needs the inputs x", x)
+            v.fail(where, "policy 'frozen' needs the inputs x", x)
         _take_statistics([layer for _, layer in layers], held, x)
     return held
 

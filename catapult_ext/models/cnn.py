@@ -8,7 +8,7 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
-from catapult_ext._validate import require
+from catapult_ext import _validate as v
 from catapult_ext.models.initialise import check_init, initialise
 from catapult_ext.models.layers import NTKConv2d, NTKLinear, activation
 
@@ -48,9 +48,9 @@ def small_cnn(
         ValueError: for non-positive sizes or unknown names.
     """
     where = "models.small_cnn"
-    require(image_size >= 2, where, "image_size must be >= 2", image_size)
+    v.require(image_size >= 2, where, "image_size must be >= 2", image_size)
     for name, value in (("out_features", out_features), ("channels", channels)):
-        require(value > 0, where, f"{name} must be > 0", value)
+        v.require(value > 0, where, f"{name} must be > 0", value)
     init = check_init(where, parameterisation, init)
     ntk = parameterisation == "ntk"
 
@@ -114,9 +114,9 @@ def paper_cnn(
     """
     where = "models.paper_cnn"
     ok = image_size >= 4 and image_size % 4 == 0
-    require(ok, where, "image_size must be a multiple of 4", image_size)
-    require(out_features > 0, where, "out_features must be > 0", out_features)
-    require(width > 0, where, "width must be > 0", width)
+    v.require(ok, where, "image_size must be a multiple of 4", image_size)
+    v.require(out_features > 0, where, "out_features must be > 0", out_features)
+    v.require(width > 0, where, "width must be > 0", width)
     init = check_init(where, parameterisation, init)
     ntk = parameterisation == "ntk"
     a, b, units = (max(1, round(n * width)) for n in (320, 128, 256))

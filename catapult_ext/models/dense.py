@@ -9,7 +9,7 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
-from catapult_ext._validate import integers, require
+from catapult_ext import _validate as v
 from catapult_ext.models.initialise import check_init, initialise
 from catapult_ext.models.layers import NTKLinear, activation
 
@@ -49,15 +49,15 @@ def fully_connected(
         ValueError: for non-positive sizes or unknown names.
     """
     where = "models.fully_connected"
-    integers(where, in_features=in_features, out_features=out_features, width=width, depth=depth)
-    integers(where, seed=seed)
+    v.integers(where, in_features=in_features, out_features=out_features, width=width, depth=depth)
+    v.integers(where, seed=seed)
     for name, value in (
         ("in_features", in_features),
         ("out_features", out_features),
         ("width", width),
     ):
-        require(value > 0, where, f"{name} must be > 0", value)
-    require(depth >= 0, where, "depth must be >= 0", depth)
+        v.require(value > 0, where, f"{name} must be > 0", value)
+    v.require(depth >= 0, where, "depth must be >= 0", depth)
     init = check_init(where, parameterisation, init)
     sizes = [in_features, *[width] * depth, out_features]
     layers: list[nn.Module] = []

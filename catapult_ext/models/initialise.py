@@ -7,7 +7,7 @@ import math
 import torch
 from torch import nn
 
-from catapult_ext._validate import fail
+from catapult_ext import _validate as v
 from catapult_ext.models.layers import NTKConv2d, NTKLinear, draw_
 
 # Variance of a weight times its fan-in, for every layer but the last and for the last one.
@@ -30,12 +30,12 @@ def check_init(where: str, parameterisation: str, init: str | None) -> str:
     """
     if parameterisation not in PARAMETERISATIONS:
         known = " or ".join(repr(p) for p in PARAMETERISATIONS)
-        fail(where, f"parameterisation must be {known}", repr(parameterisation))
+        v.fail(where, f"parameterisation must be {known}", repr(parameterisation))
     names = PARAMETERISATIONS[parameterisation]
     if init is None:
         return names[0]
     if init not in names:
-        fail(where, f"init of {parameterisation} must be one of {', '.join(names)}", repr(init))
+        v.fail(where, f"init of {parameterisation} must be one of {', '.join(names)}", repr(init))
     return init
 
 

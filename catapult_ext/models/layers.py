@@ -9,21 +9,21 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from catapult_ext._validate import fail, require
+from catapult_ext import _validate as v
 
 
 def _check_sigmas(where: str, sigma_w: float, sigma_b: float, bias: bool | None) -> bool:
-    require(
+    v.require(
         math.isfinite(sigma_w) and sigma_w > 0, where, "sigma_w must be finite and > 0", sigma_w
     )
-    require(
+    v.require(
         math.isfinite(sigma_b) and sigma_b >= 0, where, "sigma_b must be finite and >= 0", sigma_b
     )
     wanted = sigma_b > 0 if bias is None else bias
     if wanted and sigma_b == 0:
-        fail(where, "a bias needs sigma_b > 0", sigma_b)
+        v.fail(where, "a bias needs sigma_b > 0", sigma_b)
     if sigma_b > 0 and not wanted:
-        fail(where, "sigma_b > 0 needs bias=True", bias)
+        v.fail(where, "sigma_b > 0 needs bias=True", bias)
     return wanted
 
 
@@ -65,8 +65,8 @@ class NTKLinear(nn.Module):
     ) -> None:
         super().__init__()
         where = "models.NTKLinear"
-        require(in_features > 0, where, "in_features must be > 0", in_features)
-        require(out_features > 0, where, "out_features must be > 0", out_features)
+        v.require(in_features > 0, where, "in_features must be > 0", in_features)
+        v.require(out_features > 0, where, "out_features must be > 0", out_features)
         has_bias = _check_sigmas(where, sigma_w, sigma_b, bias)
         self.in_features, self.out_features = in_features, out_features
         self.sigma_w, self.sigma_b = float(sigma_w), float(sigma_b)
@@ -128,9 +128,9 @@ class NTKConv2d(nn.Module):
         super().__init__()
         where = "models.NTKConv2d"
         for name, value in (("in_channels", in_channels), ("out_channels", out_channels)):
-            require(value > 0, where, f"{name} must be > 0", value)
-        require(kernel_size > 0, where, "kernel_size must be > 0", kernel_size)
-        require(stride > 0, where, "stride must be > 0", stride)
+            v.require(value > 0, where, f"{name} must be > 0", value)
+        v.require(kernel_size > 0, where, "kernel_size must be > 0", kernel_size)
+        v.require(stride > 0, where, "stride must be > 0", stride)
         has_bias = _check_sigmas(where, sigma_w, sigma_b, bias)
         self.in_channels, self.out_channels = in_channels, out_channels
         self.kernel_size, self.padding, self.stride = kernel_size, padding, stride
@@ -205,7 +205,7 @@ def activation(name: str | Callable[[], nn.Module]) -> nn.Module:
     if callable(name):
         made = name()
         if not isinstance(made, nn.Module):
-            fail(
+            v.fail(
                 "models.activation",
                 "a factory must return a module",
                 type(made).__name__,
@@ -213,5 +213,5 @@ def activation(name: str | Callable[[], nn.Module]) -> nn.Module:
             )
         return made
     if name not in ACTIVATIONS:
-        fail("models.activation", f"name must be one of {', '.join(ACTIVATIONS)}", repr(name))
+        v.fail("models.activation", f"name must be one of {', '.join(ACTIVATIONS)}", repr(name))
     return ACTIVATIONS[name]()

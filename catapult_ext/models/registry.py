@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import nn
 
-from catapult_ext._validate import fail, integers, listed, require
+from catapult_ext import _validate as v
 from catapult_ext.models.cnn import paper_cnn, small_cnn
 from catapult_ext.models.dense import fully_connected
 from catapult_ext.models.resnet import resnet, wide_resnet
@@ -35,19 +35,19 @@ def build(name: str, in_shape: Sequence[int], out_features: int, **settings: Any
     """
     where = "models.build"
     if not isinstance(name, str):
-        fail(where, "name must be a string", type(name).__name__, TypeError)
-    listed(where, in_shape=in_shape)
-    integers(where, out_features=out_features)
-    integers(where, **{f"in_shape[{i}]": size for i, size in enumerate(in_shape)})
+        v.fail(where, "name must be a string", type(name).__name__, TypeError)
+    v.listed(where, in_shape=in_shape)
+    v.integers(where, out_features=out_features)
+    v.integers(where, **{f"in_shape[{i}]": size for i, size in enumerate(in_shape)})
     wide = re.fullmatch(r"wrn-(\d+)-(\d+)", name)
     plain = re.fullmatch(r"resnet-(\d+)", name)
     if name == "fc":
         net = fully_connected(math.prod(in_shape), out_features, **settings)
         return net if len(in_shape) == 1 else nn.Sequential(nn.Flatten(), *net)
     if not (wide or plain or name in NAMES[1:3]):
-        fail(where, f"name must be one of {', '.join(NAMES)}", repr(name))
+        v.fail(where, f"name must be one of {', '.join(NAMES)}", repr(name))
     ok = len(in_shape) == 3 and in_shape[1] == in_shape[2]
-    require(ok, where, f"{name} needs samples of shape (C, S, S)", tuple(in_shape))
+    v.require(ok, where, f"{name} needs samples of shape (C, S, S)", tuple(in_shape))
     channels, side = in_shape[0], in_shape[1]
     if wide:
         depth, width = int(wide[1]), int(wide[2])

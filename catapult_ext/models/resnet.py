@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from catapult_ext._validate import fail, require
+from catapult_ext import _validate as v
 from catapult_ext.models.initialise import check_init, initialise
 from catapult_ext.models.layers import NTKConv2d, NTKLinear, activation
 
@@ -91,10 +91,10 @@ class GlobalMean(nn.Module):
 
 
 def _check(where: str, in_channels: int, out_features: int, norm: str) -> None:
-    require(in_channels > 0, where, "in_channels must be > 0", in_channels)
-    require(out_features > 0, where, "out_features must be > 0", out_features)
+    v.require(in_channels > 0, where, "in_channels must be > 0", in_channels)
+    v.require(out_features > 0, where, "out_features must be > 0", out_features)
     if norm not in NORMS:
-        fail(where, f"norm must be one of {', '.join(NORMS)}", repr(norm))
+        v.fail(where, f"norm must be one of {', '.join(NORMS)}", repr(norm))
 
 
 def wide_resnet(
@@ -132,8 +132,8 @@ def wide_resnet(
     """
     where = "models.wide_resnet"
     ok = depth >= 10 and (depth - 4) % 6 == 0
-    require(ok, where, "depth must be 6 n + 4 with n >= 1 (10, 16, 22, 28, ...)", depth)
-    require(width > 0, where, "width must be > 0", width)
+    v.require(ok, where, "depth must be 6 n + 4 with n >= 1 (10, 16, 22, 28, ...)", depth)
+    v.require(width > 0, where, "width must be > 0", width)
     _check(where, in_channels, out_features, norm)
     init = check_init(where, parameterisation, init or _default_init(parameterisation))
     with torch.random.fork_rng(devices=[]):  # torch's layers draw values that are replaced below
@@ -171,8 +171,8 @@ def resnet(
     """
     where = "models.resnet"
     ok = depth >= 8 and (depth - 2) % 6 == 0
-    require(ok, where, "depth must be 6 n + 2 with n >= 1 (8, 14, 20, 32, ...)", depth)
-    require(width > 0 and round(16 * width) >= 1, where, "16 * width must be >= 1", width)
+    v.require(ok, where, "depth must be 6 n + 2 with n >= 1 (8, 14, 20, 32, ...)", depth)
+    v.require(width > 0 and round(16 * width) >= 1, where, "16 * width must be >= 1", width)
     _check(where, in_channels, out_features, norm)
     init = check_init(where, parameterisation, init)
     with torch.random.fork_rng(devices=[]):

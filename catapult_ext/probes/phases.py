@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from torch import Tensor
 
-from catapult_ext._validate import fail, is_number, numbers, require
+from catapult_ext import _validate as v
 
 PHASES = ("lazy", "catapult", "divergent")
 DEAD_FRACTION = 0.95  # above it a layer is called dead: the net no longer sees its inputs
@@ -89,7 +89,7 @@ def divergence_cut(loss0: float, width: int, lambda0: float = 0.0) -> float:
     The peak of a catapult grows in proportion to the width (in the toy model it is at most
     ``width * lambda0^2 / 8``), so a fixed cut would call catapults of wide nets divergent.
     """
-    numbers("probes.divergence_cut", loss0=loss0, width=width, lambda0=lambda0)
+    v.numbers("probes.divergence_cut", loss0=loss0, width=width, lambda0=lambda0)
     return 100.0 * width * max(loss0, lambda0**2 / 8)
 
 
@@ -97,16 +97,15 @@ def _floats(where: str, name: str, values: object) -> list[float]:
     """Numbers of a sequence, array or tensor."""
     if isinstance(values, (Tensor, np.ndarray)):
         values = values.tolist()
-    if not isinstance(values, Sequence) or not all(is_number(x) for x in values):
-        fail(where, f"{name} must be a sequence of numbers", type(values).__name__, TypeError)
-    assert isinstance(values, Sequence)
+    if not isinstance(values, Sequence) or not all(v.is_number(x) for x in values):
+        v.fail(where, f"{name} must be a sequence of numbers", type(values).__name__, TypeError)
     return [float(x) for x in values]
 
 
 def first_above(values: Sequence[float], start: float) -> int | None:
     """Index of the first value that exceeds ``start`` by more than rounding (1e-6 of it)."""
     limit = start + 1e-6 * abs(start)
-    return next((i for i, v in enumerate(values) if v > limit), None)
+    return next((i for i, value in enumerate(values) if value > limit), None)
 
 
 def classify(
@@ -139,18 +138,18 @@ def classify(
         ValueError: eta not positive and finite, lambda0 negative or not finite, or no loss.
     """
     where = "probes.classify"
-    numbers(where, eta=eta, lambda0=lambda0)
-    numbers(where, lambda_end=lambda_end, inactive=inactive, c=c, optional=True)
+    v.numbers(where, eta=eta, lambda0=lambda0)
+    v.numbers(where, lambda_end=lambda_end, inactive=inactive, c=c, optional=True)
     loss = _floats(where, "loss", loss)
     growth = None if growth is None else _floats(where, "growth", growth)
-    require(math.isfinite(eta) and eta > 0, where, "eta must be finite and > 0", eta)
-    require(
+    v.require(math.isfinite(eta) and eta > 0, where, "eta must be finite and > 0", eta)
+    v.require(
         math.isfinite(lambda0) and lambda0 >= 0, where, "lambda0 must be finite and >= 0", lambda0
     )
-    require(len(loss) > 0, where, "loss must hold at least the initial value", "no value")
+    v.require(len(loss) > 0, where, "loss must hold at least the initial value", "no value")
     if diverged_at is None or diverged_at < 0:
-        diverged_at = next((i for i, v in enumerate(loss) if not math.isfinite(v)), None)
-    finite = [v for v in loss if math.isfinite(v)] or [math.inf]
+        diverged_at = next((i for i, x in enumerate(loss) if not math.isfinite(x)), None)
+    finite = [x for x in loss if math.isfinite(x)] or [math.inf]
     start = finite[0] if finite[0] > 0 else math.ulp(0.0)
     grown = None if growth is None else [g for g in growth if math.isfinite(g)]
     rose_at = first_above(loss, loss[0])

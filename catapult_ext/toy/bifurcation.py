@@ -9,8 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from catapult_ext import ops
-from catapult_ext._validate import array, fail, integers, numbers, require
+from catapult_ext import _validate, ops
 from catapult_ext.runs.store import RunFolder
 from catapult_ext.toy.rows import Arrays, Progress, RowTable, save_npz
 
@@ -42,7 +41,7 @@ class Bifurcation:
             ValueError: fewer than 2 * longest steps were kept.
         """
         keep = self.a.shape[1]
-        require(
+        _validate.require(
             keep >= 2 * longest, "toy.Bifurcation.period", f"keep must be >= {2 * longest}", keep
         )
         found = torch.zeros(len(self.b), dtype=torch.int64, device="cpu")
@@ -97,17 +96,17 @@ def bifurcation(
         step; the latter on disk where ``out`` is given.
     """
     where = "toy.bifurcation"
-    b = array(where, "b", b, torch.float64)
-    integers(where, burn_in=burn_in, keep=keep)
-    numbers(where, start=start)
-    require(burn_in >= 0, where, "burn_in must be >= 0", burn_in)
-    require(keep <= 1 << 40, where, "keep must be at most 2^40", keep)
-    require(b.dim() == 1, where, "b must have shape (R,)", tuple(b.shape))
+    b = _validate.array(where, "b", b, torch.float64)
+    _validate.integers(where, burn_in=burn_in, keep=keep)
+    _validate.numbers(where, start=start)
+    _validate.require(burn_in >= 0, where, "burn_in must be >= 0", burn_in)
+    _validate.require(keep <= 1 << 40, where, "keep must be at most 2^40", keep)
+    _validate.require(b.dim() == 1, where, "b must have shape (R,)", tuple(b.shape))
     fits = (b > 0) & b.isfinite()
     if not bool(fits.all()):
-        fail(where, "b must be positive and finite", b[~fits][0].item())
-    require(bool((b + start > 0).all()), where, "start must be above -b", start)
-    require(keep >= 1, where, "keep must be at least 1", keep)
+        _validate.fail(where, "b must be positive and finite", b[~fits][0].item())
+    _validate.require(bool((b + start > 0).all()), where, "start must be above -b", start)
+    _validate.require(keep >= 1, where, "keep must be at least 1", keep)
     tilt = 1.0 if aligned else 1.1
 
     def compute(part: slice) -> Arrays:

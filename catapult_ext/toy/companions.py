@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from catapult_ext._validate import require
+from catapult_ext import _validate
 
 # d (P,) -> (N, P): row i is H_i d, with H_i the constant Hessian of output i.
 Curvature = Callable[[Tensor], Tensor]
@@ -97,10 +97,12 @@ class QuadraticModel:
             ValueError: eta not positive, or steps, curvature_every or k out of range.
         """
         where = "toy.QuadraticModel.run"
-        require(eta > 0, where, "eta must be positive", eta)
-        require(steps >= 0, where, "steps must be >= 0", steps)
-        require(curvature_every >= 0, where, "curvature_every must be >= 0", curvature_every)
-        require(1 <= k <= len(self.z), where, f"k must be in [1, {len(self.z)}]", k)
+        _validate.require(eta > 0, where, "eta must be positive", eta)
+        _validate.require(steps >= 0, where, "steps must be >= 0", steps)
+        _validate.require(
+            curvature_every >= 0, where, "curvature_every must be >= 0", curvature_every
+        )
+        _validate.require(1 <= k <= len(self.z), where, f"k must be in [1, {len(self.z)}]", k)
         top = torch.linalg.eigh(self.kernel()).eigenvectors[:, -k:].flip(1)
         model, diverged_at = self, -1
         losses, parts, eigenvalues = [], [], []
@@ -142,10 +144,12 @@ def second_order_regression(
     """
     where = "toy.second_order_regression"
     samples, parameters = J.shape
-    require(z.shape == (samples,), where, f"z must have shape ({samples},)", tuple(z.shape))
+    _validate.require(
+        z.shape == (samples,), where, f"z must have shape ({samples},)", tuple(z.shape)
+    )
     shape = (samples, parameters, parameters)
-    require(Q.shape == shape, where, f"Q must have shape {shape}", tuple(Q.shape))
-    require(torch.allclose(Q, Q.mT), where, "Q must be symmetric", "Q != Q'")
+    _validate.require(Q.shape == shape, where, f"Q must have shape {shape}", tuple(Q.shape))
+    _validate.require(torch.allclose(Q, Q.mT), where, "Q must be symmetric", "Q != Q'")
     return QuadraticModel(z, J, lambda d: Q @ d, normaliser)
 
 
@@ -169,9 +173,15 @@ def quadratic_net(
     """
     where, samples, parameters = "toy.quadratic_net", len(y), len(theta)
     ok = psi.shape in ((samples, parameters), (samples, parameters, parameters))
-    require(ok, where, f"psi must be ({samples}, {parameters}[, {parameters}])", tuple(psi.shape))
-    require(phi is None or phi.shape == (samples, parameters), where,
-            f"phi must have shape ({samples}, {parameters})", phi)  # fmt: skip
+    _validate.require(
+        ok, where, f"psi must be ({samples}, {parameters}[, {parameters}])", tuple(psi.shape)
+    )
+    _validate.require(
+        phi is None or phi.shape == (samples, parameters),
+        where,
+        f"phi must have shape ({samples}, {parameters})",
+        phi,
+    )
     zeta = (parameters / 2) ** -0.5
 
     def curvature(d: Tensor) -> Tensor:
@@ -208,9 +218,13 @@ def neural_quadratic(
     """
     where = "toy.neural_quadratic"
     (width, inputs), samples = U.shape, len(y)
-    require(v.shape == (width,), where, f"v must have shape ({width},)", tuple(v.shape))
-    require(x.shape == (samples, inputs), where, f"x must have shape ({samples}, {inputs})",
-            tuple(x.shape))  # fmt: skip
+    _validate.require(v.shape == (width,), where, f"v must have shape ({width},)", tuple(v.shape))
+    _validate.require(
+        x.shape == (samples, inputs),
+        where,
+        f"x must have shape ({samples}, {inputs})",
+        tuple(x.shape),
+    )
     scaled = x / inputs**0.5
     gate = (scaled @ U.mT >= 0).to(U.dtype) * width**-0.5  # (N, W)
 

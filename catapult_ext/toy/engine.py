@@ -8,8 +8,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from catapult_ext import ops
-from catapult_ext._validate import fail
+from catapult_ext import _validate, ops
 from catapult_ext.toy.direct import Record, Task, descend
 from catapult_ext.toy.maps import state_of
 from catapult_ext.toy.network import Network
@@ -54,7 +53,7 @@ class Engine:
         ]
         if not bool((top > 0).all()):
             need = "rates given as c need a positive initial curvature"
-            fail("toy.simulate", need, float(top.min()))
+            _validate.fail("toy.simulate", need, float(top.min()))
         return top
 
     def _chunk(self, task: Task, in_torch: bool) -> int:

@@ -9,8 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from catapult_ext import ops
-from catapult_ext._validate import require
+from catapult_ext import _validate, ops
 from catapult_ext.runs.panels import BLACK, BLUE, GREEN, ORANGE, RED
 from catapult_ext.toy.companions import neural_quadratic, second_order_regression
 from catapult_ext.toy.diagram_plots import pyplot, save
@@ -39,12 +38,19 @@ def plane(path: Path) -> Path:
             points.append((float(end.h), float(end.k)))
         way = scale * np.array(points)
         levels = np.geomspace(1e-4, 4, 18)
-        ax.contourf(grid, grid, np.log10(loss + 1e-6), levels=np.log10(levels), cmap="Blues",
-                    extend="both")  # fmt: skip
+        ax.contourf(
+            grid, grid, np.log10(loss + 1e-6), levels=np.log10(levels), cmap="Blues", extend="both"
+        )
         angle = np.linspace(0, 2 * np.pi, 200)
         radius = (2 * 2.8 / c) ** 0.5
-        ax.plot(radius * np.cos(angle), radius * np.sin(angle), "--", color=BLACK, linewidth=1,
-                label=r"$\lambda = 2/\eta$")  # fmt: skip
+        ax.plot(
+            radius * np.cos(angle),
+            radius * np.sin(angle),
+            "--",
+            color=BLACK,
+            linewidth=1,
+            label=r"$\lambda = 2/\eta$",
+        )
         ax.plot(way[:, 0], way[:, 1], "o-", color=RED, markersize=3.5, linewidth=0.9)
         ax.plot(*way[0], "s", color=ORANGE, markersize=7, label="start")
         ax.plot(*way[-1], "*", color=GREEN, markersize=13, label="end")
@@ -62,8 +68,11 @@ def phases(path: Path) -> Path:
         for width, colour in zip((1e3, 1e6, 1e9), COLOURS, strict=False):
             run = run_scalar(c, steps=60, width=width, f0=0.7, record_every=1)
             end = int(run.diverged_at) if int(run.diverged_at) >= 0 else 61
-            axes[0, column].semilogy(run.loss_record[:end].clamp(min=1e-12), color=colour,
-                                     label=f"W = $10^{{{np.log10(width):.0f}}}$")  # fmt: skip
+            axes[0, column].semilogy(
+                run.loss_record[:end].clamp(min=1e-12),
+                color=colour,
+                label=f"W = $10^{{{np.log10(width):.0f}}}$",
+            )
             axes[1, column].plot(run.eta_lambda_record[:end], color=colour)
         axes[0, column].set(title=f"c = {c}", ylim=(1e-12, None))
         axes[1, column].axhline(2, color="grey", linestyle="--", linewidth=0.8)
@@ -117,10 +126,14 @@ def quadratic(path: Path) -> Path:
     for column, (title, eta) in enumerate(rates):
         run = model.run(float(eta), 40)
         for i in range(2):
-            axes[0, column].semilogy(run.projected_loss[:, i].clamp(min=1e-12), color=COLOURS[i],
-                                     label=f"along $p_{i + 1}$")  # fmt: skip
-            axes[1, column].plot(eta * run.eigenvalues[:, i], color=COLOURS[i],
-                                 label=rf"$\eta\lambda_{i + 1}$")  # fmt: skip
+            axes[0, column].semilogy(
+                run.projected_loss[:, i].clamp(min=1e-12),
+                color=COLOURS[i],
+                label=f"along $p_{i + 1}$",
+            )
+            axes[1, column].plot(
+                eta * run.eigenvalues[:, i], color=COLOURS[i], label=rf"$\eta\lambda_{i + 1}$"
+            )
         axes[0, column].set_title(title.replace("lambda_", "λ"), fontsize=10)
         axes[1, column].axhline(2, color="grey", linestyle="--", linewidth=0.8)
         axes[1, column].set_xlabel("step")
@@ -167,7 +180,9 @@ def named(name: str) -> Callable[[Path], Path]:
     Raises:
         ValueError: no such figure.
     """
-    require(name in FIGURES, "toy.draw", f"name must be one of {', '.join(FIGURES)}", repr(name))
+    _validate.require(
+        name in FIGURES, "toy.draw", f"name must be one of {', '.join(FIGURES)}", repr(name)
+    )
     return FIGURES[name]
 
 

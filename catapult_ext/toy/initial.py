@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from catapult_ext._validate import require
+from catapult_ext import _validate
 
 
 class ReducedState(NamedTuple):
@@ -46,7 +46,9 @@ def draw_reduced(
     Cost:
         O(B D^3), whatever the width.
     """
-    require(width > inputs, "toy.draw_reduced", f"width must exceed inputs = {inputs}", width)
+    _validate.require(
+        width > inputs, "toy.draw_reduced", f"width must exceed inputs = {inputs}", width
+    )
     U, v = draw_rotated(width, inputs, rng, batch)
     q = v[:, 0].square()
     return ReducedState(v[:, :1] * U[:, 0], U.mT @ U, q)

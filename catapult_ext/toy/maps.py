@@ -8,8 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from catapult_ext import ops
-from catapult_ext._validate import FLOAT_DTYPES, array, fail, integers
+from catapult_ext import _validate, ops
 
 Real = float | Tensor
 PHASE_NAMES = ("lazy", "catapult", "divergent", "unsettled")
@@ -131,16 +130,16 @@ def run_scalar(
         About ten flops per lane and step; see ``ops.toy_scalar``.
     """
     where = "toy.run_scalar"
-    if dtype not in FLOAT_DTYPES:
-        fail(where, "dtype must be torch.float32 or torch.float64", dtype, TypeError)
+    if dtype not in _validate.FLOAT_DTYPES:
+        _validate.fail(where, "dtype must be torch.float32 or torch.float64", dtype, TypeError)
     named = {"c": c, "width": width, "f0": f0, "label": label, "momentum": momentum}
     named["lambda0"] = lambda0
-    values = [array(where, name, value, dtype) for name, value in named.items()]
-    integers(where, steps=steps, record_every=record_every)
+    values = [_validate.array(where, name, value, dtype) for name, value in named.items()]
+    _validate.integers(where, steps=steps, record_every=record_every)
     try:
         given = torch.broadcast_tensors(*values)
     except RuntimeError:
-        fail(where, "arguments must broadcast", [tuple(value.shape) for value in values])
+        _validate.fail(where, "arguments must broadcast", [tuple(value.shape) for value in values])
     runs = _Start(*given)
     _check(where, runs)
     return _run(runs, steps, record_every)
@@ -160,7 +159,7 @@ class _Start(NamedTuple):
 def _check(where: str, s: _Start) -> None:
     def all_of(ok: Tensor, requirement: str, values: Tensor) -> None:
         if not bool(ok.all()):
-            fail(where, requirement, values[~ok][0].item())
+            _validate.fail(where, requirement, values[~ok][0].item())
 
     all_of(s.c >= 0, "c must be >= 0", s.c)
     all_of((s.width > 0) & s.width.isfinite(), "width must be positive and finite", s.width)

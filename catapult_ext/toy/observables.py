@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from catapult_ext._validate import fail, require
+from catapult_ext import _validate
 from catapult_ext.toy.network import Network
 from catapult_ext.toy.problem import Data
 from catapult_ext.toy.rules import Observe
@@ -20,12 +20,14 @@ def check_observe(where: str, names: str | Sequence[str], k: int, network: Netwo
     names = (names,) if isinstance(names, str) else tuple(names)
     for name in names:
         known = ", ".join(OBSERVABLES)
-        require(name in OBSERVABLES, where, f"observe must name some of {known}", repr(name))
+        _validate.require(
+            name in OBSERVABLES, where, f"observe must name some of {known}", repr(name)
+        )
     ok = network.linear or "sharpness" not in names
-    require(ok, where, "sharpness needs the linear activation", network.phi.name)
+    _validate.require(ok, where, "sharpness needs the linear activation", network.phi.name)
     if not isinstance(k, int) or isinstance(k, bool):
-        fail(where, "k must be an int", type(k).__name__, TypeError)
-    require(k >= 1, where, "k must be >= 1", k)
+        _validate.fail(where, "k must be an int", type(k).__name__, TypeError)
+    _validate.require(k >= 1, where, "k must be >= 1", k)
     return Observe(names, k)
 
 
@@ -74,8 +76,10 @@ class Observer:
         L' - L comes from the change of the outputs, so that no digits are lost at a small loss.
         """
         gradients = self.network.run(U, v, self.x)[1](residual / len(self.x))
-        U, v = (w - eta.view(-1, *[1] * (w.dim() - 1)) * g
-                for w, g in zip((U, v), gradients, strict=True))  # fmt: skip
+        U, v = (
+            w - eta.view(-1, *[1] * (w.dim() - 1)) * g
+            for w, g in zip((U, v), gradients, strict=True)
+        )
         change = self.network.run(U, v, self.x)[0] - (residual + self.y)
         gain = (change * (residual + change / 2)).mean(1)
         square = gradients[0].square().sum((1, 2)) + gradients[1].square().sum(1)

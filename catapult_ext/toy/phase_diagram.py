@@ -11,12 +11,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from catapult_ext._validate import FLOAT_DTYPES, fail, integers, require
+from catapult_ext import _validate
 from catapult_ext.runs.store import RunFolder
 from catapult_ext.toy.maps import PHASE_NAMES, ScalarRuns, run_scalar
 from catapult_ext.toy.rows import Arrays, Progress, RowTable, save_npz
 
-WHERE = "toy.phase_diagram"
+_WHERE = "toy.phase_diagram"
 LANES = 1 << 17  # points computed at a time: about 15 MB of state
 
 # Second axis -> default range (low, high) and whether it is logarithmic.
@@ -130,14 +130,16 @@ def phase_diagram(
         About ten flops per point and step until the point has settled or diverged. Memory: 15 MB of
         state and 25 bytes per point; the latter on disk where ``out`` is given.
     """
-    require(axis in AXES, WHERE, f"axis must be one of {', '.join(AXES)}", repr(axis))
-    if dtype not in FLOAT_DTYPES:
-        fail(WHERE, "dtype must be torch.float32 or torch.float64", dtype, TypeError)
-    require(isinstance(steps, int) and steps >= 0, WHERE, "steps must be an int >= 0", steps)
+    _validate.require(axis in AXES, _WHERE, f"axis must be one of {', '.join(AXES)}", repr(axis))
+    if dtype not in _validate.FLOAT_DTYPES:
+        _validate.fail(_WHERE, "dtype must be torch.float32 or torch.float64", dtype, TypeError)
+    _validate.require(
+        isinstance(steps, int) and steps >= 0, _WHERE, "steps must be an int >= 0", steps
+    )
     pair = resolution if isinstance(resolution, (tuple, list)) else (resolution, resolution)
-    require(len(pair) == 2, WHERE, "resolution must be (columns, rows)", pair)
-    integers(WHERE, columns=pair[0], rows=pair[1])
-    require(max(pair) <= 1 << 20, WHERE, "resolution must be at most 2^20", pair)
+    _validate.require(len(pair) == 2, _WHERE, "resolution must be (columns, rows)", pair)
+    _validate.integers(_WHERE, columns=pair[0], rows=pair[1])
+    _validate.require(max(pair) <= 1 << 20, _WHERE, "resolution must be at most 2^20", pair)
     columns, rows = pair
     low, high, logarithmic = AXES[axis]
     c_grid = _grid("c", c, columns, False)
@@ -182,7 +184,7 @@ def default_range(axis: str) -> tuple[float, float]:
     Raises:
         ValueError: an unknown axis.
     """
-    require(axis in AXES, WHERE, f"axis must be one of {', '.join(AXES)}", repr(axis))
+    _validate.require(axis in AXES, _WHERE, f"axis must be one of {', '.join(AXES)}", repr(axis))
     return AXES[axis][:2]
 
 
@@ -211,16 +213,20 @@ def _diagram(
 def _grid(name: str, given: Any, count: int, logarithmic: bool) -> np.ndarray:
     if isinstance(given, tuple) and len(given) == 2:
         low, high = (float(x) for x in given)
-        require(count >= 2, WHERE, "resolution must be at least 2", count)
+        _validate.require(count >= 2, _WHERE, "resolution must be at least 2", count)
         ordered = -math.inf < low < high < math.inf
-        require(ordered, WHERE, f"{name} must be (low, high) with low < high, both finite", given)
-        require(not logarithmic or low > 0, WHERE, f"{name} must start above 0", low)
+        _validate.require(
+            ordered, _WHERE, f"{name} must be (low, high) with low < high, both finite", given
+        )
+        _validate.require(not logarithmic or low > 0, _WHERE, f"{name} must start above 0", low)
         return np.geomspace(low, high, count) if logarithmic else np.linspace(low, high, count)
     grid = np.atleast_1d(np.asarray(given, dtype=np.float64))
-    require(grid.ndim == 1 and grid.size > 0, WHERE, f"{name} must be a range or 1-D", grid.shape)
+    _validate.require(
+        grid.ndim == 1 and grid.size > 0, _WHERE, f"{name} must be a range or 1-D", grid.shape
+    )
     finite = np.isfinite(grid)
     if not finite.all():
-        fail(WHERE, f"{name} must be finite", grid[~finite][0])
+        _validate.fail(_WHERE, f"{name} must be finite", grid[~finite][0])
     return grid
 
 

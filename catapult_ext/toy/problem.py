@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from catapult_ext._validate import FLOAT_DTYPES, array, fail, require
+from catapult_ext import _validate
 
 
 class Data(NamedTuple):
@@ -37,29 +37,35 @@ class Span(NamedTuple):
 
 def check_data(where: str, x: Any, y: Any, dtype: torch.dtype | None) -> Data:
     """Tensors of one floating dtype, finite, (N, D) and (N,); nested lists and arrays are taken."""
-    x, y = array(where, "x", x), array(where, "y", y)
-    require(x.dim() == 2, where, "x must have shape (N, D)", tuple(x.shape))
-    require(x.numel() > 0, where, "x must not be empty", tuple(x.shape))
-    require(y.shape == x.shape[:1], where, f"y must have shape ({len(x)},)", tuple(y.shape))
+    x, y = _validate.array(where, "x", x), _validate.array(where, "y", y)
+    _validate.require(x.dim() == 2, where, "x must have shape (N, D)", tuple(x.shape))
+    _validate.require(x.numel() > 0, where, "x must not be empty", tuple(x.shape))
+    _validate.require(
+        y.shape == x.shape[:1], where, f"y must have shape ({len(x)},)", tuple(y.shape)
+    )
     if dtype is None:
         wide = torch.promote_types(x.dtype, y.dtype)
-        dtype = wide if wide in FLOAT_DTYPES else torch.float64
-    if dtype not in FLOAT_DTYPES:
-        fail(where, "dtype must be torch.float32 or torch.float64", dtype, TypeError)
+        dtype = wide if wide in _validate.FLOAT_DTYPES else torch.float64
+    if dtype not in _validate.FLOAT_DTYPES:
+        _validate.fail(where, "dtype must be torch.float32 or torch.float64", dtype, TypeError)
     for name, value in (("x", x), ("y", y)):
         if value.is_complex():
-            fail(where, f"{name} must be real", value.dtype, TypeError)
-        require(bool(value.isfinite().all()), where, f"{name} must be finite", "NaN or infinity")
+            _validate.fail(where, f"{name} must be real", value.dtype, TypeError)
+        _validate.require(
+            bool(value.isfinite().all()), where, f"{name} must be finite", "NaN or infinity"
+        )
     return Data(x.detach().to(dtype), y.detach().to(x.device, dtype))
 
 
 def check_test(where: str, test: Any, data: Data) -> Data:
     """Test data (x, y) in the dtype and on the device of the training data."""
     if not isinstance(test, (tuple, list)) or len(test) != 2:
-        fail(where, "test must be a pair (x, y)", type(test).__name__, TypeError)
+        _validate.fail(where, "test must be a pair (x, y)", type(test).__name__, TypeError)
     x, y = check_data(f"{where}: test", test[0], test[1], data.x.dtype)
     inputs = data.x.shape[1]
-    require(x.shape[1] == inputs, where, f"test[0] must have shape (M, {inputs})", tuple(x.shape))
+    _validate.require(
+        x.shape[1] == inputs, where, f"test[0] must have shape (M, {inputs})", tuple(x.shape)
+    )
     return Data(x.to(data.x.device), y.to(data.x.device))
 
 
@@ -67,17 +73,19 @@ def check_rates(where: str, eta: Any, steps: int, name: str = "eta") -> Tensor:
     """A number, a sequence or a tensor of positive finite rates -> (R,) or (R, steps) float64."""
     # By way of numpy: torch would read a list of numbers in float32.
     given = eta if isinstance(eta, Tensor) else np.asarray(eta)
-    rates = array(where, name, given).detach()
+    rates = _validate.array(where, name, given).detach()
     if rates.is_complex() or rates.dtype == torch.bool:
-        fail(where, f"{name} must be real numbers", rates.dtype, TypeError)
+        _validate.fail(where, f"{name} must be real numbers", rates.dtype, TypeError)
     rates = rates.double()
     rates = rates[None] if rates.dim() == 0 else rates
     ok = rates.dim() == 1 or (rates.dim() == 2 and rates.shape[1] == steps > 0)
-    require(ok, where, f"{name} must have shape (R,) or (R, {steps})", tuple(rates.shape))
-    require(len(rates) > 0, where, f"{name} must hold at least one rate", tuple(rates.shape))
+    _validate.require(ok, where, f"{name} must have shape (R,) or (R, {steps})", tuple(rates.shape))
+    _validate.require(
+        len(rates) > 0, where, f"{name} must hold at least one rate", tuple(rates.shape)
+    )
     bad = ~((rates > 0) & rates.isfinite())
     if bool(bad.any()):
-        fail(where, f"{name} must be positive and finite", rates[bad][0].item())
+        _validate.fail(where, f"{name} must be positive and finite", rates[bad][0].item())
     return rates
 
 
@@ -85,11 +93,15 @@ def check_per_replica(
     where: str, name: str, value: Any, replicas: int, below: float = math.inf
 ) -> Tensor:
     """A number or (R,) of them in [0, below) -> (R,) float64."""
-    value = array(where, name, value, torch.float64).detach()
+    value = _validate.array(where, name, value, torch.float64).detach()
     ok = value.shape in ((), (replicas,))
-    require(ok, where, f"{name} must be a number or have shape ({replicas},)", tuple(value.shape))
+    _validate.require(
+        ok, where, f"{name} must be a number or have shape ({replicas},)", tuple(value.shape)
+    )
     bad = ~((value >= 0) & (value < below))
-    require(not bool(bad.any()), where, f"{name} must be in [0, {below})", value[bad].flatten()[:3])
+    _validate.require(
+        not bool(bad.any()), where, f"{name} must be in [0, {below})", value[bad].flatten()[:3]
+    )
     return value.expand(replicas)
 
 
@@ -98,31 +110,33 @@ def check_batch(where: str, size: int | None, samples: int) -> None:
     if size is None:
         return
     if not isinstance(size, int) or isinstance(size, bool):
-        fail(where, "batch_size must be an int", type(size).__name__, TypeError)
-    require(1 <= size <= samples, where, f"batch_size must be in [1, {samples}]", size)
+        _validate.fail(where, "batch_size must be an int", type(size).__name__, TypeError)
+    _validate.require(1 <= size <= samples, where, f"batch_size must be in [1, {samples}]", size)
 
 
 def check_width(where: str, width: Any) -> float:
     """A whole number from 1 to 1e15."""
     if isinstance(width, bool) or not isinstance(width, (int, float)):
-        fail(where, "width must be a number", type(width).__name__, TypeError)
+        _validate.fail(where, "width must be a number", type(width).__name__, TypeError)
     ok = math.isfinite(width) and 1 <= width <= 1e15 and float(width).is_integer()
-    require(ok, where, "width must be a whole number from 1 to 1e15", width)
+    _validate.require(ok, where, "width must be a whole number from 1 to 1e15", width)
     return float(width)
 
 
 def check_seeds(where: str, seed: int | Sequence[int], replicas: int) -> list[int]:
     """One seed for all replicas, or one per replica."""
     if isinstance(seed, str) or not isinstance(seed, (int, Sequence)):
-        fail(where, "seed must be a whole number or a list of them", type(seed).__name__, TypeError)
+        _validate.fail(
+            where, "seed must be a whole number or a list of them", type(seed).__name__, TypeError
+        )
     seeds = [seed] if isinstance(seed, int) else list(seed)
-    require(
+    _validate.require(
         len(seeds) in (1, replicas), where, f"seed must be one or {replicas} numbers", len(seeds)
     )
     for value in seeds:
         if isinstance(value, bool) or not isinstance(value, int):
-            fail(where, "seed must be a whole number", type(value).__name__, TypeError)
-        require(value >= 0, where, "seed must be >= 0", value)
+            _validate.fail(where, "seed must be a whole number", type(value).__name__, TypeError)
+        _validate.require(value >= 0, where, "seed must be >= 0", value)
     return seeds
 
 
@@ -131,29 +145,33 @@ def check_weights(
 ) -> tuple[Tensor, Tensor]:
     """U (B, W, D) and v (B, W) with B = 1 or R, finite."""
     if not isinstance(init, (tuple, list)) or len(init) != 2:
-        fail(where, "init must be a pair (U, v)", type(init).__name__, TypeError)
-    U, v = (array(where, f"init[{i}]", value).detach() for i, value in enumerate(init))
+        _validate.fail(where, "init must be a pair (U, v)", type(init).__name__, TypeError)
+    U, v = (_validate.array(where, f"init[{i}]", value).detach() for i, value in enumerate(init))
     shapes = [tuple(value.shape) for value in (U, v)]
     if U.dim() == 2:
         U, v = U[None], v[None]
-    require(
+    _validate.require(
         U.dim() == 3 and U.shape[2] == inputs and len(U) in (1, replicas) and U.shape[1] > 0,
         where,
         f"init[0] must have shape (W, {inputs}) or ({replicas}, W, {inputs})",
         shapes[0],
     )
-    require(
+    _validate.require(
         v.shape == U.shape[:2],
         where,
         "init[1] must match init[0]",
         shapes[1],
     )
     if width is not None:
-        require(width == U.shape[1], where, f"width must be that of init, {U.shape[1]}", width)
+        _validate.require(
+            width == U.shape[1], where, f"width must be that of init, {U.shape[1]}", width
+        )
     for name, value in (("init[0]", U), ("init[1]", v)):
         if not value.is_floating_point():
-            fail(where, f"{name} must be floating-point", value.dtype, TypeError)
-        require(bool(value.isfinite().all()), where, f"{name} must be finite", "NaN or infinity")
+            _validate.fail(where, f"{name} must be floating-point", value.dtype, TypeError)
+        _validate.require(
+            bool(value.isfinite().all()), where, f"{name} must be finite", "NaN or infinity"
+        )
     return U, v
 
 

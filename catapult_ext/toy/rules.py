@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from catapult_ext._validate import fail, require
+from catapult_ext import _validate
 
 
 class Batches(NamedTuple):
@@ -114,8 +114,8 @@ def check_stop(where: str, stop: Stop | None) -> Stop:
     if stop is None:
         return Stop()
     if not isinstance(stop, Stop):
-        fail(where, "stop must be a toy.Stop", type(stop).__name__, TypeError)
+        _validate.fail(where, "stop must be a toy.Stop", type(stop).__name__, TypeError)
     for name, value in stop._asdict().items():
         ok = value is None or value > 0
-        require(ok, where, f"stop.{name} must be positive", value)
+        _validate.require(ok, where, f"stop.{name} must be positive", value)
     return stop

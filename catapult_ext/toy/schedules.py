@@ -5,17 +5,17 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from catapult_ext._validate import array, integers, numbers, require
+from catapult_ext import _validate
 
 _MOST_STEPS = 10**9
 Rates = float | list[float] | Tensor
 
 
 def _column(where: str, rates: Rates, steps: int) -> Tensor:
-    integers(where, steps=steps)
-    require(steps >= 0, where, "steps must be >= 0", steps)
-    require(steps <= _MOST_STEPS, where, f"steps must be <= {_MOST_STEPS}", steps)
-    return array(where, "rates", rates, torch.float64).reshape(-1, 1)
+    _validate.integers(where, steps=steps)
+    _validate.require(steps >= 0, where, "steps must be >= 0", steps)
+    _validate.require(steps <= _MOST_STEPS, where, f"steps must be <= {_MOST_STEPS}", steps)
+    return _validate.array(where, "rates", rates, torch.float64).reshape(-1, 1)
 
 
 def warm_up(rates: Rates, steps: int, over: int) -> Tensor:
@@ -30,8 +30,8 @@ def warm_up(rates: Rates, steps: int, over: int) -> Tensor:
         ValueError: over < 0.
     """
     column = _column("toy.warm_up", rates, steps)
-    integers("toy.warm_up", over=over)
-    require(over >= 0, "toy.warm_up", "over must be >= 0", over)
+    _validate.integers("toy.warm_up", over=over)
+    _validate.require(over >= 0, "toy.warm_up", "over must be >= 0", over)
     t = torch.arange(1, steps + 1, dtype=torch.float64, device="cpu")
     return column * (t / max(over, 1)).clamp(max=1)
 
@@ -43,9 +43,9 @@ def drop(rates: Rates, steps: int, at: int, factor: float) -> Tensor:
         ValueError: factor not positive.
     """
     column = _column("toy.drop", rates, steps)
-    integers("toy.drop", at=at)
-    numbers("toy.drop", factor=factor)
-    require(factor > 0, "toy.drop", "factor must be positive", factor)
+    _validate.integers("toy.drop", at=at)
+    _validate.numbers("toy.drop", factor=factor)
+    _validate.require(factor > 0, "toy.drop", "factor must be positive", factor)
     t = torch.arange(steps, device="cpu")
     return column * torch.where(t < at, 1.0, float(factor)).double()
 
@@ -61,9 +61,9 @@ def staircase(rates: Rates, steps: int, every: int, factor: float) -> Tensor:
         ValueError: every < 1, or factor not positive.
     """
     column = _column("toy.staircase", rates, steps)
-    integers("toy.staircase", every=every)
-    numbers("toy.staircase", factor=factor)
-    require(every >= 1, "toy.staircase", "every must be >= 1", every)
-    require(factor > 0, "toy.staircase", "factor must be positive", factor)
+    _validate.integers("toy.staircase", every=every)
+    _validate.numbers("toy.staircase", factor=factor)
+    _validate.require(every >= 1, "toy.staircase", "every must be >= 1", every)
+    _validate.require(factor > 0, "toy.staircase", "factor must be positive", factor)
     stairs = torch.arange(steps, device="cpu") // every
     return column * torch.as_tensor(float(factor), dtype=torch.float64, device="cpu") ** stairs

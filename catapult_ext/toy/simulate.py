@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from catapult_ext._validate import integers, require
+from catapult_ext import _validate
 from catapult_ext.ops.toy_gd import check_schedule
 from catapult_ext.toy.activations import find_activation
 from catapult_ext.toy.direct import Task
@@ -129,20 +129,22 @@ def simulate(
     """
     where = "toy.simulate"
     data = check_data(where, x, y, dtype)
-    integers(where, steps=steps)
-    require((eta is None) != (c is None), where, "exactly one of eta and c must be given", eta)
-    require(form in FORMS, where, f"form must be one of {FORMS}", form)
+    _validate.integers(where, steps=steps)
+    _validate.require(
+        (eta is None) != (c is None), where, "exactly one of eta and c must be given", eta
+    )
+    _validate.require(form in FORMS, where, f"form must be one of {FORMS}", form)
     curvature_every = max(steps, 1) if curvature_every is None else curvature_every
     check_schedule(where, steps, record_every, curvature_every)
-    require(curvature_every > 0, where, "curvature_every must be >= 1", curvature_every)
+    _validate.require(curvature_every > 0, where, "curvature_every must be >= 1", curvature_every)
     rates = check_rates(where, c if eta is None else eta, steps, "c" if eta is None else "eta")
     weights = None
     size = None if width is None else check_width(where, width)
     if init is not None:
         weights = check_weights(where, init, size, data.x.shape[1], len(rates))
         size = float(weights[0].shape[1])
-    require(size is not None, where, "width must be given unless init is", width)
-    assert size is not None
+    if size is None:
+        _validate.fail(where, "width must be given unless init is", width)
     seeds = check_seeds(where, seed, len(rates))
     check_batch(where, batch_size, len(data.x))
     network = Network(find_activation(where, activation), size)
@@ -167,7 +169,7 @@ def simulate(
     start = make_start(where, form, size, span.basis, seeds, weights)
     if form != "direct":
         task = _in_span(task, span)
-    require(k <= len(task.data.x), where, f"k must be in [1, {len(task.data.x)}]", k)
+    _validate.require(k <= len(task.data.x), where, f"k must be in [1, {len(task.data.x)}]", k)
     engine = Engine(form, network, start)
     if eta is None:
         rule = rule._replace(eta=rule.eta.to(data.x.device) / engine.top(task.data)[:, None])
@@ -203,11 +205,19 @@ def _choose_form(where: str, form: str, network: Network, task: Task, rank: int)
     one = samples == 1 and bool(task.data.x.any())
     scalar = one and network.linear and task.rule.is_steady and task.only_basics
     linear = network.linear
-    require(linear or form != "reduced", where, "the reduced form is linear; activation",
-            network.phi.name)  # fmt: skip
-    require(scalar or form != "scalar", where, "the scalar form takes one sample x != 0 of the "
-            "linear network, constant rates, no l2, test, observe or stop; x has shape",
-            tuple(task.data.x.shape))  # fmt: skip
+    _validate.require(
+        linear or form != "reduced",
+        where,
+        "the reduced form is linear; activation",
+        network.phi.name,
+    )
+    _validate.require(
+        scalar or form != "scalar",
+        where,
+        "the scalar form takes one sample x != 0 of the "
+        "linear network, constant rates, no l2, test, observe or stop; x has shape",
+        tuple(task.data.x.shape),
+    )
     if form != "auto":
         return form
     if scalar:

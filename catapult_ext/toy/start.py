@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from catapult_ext._validate import require
+from catapult_ext import _validate
 from catapult_ext.toy.initial import draw_rotated, draw_weights, reduce_weights, rotate_weights
 
 # Below this many entries U is drawn itself, so that every form starts from the same weights.
@@ -35,8 +35,10 @@ class Start:
 
         if self.count == 1:
             shape = (last - first,)
-            return [t.expand(shape + t.shape).clone(memory_format=torch.contiguous_format)
-                    for t in state(0)]  # fmt: skip
+            return [
+                t.expand(shape + t.shape).clone(memory_format=torch.contiguous_format)
+                for t in state(0)
+            ]
         return [torch.stack(parts) for parts in zip(*map(state, range(first, last)), strict=True)]
 
 
@@ -70,7 +72,7 @@ def make_start(
 
     count = len(seeds) if weights is None else len(weights[0])
     if form == "direct":
-        require(
+        _validate.require(
             width * inputs <= DIRECT_LIMIT,
             where,
             f"the direct form needs W * D <= {DIRECT_LIMIT}; width must be smaller",

@@ -201,7 +201,6 @@ def check_modules(model: object, where: str, policy: Policy) -> nn.Module:
     """Refuse non-modules, train-mode batch norm, active dropout and uninitialised parameters."""
     if not isinstance(model, nn.Module):
         v.fail(where, "model must be a torch.nn.Module", type(model).__name__, TypeError)
-    assert isinstance(model, nn.Module)
     for name, module in model.named_modules():
         batch_norm = isinstance(module, nn.modules.batchnorm._BatchNorm)
         own_statistics = batch_norm and (module.training or module.running_mean is None)

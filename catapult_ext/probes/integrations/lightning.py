@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from catapult_ext._validate import fail
+from catapult_ext import _validate as v
 from catapult_ext.probes.tracker import CurvatureTracker
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ def lightning_callback(tracker: CurvatureTracker) -> Any:
     """
     if not isinstance(tracker, CurvatureTracker):
         kind = type(tracker).__name__
-        fail("lightning_callback", "tracker must be a CurvatureTracker", kind, TypeError)
+        v.fail("lightning_callback", "tracker must be a CurvatureTracker", kind, TypeError)
     base = _lightning().Callback
 
     class CurvatureCallback(base):  # type: ignore[misc, valid-type]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
-from catapult_ext._validate import fail
+from catapult_ext import _validate as v
 from catapult_ext.probes.integrations.lightning import logged
 from catapult_ext.probes.tracker import CurvatureTracker
 
@@ -25,9 +25,9 @@ def trainer_callback(tracker: CurvatureTracker) -> Any:
     where = "trainer_callback"
     if not isinstance(tracker, CurvatureTracker):
         kind = type(tracker).__name__
-        fail(where, "tracker must be a CurvatureTracker", kind, TypeError)
+        v.fail(where, "tracker must be a CurvatureTracker", kind, TypeError)
     if tracker.data is None:
-        fail(where, "the tracker must have a fixed probe set", "data=None")
+        v.fail(where, "the tracker must have a fixed probe set", "data=None")
     try:
         base = importlib.import_module("transformers").TrainerCallback
     except ImportError as error:
