@@ -242,7 +242,7 @@ def _facts(snapshot: Snapshot) -> dict[str, Any]:
     return {
         # a printed function has an address, which is another one in every process
         "model": hashlib.sha256(
-            re.sub(r" at 0x\w+", "", repr(snapshot.model)).encode()
+            re.sub(r" at 0x\w+", "", snapshot.description()).encode()
         ).hexdigest(),
         "parameters": list(snapshot.params),
         "weights": weights.hexdigest(),

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import random
 import sys
 import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -146,13 +147,13 @@ def weight_norm(v: Tensor, g: Tensor, dim: int = 0) -> Tensor:
     return v * (g / torch.linalg.vector_norm(v, dim=rest, keepdim=True))
 
 
-@contextmanager
-def _replaced() -> Iterator[None]:
-    """Parts of torch that would make products wrong.
+def _without_recomputation() -> list[tuple[Any, str, Any]]:
+    """Parts of torch that would make products wrong, and what stands for them.
 
-    Activation checkpointing would recompute with the model's later parameters; the fused weight
-    norm has a wrong second derivative (torch 2.13).
+    Activation checkpointing would recompute with a later state; the fused weight norm has a wrong
+    second derivative (torch 2.13).  Parametrised weights that are cached belong to other passes.
     """
+    import torch.nn.utils.parametrize as parametrize
     import torch.utils.checkpoint as home
 
     def plain(*args: Any, **kwargs: Any) -> Iterator[None]:
@@ -170,16 +171,55 @@ def _replaced() -> Iterator[None]:
         (home, "CheckpointFunction", Direct),
         (torch, "_weight_norm", weight_norm),
         (sys.modules["torch.nn.utils.weight_norm"], "_weight_norm", weight_norm),
+        (parametrize, "_cache_enabled", 0),
+        (parametrize, "_cache", {}),
     ]
-    wanted = [change for change in wanted if hasattr(*change[:2])]
-    before = [(place, name, getattr(place, name)) for place, name, _ in wanted]
-    for place, name, value in wanted:
-        setattr(place, name, value)
+    return [change for change in wanted if hasattr(*change[:2])]
+
+
+class _Replaced:
+    """Settings of the process, made by the first pass to enter and undone by the last."""
+
+    _lock = threading.Lock()
+    _depth = 0
+    _before: ClassVar[list[tuple[Any, str, Any]]] = []
+    _fast = True
+
+    def __enter__(self) -> None:
+        cls = _Replaced
+        with cls._lock:
+            cls._depth += 1
+            if cls._depth > 1:
+                return
+            wanted = _without_recomputation()
+            cls._before = [(place, name, getattr(place, name)) for place, name, _ in wanted]
+            for place, name, value in wanted:
+                setattr(place, name, value)
+            cls._fast = torch.backends.mha.get_fastpath_enabled()
+            torch.backends.mha.set_fastpath_enabled(False)
+
+    def __exit__(self, *error: object) -> None:
+        cls = _Replaced
+        with cls._lock:
+            cls._depth -= 1
+            if cls._depth:
+                return
+            for place, name, value in cls._before:
+                setattr(place, name, value)
+            torch.backends.mha.set_fastpath_enabled(cls._fast)
+
+
+@contextmanager
+def _other_generators() -> Iterator[None]:
+    """The random numbers of Python and NumPy, as they were after."""
+    numpy = sys.modules.get("numpy")
+    state, others = random.getstate(), None if numpy is None else numpy.random.get_state()
     try:
         yield
     finally:
-        for place, name, value in before:
-            setattr(place, name, value)
+        random.setstate(state)
+        if numpy is not None:
+            numpy.random.set_state(others)
 
 
 @contextmanager
@@ -187,14 +227,10 @@ def frozen_context() -> Iterator[None]:
     """Gradients on and autocast off in any caller's mode; kernels that have derivatives."""
     from torch.nn.attention import SDPBackend, sdpa_kernel
 
-    fast = torch.backends.mha.get_fastpath_enabled()
     grad = (torch.inference_mode(False), torch.enable_grad())
-    with grad[0], grad[1], sdpa_kernel(SDPBackend.MATH), _replaced(), no_autocast():
-        torch.backends.mha.set_fastpath_enabled(False)
-        try:
-            yield
-        finally:
-            torch.backends.mha.set_fastpath_enabled(fast)
+    rest = (_Replaced(), no_autocast(), _other_generators())
+    with grad[0], grad[1], sdpa_kernel(SDPBackend.MATH), rest[0], rest[1], rest[2]:
+        yield
 
 
 def check_modules(model: object, where: str, policy: Policy) -> nn.Module:

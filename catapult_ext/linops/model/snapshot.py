@@ -18,64 +18,23 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from catapult_ext import _validate as v
 from catapult_ext.linops.model.channels_last import prefer_channels_last
+from catapult_ext.linops.model.inputs import (
+    HALF,
+    Inputs,
+    WrittenInputs,
+    copied_inputs,
+    finite,
+    fresh_inputs,
+    wide,
+)
 from catapult_ext.linops.model.memory_meter import Meter, OverBudget
 from catapult_ext.linops.model.observed import Observed
-from catapult_ext.linops.model.policy import (
-    SHARED_STATE,
-    Policy,
-    check_modules,
-    check_repeats,
-    frozen_context,
-)
+from catapult_ext.linops.model.pass_tree import Template, Tree
+from catapult_ext.linops.model.policy import Policy, check_modules, check_repeats, frozen_context
+from catapult_ext.linops.model.proof import Proof
 
-Inputs = Tensor | tuple[Any, ...] | Mapping[str, Any]
-
-
-HALF = (torch.bfloat16, torch.float16)
 LIMITS = (OverBudget, torch.OutOfMemoryError)  # of memory, not of what the model accepts
 Hook = Callable[[nn.Module, Any], Tensor]
-
-
-class _Hooked(nn.Module):
-    """A model whose outputs are what ``forward(model, inputs)`` makes of it."""
-
-    def __init__(self, model: nn.Module, forward: Hook) -> None:
-        super().__init__()
-        self.model, self.hook = model, forward
-        self.training = model.training  # train() would reach into the user's modules
-
-    def forward(self, x: Any) -> Any:
-        return self.hook(self.model, x)
-
-
-def _wide(value: Tensor) -> Tensor:
-    """Half precision is frozen in float32: every product and sum accumulates there."""
-    return value.float() if value.dtype in HALF else value
-
-
-def _finite(value: Tensor) -> bool:
-    """No NaN or inf: a finite sum proves it in one pass, an infinite one may be an overflow."""
-    if not value.is_floating_point():
-        return True
-    return bool(torch.isfinite(value.sum())) or bool(torch.isfinite(value).all())
-
-
-def _copy(value: Any, where: str, device: torch.device) -> Any:
-    """Detached copies of all tensors in a nested input, checked finite and on ``device``."""
-    if isinstance(value, Tensor):
-        v.require(
-            value.device == device, where, f"inputs must be on the model's {device}", value.device
-        )
-        v.dense(where, "inputs", value)
-        v.constant(where, {"inputs": value})
-        v.require(value.numel() > 0, where, "inputs must not be empty", tuple(value.shape))
-        v.require(_finite(value), where, "inputs must be finite", "NaN or inf")
-        return _wide(value.detach().clone())
-    if isinstance(value, Mapping):
-        return {k: _copy(a, where, device) for k, a in value.items()}
-    if isinstance(value, (tuple, list)):
-        return type(value)(_copy(a, where, device) for a in value)
-    return value
 
 
 def _selected(names: list[str], params: str | Sequence[str] | None, where: str) -> list[str]:
@@ -109,6 +68,8 @@ class Snapshot:
         params: names or patterns (``fnmatch``) of the parameters to take; None takes all.
         forward: ``forward(model, x)`` returns the outputs (N, O); None calls the model.
         policy: see :class:`~catapult_ext.linops.model.policy.Policy`.
+        loss: a callable that may refer to the model; :meth:`own_loss` refers to the tree of the
+            last pass instead.
 
     Raises:
         TypeError: not a module, parameters of another or of mixed dtype, outputs of another dtype.
@@ -126,6 +87,7 @@ class Snapshot:
         params: str | Sequence[str] | None = None,
         forward: Hook | None = None,
         policy: Policy | None = None,
+        loss: Any = None,
     ) -> None:
         self.where = where
         inside = torch._C._functorch.peek_interpreter_stack() is not None
@@ -134,14 +96,20 @@ class Snapshot:
         self.policy = policy or Policy()
         self.policy.check(where)
         # a compiled module has the same parameters, and traces badly under the modes used here
-        self.model = check_modules(getattr(model, "_orig_mod", model), where, self.policy)
-        self._prefix = ""
+        model = check_modules(getattr(model, "_orig_mod", model), where, self.policy)
+        v.require(
+            forward is None or callable(forward),
+            where,
+            "forward must be a function (model, x)",
+            forward,
+        )
         with torch.inference_mode(False):
-            self._take_state(params)
-            self.x = _copy(x, where, self.device)
-        if forward is not None:
-            v.require(callable(forward), where, "forward must be a function (model, x)", forward)
-            self.model, self._prefix = _Hooked(self.model, forward), "model."
+            names = self._take_state(model, params)
+            self.x = copied_inputs(x, where, self.device)
+            self._template = Template(model, forward, loss, names)
+        self._proof = Proof(model, forward, names)
+        self._written = WrittenInputs()
+        self.tree: Tree | None = None  # of the last pass, while a loss may refer to it
         self.names = tuple(self.params)
         self.shapes = tuple(p.shape for p in self.params.values())
         self.sizes = tuple(p.numel() for p in self.params.values())
@@ -157,25 +125,29 @@ class Snapshot:
         if self.device.type == "cpu" and any(len(s) == 4 for s in self.shapes):
             prefer_channels_last(self)
 
-    def _take_state(self, params: str | Sequence[str] | None) -> None:
+    def _take_state(
+        self, model: nn.Module, params: str | Sequence[str] | None
+    ) -> dict[int, tuple[str, Tensor]]:
+        """Copies of parameters and buffers; returns the names of the originals by their id."""
         self.params: dict[str, Tensor] = {}
         self.constants: dict[str, Tensor] = {}
-        own = dict(self.model.named_parameters())
+        own, buffers = dict(model.named_parameters()), dict(model.named_buffers())
         trainable = [name for name, p in own.items() if p.requires_grad]
         v.require(bool(trainable), self.where, "model must have trainable parameters", "none")
         chosen = set(_selected(trainable, params, self.where))
         v.constant(self.where, own)
         for name, p in own.items():
-            snapshot = _wide(p.detach().clone())
             if name in chosen:
-                self.params[name] = snapshot.requires_grad_()
+                self.params[name] = wide(p.detach().clone()).requires_grad_()
             else:
-                self.constants[name] = snapshot
-        for name, b in self.model.named_buffers():
-            self.constants[name] = _wide(b.detach().clone())
+                self.constants[name] = wide(p.detach().clone())
+        for name, b in buffers.items():
+            self.constants[name] = wide(b.detach().clone())
+        self._buffers = set(buffers)
         first = next(iter(self.params.values()))
         self.dtype, self.device = first.dtype, first.device
         self._check_parameters()
+        return {id(t): (name, t) for name, t in (*own.items(), *buffers.items())}
 
     def _check_parameters(self) -> None:
         for name, p in self.params.items():
@@ -194,17 +166,65 @@ class Snapshot:
             )
 
     def call(self, params: Mapping[str, Tensor]) -> Any:
-        """Raw outputs at ``params``; constants and inputs as frozen."""
-        # fresh constants: a module that writes its buffers must not change the next forward
-        fresh = {name: c.clone() for name, c in self.constants.items()}
-        state = {self._prefix + name: t for name, t in {**fresh, **params}.items()}
-        args, kwargs = self.x if isinstance(self.x, tuple) else (self.x,), {}
-        if self._prefix:
-            args = (self.x,)
-        elif isinstance(self.x, Mapping):
-            args, kwargs = (), dict(self.x)
-        with SHARED_STATE:  # functional_call swaps the parameters of modules that threads may share
-            return torch.func.functional_call(self.model, state, args, kwargs)
+        """Raw outputs at ``params``; constants and inputs as frozen, in a tree of its own."""
+
+        def tensor(name: str) -> Tensor:
+            known = params.get(name)
+            if known is None:
+                known = self.constants[name]
+                # a module that writes its buffers must not change the next pass
+                return known.clone() if name in self._buffers else known
+            return known
+
+        tree = self._template.tree(tensor)
+        self.tree = tree if tree.loss is not None else None
+        held = [t for t in tree_leaves(self.x) if isinstance(t, Tensor)]
+        written = self._written.known
+        # parts are views of the inputs of all samples
+        apart = written or (written is None and any(t._base is not None for t in held))
+        backup = self.x
+        if written is None and not apart:
+            backup = tree_map(lambda t: t.clone() if isinstance(t, Tensor) else t, self.x)
+        given: list[Tensor] = []
+
+        def taken(value: Tensor) -> Tensor:
+            given.append(value.clone() if apart else value)
+            return given[-1]
+
+        x = fresh_inputs(self.x, taken)
+        before = [t._version for t in given]
+        out = tree.run(x)
+        if [t._version for t in given] != before:
+            if written is False:
+                v.fail(
+                    self.where,
+                    "the model must write its inputs in place in every pass or in none",
+                    "a pass that did after one that did not",
+                )
+            self._written.known, self.x = True, backup
+        elif written is None:
+            self._written.known = False
+        return out
+
+    @property
+    def writes_inputs(self) -> bool:
+        """Whether the model writes its inputs in place, so that every pass takes copies."""
+        return bool(self._written.known)
+
+    @property
+    def model(self) -> nn.Module:
+        """The structure of the model; slots stand for its parameters and buffers."""
+        return self._template.model
+
+    def description(self) -> str:
+        """The model as it prints itself."""
+        state = {**self.constants, **self.params}
+        return repr(self._template.tree(state.__getitem__).model)
+
+    def own_loss(self) -> Any:
+        """The loss, in its first state, of the tree that the last pass ran on."""
+        assert self.tree is not None
+        return self.tree.own_loss()
 
     def _called(self, params: Mapping[str, Tensor]) -> Any:
         """:meth:`call`, whose first failure names the operator and what the model was given."""
@@ -267,7 +287,7 @@ class Snapshot:
             out = self.outputs(self.params, tracer)
         self.observed = observed
         v.require(
-            _finite(out.detach()),
+            finite(out.detach()),
             self.where,
             "model outputs must be finite",
             "NaN or inf",
@@ -278,12 +298,31 @@ class Snapshot:
             "model outputs must depend on a trainable parameter",
             "outputs without a graph (is there a torch.no_grad() or detach() in forward?)",
         )
+        self._proof.check(self, out)
+        self._template.forget_graphs()
         return out
 
     def check_repeats(self, outputs: Tensor) -> None:
         """Raise ValueError unless a second forward pass gives ``outputs`` again."""
-        with frozen_context(), self.policy.applied(self.where, self.device), torch.no_grad():
-            check_repeats(outputs.detach(), self.outputs(self.params), self.where)
+        check_repeats(outputs.detach(), self._again(), self.where)
+
+    def _again(self) -> Tensor:
+        """Outputs of one more pass, which leaves :attr:`tree` as it is."""
+        kept = self.tree
+        applied = self.policy.applied(self.where, self.device)
+        try:
+            with frozen_context(), applied, torch.no_grad():
+                return self.outputs(self.params)
+        except RuntimeError as error:
+            if "does not require grad" not in str(error):
+                raise
+        finally:
+            self.tree = kept
+        # it differentiates by its inputs, which needs a graph
+        with frozen_context(), self.policy.applied(self.where, self.device):
+            out = self.outputs(self.params).detach()
+        self.tree = kept
+        return out
 
     @property
     def n_samples(self) -> int:
@@ -306,8 +345,7 @@ class Snapshot:
     def plain_outputs(self, samples: slice) -> Tensor:
         """Outputs of some of the samples without a graph, checked to be of them alone."""
         part = self.part(samples)
-        with frozen_context(), self.policy.applied(self.where, self.device), torch.no_grad():
-            out = part.outputs(part.params)
+        out = part._again()
         self.vector_outputs = part.vector_outputs
         count = samples.stop - samples.start
         rows = f"{count} inputs must give {count} rows of outputs to be taken in chunks"

@@ -1,0 +1,421 @@
+"""Deep copies of modules and of what they reach, for passes that leave the original as it is.
+
+``copy.deepcopy`` refuses modules that keep a tensor with a graph (a feature map, an old weight
+norm), locks and handles, and shares what functions close over.  The copies made here hold tensors
+without graphs, rebuild functions whose closure, defaults or globals hold state, share what cannot
+be copied, and leave out wrappers (``torch.compile``, DDP, DataParallel) and hooks of the backward
+pass.
+"""
+
+from __future__ import annotations
+
+import copyreg
+import enum
+import types
+import weakref
+from collections import OrderedDict, deque
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+_CONSTANTS: set[type] = {
+    type(None), bool, int, float, complex, str, bytes, range, slice, type, type(...),
+    types.BuiltinFunctionType, types.ModuleType, types.CodeType, property, weakref.ref,
+    torch.dtype, torch.device, torch.Size, torch.layout, torch.memory_format,
+}  # fmt: skip
+# of a module: hooks that only the backward pass or saving and loading call
+_BACKWARD_HOOKS = {"_backward_hooks", "_backward_pre_hooks"}
+_OTHER_HOOKS = {
+    "_state_dict_hooks",
+    "_state_dict_pre_hooks",
+    "_load_state_dict_pre_hooks",
+    "_load_state_dict_post_hooks",
+}
+_FORWARD_HOOKS = {
+    "_forward_hooks",
+    "_forward_hooks_with_kwargs",
+    "_forward_hooks_always_called",
+    "_forward_pre_hooks",
+    "_forward_pre_hooks_with_kwargs",
+    "_non_persistent_buffers_set",
+}
+_ALL_HOOKS = _BACKWARD_HOOKS | _OTHER_HOOKS | _FORWARD_HOOKS
+_CONTAINERS = (list, dict, set, deque, OrderedDict)
+
+
+def plain_tensor(value: Tensor) -> Tensor:
+    """A copy without graph; a leaf that requires grad stays one."""
+    out = value.detach().clone()
+    if value.is_leaf and value.requires_grad:
+        out.requires_grad_()
+    return out
+
+
+class Kind:
+    """Class and attributes of a tensor, which a model may rely on (int8 weights, marks)."""
+
+    def __init__(self, original: Tensor) -> None:
+        self._kind, self._attributes = type(original), dict(vars(original))
+        self._subclass = self._kind not in (Tensor, nn.Parameter)
+        self.special = self._subclass or bool(self._attributes)
+
+    def of(self, value: Tensor) -> Tensor:
+        """``value``, or a differentiable view of it, with this class and these attributes."""
+        if self._subclass and type(value) is Tensor:
+            value = value.as_subclass(self._kind)
+        if self._attributes:
+            vars(value).update(self._attributes)
+        return value
+
+
+def unwrapped(module: nn.Module) -> nn.Module:
+    """The module inside ``torch.compile``, DistributedDataParallel or DataParallel."""
+    while True:
+        if type(module).__name__ == "OptimizedModule":  # importing its class takes seconds
+            module = module.get_submodule("_orig_mod")
+        elif isinstance(module, (nn.parallel.DistributedDataParallel, nn.DataParallel)):
+            module = module.module
+        else:
+            return module
+
+
+class _Spent:
+    """Stands for a Python generator, which cannot be copied; the first use raises."""
+
+    def __iter__(self) -> _Spent:
+        return self
+
+    def __next__(self) -> Any:
+        raise TypeError(
+            "catapult_ext: the model draws from a Python generator that it keeps, which cannot be "
+            "copied, so that the user's own would advance: keep a list or an iterator class instead"
+        )
+
+    send = throw = close = __next__
+
+
+class CopiesItself(nn.Module):
+    """Stands in a template for a module with a ``__deepcopy__`` of its own.
+
+    Args:
+        module: a copy of it.
+        places: path, group and name of each tensor, and what stands for the tensor.
+    """
+
+    def __init__(self, module: nn.Module, places: list[tuple[str, str, str, Any]]) -> None:
+        super().__init__()
+        self.__dict__.update(module=module, places=places)
+
+
+def _set_places(module: nn.Module, places: list[tuple[str, str, str, Any]]) -> nn.Module:
+    parts = dict(module.named_modules(remove_duplicate=False))
+    for path, group, name, tensor in places:
+        getattr(parts[path], group)[name] = tensor
+    return module
+
+
+class Copier:
+    """One consistent deep copy: call it with values that share state.
+
+    Args:
+        memo: by ``id`` of an original, what stands for it; grows while copying.
+        tensor: makes the copy of a tensor that ``memo`` does not know.
+        backward_hooks: keep the modules' hooks of the backward pass.
+    """
+
+    def __init__(
+        self,
+        memo: dict[int, Any] | None = None,
+        tensor: Callable[[Tensor], Tensor] = plain_tensor,
+        backward_hooks: bool = False,
+    ) -> None:
+        self.memo: dict[int, Any] = {} if memo is None else memo
+        self._tensor = tensor
+        self._dropped = _OTHER_HOOKS if backward_hooks else _OTHER_HOOKS | _BACKWARD_HOOKS
+        self._kept: list[Any] = []  # originals stay alive, so that no id is used twice
+
+    def __call__(self, value: Any) -> Any:
+        """The copy of ``value``; the same one for the same original."""
+        kind = type(value)
+        if kind in _CONSTANTS:
+            return value
+        key = id(value)
+        if key in self.memo:
+            return self.memo[key]
+        out = self._made(value, kind)
+        self.memo.setdefault(key, out)
+        self._kept.append(value)
+        return self.memo[key]
+
+    def _made(self, value: Any, kind: type) -> Any:
+        handler = _HANDLERS.get(kind)
+        if handler is not None:
+            return handler(self, value)
+        if isinstance(value, Tensor):
+            return self._tensor(value)
+        if isinstance(value, nn.Module):
+            return self.module(value)
+        if _shared(value):
+            return value
+        return self._object(value)
+
+    # containers -----------------------------------------------------------------------------
+
+    def _dict(self, value: dict[Any, Any]) -> dict[Any, Any]:
+        out: dict[Any, Any] = {}
+        self.memo[id(value)] = out
+        for key, item in value.items():
+            out[self(key)] = self(item)
+        return out
+
+    def _ordered(self, value: OrderedDict[Any, Any]) -> OrderedDict[Any, Any]:
+        out: OrderedDict[Any, Any] = OrderedDict()
+        self.memo[id(value)] = out
+        for key, item in value.items():
+            out[self(key)] = self(item)
+        return out
+
+    def _list(self, value: list[Any]) -> list[Any]:
+        out: list[Any] = []
+        self.memo[id(value)] = out
+        out.extend(map(self, value))
+        return out
+
+    def _deque(self, value: deque[Any]) -> deque[Any]:
+        out: deque[Any] = deque(maxlen=value.maxlen)
+        self.memo[id(value)] = out
+        out.extend(map(self, value))
+        return out
+
+    def _tuple(self, value: tuple[Any, ...]) -> tuple[Any, ...]:
+        out = tuple(map(self, value))
+        same = all(a is b for a, b in zip(out, value, strict=True))
+        return self.memo.get(id(value), value if same else out)
+
+    def _set(self, value: set[Any]) -> set[Any]:
+        return set(map(self, value))
+
+    # functions ------------------------------------------------------------------------------
+
+    def _method(self, value: types.MethodType) -> types.MethodType:
+        owner, function = self(value.__self__), self(value.__func__)
+        if owner is value.__self__ and function is value.__func__:
+            return value
+        return types.MethodType(function, owner)
+
+    def _function(self, value: types.FunctionType) -> Any:
+        """The function itself, or one whose closure, defaults and globals are copies."""
+        compiled = getattr(value, "_torchdynamo_orig_callable", None)
+        if compiled is not None:
+            return self(compiled)
+        named = self._globals(value)
+        state = (value.__defaults__, value.__kwdefaults__, value.__dict__ or None)
+        if not value.__closure__ and not named and state == (None, None, None):
+            return value
+        cells = tuple(types.CellType() for _ in value.__closure__ or ())
+        scope = {**value.__globals__, **named} if named else value.__globals__
+        out = types.FunctionType(value.__code__, scope, value.__name__, None, cells)
+        self.memo[id(value)] = out
+        changed = bool(named)
+        for cell, old in zip(cells, value.__closure__ or (), strict=True):
+            try:
+                content = old.cell_contents
+            except ValueError:  # not bound yet
+                continue
+            cell.cell_contents = self(content)
+            changed |= cell.cell_contents is not content
+        out.__defaults__, out.__kwdefaults__, attributes = (
+            None if s is None else self(s) for s in state
+        )
+        changed |= out.__defaults__ is not value.__defaults__
+        for mine, theirs in ((out.__kwdefaults__, value.__kwdefaults__), (attributes, state[2])):
+            changed |= any(v is not (theirs or {})[k] for k, v in (mine or {}).items())
+        if not changed:
+            self.memo[id(value)] = value
+            return value
+        out.__dict__.update(attributes or {})
+        out.__module__, out.__qualname__ = value.__module__, value.__qualname__
+        return out
+
+    def _globals(self, value: types.FunctionType) -> dict[str, Any]:
+        """Copies of the global modules and tensors known here, and of containers of a script's."""
+        out = {}
+        own = "site-packages" not in value.__code__.co_filename
+        for name in value.__code__.co_names:
+            item = value.__globals__.get(name)
+            kind = type(item)
+            if kind in _CONSTANTS or kind is types.FunctionType:
+                continue
+            if id(item) in self.memo or (own and kind in _CONTAINERS):
+                copied = self(item)
+                if copied is not item:
+                    out[name] = copied
+        return out
+
+    # modules and other objects --------------------------------------------------------------
+
+    def module(self, value: nn.Module) -> nn.Module:
+        """A module of the same class with copied attributes; wrappers are left out."""
+        inner = unwrapped(value)
+        if inner is not value:
+            return self(inner)
+        kind = type(value)
+        protocol = _protocols.get(kind) or _protocols.setdefault(kind, _Protocol(kind))
+        if protocol.copies_itself:
+            try:
+                return self._by_itself(value)
+            except RuntimeError:  # it keeps a tensor with a graph
+                pass
+        out = object.__new__(kind)
+        self.memo[id(value)] = out
+        state: Any = value.__getstate__() if protocol.getstate else value.__dict__
+        if protocol.setstate:
+            out.__setstate__(self(state))
+            return out
+        attributes: dict[str, Any] = out.__dict__
+        for name, item in state.items():
+            if type(item) in _CONSTANTS:
+                attributes[name] = item
+            elif name in _ALL_HOOKS and (not item or name in self._dropped):
+                attributes[name] = type(item)()
+            else:
+                attributes[name] = self(item)
+        attributes["_compiled_call_impl"] = None
+        for name in protocol.slots:
+            if hasattr(value, name):
+                setattr(out, name, self(getattr(value, name)))
+        return out
+
+    def _by_itself(self, value: nn.Module) -> nn.Module:
+        """A module that copies itself (scripted ones do); its tensors are then set one by one."""
+        out = value.__deepcopy__({})  # type: ignore[operator]
+        places = [
+            (path, group, name, self.memo[id(tensor)])
+            for path, part in value.named_modules(remove_duplicate=False)
+            for group in ("_parameters", "_buffers")
+            for name, tensor in getattr(part, group).items()
+            if id(tensor) in self.memo
+        ]
+        if all(isinstance(place[-1], Tensor) for place in places):
+            return _set_places(out, places)
+        return CopiesItself(out, places)
+
+    def _again(self, value: CopiesItself) -> nn.Module:
+        """The module for which ``value`` stands in a template."""
+        held = vars(value)  # not registered: its tensors are not those of a module
+        places = [(*at, self(tensor)) for *at, tensor in held["places"]]
+        return _set_places(held["module"].__deepcopy__({}), places)
+
+    def _object(self, value: Any) -> Any:
+        """Any other object by its own protocol; one that cannot be copied is shared."""
+        kind = type(value)
+        try:
+            if hasattr(value, "__deepcopy__"):
+                return value.__deepcopy__(self.memo)
+            reducer = copyreg.dispatch_table.get(kind)
+            made = reducer(value) if reducer else value.__reduce_ex__(4)
+            return value if isinstance(made, str) else self._rebuilt(value, *made)
+        except Exception:  # locks, handles, files: nothing that a pass could hold its own copy of
+            self.memo[id(value)] = value
+            return value
+
+    def _rebuilt(
+        self, value: Any, make: Any, given: Any, state: Any = None, items: Any = None,
+        pairs: Any = None, setter: Any = None,
+    ) -> Any:  # fmt: skip
+        out = make(*map(self, given))
+        self.memo[id(value)] = out
+        if state is not None:
+            state = self(state)
+            if setter is not None:
+                setter(out, state)
+            elif hasattr(out, "__setstate__"):
+                out.__setstate__(state)
+            else:
+                slots = None
+                if isinstance(state, tuple) and len(state) == 2:
+                    state, slots = state
+                vars(out).update(state or {})
+                for name, item in (slots or {}).items():
+                    object.__setattr__(out, name, item)
+        for item in items or ():
+            out.append(self(item))
+        for key, item in pairs or ():
+            out[self(key)] = self(item)
+        return out
+
+
+_HANDLERS: dict[type, Callable[[Copier, Any], Any]] = {
+    dict: Copier._dict,
+    OrderedDict: Copier._ordered,
+    list: Copier._list,
+    deque: Copier._deque,
+    tuple: Copier._tuple,
+    set: Copier._set,
+    types.FunctionType: Copier._function,
+    types.MethodType: Copier._method,
+    types.GeneratorType: lambda copier, value: _Spent(),
+    torch.Generator: lambda copier, value: value.clone_state(),
+    Tensor: lambda copier, value: copier._tensor(value),
+    CopiesItself: Copier._again,
+    nn.Parameter: lambda copier, value: copier._tensor(value),
+}
+
+
+class _Protocol:
+    """How modules of one class are copied."""
+
+    def __init__(self, kind: type) -> None:
+        own = [base.__dict__ for base in kind.__mro__ if base not in (nn.Module, object)]
+        home = getattr(getattr(kind, "__deepcopy__", None), "__module__", "")
+        # of parametrised and of traced modules: it copies attributes alone
+        plain = home in ("torch.nn.utils.parametrize", "torch.fx.graph_module")
+        self.copies_itself = not plain and any("__deepcopy__" in names for names in own)
+        # torch's own drop what is not to be saved, or refuse
+        others = [names for names in own if not names["__module__"].startswith("torch.")]
+        self.getstate = any("__getstate__" in names for names in others)
+        self.setstate = any("__setstate__" in names for names in others)
+        self.slots = copyreg._slotnames(kind)  # type: ignore[attr-defined]
+
+
+_protocols: weakref.WeakKeyDictionary[type, _Protocol] = weakref.WeakKeyDictionary()
+
+
+def _shared(value: Any) -> bool:
+    """Objects that no pass changes, or that belong to the training loop."""
+    from torch.utils.data import DataLoader, Dataset
+
+    parts = (type, enum.Enum, torch.optim.Optimizer, DataLoader, Dataset, torch.fx.Graph)
+    return isinstance(value, parts) or getattr(type(value), "shared_by_copies", False)
+
+
+def own_copy(model: Any, *others: Any) -> Any:
+    """A copy that training the original does not change, with parameters and ties of its own.
+
+    Args:
+        model: a module, or any value that reaches modules.
+        others: values copied with it, such as a loss that refers to the model.
+
+    Returns:
+        The copy of ``model``, or a tuple with those of ``others``.
+
+    Cost:
+        The values of all parameters, buffers and tensors in attributes.
+    """
+
+    def tensor(value: Tensor) -> Tensor:
+        out = value.detach().clone()
+        if isinstance(value, nn.Parameter):
+            kind = type(value) if type(out) is Tensor else None
+            if kind is not None:
+                out = Tensor._make_subclass(kind, out, value.requires_grad)  # type: ignore[arg-type]
+        if value.is_leaf and value.requires_grad:
+            out.requires_grad_()
+        vars(out).update(vars(value))
+        return out
+
+    copier = Copier(tensor=tensor)
+    first = copier(model)
+    return (first, *map(copier, others)) if others else first
