@@ -410,7 +410,7 @@ def own_copy(model: Any, *others: Any) -> Any:
         if isinstance(value, nn.Parameter):
             kind = type(value) if type(out) is Tensor else None
             if kind is not None:
-                out = Tensor._make_subclass(kind, out, value.requires_grad)  # type: ignore[arg-type]
+                out = Tensor._make_subclass(kind, out, value.requires_grad)
         if value.is_leaf and value.requires_grad:
             out.requires_grad_()
         vars(out).update(vars(value))
