@@ -161,8 +161,9 @@ class Proof:
 
     def _compare_gradients(self, model: nn.Module, snapshot: Snapshot, outputs: Tensor) -> None:
         """J'u of the pass against that of a copy that holds the user's own parameters."""
-        generator = torch.Generator().manual_seed(0)
-        u = torch.randn(outputs.shape, generator=generator, dtype=torch.float64).to(outputs)
+        seeded = torch.Generator().manual_seed(0)
+        u = torch.randn(outputs.shape, generator=seeded, dtype=torch.float64, device="cpu")
+        u = u.to(outputs)
         leaves = list(snapshot.params.values())
         with self._set_aside() as originals:
             mine = torch.autograd.grad(outputs, leaves, u, retain_graph=True, allow_unused=True)
