@@ -10,14 +10,13 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 
 
-def python(*arguments, cwd=None, env=None, timeout=300):
+def python(*arguments, cwd=None, env=None):
     done = subprocess.run(
         [sys.executable, *arguments],
         cwd=cwd,
         env=env,
         capture_output=True,
         text=True,
-        timeout=timeout,
         check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr

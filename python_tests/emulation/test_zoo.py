@@ -54,7 +54,7 @@ def run(program, *names, order="forward", skip=""):
         "CATAPULT_EMU_SKIP": skip,
         "TSAN_OPTIONS": "halt_on_error=1",
     }
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
     return done.stdout, done.stderr
 
 

@@ -1,9 +1,9 @@
 """What one rank of the shared sweeps does: `python sweep_ranks.py MODE RANK SIZE STORE OUT`."""
 
-import datetime
 import os
 import sys
 import time
+from pathlib import Path
 
 import torch
 import torch.distributed as dist
@@ -22,44 +22,62 @@ def problem():
     return model, (x, x[:, :1].sin())
 
 
-class Slow(Progress):
-    """Leaves rates for the others."""
+class Waiting(Progress):
+    """Leave rates to the last rank: no step until that one is about to end."""
+
+    def __init__(self, ending):
+        self.ending = ending
 
     def step(self, step, loss):
-        time.sleep(0.05)
+        while not self.ending.exists():
+            time.sleep(0.01)
 
 
 class Fatal(Progress):
-    """Ends the process, or raises, in a rate of its own; of two ranks in its second one."""
+    """End the process, or raise, in a rate of its own; of two ranks in its second one."""
 
-    def __init__(self, size, error=None):
-        self.error, self.left, self.rates = error, 2 if size == 2 else 1, 0
+    def __init__(self, size, ending, error=None):
+        self.ending, self.error = ending, error
+        self.left, self.rates = 2 if size == 2 else 1, 0
 
     def rate(self, index, c):
         self.rates += 1
 
     def step(self, step, loss):
         if self.rates == self.left and step > 20:
+            self.ending.touch()
             if self.error is None:
                 os._exit(9)
             raise self.error
 
 
+class Clock:
+    """Seconds pass from the loss of a rank on, one with each look: no busy machine is a loss."""
+
+    def __init__(self, ending):
+        self.ending, self.now = ending, 0.0
+
+    def monotonic(self):
+        self.now += self.ending.exists()
+        return self.now
+
+    def sleep(self, seconds):
+        time.sleep(seconds)
+
+
 def main():
     mode, rank, size, store, out = sys.argv[1], *map(int, sys.argv[2:4]), *sys.argv[4:]
     torch.set_num_threads(1)
-    ranks.PATIENCE = 3.0
-    wait = datetime.timedelta(seconds=60)
-    dist.init_process_group(
-        "gloo", init_method=f"file://{store}", rank=rank, world_size=size, timeout=wait
-    )
+    ending = Path(f"{store}-ending")
+    ranks.time = Clock(ending)
+    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=size)
     last = rank == size - 1
     model, data = problem()
-    progress = Slow() if mode in ("lost", "failed") else None
+    progress = Waiting(ending) if mode in ("lost", "failed") else None
     if last and mode == "lost":
-        progress = Fatal(size)
+        progress = Fatal(size, ending)
     elif last and mode == "failed":
-        progress = Fatal(size, ValueError("no such luck"))
+        progress = Fatal(size, ending, ValueError("no such luck"))
     elif last and mode == "differs":
         model[0].weight.data += 1
     try:

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import multiprocessing
 import os
-import random
 import signal
 import subprocess
 import sys
-import time
 import xml.etree.ElementTree as ElementTree
 
 import pytest
@@ -90,54 +87,60 @@ def test_scales_are_complete():
 
 
 KILLED = """
-import sys, torch
+import os, signal, sys, torch
 torch.set_num_threads(1)
 from catapult_ext.experiments import reproduce as rp
-cs = tuple(0.5 + 0.5 * i for i in range(int(sys.argv[2])))
-rp.reproduce("fc-phases", "smoke", out=sys.argv[1], c=cs, seeds=3, train=32, test=20, width=32,
-             steps=6, read_at=2.0, workers=int(sys.argv[3]),
-             tell=lambda line: print(line, flush=True))
+folder, rates, workers, at, moment = sys.argv[1], *map(int, sys.argv[2:5]), sys.argv[5]
+replace, parts = os.replace, 0
+
+def replace_or_die(source, target):
+    global parts
+    is_part = os.path.basename(os.path.dirname(target)) == "parts"
+    parts += is_part
+    fatal = is_part and parts == at
+    if fatal and moment == "half-written":
+        os.truncate(source, os.path.getsize(source) // 2)
+    if fatal and moment != "after":
+        os.kill(os.getpid(), signal.SIGKILL)
+    replace(source, target)
+    if fatal:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+os.replace = replace_or_die
+rp.reproduce("fc-phases", "smoke", out=folder, c=tuple(0.5 + 0.5 * i for i in range(rates)),
+             seeds=3, train=32, test=20, width=32, steps=6, read_at=2.0, workers=workers,
+             tell=lambda line: None)
 """
 
 
 @pytest.mark.parametrize(
     ("kills", "rates", "workers"),
     [
-        (1, 4, 1),
-        pytest.param(5, 24, 1, marks=pytest.mark.nightly),
-        pytest.param(3, 24, 2, marks=pytest.mark.nightly),
+        (3, 4, 1),
+        pytest.param(12, 24, 1, marks=pytest.mark.nightly),
+        pytest.param(6, 24, 2, marks=pytest.mark.nightly),
     ],
 )
 def test_a_killed_sweep_ends_like_an_undisturbed_one(kills, rates, workers, tmp_path):
-    def begin(folder, workers):
-        return subprocess.Popen(
-            [sys.executable, "-c", KILLED, str(folder), str(rates), str(workers)],
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
-            stdout=subprocess.PIPE,
-            text=True,
-        )
+    """Each kill comes at a counted part of the run: before, half-way through or after its write."""
 
-    draw = random.Random(0)
-    folder, calm = tmp_path / "killed", tmp_path / "calm"
-    parts = 0
-    for _ in range(kills):
-        process = begin(folder, workers)
-        for _ in range(draw.randint(1, 10)):
-            process.stdout.readline()
-        # Then a kill at a random moment of the next parts, before, in or after the writing of one.
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(timeout=draw.uniform(0, 0.3))
-        os.kill(process.pid, signal.SIGKILL)
-        process.wait()
-        process.stdout.close()
-        now = len(list((folder / "parts").glob("*.json")))
-        assert now > parts
-        parts = now
-    assert parts < 3 * rates
+    def run(folder, workers, at=0, moment=""):
+        command = [sys.executable, "-c", KILLED, folder, rates, workers, at, moment]
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        return subprocess.run([str(word) for word in command], env=environment).returncode
+
+    folder, calm, stored = tmp_path / "killed", tmp_path / "calm", 0
+    for kill in range(kills):
+        at, moment = 1 + kill % 4, ("half-written", "before", "after")[kill % 3]
+        code = run(folder, workers, at, moment)
+        if workers == 1:
+            stored += at if moment == "after" else at - 1
+            assert code == -signal.SIGKILL
+            assert len(list((folder / "parts").glob("*.json"))) == stored < 3 * rates
+        else:  # the other process may finish the run before this one writes its part
+            assert code in (-signal.SIGKILL, 0)
     for path, count in ((folder, workers), (calm, 1)):
-        process = begin(path, count)
-        process.communicate()
-        assert process.returncode == 0
+        assert run(path, count) == 0
     for name in ("claims.json", "summary.json", "table_rates.csv"):
         assert (folder / name).read_bytes() == (calm / name).read_bytes()
     assert len(list((folder / "parts").glob("*.json"))) == 3 * rates
@@ -149,14 +152,15 @@ def test_workers_share_the_parts_and_store_the_same_bits(tmp_path, monkeypatch):
     parts, own = tmp_path / "shared" / "parts", []
 
     def tell(line):
-        """Wait for a part of the other process before going on."""
+        """Wait for a part of the other process before computing the next one."""
         own.append(line.split()[0])
-        end = time.monotonic() + 60
-        while len(list(parts.glob("*.json"))) == len(own) and time.monotonic() < end:
-            time.sleep(0.02)
+        (helper,) = multiprocessing.active_children()
+        while len(list(parts.glob("*.json"))) == len(own):
+            assert helper.is_alive()
+            helper.join(0.02)
 
     rp.reproduce("fc-phases", "smoke", out=tmp_path / "shared", workers=2, tell=tell)
-    assert 0 < len(own) < 8
+    assert len(own) < 8
     for path in (tmp_path / "alone").rglob("*.*"):
         if path.name not in ("timing.json", "config.json", "report.html", ".lock"):
             other = tmp_path / "shared" / path.relative_to(tmp_path / "alone")

@@ -13,6 +13,7 @@ import catapult_ext as cx
 
 pytest.importorskip("matplotlib")
 WORKER = Path(__file__).with_name("sweep_ranks.py")
+HANG = 1800  # seconds: for ranks that wait for each other, not for slow ones
 pytestmark = pytest.mark.skipif(
     not (dist.is_available() and dist.is_gloo_available()), reason="torch without gloo"
 )
@@ -32,7 +33,7 @@ def start(mode, size, folder):
         )
         for rank in range(size)
     ]
-    out = [process.communicate(timeout=120)[0] for process in ranks]
+    out = [process.communicate(timeout=HANG)[0] for process in ranks]
     return [(process.returncode, text) for process, text in zip(ranks, out, strict=True)]
 
 

@@ -260,7 +260,7 @@ def check_killed(engine, kills, folder):
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 @pytest.mark.parametrize("engine", ["layers", "autograd"])
-def test_killed_at_random_moments(engine, tmp_path):
+def test_killed_at_drawn_lines(engine, tmp_path):
     """SIGKILL before, in and between tiles: the same bytes as of an undisturbed one."""
     check_killed(engine, 25, tmp_path)
 

@@ -9,6 +9,7 @@ import pytest
 import torch.distributed as dist
 
 WORKER = Path(__file__).with_name("ranks.py")
+HANG = 1800  # seconds: for ranks that wait for each other, not for slow ones
 pytestmark = pytest.mark.skipif(
     not (dist.is_available() and dist.is_gloo_available()), reason="torch without gloo"
 )
@@ -27,7 +28,7 @@ def start(mode, size, tmp_path):
         )
         for rank in range(size)
     ]
-    out = [process.communicate(timeout=180)[0] for process in ranks]
+    out = [process.communicate(timeout=HANG)[0] for process in ranks]
     return [(process.returncode, text) for process, text in zip(ranks, out, strict=True)]
 
 
