@@ -1,6 +1,7 @@
-"""Times every native op on the GPU against torch and against the machine's own limits.
+#!/usr/bin/env python3
+"""Time every native op on the GPU against torch and against the machine's own limits.
 
-Usage: python tools/gpu_bench.py cuda|emulated OUT.json [SECONDS]. On the emulated back end the
+Usage: tools/gpu_bench.py cuda|emulated OUT.json [SECONDS]. On the emulated back end the
 small cases run, only to prove the script; their times mean nothing.
 """
 

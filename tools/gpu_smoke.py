@@ -1,6 +1,7 @@
-"""Every native op once, small, against its oracle: what compute-sanitizer watches.
+#!/usr/bin/env python3
+"""Run every native op once, small, against its oracle, for compute-sanitizer to watch.
 
-Usage: python tools/gpu_smoke.py cuda|emulated [OP ...]. Prints one line per op; exit status 1 where
+Usage: tools/gpu_smoke.py cuda|emulated [OP ...]. Prints one line per op; exit status 1 where
 a result is wrong.
 """
 
@@ -21,10 +22,12 @@ def main(arguments: list[str]) -> int:
     if backend.unavailable:
         print(f"{name} cannot run here: {backend.unavailable}")
         return 1
-    wrong = 0
-    for op, case in op_cases().items():
-        if arguments[1:] and op not in arguments[1:]:
-            continue
+    wrong, cases = 0, op_cases()
+    for op in arguments[1:] or cases:
+        if op not in cases:
+            print(f"{op}: no such op; there are {', '.join(cases)}")
+            return 1
+        case = cases[op]
         with backend.active():
             try:
                 got = case.call(*(t.to(backend.device) for t in case.make()))

@@ -19,8 +19,10 @@ class EmpiricalFisher(GGN):
     "Limitations of the Empirical Fisher Approximation").
 
     Args:
-        model, loss, data, **options: see :class:`~catapult_ext.linops.ggn.GGN`; losses of
-            :func:`catapult_ext.losses.resolve` other than callables.
+        model: module whose outputs the loss takes, as for :class:`~catapult_ext.linops.ggn.GGN`.
+        loss: a loss of :func:`catapult_ext.losses.resolve`, but not a callable.
+        data: the pair (inputs, targets).
+        **options: those of :class:`~catapult_ext.linops.ggn.GGN`.
     """
 
     name = "EmpiricalFisher"

@@ -1,19 +1,28 @@
-"""The gates of tools/: each must see what it is there for, also where no nvcc is installed."""
+"""The gates of tools/ and .ci/: each must be able to fail, also where no nvcc is installed."""
 
+import ast
 import importlib.util
 import json
-from importlib.machinery import SourceFileLoader
+import os
+import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
+TOOLS = sorted((ROOT / "tools").iterdir())
+PYTHON_TOOLS = [p for p in TOOLS if p.suffix == ".py"]
+SHELL_SCRIPTS = [ROOT / ".ci" / "run", ROOT / ".ci" / "nightly"]
+SHELL_SCRIPTS += [p for p in TOOLS if p.is_file() and not p.suffix]
 
 
 def tool(name):
-    loader = SourceFileLoader(name, str(ROOT / "tools" / name))
-    module = importlib.util.module_from_spec(importlib.util.spec_from_loader(name, loader))
-    loader.exec_module(module)
+    spec = importlib.util.spec_from_file_location(name, ROOT / "tools" / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # where dataclasses look it up
+    spec.loader.exec_module(module)
     return module
 
 
@@ -65,9 +74,13 @@ def test_budget_finds_what_exceeds_it(budget):
 def test_every_cuda_source_has_a_budget(budget):
     known = json.loads(budget.BUDGET.read_text())
     assert all(set(archs) == {f"sm_{a}" for a in budget.ARCHITECTURES} for archs in known.values())
+    measured = {name.split("<")[0] for name in known}
+    assert budget.sources()
     for path in budget.sources():
-        op = path.parent.name
-        assert any(op in name for name in known), f"run tools/cuda_budget --update {path}"
+        text = "".join(p.read_text() for p in path.parent.glob("*.cu*"))
+        kernels = set(re.findall(r"__global__ void [^{;]*?(\w+_kernel)\(", text))
+        assert kernels, path
+        assert kernels <= measured, f"run tools/cuda_budget.py --update {path}"
 
 
 def test_mutation_sites_are_the_uses(mutation):
@@ -82,3 +95,98 @@ def test_mutation_sites_are_the_uses(mutation):
     chosen = mutation.choose(sites, 5)
     assert len(set(chosen)) == 5
     assert chosen == mutation.choose(sites, 5)
+
+
+def test_mutants_are_caught_by_failures_of_tests_only(mutation, monkeypatch, tmp_path):
+    """An error of pytest, or a test that also fails without the fault, is an error of the check."""
+    fates = {0: "", 1: "caught", 66: "caught", -6: "crashes", 2: "broken", 4: "broken", 5: "broken"}
+    assert {code: mutation.fate(code) for code in fates} == fates
+    site = "in_bounds a.cuh:1"
+
+    def ends(with_fault, without):
+        """The caught sites and the errors, of children that end with these statuses."""
+
+        def child(job, folder):
+            (folder / str(os.getpid())).write_text("a test")
+            os._exit(without if job.found else with_fault)
+
+        monkeypatch.setattr(mutation, "child", child)
+        task, caught = {"sanitizer": "address", "broken": []}, {}
+        mutation.run_forked([mutation.Job(site, "forward", ["a test"], 1.0)], task, caught)
+        return list(caught), len(task["broken"])
+
+    assert ends(1, 0) == ([site], 0)
+    assert ends(0, 0) == ([], 0)
+    assert ends(1, 1) == ([], 1)
+    assert ends(4, 0) == ([], 1)
+
+
+def test_a_fuzzer_sees_a_planted_fault(monkeypatch, tmp_path):
+    """Without atheris; the damaged input is kept."""
+    fuzz = tool("fuzz_files")
+    monkeypatch.setattr(
+        "catapult_ext.data.files.read_idx", lambda path, dims: path.read_bytes()[:1]
+    )
+    with pytest.raises((AttributeError, AssertionError)):
+        fuzz.plain("idx", 0.0, 60, tmp_path)
+    assert (tmp_path / "plain").exists()
+
+
+def test_the_smoke_run_refuses_an_unknown_op(capsys):
+    assert tool("gpu_smoke").main(["emulated", "gramm"]) == 1
+    assert "gramm: no such op" in capsys.readouterr().out
+
+
+def test_tools_are_called_by_their_names():
+    assert all(p.is_dir() or p.suffix in {"", ".py", ".json"} for p in TOOLS)
+    for path in [*PYTHON_TOOLS, *SHELL_SCRIPTS]:
+        text = path.read_text()
+        assert text.startswith("#!/usr/bin/env " + ("python3" if path.suffix else "bash"))
+        assert os.access(path, os.X_OK), path
+    for path in PYTHON_TOOLS:
+        assert f"tools/{path.name}" in ast.get_docstring(ast.parse(path.read_text())), path
+    names = "|".join(p.stem for p in PYTHON_TOOLS)
+    pages = [*SHELL_SCRIPTS, *PYTHON_TOOLS, *ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")]
+    pages.append(ROOT / "pyproject.toml")
+    for path in pages:
+        wrong = re.findall(rf"tools/(?:{names})(?!\w|\.py|\.json)", path.read_text())
+        assert not wrong or path.name == "CHANGELOG.md", f"{path}: {wrong}"
+
+
+@pytest.mark.parametrize("path", SHELL_SCRIPTS, ids=lambda p: str(p.relative_to(ROOT)))
+def test_no_script_loses_an_exit_status(path):
+    subprocess.run(["bash", "-n", str(path)], check=True)
+    code = [line for line in path.read_text().splitlines() if not line.lstrip().startswith("#")]
+    assert code[0] == "set -euo pipefail"
+    for line in code:
+        lost = re.search(r"\|\| *(true|:|echo)\b|; *true\b|set \+e|--exit-zero|2> */dev/null", line)
+        assert not lost, f"{path}: {line}"
+        # In an argument, the status of a command that fails is lost; in an assignment it is not.
+        inside = re.search(r"\$\((?!cd|date|mktemp|dirname)", line)
+        assert not inside or re.match(r"\s*\w+=\$\(", line) or path.name == "with_sanitizer", line
+        assert not re.search(r"mkdocs.*(-q\b|--quiet)", line), "-q hides warnings from --strict"
+
+
+def test_linters_and_documentation_tools_are_pinned_in_one_place():
+    text = (ROOT / "pyproject.toml").read_text()
+    names = set()
+    for extra in ("lint", "docs"):
+        listed = re.search(rf"^{extra} = \[(.*?)\]$", text, re.M | re.S)
+        for requirement in re.findall(r'"([^"]+)"', listed[1]):
+            assert re.fullmatch(r"[\w-]+==[\w.]+", requirement), requirement
+            names.add(requirement.split("==")[0])
+    assert {"ruff", "mypy", "clang-format", "mkdocs", "mkdocs-material", "griffelib"} <= names
+    script = (ROOT / ".ci" / "run").read_text()
+    assert "install_extra lint" in script
+    assert "install_extra docs" in script
+    for path in (*SHELL_SCRIPTS, *(ROOT / ".github").rglob("*.yml")):
+        for line in re.findall(r"pip\"? install.*", path.read_text()):
+            assert not set(re.findall(r"[\w-]+", line)) & names, f"{path}: {line}"
+    # The hooks run what the extra has installed, so that they have no version of their own.
+    hooks = (ROOT / ".pre-commit-config.yaml").read_text()
+    local = hooks[hooks.index("- repo: local") :]
+    entries = re.findall(r"entry: (\S+)", local)
+    assert entries == ["ruff", "ruff", "clang-format"]
+    assert local.count("language: system") == len(entries)
+    assert "rev:" not in local
+    assert not re.search(r"ruff|clang", hooks[: hooks.index("- repo: local")])

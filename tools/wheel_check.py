@@ -1,8 +1,9 @@
 #!/usr/bin/env python3
-"""Does an installed wheel work where only torch and numpy are? Import, every op, operators, eigsh.
+"""Does an installed wheel work where only torch and numpy are?
 
-Run it outside the checkout, in an environment without compiler, pytest or anything optional.
-With --cuda-missing the wheel must have been built without CUDA and say so when asked for it.
+Usage: tools/wheel_check.py [--cuda-missing]. It tries the import, every op, operators and eigsh.
+Run it outside the checkout, in an environment without compiler, pytest or anything optional. With
+--cuda-missing the wheel must have been built without CUDA and say so when asked for it.
 """
 
 import importlib.metadata
@@ -22,6 +23,7 @@ assert (folder / "_C.pyi").exists()
 assert cx.__version__ == importlib.metadata.version("catapult_ext")
 
 generator = torch.Generator().manual_seed(0)
+tried = set()
 
 
 def randn(*shape):
@@ -35,6 +37,7 @@ def close(name, ours, oracle):
     for left, right in zip(ours, oracle, strict=True):
         scale = max(1.0, float(right.double().abs().max()))
         assert float((left.double() - right.double()).abs().max()) < 1e-9 * scale, name
+    tried.add(name)
     print(f"{name}: agrees with the reference")
 
 
@@ -80,6 +83,8 @@ close(
 )
 h, k = torch.tensor([1.2, 1.6]).double(), torch.tensor([0.01, -0.02]).double()
 close("toy_scalar", ops.toy_scalar(h, k, 30).h, reference.toy_scalar(h, k, 30)[0])
+public = {name for name in ops.__all__ if name.islower()}
+assert tried == public, f"tried {sorted(tried)}, but the ops are {sorted(public)}"
 
 model = torch.nn.Sequential(torch.nn.Linear(3, 8), torch.nn.Tanh(), torch.nn.Linear(8, 2)).double()
 data = (x, randn(4, 2))
@@ -91,7 +96,8 @@ found = cx.eigsh(torch.diag(torch.arange(1.0, 41.0)), k=2)
 assert abs(float(found.eigenvalues[0]) - 40) < 0.05, found
 print("NTK, GGN, eigsh:", found.eigenvalues.tolist())
 
-if "--cuda-missing" in sys.argv[1:]:
+assert sys.argv[1:] in ([], ["--cuda-missing"]), sys.argv[1:]
+if sys.argv[1:]:
     assert not cx.build_info()["cuda"]
     out = [torch.empty(1, 3) for _ in range(3)]
     try:

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Everything there is to do on a GPU, in one command and nine minutes: tools/gpu_check.
+"""Everything there is to do on a GPU, in one command and nine minutes: tools/gpu_check.py.
 
 From a plain checkout with an installed torch and no network: builds the module for this GPU (cmake,
 ninja and nvcc must be there; torch's own pybind11 headers serve where the package is missing), runs
@@ -246,6 +246,9 @@ def main() -> int:
         check.stage(name, getattr(check, name))
     print_table(check.record)
     print(f"\nwritten: {options.out}")
+    for name, found in check.record["stages"].items():
+        if found["status"] == "skipped":
+            print(f"NOT CHECKED: {name} ({found['why']})")
     return 0 if all(s["status"] != "failed" for s in check.record["stages"].values()) else 1
 
 

@@ -1,12 +1,12 @@
 #!/usr/bin/env python3
 """Coverage-guided fuzzing of everything that reads files: IDX, CIFAR, npz, run folders.
 
-    pip install atheris && tools/fuzz_files all --seconds 150        # each of the four targets
+    pip install atheris && tools/fuzz_files.py all --seconds 150        # each of the four targets
 
 Damaged input must give DataFileError or RunFolderError, naming the file, and intact input the right
 values: each target checks what it read against the bytes. Any other exception, a hang of --hang
-seconds or more than 2 GB is a finding; its input is kept in the folder of --out. Without atheris,
-or with --plain, mutated files are drawn at random instead, without coverage.
+seconds or more than 2 GB is a finding; its input is kept in the folder of --out. With --plain,
+mutated files are drawn at random instead, without coverage, atheris and the limit on memory.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import gzip
 import io
 import json
 import random
+import signal
 import subprocess
 import sys
 import tempfile
@@ -36,13 +37,11 @@ SCRATCH = Path(
 CONFIG = {"rates": [0.5, 1.0], "seed": 0}
 
 
-def _load_package():
-    """The readers, instrumented; torch first, uninstrumented, because that would take minutes."""
+def _load_package(plainly):
+    """Import the readers, instrumented. Torch comes first: to instrument it would take minutes."""
     import torch  # noqa: F401
 
-    if atheris is None:
-        import catapult_ext  # noqa: F401
-
+    if plainly:
         return
     parts = ["catapult_ext.data.files", "catapult_ext.data.standard", "catapult_ext.runs.store"]
     with atheris.instrument_imports(include=[*parts, "zipfile", "numpy.lib._format_impl"]):
@@ -50,6 +49,7 @@ def _load_package():
 
 
 def fuzz_idx(data: bytes) -> None:
+    """Read an IDX file, plain or compressed."""
     from catapult_ext.data.files import DataFileError, read_idx
 
     dims, zipped = (data[0] % 3) + 1 if data else 1, bool(data and data[0] & 128)
@@ -66,6 +66,7 @@ def fuzz_idx(data: bytes) -> None:
 
 
 def fuzz_cifar(data: bytes) -> None:
+    """Read a binary CIFAR-10 or CIFAR-100 file."""
     from catapult_ext.data.files import DataFileError, read_cifar
 
     classes = 10 if data and data[0] & 1 else 100
@@ -86,6 +87,7 @@ def fuzz_cifar(data: bytes) -> None:
 
 
 def fuzz_npz(data: bytes) -> None:
+    """Read a data set from an npz archive."""
     import torch
 
     from catapult_ext.data import npz
@@ -110,6 +112,7 @@ def fuzz_npz(data: bytes) -> None:
 
 
 def fuzz_store(data: bytes) -> None:
+    """Open a run folder with a damaged part and a damaged configuration."""
     from catapult_ext.runs.store import RunFolder, RunFolderError
 
     folder = SCRATCH / "run"
@@ -172,10 +175,15 @@ def seeds(target: str) -> list[bytes]:
     return [b"\x01" + part, b"\x00" + (SCRATCH / "seed" / "config.json").read_bytes()]
 
 
-def plain(target: str, seconds: float) -> None:
-    """Mutations of the seeds, drawn at random: what is left without atheris."""
+def plain(target: str, seconds: float, hang: int, kept: Path) -> None:
+    """Read mutations of the seeds, drawn at random, at least one of them."""
+
+    def hangs(*_):
+        raise TimeoutError(f"{target}: one file takes more than {hang} s")
+
+    signal.signal(signal.SIGALRM, hangs)
     rng, start, runs, known = random.Random(0), time.monotonic(), 0, seeds(target)
-    while time.monotonic() - start < seconds:
+    while runs == 0 or time.monotonic() - start < seconds:
         data = bytearray(rng.choice(known))
         for _ in range(rng.randint(0, 6)):
             place = rng.randrange(len(data) + 1)
@@ -189,12 +197,19 @@ def plain(target: str, seconds: float) -> None:
             elif data:
                 other = rng.choice(known)
                 data[place:] = other[rng.randrange(len(other)) :]
-        TARGETS[target](bytes(data))
+        signal.alarm(hang)
+        try:
+            TARGETS[target](bytes(data))
+        except BaseException:
+            (kept / "plain").write_bytes(bytes(data))
+            raise
+        signal.alarm(0)
         runs += 1
     print(f"{target}: {runs} mutated files, no finding")
 
 
 def main() -> int:
+    """Fuzz one target in this process, or each in one of its own."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("target", choices=[*TARGETS, "all"])
     parser.add_argument("--seconds", type=float, default=150)
@@ -208,13 +223,15 @@ def main() -> int:
         flags += ["--plain"] if options.plain else []
         done = [subprocess.run([sys.executable, __file__, t, *flags], check=False) for t in TARGETS]
         return max(abs(d.returncode) for d in done)
-    _load_package()
-    if options.plain or atheris is None:
-        plain(options.target, options.seconds)
-        return 0
+    if atheris is None and not options.plain:
+        parser.error("atheris is not installed: install it, or choose --plain")
+    _load_package(options.plain)
     corpus, kept = SCRATCH / "corpus", options.out / options.target
     corpus.mkdir()
     kept.mkdir(parents=True, exist_ok=True)
+    if options.plain:
+        plain(options.target, options.seconds, options.hang, kept)
+        return 0
     for i, seed in enumerate(seeds(options.target)):
         (corpus / str(i)).write_bytes(seed)
     limits = [

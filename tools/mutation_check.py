@@ -1,12 +1,13 @@
 #!/usr/bin/env python3
-"""Does a test notice when a barrier or a bounds check is missing? See --help.
+"""Does a test notice when a barrier or a bounds check is missing? tools/mutation_check.py [--help].
 
 Every ``__syncthreads``, ``__syncwarp``, ``grid_sync`` and ``in_bounds`` of the CUDA code is left
 out in turn (CATAPULT_EMU_SKIP: one build serves all) while the op tests that pass through it run on
 the emulated back end: first under AddressSanitizer in three thread orders, then, for those still
-not noticed, under ThreadSanitizer. At least 95 % must be caught. ``--seeded N`` tries only N of
-them, the same ones every time, for a quick gate. ``--only TEXT ...`` keeps the sites whose
-place contains one of the texts.
+not noticed, under ThreadSanitizer. A fault is caught if a test fails with it and the same test
+passes without it. At least 95 % must be caught. ``--seeded N`` tries only N of them, the same ones
+every time, for a quick gate. ``--only TEXT ...`` keeps the sites whose place contains one of the
+texts.
 
 Memory fences are out of reach: fibers share one memory order. They are listed at the end.
 """
@@ -22,12 +23,15 @@ import subprocess
 import sys
 import tempfile
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 GOAL = 0.95
-TEST_SECONDS = 20.0  # of tests, by their time without a fault, that a mutant is given
-LIMIT = 120  # seconds after which a mutant counts as hanging, which is being caught
+TEST_SECONDS = 20.0  # of tests for each mutant, by their time without a fault
+# A mutant hangs, which is one way to be caught, after PATIENCE seconds and SLOWER times the time
+# that its tests took without a fault on the same machine. ThreadSanitizer is ten times slower.
+PATIENCE, SLOWER = 60.0, 30.0
 SITE = re.compile(r"\b(__syncthreads|__syncwarp|grid_sync|in_bounds)\s*\(")
 FENCE = re.compile(r"\b(__threadfence\w*|store_release|load_acquire|add_acq_rel)\s*\(")
 
@@ -103,54 +107,115 @@ def worker(task_file: str) -> int:
 
         emulated_module()
     caught = task.setdefault("caught", {})
+    task["broken"] = []
     mutants = [s for s in task["sites"] if s in task["reach"] and s not in caught]
     if not task["failed"]:
-        jobs = [(site, order) for site in mutants for order in task["orders"]]
+        jobs = [
+            Job(site, order, *few(task["reach"][site]))
+            for site in mutants
+            for order in task["orders"]
+        ]
         run_forked(jobs, task, caught)
     Path(task_file).write_text(json.dumps(task))
     return 0
 
 
-def run_forked(jobs: list[tuple[str, str]], task: dict, caught: dict[str, str]) -> None:
-    """As many children at a time as there are processors."""
-    running: dict[int, tuple[str, str, float]] = {}
-    jobs = jobs[::-1]
-    while jobs or running:
-        while jobs and len(running) < (os.cpu_count() or 1):
-            site, order = jobs.pop()
-            if site in caught:
-                continue
-            pid = os.fork()
-            if pid == 0:
-                child(site, order, task)
-            running[pid] = (site, order, time.monotonic())
-        pid, status = os.waitpid(-1, os.WNOHANG)
-        if pid == 0:
-            for other, (_, _, since) in running.items():
-                if time.monotonic() - since > LIMIT:
-                    os.kill(other, signal.SIGKILL)
-            time.sleep(0.02)
-            continue
-        site, order, _ = running.pop(pid)
-        if status != 0:
-            how = "hangs" if os.WIFSIGNALED(status) else "caught"
-            caught[site] = f"{how}, {task['sanitizer']} sanitizer, {order}"
+@dataclass
+class Job:
+    """Some tests in a forked process, with the fault at ``site`` or, to confirm, without it."""
+
+    site: str
+    order: str
+    tests: list[str]
+    seconds: float  # that the tests take without a fault
+    found: str = ""  # how the fault was noticed, where this job confirms it
 
 
-def child(site: str, order: str, task: dict) -> None:
-    """One mutant in a forked process; exit status 0 means that no test noticed."""
-    silent = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(silent, 1)
-    os.dup2(silent, 2)
-    os.environ["CATAPULT_EMU_SKIP"] = site.split(" ")[1]
-    os.environ["CATAPULT_EMU_ORDER"] = order
-    tests, seconds = [], 0.0
-    for duration, name in task["reach"][site]:
-        if tests and seconds > TEST_SECONDS:
+def few(tests: list[tuple[float, str]]) -> tuple[list[str], float]:
+    """The first tests that take TEST_SECONDS together, and the seconds that they take."""
+    names, seconds = [], 0.0
+    for duration, name in tests:
+        if names and seconds > TEST_SECONDS:
             break
-        tests.append(name)
+        names.append(name)
         seconds += duration
-    os._exit(min(run_tests(["-x", *tests], []), 1))
+    return names, seconds
+
+
+def run_forked(jobs: list[Job], task: dict, caught: dict[str, str]) -> None:
+    """Run as many children at a time as there are processors.
+
+    A fault counts as caught if the test that was running when it was noticed passes without it.
+    """
+    running: dict[int, tuple[Job, float]] = {}
+    hanging: set[int] = set()
+    jobs = jobs[::-1]
+    with tempfile.TemporaryDirectory() as folder:
+        while jobs or running:
+            while jobs and len(running) < (os.cpu_count() or 1):
+                job = jobs.pop()
+                if job.site in caught:
+                    continue
+                pid = os.fork()
+                if pid == 0:
+                    child(job, Path(folder))
+                running[pid] = (job, time.monotonic())
+            pid, status = os.waitpid(-1, os.WNOHANG)
+            if pid == 0:
+                for other, (job, since) in running.items():
+                    if time.monotonic() - since > PATIENCE + SLOWER * job.seconds:
+                        hanging.add(other)
+                        os.kill(other, signal.SIGKILL)
+                time.sleep(0.02)
+                continue
+            job, _ = running.pop(pid)
+            how = "hangs" if pid in hanging else fate(os.waitstatus_to_exitcode(status))
+            if not how:
+                if job.found and job.site not in caught:
+                    caught[job.site] = f"{job.found}, {task['sanitizer']} sanitizer, {job.order}"
+                continue
+            last = Path(folder) / str(pid)
+            test = last.read_text() if last.exists() else ""
+            if job.found or how == "broken" or not test:
+                fault = "without a fault" if job.found else f"with {job.site}"
+                task["broken"].append(f"{how}, {fault}, {job.order}: {test or job.tests}")
+            else:
+                jobs.append(Job(job.site, job.order, [test], job.seconds, how))
+
+
+def fate(code: int) -> str:
+    """How a child noticed its fault by its exit status: empty for not at all."""
+    if code < 0:
+        return "crashes"
+    # 1 is a failed test or AddressSanitizer, 66 is ThreadSanitizer. pytest has other numbers for
+    # tests that it does not find and for errors of its own: those say nothing about the fault.
+    return {0: "", 1: "caught", 66: "caught"}.get(code, "broken")
+
+
+class LastTest:
+    """pytest plugin that writes the name of the running test to a file."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def pytest_runtest_logstart(self, nodeid: str) -> None:
+        """Overwrite the name of the test before."""
+        self.path.write_text(nodeid)
+
+
+def child(job: Job, folder: Path) -> None:
+    """Run the tests of a job in this forked process, which ends here with pytest's exit status."""
+    status = 70
+    try:
+        silent = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(silent, 1)
+        os.dup2(silent, 2)
+        if not job.found:
+            os.environ["CATAPULT_EMU_SKIP"] = job.site.split(" ")[1]
+        os.environ["CATAPULT_EMU_ORDER"] = job.order
+        status = run_tests(["-x", *job.tests], [LastTest(folder / str(os.getpid()))])
+    finally:
+        os._exit(status)
 
 
 # --- the driver -------------------------------------------------------------------------------
@@ -170,6 +235,8 @@ def stage(task: dict, sanitizer: str, orders: list[str]) -> dict:
         sys.exit(f"mutation_check: the tests did not run:\n{done.stdout}\n{done.stderr}")
     if result["failed"]:
         sys.exit(f"mutation_check: these tests fail without any fault: {result['failed']}")
+    if result["broken"]:
+        sys.exit("mutation_check: these tests say nothing:\n" + "\n".join(result["broken"]))
     return result
 
 
@@ -188,6 +255,8 @@ def main() -> int:
     options = parser.parse_args()
     if options.worker:
         return worker(options.worker)
+    if options.seeded < 0:
+        parser.error("--seeded must be at least 0")
     start = time.monotonic()
     sites = [site for site in find(SITE) if any(text in site for text in options.only)]
     if options.seeded:

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Static gates of the CUDA code, without a GPU: tools/cuda_budget [--update] [FILE.cu ...].
+"""Static gates of the CUDA code, without a GPU: tools/cuda_budget.py [--update] [FILE.cu ...].
 
 nvcc compiles every ``csrc/ops/*/*.cu`` for each architecture with warnings as errors. Registers,
 static shared memory, stack and spills of each kernel, as ptxas reports them, are held against
@@ -75,7 +75,7 @@ def readable(names: list[str]) -> dict[str, str]:
 
 
 def compile_one(job: tuple[Path, str]) -> tuple[dict[str, dict[str, int]], str]:
-    """Resources of one file on one architecture, and nvcc's words where it fails."""
+    """Resources of one file on one architecture, and nvcc's message where it fails."""
     path, arch = job
     with tempfile.TemporaryDirectory() as folder:
         command = ["nvcc", *FLAGS, f"-gencode=arch=compute_{arch},code=sm_{arch}", "-Xptxas", "-v"]
@@ -85,6 +85,11 @@ def compile_one(job: tuple[Path, str]) -> tuple[dict[str, dict[str, int]], str]:
         return {}, f"{path.relative_to(ROOT)} for sm_{arch} does not compile:\n{done.stderr}"
     kernels = parse_ptxas(done.stderr)
     names = readable(list(kernels))
+    if len(set(names.values())) != len(names):
+        return (
+            {},
+            f"{path.relative_to(ROOT)}: two kernels have the same name: {sorted(names.values())}",
+        )
     return {names[k]: v for k, v in kernels.items()}, ""
 
 
@@ -114,7 +119,7 @@ def compare(measured: dict, budget: dict, whole: bool) -> list[str]:
             if now["spills"]:
                 wrong.append(f"{kernel} on {arch} spills {now['spills']} bytes")
             if allowed is None:
-                wrong.append(f"{kernel} on {arch} has no budget: run tools/cuda_budget --update")
+                wrong.append(f"{kernel} on {arch} has no budget: run tools/cuda_budget.py --update")
                 continue
             for what in ("registers", "shared", "stack"):
                 if now[what] > allowed.get(what, 0):
@@ -153,6 +158,8 @@ def main() -> int:
         return 77
     files = [p.resolve() for p in options.files] or sources()
     whole = not options.files
+    if not files:
+        parser.error(f"no .cu file below {ROOT / 'csrc' / 'ops'}")
     jobs = [(path, arch) for path in files for arch in ARCHITECTURES]
     measured: dict[str, dict[str, dict[str, int]]] = {}
     wrong = []
