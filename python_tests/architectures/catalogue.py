@@ -26,7 +26,6 @@ class Case:
     model: nn.Module
     inputs: Any
     forward: Callable[[nn.Module, Any], Tensor]
-    widen: bool = True  # False: casts to float32 cannot be made casts to float64
     hessian: bool = True  # False: torch itself has no or a wrong second derivative
 
 
