@@ -15,7 +15,7 @@ PY_FILES = sorted(PACKAGE.rglob("*.py"))
 # Layers from the bottom up; a module may import from layers below its own, and from its own folder.
 LAYERS = [
     {"_validate", "_deprecated", "_autocast", "_module_copy", "_C"},
-    {"_native"},
+    {"_native", "figures"},
     {"ops", "reference"},
     {"losses"},
     {"linops", "eig", "runs"},
@@ -153,6 +153,16 @@ def test_optional_packages_are_imported_inside_functions(path):
             names = [node.module or ""]
         found = {n.split(".")[0] for n in names} & optional
         assert not found, f"{path}: {found} must be imported inside the functions that use it"
+
+
+@pytest.mark.parametrize("path", PY_FILES, ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_matplotlib_is_loaded_by_figures_alone(path):
+    if part_of(path) == "figures":
+        return
+    for node in ast.walk(ast.parse(path.read_text())):
+        names = [a.name for a in node.names] if isinstance(node, ast.Import) else []
+        names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+        assert not any(n.split(".")[0] == "matplotlib" for n in names), f"{path}: use figures"
 
 
 def test_kernels_are_launched_through_the_launcher_only():

@@ -67,7 +67,7 @@ def register(app: Any, typer: Any) -> None:
         load("rich.console").Console().print(table)
         _print_window(result.window)
         if out is not None and result.density is not None:
-            from catapult_ext.runs.curvature import density_png
+            from catapult_ext.figures.curvature import density_png
 
             density = result.density
             out.write_bytes(density_png(density.low, density.high, density.density, "Hessian"))

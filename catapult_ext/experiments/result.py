@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from catapult_ext.experiments.summary import closing, verdict_of
+from catapult_ext.figures.sweep import overview
 from catapult_ext.probes import Verdict
-from catapult_ext.runs import plots
 
 if TYPE_CHECKING:
     from catapult_ext.experiments.sweep import SweepConfig
@@ -77,7 +77,7 @@ class SweepResult:
         Raises:
             RuntimeError: matplotlib is missing; the message names the extra.
         """
-        figure = plots.overview(self.summary, self.records, self.linearised)
+        figure = overview(self.summary, self.records)
         if path is not None:
             figure.savefig(path, dpi=150)
         return figure

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import importlib.util
 import platform
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +13,9 @@ from torch import Tensor
 from catapult_ext import losses
 from catapult_ext.data import update_digest
 from catapult_ext.experiments.summary import closing
-from catapult_ext.runs import RunFolder, plots, report
+from catapult_ext.figures.style import require_matplotlib
+from catapult_ext.figures.sweep import CAPTIONS, sweep_figures
+from catapult_ext.runs import RunFolder, report
 
 if TYPE_CHECKING:
     from catapult_ext.experiments.result import SweepResult
@@ -71,11 +72,7 @@ def require_reports() -> None:
     Raises:
         RuntimeError: matplotlib is missing; the message names the extra.
     """
-    if importlib.util.find_spec("matplotlib") is None:
-        raise RuntimeError(
-            "catapult_ext.sweep: a run folder's pictures need matplotlib, which the extra "
-            "'experiments' brings: pip install 'catapult_ext[experiments]'"
-        )
+    require_matplotlib()
 
 
 def note_time(folder: RunFolder, part: str, seconds: float, processor: float | None = None) -> None:
@@ -97,14 +94,14 @@ def write_reports(folder: RunFolder, result: SweepResult, title: str) -> None:
     """Write summary.json, summary.csv, the pictures and report.html of a finished sweep."""
     folder.write_json("summary.json", result.summary)
     folder.write_csv("summary.csv", result.rows)
-    figures = plots.sweep_figures(result.summary, result.records, result.linearised)
+    figures = sweep_figures(result.summary, result.records)
     for name, png in figures.items():
         folder.write_bytes(f"fig_{name}.png", png)
     page = report.page(
         title,
         [closing(result.summary)],
         result.table(),
-        {plots.CAPTIONS[name]: png for name, png in figures.items()},
+        {CAPTIONS[name]: png for name, png in figures.items()},
         {"Configuration": folder.config, "Environment": folder.started_in},
     )
     folder.write_bytes("report.html", page.encode())

@@ -14,8 +14,9 @@ from torch import Tensor
 from catapult_ext._validate import require
 from catapult_ext.data.prepare import random_state
 from catapult_ext.experiments import storage
+from catapult_ext.figures.sweep import toy_figures
 from catapult_ext.probes import Verdict
-from catapult_ext.runs import RunFolder, plots, report
+from catapult_ext.runs import RunFolder, report
 from catapult_ext.toy import Trajectory, simulate
 
 TITLE = "The toy model: f(x) = v.Ux / sqrt(width)"
@@ -130,7 +131,7 @@ def run_toy(
         result = ToyResult(config, trajectory, summary, folder.path)
         folder.write_json("summary.json", summary)
         folder.write_csv("summary.csv", summary["rates"])
-        figures = plots.toy_figures(summary, records)
+        figures = toy_figures(summary, records)
         for name, png in figures.items():
             folder.write_bytes(f"fig_{name}.png", png)
         pictures = {"Loss, curvature along the way, and curvature at the end": figures["toy"]}

@@ -38,7 +38,7 @@ def write_run(tracker: CurvatureTracker) -> None:
         seconds = {"training": tracker.overhead.training, "probing": tracker.overhead.probing}
         folder.write_json("timing.json", {**seconds, "report": tracker.report()})
         try:
-            from catapult_ext.runs.curvature import curvature_png
+            from catapult_ext.figures.curvature import curvature_png
 
             picture = curvature_png(tracker.probes, tracker.steps_seen, tracker.quantity)
         except RuntimeError:

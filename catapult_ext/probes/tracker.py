@@ -382,7 +382,7 @@ class CurvatureTracker:
         Raises:
             RuntimeError: matplotlib is missing; the message names the extra.
         """
-        from catapult_ext.runs.curvature import curvature_figure
+        from catapult_ext.figures.curvature import curvature_figure
 
         figure = curvature_figure(self.probes, self.steps_seen, self.quantity)
         if path is not None:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from catapult_ext import _validate, ops
+from catapult_ext.figures.phase_diagrams import plot_bifurcation
 from catapult_ext.runs.store import RunFolder
 from catapult_ext.toy.rows import Arrays, Progress, RowTable, save_npz
 
@@ -52,8 +53,6 @@ class Bifurcation:
 
     def plot(self, path: Path | str) -> Path:
         """Draw eta * lambda and the residual of the kept orbits into a PNG (matplotlib)."""
-        from catapult_ext.toy.diagram_plots import plot_bifurcation
-
         return plot_bifurcation(self, Path(path))
 
 

@@ -10,9 +10,8 @@ import numpy as np
 import torch
 
 from catapult_ext import _validate, ops
-from catapult_ext.runs.panels import BLACK, BLUE, GREEN, ORANGE, RED
+from catapult_ext.figures.style import BLACK, BLUE, GREEN, GREY, ORANGE, RED, new_figure, save_png
 from catapult_ext.toy.companions import neural_quadratic, second_order_regression
-from catapult_ext.toy.diagram_plots import pyplot, save
 from catapult_ext.toy.maps import run_scalar
 
 COLOURS = (BLUE, ORANGE, RED, GREEN, BLACK)
@@ -24,8 +23,8 @@ def plane(path: Path) -> Path:
     Axes: the amplitudes h, k of the two layers, in units with eta lambda = h^2 + k^2 at c = 2.8.
     The minima are the axes, the flat ones close to the origin.
     """
-    plt = pyplot()
-    figure, axes = plt.subplots(1, 2, figsize=(10.5, 4.8), layout="constrained")
+    figure = new_figure(10.5, 4.8)
+    axes = figure.subplots(1, 2)
     grid = np.linspace(-1.5, 2.0, 400)
     loss = (grid[None, :] * grid[:, None]) ** 2 / 2
     for ax, c, title in ((axes[0], 1.4, "lazy: c = 1.4"), (axes[1], 2.8, "catapult: c = 2.8")):
@@ -57,13 +56,13 @@ def plane(path: Path) -> Path:
         ax.set(title=title, xlabel="h", xlim=(-1.5, 2.0), ylim=(-1.5, 2.0))
         ax.legend(loc="lower left")
     axes[0].set_ylabel("k")
-    return save(figure, path)
+    return save_png(figure, path)
 
 
 def phases(path: Path) -> Path:
     """Loss and eta * lambda against the step in the three phases, at three widths."""
-    plt = pyplot()
-    figure, axes = plt.subplots(2, 3, figsize=(12, 6), sharex=True, layout="constrained")
+    figure = new_figure(12, 6)
+    axes = figure.subplots(2, 3, sharex=True)
     for column, c in enumerate((1.5, 2.6, 4.1)):
         for width, colour in zip((1e3, 1e6, 1e9), COLOURS, strict=False):
             run = run_scalar(c, steps=60, width=width, f0=0.7, record_every=1)
@@ -75,18 +74,18 @@ def phases(path: Path) -> Path:
             )
             axes[1, column].plot(run.eta_lambda_record[:end], color=colour)
         axes[0, column].set(title=f"c = {c}", ylim=(1e-12, None))
-        axes[1, column].axhline(2, color="grey", linestyle="--", linewidth=0.8)
+        axes[1, column].axhline(2, color=GREY, linestyle="--", linewidth=0.8)
         axes[1, column].set(xlabel="step", ylim=(0, 6))
     axes[0, 0].set_ylabel("loss")
     axes[1, 0].set_ylabel(r"$\eta\lambda$")
     axes[0, 0].legend()
-    return save(figure, path)
+    return save_png(figure, path)
 
 
 def curvature(path: Path) -> Path:
     """Peak loss and final curvature against c: the transition sharpens with the width."""
-    plt = pyplot()
-    figure, axes = plt.subplots(1, 2, figsize=(11, 4.3), layout="constrained")
+    figure = new_figure(11, 4.3)
+    axes = figure.subplots(1, 2)
     c = torch.linspace(0.05, 3.99, 1600, dtype=torch.float64, device="cpu")
     for width, colour in zip((1e2, 1e4, 1e8), COLOURS, strict=False):
         run = run_scalar(c, steps=20000, width=width, f0=0.7)
@@ -94,18 +93,17 @@ def curvature(path: Path) -> Path:
         axes[0].semilogy(c, run.peak_loss, color=colour, label=name)
         axes[1].plot(c, run.eta_lambda, color=colour, linewidth=0.8, label=name)
     axes[0].set(ylabel="peak loss")
-    axes[1].plot([0, 2, 4], [0, 2, 0], ":", color="grey", label=r"$c$, then $4 - c$")
+    axes[1].plot([0, 2, 4], [0, 2, 0], ":", color=GREY, label=r"$c$, then $4 - c$")
     axes[1].set(ylabel=r"final $\eta\lambda$", ylim=(0, 2.1))
     for ax in axes:
-        ax.axvline(2, color="grey", linestyle="--", linewidth=0.8)
+        ax.axvline(2, color=GREY, linestyle="--", linewidth=0.8)
         ax.set_xlabel(r"$c = \eta\lambda_0$")
     axes[1].legend()
-    return save(figure, path)
+    return save_png(figure, path)
 
 
 def quadratic(path: Path) -> Path:
     """Neural quadratic model (Zhu et al., 2205.11787): one kernel direction catapults, or both."""
-    plt = pyplot()
     generator = torch.Generator().manual_seed(4)
 
     def randn(*shape: int) -> torch.Tensor:
@@ -122,7 +120,8 @@ def quadratic(path: Path) -> Path:
         ("between 2 / lambda_1 and 2 / lambda_2: the first", 1 / values[0] + 1 / values[1]),
         ("beyond 2 / lambda_2: both", 3.3 / values[0]),
     )
-    figure, axes = plt.subplots(2, 3, figsize=(12.5, 6), sharex=True, layout="constrained")
+    figure = new_figure(12.5, 6)
+    axes = figure.subplots(2, 3, sharex=True)
     for column, (title, eta) in enumerate(rates):
         run = model.run(float(eta), 40)
         for i in range(2):
@@ -135,17 +134,16 @@ def quadratic(path: Path) -> Path:
                 eta * run.eigenvalues[:, i], color=COLOURS[i], label=rf"$\eta\lambda_{i + 1}$"
             )
         axes[0, column].set_title(title.replace("lambda_", "λ"), fontsize=10)
-        axes[1, column].axhline(2, color="grey", linestyle="--", linewidth=0.8)
+        axes[1, column].axhline(2, color=GREY, linestyle="--", linewidth=0.8)
         axes[1, column].set_xlabel("step")
     axes[0, 0].set_ylabel("loss")
     axes[0, 0].legend()
     axes[1, 0].legend()
-    return save(figure, path)
+    return save_png(figure, path)
 
 
 def regression(path: Path) -> Path:
     """Second-order regression (Agarwala et al., 2210.04860): progressive sharpening to the edge."""
-    plt = pyplot()
     generator = torch.Generator().manual_seed(0)
     samples, parameters = 40, 80
     z = torch.randn(samples, generator=generator, dtype=torch.float64, device="cpu")
@@ -156,17 +154,18 @@ def regression(path: Path) -> Path:
     Q = 0.7 * (Q + Q.mT) / 2**0.5 / parameters
     model = second_order_regression(z, J / parameters**0.5, Q)
     top = float(torch.linalg.eigvalsh(model.kernel())[-1])
-    figure, axes = plt.subplots(1, 2, figsize=(11, 4.2), layout="constrained")
+    figure = new_figure(11, 4.2)
+    axes = figure.subplots(1, 2)
     for c, colour in zip((0.5, 1.0, 1.3, 1.5), COLOURS, strict=False):
         run = model.run(c / top, 600, curvature_every=2, k=1)
         axes[0].semilogy(run.loss.clamp(min=1e-12), color=colour, label=f"c = {c}")
         steps = 2 * np.arange(len(run.eigenvalues))
         axes[1].plot(steps, c / top * run.eigenvalues[:, 0], color=colour)
-    axes[1].axhline(2, color="grey", linestyle="--", linewidth=0.8)
+    axes[1].axhline(2, color=GREY, linestyle="--", linewidth=0.8)
     axes[0].set(xlabel="step", ylabel="loss", ylim=(1e-12, None))
     axes[1].set(xlabel="step", ylabel=r"$\eta\lambda$")
     axes[0].legend()
-    return save(figure, path)
+    return save_png(figure, path)
 
 
 FIGURES: dict[str, Callable[[Path], Path]] = {

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from catapult_ext import _validate
+from catapult_ext.figures.phase_diagrams import plot_phase_diagram
 from catapult_ext.runs.store import RunFolder
 from catapult_ext.toy.maps import PHASE_NAMES, ScalarRuns, run_scalar
 from catapult_ext.toy.rows import Arrays, Progress, RowTable, save_npz
@@ -78,9 +79,7 @@ class PhaseDiagram:
 
     def plot(self, path: Path | str) -> Path:
         """Draw final eta * lambda, peak loss and phase side by side into a PNG (matplotlib)."""
-        from catapult_ext.toy.diagram_plots import plot_phase_diagram
-
-        return plot_phase_diagram(self, Path(path))
+        return plot_phase_diagram(self, PHASE_NAMES, Path(path))
 
 
 def phase_diagram(

@@ -18,7 +18,7 @@ import catapult_ext as cx
 from catapult_ext.experiments import reproduce as rp
 from catapult_ext.experiments import workers
 from catapult_ext.experiments.ranks import Ranks
-from catapult_ext.experiments.reproduce import cnn_physical_time, grid, outcome, report
+from catapult_ext.experiments.reproduce import cnn_physical_time, grid, outcome
 from catapult_ext.experiments.reproduce import kalra_phase_diagram as kalra
 from catapult_ext.experiments.reproduce.page import page
 from catapult_ext.runs import RunFolderError
@@ -328,18 +328,6 @@ def test_kalra_claims_look_at_every_width():
     assert (
         kalra._claim_falls(again, "c_loss").holds is False
     )  # lower than at first, but not falling
-
-
-@pytest.mark.parametrize("style", ["o-", "-", "o:", "x:"])
-def test_lines_can_be_told_apart_without_colour(style):
-    from matplotlib.figure import Figure
-
-    lines = [outcome.Series(str(i), [1.0, 2.0], [1.0, i], style=style) for i in range(7)]
-    ax = Figure().add_subplot()
-    report._fill(ax, outcome.Panel("t", "x", "y", lines))
-    drawn = [c.lines[0] for c in ax.containers]
-    looks = {(d.get_marker(), str(d._dash_pattern)) for d in drawn}
-    assert len(looks) == (1 if style == "x:" else 7)  # a style of one's own is left alone
 
 
 def test_page_merges_errors_into_their_column():

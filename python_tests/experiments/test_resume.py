@@ -9,8 +9,8 @@ import sys
 import pytest
 import torch
 
-from catapult_ext.experiments import DemoConfig, Progress, run_demo
-from catapult_ext.runs import RunFolderError, plots
+from catapult_ext.experiments import DemoConfig, Progress, run_demo, storage
+from catapult_ext.runs import RunFolderError
 
 CONFIG = DemoConfig(width=24, samples=24, steps=6, c=(0.5, 2.1, 4.0, 400.0))
 
@@ -18,16 +18,16 @@ CONFIG = DemoConfig(width=24, samples=24, steps=6, c=(0.5, 2.1, 4.0, 400.0))
 @pytest.fixture(scope="module", autouse=True)
 def draw_equal_pictures_once():
     """Drawing takes longer than these small sweeps."""
-    drawn, draw = {}, plots.sweep_figures
+    drawn, draw = {}, storage.sweep_figures
 
-    def cached(summary, records, linearised):
-        key = json.dumps([summary, records, linearised])
+    def cached(summary, records):
+        key = json.dumps([summary, records])
         if key not in drawn:
-            drawn[key] = draw(summary, records, linearised)
+            drawn[key] = draw(summary, records)
         return drawn[key]
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(plots, "sweep_figures", cached)
+        patch.setattr(storage, "sweep_figures", cached)
         yield
 
 

@@ -6,9 +6,7 @@ from pathlib import Path
 import pytest
 
 from catapult_ext import cli
-from catapult_ext.runs import panels
-from catapult_ext.toy.diagram_plots import PHASE_COLOURS
-from catapult_ext.toy.gallery import COLOURS, FIGURES, describe, draw
+from catapult_ext.toy.gallery import FIGURES, describe, draw
 from catapult_ext.toy.phase_diagram import AXES
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "toy.md"
@@ -40,11 +38,6 @@ def test_every_picture_has_its_command():
 def test_figures(name, tmp_path):
     pytest.importorskip("matplotlib")
     assert draw(name, tmp_path / "new" / "a.png").read_bytes()[:4] == b"\x89PNG"
-
-
-def test_colours_are_told_apart_by_everyone():
-    okabe_ito = {panels.BLUE, panels.ORANGE, panels.GREEN, panels.RED, panels.BLACK}
-    assert {*COLOURS, *PHASE_COLOURS[:2]} <= okabe_ito
 
 
 def test_names():

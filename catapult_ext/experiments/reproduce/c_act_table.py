@@ -14,7 +14,6 @@ from catapult_ext._validate import require
 from catapult_ext.data import Dataset
 from catapult_ext.experiments.reproduce.context import Context
 from catapult_ext.experiments.reproduce.outcome import (
-    COLOURS,
     Claim,
     Outcome,
     Panel,
@@ -26,6 +25,7 @@ from catapult_ext.experiments.reproduce.outcome import (
 )
 from catapult_ext.experiments.reproduce.settings import setting
 from catapult_ext.experiments.stacked import StackedDense
+from catapult_ext.figures.line_panel import COLOURS
 from catapult_ext.probes import divergence_cut
 from catapult_ext.probes.phases import DEAD_FRACTION
 
@@ -297,6 +297,6 @@ def _panel(rows: list[Row], s: Settings) -> Panel:
         kept = [r for r in rows if r["activation"] == activation and r["c_act"]]
         error = [r["se"] or 0.0 for r in kept]
         x, y = [float(r["depth"]) for r in kept], [r["c_act"] for r in kept]
-        style = "o-" if i < len(COLOURS) else "s--"  # colours start anew
+        style = "o-" if i < len(COLOURS) else "s--"  # the colours begin again
         series.append(Series(activation, x, y, error, style))
     return Panel("Largest stable c (median of seeds)", "hidden layers", "c_act", series, ylog=True)

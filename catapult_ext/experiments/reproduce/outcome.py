@@ -7,11 +7,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from catapult_ext.figures.line_panel import Panel
+from catapult_ext.figures.line_panel import Series as Series
+
 Row = dict[str, Any]
-# Okabe-Ito colours, distinct for colour-blind readers; markers and dashes say the same in print.
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#E69F00", "#56B4E9", "#CC79A7", "#000000")
-MARKERS = "os^DvPX"
-DASHES = ("-", "--", "-.", ":", (0, (6, 1)), (0, (3, 1, 1, 1, 1, 1)), (0, (1, 1)))
 
 
 @dataclass(frozen=True)
@@ -36,34 +35,6 @@ class Claim:
     def __post_init__(self) -> None:
         if self.holds:
             object.__setattr__(self, "why", "")
-
-
-@dataclass(frozen=True)
-class Series:
-    """One line of a panel; ``error`` draws bars, ``style`` is a matplotlib format.
-
-    The markers of "o-" and the dashes of "-" differ from line to line.
-    """
-
-    label: str
-    x: list[float]
-    y: list[float]
-    error: list[float] | None = None
-    style: str = "o-"
-
-
-@dataclass(frozen=True)
-class Panel:
-    """One picture with axes; ``vlines`` and ``hlines`` mark values by their labels."""
-
-    title: str
-    xlabel: str
-    ylabel: str
-    series: list[Series]
-    xlog: bool = False
-    ylog: bool = False
-    vlines: dict[str, float] = field(default_factory=dict)
-    hlines: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-import io
-import itertools
 import json
 import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from catapult_ext.experiments.reproduce.outcome import COLOURS, DASHES, MARKERS, Claim, Panel, Row
+from catapult_ext.experiments.reproduce.outcome import Claim, Row
 from catapult_ext.experiments.reproduce.page import page
+from catapult_ext.figures.line_panel import draw_panel
 from catapult_ext.runs import RunFolder, RunFolderError
 
 if TYPE_CHECKING:
@@ -61,7 +60,7 @@ def write_report(folder: RunFolder, done: Reproduction) -> None:
         folder.write_csv(f"table_{name}.csv", rows)
     pictures = {}
     for name, panel in outcome.panels.items():
-        pictures[name], svg = draw(panel)
+        pictures[name], svg = draw_panel(panel)
         folder.write_bytes(f"fig_{name}.png", pictures[name])
         folder.write_bytes(f"fig_{name}.svg", svg)
     times = folder.read_json("timing.json") or {}
@@ -84,75 +83,6 @@ def write_report(folder: RunFolder, done: Reproduction) -> None:
         },
     )
     folder.write_bytes("report.html", text.encode())
-
-
-def draw(panel: Panel) -> tuple[bytes, bytes]:
-    """A panel as PNG and SVG bytes without date or version: equal pictures are equal files."""
-    import matplotlib
-    from matplotlib.figure import Figure
-
-    settings: dict[Any, Any] = {
-        "font.size": 9,
-        "axes.spines.top": False,
-        "axes.spines.right": False,
-        "svg.hashsalt": "catapult_ext",
-    }
-    with matplotlib.rc_context(settings):
-        figure = Figure(figsize=(7.0, 4.2))
-        figure.subplots_adjust(left=0.11, right=0.97, bottom=0.12, top=0.92)
-        _fill(figure.add_subplot(), panel)
-        png, svg = io.BytesIO(), io.BytesIO()
-        figure.savefig(png, format="png", dpi=130, metadata={"Software": None})
-        figure.savefig(svg, format="svg", metadata={"Date": None, "Creator": None})
-    return png.getvalue(), svg.getvalue()
-
-
-def _fill(ax: Any, panel: Panel) -> None:
-    for i, s in enumerate(panel.series):
-        colour = COLOURS[i % len(COLOURS)]
-        look = {"color": colour, "label": s.label, "ms": 3.5, "lw": 1.2, "capsize": 2}
-        look |= {"ls": DASHES[i % len(DASHES)]} if s.style == "-" else {}
-        style = s.style.replace("o", MARKERS[i % len(MARKERS)])
-        ax.errorbar(s.x, s.y, s.error, fmt="" if s.style == "-" else style, **look)
-    for i, (label, x) in enumerate(panel.vlines.items()):
-        ax.axvline(x, color="#8A8A8A", ls=("--", "-.", ":")[i % 3], lw=1, label=label)
-    for label, y in panel.hlines.items():
-        ax.axhline(y, color="#8A8A8A", ls=":", lw=1, label=label)
-    ax.set(xlabel=panel.xlabel, ylabel=panel.ylabel)
-    ax.set_title(panel.title, loc="left", fontsize=9.5)
-    xs = [v for s in panel.series for v in s.x]
-    if panel.xlog:
-        ax.set_xscale("log")
-        _plain_ticks(ax.xaxis, xs)
-    elif 1 < len(set(xs)) <= 8 and all(v == int(v) for v in xs):
-        ax.set_xticks(sorted(set(xs)))
-    values = [v for s in panel.series for v in s.y if v > 0] or [1.0]
-    if panel.ylog and max(values) > 3 * min(values):  # less is clearer on a linear axis
-        ax.set_yscale("log")
-        if min(values) > 1e-3 and max(values) < min(1e4, 300 * min(values)):
-            _plain_ticks(ax.yaxis, [])
-    if ax.get_legend_handles_labels()[1]:
-        ax.legend(fontsize=7.5, framealpha=0.85)
-
-
-def _plain_ticks(axis: Any, values: list[float]) -> None:
-    """Numbers instead of powers of ten: at the values themselves if few, else at 1, 2, 5, 10."""
-    from matplotlib.ticker import (
-        FixedLocator,
-        FuncFormatter,
-        LogLocator,
-        NullFormatter,
-        NullLocator,
-    )
-
-    own = sorted(set(values))
-    apart = all(b > 1.3 * a for a, b in itertools.pairwise(own))
-    few = 1 < len(own) <= 8 and apart
-    axis.set_major_locator(FixedLocator(own) if few else LogLocator(subs=(1.0, 2.0, 5.0)))
-    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    axis.set_minor_formatter(NullFormatter())
-    if few:
-        axis.set_minor_locator(NullLocator())
 
 
 def compare(first: Path | str, second: Path | str) -> list[Row]:

@@ -1,12 +1,11 @@
-from __future__ import annotations
+"""Summaries of sweeps and their pictures."""
 
-import sys
-from html.parser import HTMLParser
+from __future__ import annotations
 
 import pytest
 
 from catapult_ext.experiments.summary import closing, summarise
-from catapult_ext.runs import plots, report
+from catapult_ext.figures import style, sweep
 
 
 def record(c, *, diverged_at=-1, growth=(1.0, 0.5), loss=(1.0, 0.5), lam=(1.0, 0.3), acc=0.8):
@@ -70,37 +69,6 @@ def test_dead_nets_are_neither_stable_nor_flattest_nor_best():
     assert s["best"]["c"] != 9.0
 
 
-class Strict(HTMLParser):
-    """Checks that tags close in order and that nothing is loaded from elsewhere."""
-
-    def __init__(self):
-        super().__init__()
-        self.open, self.cells = [], []
-
-    def handle_starttag(self, tag, attrs):
-        assert all(not str(v).startswith(("http", "//", "file")) for _, v in attrs)
-        if tag not in ("meta", "img"):
-            self.open.append(tag)
-
-    def handle_endtag(self, tag):
-        assert self.open.pop() == tag
-
-    def handle_data(self, text):
-        if self.open and self.open[-1] in ("td", "h1", "p"):
-            self.cells.append(text)
-
-
-def test_report_is_well_formed_self_contained_and_escaped():
-    rows = [{"c": "0.5", "phase": "lazy"}, {"c": "<9>", "phase": "divergent"}]
-    page = report.page("A & B", ["<found>"], rows, {"a < b": b"png"}, {"Config": {"x": "</pre>"}})
-    parser = Strict()
-    parser.feed(page)
-    assert parser.open == []
-    assert parser.cells == ["A & B", "<found>", "0.5", "lazy", "<9>", "divergent"]
-    assert '<tr class="divergent">' in page
-    assert "data:image/png;base64,cG5n" in page
-
-
 @pytest.mark.parametrize(
     "records",
     [[LAZY], [OUT], [LAZY, GROWN], [LAZY, QUIET, GROWN, RISEN, OUT]],
@@ -108,8 +76,8 @@ def test_report_is_well_formed_self_contained_and_escaped():
 )
 def test_pictures_of_any_mixture(records):
     summary = summarise(INITIAL, records, None, 10)
-    figures = plots.sweep_figures(summary, records, None)
-    assert set(figures) == set(plots.CAPTIONS)
+    figures = sweep.sweep_figures(summary, records)
+    assert set(figures) == set(sweep.CAPTIONS)
     for name, png in figures.items():
         assert png.startswith(b"\x89PNG"), name
         assert 5_000 < len(png) < 400_000, name
@@ -122,16 +90,10 @@ def test_pictures_without_test_set_classes_or_activity():
     summary = summarise(INITIAL, records, None, 10)
     assert summary["best"]["by"] == "loss_end"
     assert "training loss" in closing(summary)
-    assert plots.sweep_figures(summary, records, None)
+    assert sweep.sweep_figures(summary, records)
 
 
 def test_equal_runs_give_equal_pictures():
     summary = summarise(INITIAL, [LAZY, RISEN], None, 10)
-    first = plots.png(plots.overview(summary, [LAZY, RISEN], None), 60)
-    assert plots.png(plots.overview(summary, [LAZY, RISEN], None), 60) == first
-
-
-def test_missing_matplotlib_names_the_extra(monkeypatch):
-    monkeypatch.setitem(sys.modules, "matplotlib", None)
-    with pytest.raises(RuntimeError, match=r"pip install 'catapult_ext\[experiments\]'"):
-        plots.sweep_figures({}, [], None)
+    first = style.png(sweep.overview(summary, [LAZY, RISEN]), 60)
+    assert style.png(sweep.overview(summary, [LAZY, RISEN]), 60) == first

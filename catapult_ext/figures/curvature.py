@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from catapult_ext.runs.panels import BLACK, BLUE, GREY, ORANGE, load_matplotlib
-from catapult_ext.runs.plots import _STYLE, png
+from catapult_ext.figures.style import BLACK, BLUE, GREY, ORANGE, new_figure, png, styled
 
 _NAMES = {"ggn": "Gauss-Newton", "hessian": "Hessian", "ntk": "NTK"}
 
@@ -19,9 +18,8 @@ def curvature_figure(
     Raises:
         RuntimeError: matplotlib is missing; the message names the extra.
     """
-    matplotlib = load_matplotlib()
-    with matplotlib.rc_context(_STYLE):
-        figure = matplotlib.figure.Figure(figsize=(7.0, 5.2), layout="constrained")
+    with styled():
+        figure = new_figure(7.0, 5.2)
         top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=(2, 1))
         _draw_values(top, probes, quantity)
         bottom.plot([s["step"] for s in steps], [s["loss"] for s in steps], color=BLACK, lw=1)
@@ -67,12 +65,11 @@ def density_png(low: float, high: float, density: Callable[..., Any], name: str)
     """
     import torch
 
-    matplotlib = load_matplotlib()
     margin = 0.05 * max(high - low, 1e-300)
     x = torch.linspace(low - margin, high + margin, 600, dtype=torch.float64, device="cpu")
     value, error = density(x)
-    with matplotlib.rc_context(_STYLE):
-        figure = matplotlib.figure.Figure(figsize=(7.0, 3.6), layout="constrained")
+    with styled():
+        figure = new_figure(7.0, 3.6)
         ax = figure.add_subplot()
         floor = 1e-6 * float(value.max())
         ax.plot(x, value.clamp_min(floor), color=BLUE, lw=1.2)

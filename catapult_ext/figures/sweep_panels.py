@@ -5,36 +5,30 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from catapult_ext.figures.style import (
+    BLACK,
+    BLUE,
+    GREEN,
+    GREY,
+    INK,
+    LIGHT_GREY,
+    PALE_BLUE,
+    PALE_GREY,
+    PALE_ORANGE,
+    RED,
+    load_matplotlib,
+    plain_log_ticks,
+)
+
 Record = dict[str, Any]
 
-# Okabe-Ito colours: distinct for colour-blind readers; line styles and markers say the same again.
-BLUE, ORANGE, GREEN, RED, BLACK, GREY = (
-    "#0072B2",
-    "#E69F00",
-    "#009E73",
-    "#D55E00",
-    "#000000",
-    "#8A8A8A",
-)
-BANDS = {"lazy": "#DCEBF5", "catapult": "#FCEFD0", "divergent": "#E4E4E4", "dead": "#E4E4E4"}
+BANDS = {
+    "lazy": PALE_BLUE,
+    "catapult": PALE_ORANGE,
+    "divergent": PALE_GREY,
+    "dead": PALE_GREY,
+}
 STYLES = {"lazy": (0, (4, 2)), "catapult": "-", "divergent": (0, (1, 1.5))}
-
-
-def load_matplotlib() -> Any:
-    """The package matplotlib.
-
-    Raises:
-        RuntimeError: it is missing; the message names the extra.
-    """
-    try:
-        import matplotlib
-        import matplotlib.figure
-    except ImportError as error:
-        raise RuntimeError(
-            "catapult_ext.runs: pictures need matplotlib, which the extra 'experiments' brings: "
-            "pip install 'catapult_ext[experiments]'"
-        ) from error
-    return matplotlib
 
 
 def _colours(rows: list[Record]) -> tuple[Any, Any]:
@@ -60,7 +54,7 @@ def _curves(ax: Any, rows: list[Record], draw: Callable[[int, dict[str, Any]], N
         matplotlib.cm.ScalarMappable(norm=norm, cmap=trimmed), ax=ax, pad=0.02, aspect=30
     )
     bar.set_label(r"$c=\eta\lambda_0$")
-    _plain_log_ticks(bar.ax.yaxis)
+    plain_log_ticks(bar.ax.yaxis)
 
 
 def draw_loss(ax: Any, summary: Record, records: list[Record]) -> None:
@@ -78,7 +72,7 @@ def draw_loss(ax: Any, summary: Record, records: list[Record]) -> None:
 
     _curves(ax, rows, draw)
     ax.set(xscale="log", yscale="log", xlabel="step $t+1$", ylabel=r"training loss $L_t$")
-    _plain_log_ticks(ax.xaxis)
+    plain_log_ticks(ax.xaxis)
     finite = [max(r["loss"]) for r, row in zip(records, rows, strict=True) if _bounded(row)]
     if finite:  # leave room for the catapults, cut off what only divergent runs reach
         ax.set_ylim(top=30 * max(finite))
@@ -98,8 +92,8 @@ def draw_curvature(ax: Any, summary: Record, records: list[Record]) -> None:
     ax.axhline(2, color=BLACK, lw=1)
     _curves(ax, rows, draw)
     ax.set(xscale="log", yscale="log", xlabel="step $t+1$", ylabel=r"$\eta\,\lambda_t$")
-    _plain_log_ticks(ax.xaxis)
-    _plain_log_ticks(ax.yaxis)
+    plain_log_ticks(ax.xaxis)
+    plain_log_ticks(ax.yaxis)
     peaks = [r["eta"] * max(r["lambda"]) for r, w in zip(records, rows, strict=True) if _bounded(w)]
     if peaks:
         ax.set_ylim(top=4 * max(2.0, *peaks))
@@ -132,7 +126,7 @@ def draw_flatness(ax: Any, summary: Record) -> None:
     if ends:
         ax.set_ylim(0.6 * min(ends), 2.5 * max(*ends, lambda0))
     ax.set(yscale="log", xlabel=r"learning rate $\eta$", ylabel=r"top eigenvalue $\lambda$")
-    _plain_log_ticks(ax.yaxis)
+    plain_log_ticks(ax.yaxis)
     ax.set_title(rf"Curvature at the end; $\eta_{{crit}}=2/\lambda_0={2 / lambda0:.3g}$")
     ax.legend(loc="lower left")
 
@@ -219,7 +213,7 @@ def _bands(ax: Any, summary: Record, scale: float = 1.0) -> None:
         edges.append(("catapult", max(2.0, low), last))
     if first is not None:
         edges.append(("dead" if _bounded(unstable[0]) else "divergent", first, high))
-        ax.axvspan(last * scale, first * scale, fc="white", ec="#BBBBBB", hatch="///", lw=0)
+        ax.axvspan(last * scale, first * scale, fc="white", ec=LIGHT_GREY, hatch="///", lw=0)
     for phase, start, end in edges:
         if end > start:
             ax.axvspan(start * scale, end * scale, color=BANDS[phase], lw=0)
@@ -231,17 +225,8 @@ def _bands(ax: Any, summary: Record, scale: float = 1.0) -> None:
                 ha="center",
                 va="bottom",
                 fontsize=7.5,
-                color="#444444",
+                color=INK,
             )
     ax.set_xscale("log")
     ax.set_xlim(low * scale, high * scale)
-    _plain_log_ticks(ax.xaxis)
-
-
-def _plain_log_ticks(axis: Any) -> None:
-    """Ticks at 1, 2, 5 of every decade, written as plain numbers."""
-    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
-
-    axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
-    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    axis.set_minor_formatter(NullFormatter())
+    plain_log_ticks(ax.xaxis)

@@ -1,20 +1,16 @@
-"""Pictures of phase diagrams; matplotlib is imported inside the functions."""
+"""Pictures of the toy model: phase diagrams and bifurcations."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import numpy as np
+from torch import Tensor
 
-from catapult_ext.runs.panels import BLUE, ORANGE, RED
-from catapult_ext.toy.maps import PHASE_NAMES
+from catapult_ext.figures.style import BLUE, DARK, NAVY, ORANGE, PALE, RED, new_figure, save_png
 
-if TYPE_CHECKING:
-    from catapult_ext.toy.bifurcation import Bifurcation
-    from catapult_ext.toy.phase_diagram import PhaseDiagram
-
-PHASE_COLOURS = (BLUE, ORANGE, "#3b3b3b", "#c6dbef")
+PHASE_COLOURS = (BLUE, ORANGE, DARK, PALE)  # lazy, catapult, divergent, unsettled
 LABELS = {
     "width": "width W",
     "f0": r"$|f_0|$",
@@ -24,47 +20,81 @@ LABELS = {
 PIXELS = 700  # more points than that a side are thinned out for the picture
 
 
-def pyplot() -> Any:
-    """matplotlib.pyplot without a display, or an error that names the extra.
+class Plane(Protocol):
+    """What is drawn of a phase diagram: see :class:`catapult_ext.toy.PhaseDiagram`."""
+
+    @property
+    def axis(self) -> str:
+        """Name of the second axis."""
+
+    @property
+    def c(self) -> np.ndarray:
+        """First axis, of the columns."""
+
+    @property
+    def values(self) -> np.ndarray:
+        """Second axis, of the rows."""
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Values of the axes that are fixed."""
+
+    @property
+    def eta_lambda(self) -> np.ndarray:
+        """(rows, columns) curvature at the end."""
+
+    @property
+    def peak_loss(self) -> np.ndarray:
+        """(rows, columns) largest loss."""
+
+    @property
+    def phase(self) -> np.ndarray:
+        """(rows, columns) index into the names of the phases."""
+
+
+class Orbits(Protocol):
+    """What is drawn of a bifurcation: see :class:`catapult_ext.toy.Bifurcation`."""
+
+    @property
+    def b(self) -> Tensor:
+        """(R,) labels."""
+
+    @property
+    def a(self) -> Tensor:
+        """(R, keep) late residuals."""
+
+    @property
+    def eta_lambda(self) -> Tensor:
+        """(R, keep) late curvature."""
+
+    @property
+    def diverged_at(self) -> Tensor:
+        """(R,) step of the divergence, -1 for none."""
+
+
+def plot_phase_diagram(diagram: Plane, phases: tuple[str, ...], path: Path) -> Path:
+    """Final eta * lambda, log peak loss and phase, with the boundaries at c = 2 and c = 4.
+
+    Args:
+        diagram: what is drawn.
+        phases: names of the phases.
+        path: of the PNG.
 
     Raises:
-        RuntimeError: matplotlib is not installed.
+        RuntimeError: matplotlib is missing; the message names the extra.
     """
-    try:
-        import matplotlib
-    except ImportError as error:
-        raise RuntimeError(
-            "catapult_ext.toy: plots need matplotlib, which the extra 'experiments' brings: "
-            "pip install 'catapult_ext[experiments]'"
-        ) from error
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    return pyplot
-
-
-def save(figure: Any, path: Path) -> Path:
-    """Write the PNG and free the figure."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=110)
-    pyplot().close(figure)
-    return path
-
-
-def plot_phase_diagram(diagram: PhaseDiagram, path: Path) -> Path:
-    """Final eta * lambda, log peak loss and phase, with the boundaries at c = 2 and c = 4."""
-    plt = pyplot()
+    figure = new_figure(13.5, 4.2)
     from matplotlib.colors import BoundaryNorm, ListedColormap
 
     step = [max(1, -(-n // PIXELS)) for n in diagram.phase.shape]
     thin = (slice(None, None, step[0]), slice(None, None, step[1]))
     phase = np.asarray(diagram.phase[thin])
-    dead = phase == PHASE_NAMES.index("divergent")
+    dead = phase == phases.index("divergent")
     curvature = np.where(dead, np.nan, diagram.eta_lambda[thin]).astype(np.float32)
     with np.errstate(divide="ignore"):
         peak = np.where(dead, np.nan, np.log10(diagram.peak_loss[thin])).astype(np.float32)
     colours = ListedColormap(PHASE_COLOURS)
-    figure, axes = plt.subplots(1, 3, figsize=(13.5, 4.2), sharey=True, layout="constrained")
+    axes = figure.subplots(1, 3, sharey=True)
     panels: tuple[tuple[np.ndarray, dict[str, Any], str], ...] = (
         (curvature, {"cmap": "viridis", "vmin": 0}, r"final $\eta\lambda$"),
         (peak, {"cmap": "magma"}, r"$\log_{10}$ peak loss"),
@@ -74,13 +104,13 @@ def plot_phase_diagram(diagram: PhaseDiagram, path: Path) -> Path:
         drawn = _image(ax, diagram, image, style)
         bar = figure.colorbar(drawn, ax=ax)
         if title == "phase":
-            bar.set_ticks([0.5, 1.5, 2.5, 3.5], labels=PHASE_NAMES)
+            bar.set_ticks([0.5, 1.5, 2.5, 3.5], labels=phases)
         ax.set(title=title, xlabel=r"$c = \eta\lambda_0$")
     axes[0].set_ylabel(LABELS[diagram.axis])
-    return save(figure, path)
+    return save_png(figure, path)
 
 
-def _image(ax: Any, diagram: PhaseDiagram, image: np.ndarray, style: dict[str, Any]) -> Any:
+def _image(ax: Any, diagram: Plane, image: np.ndarray, style: dict[str, Any]) -> Any:
     """One panel; a logarithmic axis is drawn in decades, as images need even spacing."""
     logarithmic = diagram.axis in ("width", "f0") and diagram.values[0] > 0
     y = np.log10(diagram.values) if logarithmic else diagram.values
@@ -113,23 +143,27 @@ def _image(ax: Any, diagram: PhaseDiagram, image: np.ndarray, style: dict[str, A
     return drawn
 
 
-def plot_bifurcation(result: Bifurcation, path: Path) -> Path:
-    """Late eta * lambda and residual against the label b."""
-    plt = pyplot()
+def plot_bifurcation(result: Orbits, path: Path) -> Path:
+    """Late eta * lambda and residual against the label b.
+
+    Raises:
+        RuntimeError: matplotlib is missing; the message names the extra.
+    """
+    figure = new_figure(9, 7)
+    axes = figure.subplots(2, 1, sharex=True)
     alive = np.flatnonzero((result.diverged_at < 0).numpy())
     alive = alive[:: max(1, len(alive) // (4 * PIXELS))]
     b = result.b.numpy()[alive]
-    figure, axes = plt.subplots(2, 1, figsize=(9, 7), sharex=True, layout="constrained")
     for ax, values, name in (
         (axes[0], result.eta_lambda.numpy()[alive], r"late $\eta\lambda$"),
         (axes[1], result.a.numpy()[alive], r"late residual $a = \eta(f-y)/\sqrt{W}$"),
     ):
         points = np.repeat(b, values.shape[1])
-        ax.plot(points, values.ravel(), ",", color="#1f3b57", alpha=0.25, rasterized=True)
+        ax.plot(points, values.ravel(), ",", color=NAVY, alpha=0.25, rasterized=True)
         ax.set_ylabel(name)
         for doubling in (1.0, 5**0.5 - 1, 1.28803, 1.29923):
             ax.axvline(doubling, color=RED, linewidth=0.6, alpha=0.6)
     axes[0].plot(b, 1 + b, color=ORANGE, linewidth=1, label="$1 + b$: mean on the 2-cycle")
     axes[0].legend(loc="upper left")
     axes[1].set_xlabel(r"label $b = \eta y/\sqrt{W}$")
-    return save(figure, path)
+    return save_png(figure, path)

@@ -1,0 +1,114 @@
+"""Palette and style of all pictures, and how a figure is made and written; matplotlib on demand."""
+
+from __future__ import annotations
+
+import importlib.util
+import io
+from pathlib import Path
+from typing import Any
+
+# Okabe-Ito colours: distinct for colour-blind readers; line styles and markers say the same again.
+BLUE = "#0072B2"
+ORANGE = "#E69F00"
+GREEN = "#009E73"
+RED = "#D55E00"
+SKY = "#56B4E9"
+PURPLE = "#CC79A7"
+BLACK = "#000000"
+GREY = "#8A8A8A"  # lines that mark a value
+DARK = "#3B3B3B"  # from here on: areas, hatches, points and notes
+PALE = "#C6DBEF"
+PALE_BLUE = "#DCEBF5"
+PALE_ORANGE = "#FCEFD0"
+PALE_GREY = "#E4E4E4"
+LIGHT_GREY = "#BBBBBB"
+INK = "#444444"
+NAVY = "#1F3B57"
+
+STYLE = {
+    "font.size": 9,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.titlesize": 9.5,
+    "axes.titlelocation": "left",
+    "axes.titlepad": 14,
+    "legend.fontsize": 7.5,
+    "legend.framealpha": 0.85,
+    "savefig.facecolor": "white",
+}
+_MISSING = (
+    "catapult_ext.figures: pictures need matplotlib, which the extra 'experiments' brings: "
+    "pip install 'catapult_ext[experiments]'"
+)
+
+
+def require_matplotlib() -> None:
+    """Fail before any work is done where the pictures could not be drawn; imports nothing.
+
+    Raises:
+        RuntimeError: matplotlib is missing; the message names the extra.
+    """
+    if importlib.util.find_spec("matplotlib") is None:
+        raise RuntimeError(_MISSING)
+
+
+def load_matplotlib() -> Any:
+    """The package matplotlib.
+
+    Raises:
+        RuntimeError: it is missing; the message names the extra.
+    """
+    try:
+        import matplotlib
+        import matplotlib.figure
+    except ImportError as error:
+        raise RuntimeError(_MISSING) from error
+    return matplotlib
+
+
+def styled() -> Any:
+    """A context in which figures are drawn in ``STYLE``."""
+    return load_matplotlib().rc_context(STYLE)
+
+
+def new_figure(width: float, height: float) -> Any:
+    """An empty Figure of a size in inches; it needs no display and no pyplot.
+
+    Raises:
+        RuntimeError: matplotlib is missing; the message names the extra.
+    """
+    return load_matplotlib().figure.Figure(figsize=(width, height), layout="constrained")
+
+
+def png(figure: Any, dpi: int) -> bytes:
+    """A figure as PNG bytes; no date or version inside, so equal pictures are equal files."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=dpi, metadata={"Software": None})
+    return buffer.getvalue()
+
+
+def svg(figure: Any) -> bytes:
+    """A figure as SVG bytes; equal files under a fixed ``svg.hashsalt``, as :func:`png`."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
+    return buffer.getvalue()
+
+
+def save_png(figure: Any, path: Path, dpi: int = 110) -> Path:
+    """Write a figure as PNG, and the folders above it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(png(figure, dpi))
+    return path
+
+
+def plain_log_ticks(axis: Any, at: list[float] | None = None) -> None:
+    """Plain numbers on a logarithmic axis: at the values given, or at 1, 2, 5 of every decade."""
+    from matplotlib import ticker
+
+    axis.set_major_locator(
+        ticker.FixedLocator(at) if at else ticker.LogLocator(subs=(1.0, 2.0, 5.0))
+    )
+    axis.set_major_formatter(ticker.FuncFormatter(lambda value, _: f"{value:g}"))
+    axis.set_minor_formatter(ticker.NullFormatter())
+    if at:
+        axis.set_minor_locator(ticker.NullLocator())
