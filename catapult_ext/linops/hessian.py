@@ -25,7 +25,8 @@ from catapult_ext.linops.engines.choose import (
 from catapult_ext.linops.engines.dense_chain_hessian import DenseChainHVP
 from catapult_ext.linops.engines.plan import Plan, Planner
 from catapult_ext.linops.ggn import unpack
-from catapult_ext.linops.model.memory_meter import Meter, OverBudget
+from catapult_ext.linops.model.channels_last import in_any_layout, plain_layout
+from catapult_ext.linops.model.memory_meter import LIMITS, Meter, OverBudget
 from catapult_ext.linops.model.snapshot import Snapshot
 from catapult_ext.losses import Loss, resolve
 
@@ -76,7 +77,8 @@ class Hessian(LinearOperator):
         clash = engine == "layers" and hvp is not None
         v.require(not clash, self.name, "hvp must be None with engine='layers'", repr(hvp))
         self._hvp, self._options = hvp, options
-        self._set_up(take_snapshot(model, x, self.name, options), resolve(loss), y)
+        snapshot, loss = take_snapshot(model, x, self.name, options), resolve(loss)
+        in_any_layout(snapshot, lambda: self._set_up(snapshot, loss, y))
 
     def coarse(self) -> Hessian:
         """The same operator with products in bfloat16 (autocast), good to about 1 % of its norm."""
@@ -157,6 +159,14 @@ class Hessian(LinearOperator):
         self._products = self._built(self._plan)
 
     def _matmat(self, vectors: Tensor) -> Tensor:
+        try:
+            return self._products.product(vectors)
+        except LIMITS:
+            raise
+        except Exception:  # torch's forward mode refuses channels last of some operations
+            if self._hvp != "forward" or not plain_layout(self.snapshot):
+                raise
+        self._products = self._built(self._plan)
         return self._products.product(vectors)
 
 

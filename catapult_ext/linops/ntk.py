@@ -132,11 +132,11 @@ class NTK(ModelOperator):
         """The flat kernel, all samples at once; None where those do not fit and parts may."""
         known = self.linearization.kernel(None if self.symmetric else self.frozen2, outputs)
         size = sum(set(self.shape)) * self.linearization.n_params * self.dtype.itemsize
-        if known is not None or size > self.linearization.workspace:
+        linearization = self.linearization
+        too_large = linearization.kernel_too_large or size > linearization.workspace
+        if known is not None or too_large:
             return known
-        if self.linearization.part(slice(0, 1)) is not None:
-            return None
-        rows = self.linearization.jacobian()
+        rows = linearization.jacobian()
         flat = gram(rows) if self.symmetric else rows @ self.frozen2.jacobian().T
         if outputs == "all":
             return flat

@@ -10,8 +10,10 @@ import torch
 from torch import Tensor
 
 from catapult_ext import _validate as v
+from catapult_ext.linops.engines import sample_rows
 from catapult_ext.linops.engines.base import KernelPart, Linearization
 from catapult_ext.linops.engines.transpose_proof import Product, mismatch
+from catapult_ext.linops.model.memory_meter import LIMITS
 from catapult_ext.linops.model.policy import frozen_context
 from catapult_ext.linops.model.snapshot import Snapshot, require_second_derivatives
 from catapult_ext.linops.tracing import parameter_kernel
@@ -156,13 +158,16 @@ class AutogradLinearization(Linearization):
 
     def kernel(self, other: Linearization | None, outputs: str) -> Tensor | None:
         """See :class:`~catapult_ext.linops.engines.base.Linearization`."""
-        if self.budget is not None and self._gradients_exceed():
+        self.kernel_too_large = self.budget is not None and self._gradients_exceed()
+        if self.kernel_too_large:
             return None
         mine = self.structured()
         theirs = other.structured() if isinstance(other, AutogradLinearization) and mine else None
         if mine is None or (other is not None and theirs is None):
             return None
-        return parameter_kernel.kernel(mine, theirs, outputs, self.workspace)
+        known = parameter_kernel.kernel(mine, theirs, outputs, self.workspace)
+        self.kernel_too_large = known is None
+        return known
 
     def _gradients_exceed(self) -> bool:
         """Whether one sample tells that those of all do not fit, before all are run."""
@@ -177,12 +182,14 @@ class AutogradLinearization(Linearization):
         """See :class:`~catapult_ext.linops.engines.base.Linearization`."""
         mine = self.structured()
         known = None if mine is None else parameter_kernel.diagonal(mine, self.workspace)
+        known = sample_rows.diagonal(self) if known is None else known
         return super().diagonal() if known is None else known
 
     def jacobian(self) -> Tensor:
         """See :class:`~catapult_ext.linops.engines.base.Linearization`."""
         mine = self.structured()
         known = None if mine is None else parameter_kernel.jacobian(mine, self.workspace)
+        known = sample_rows.jacobian(self) if known is None else known
         return super().jacobian() if known is None else known
 
     def second(self, seed: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
@@ -227,7 +234,9 @@ class UsesPart:
             return None
         try:
             found = Structured(part)
-        except ValueError:  # too few samples for a model that needs several
+        except LIMITS:
+            raise
+        except Exception:  # the model needs all samples: a graph's edges, statistics of a batch
             return None
         return None if found.why else cls(found)
 

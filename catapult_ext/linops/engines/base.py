@@ -43,6 +43,7 @@ class Linearization(ABC):
     why = "chosen"  # what decided the engine
     columns = 64  # right-hand sides multiplied at once
     workspace = 1 << 30  # bytes that a dense kernel or a diagonal may use beside its result
+    kernel_too_large = False  # the last :meth:`kernel` gave None for want of workspace alone
     streamed = False  # frozen anew, chunk by chunk, for every product
     # given by freeze
     make_plan: Callable[[], Plan]

@@ -20,6 +20,7 @@ from catapult_ext.linops.engines.base import Linearization
 from catapult_ext.linops.engines.by_samples import LinearizationBySamples
 from catapult_ext.linops.engines.dense_chain import DenseChainLinearization
 from catapult_ext.linops.engines.plan import Build, Plan, Planner, parse_budget
+from catapult_ext.linops.model.channels_last import in_any_layout
 from catapult_ext.linops.model.memory_meter import Meter, OverBudget
 from catapult_ext.linops.model.policy import Policy
 from catapult_ext.linops.model.snapshot import Hook, Inputs, Snapshot
@@ -96,6 +97,11 @@ def freeze(
     known = engine is None or engine in ENGINES
     v.require(known, where, f"engine must be None or one of {ENGINES}", repr(engine))
     snapshot = take_snapshot(model, x, where, options)
+    return in_any_layout(snapshot, lambda: _frozen(snapshot, options))
+
+
+def _frozen(snapshot: Snapshot, options: Options) -> Linearization:
+    engine = options.get("engine")
     planner = _planner(snapshot, options)
     plan: Plan | None = None
     if planned(options):

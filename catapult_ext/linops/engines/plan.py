@@ -17,7 +17,7 @@ import torch
 
 from catapult_ext import _validate as v
 from catapult_ext.linops.engines.base import Linearization
-from catapult_ext.linops.model.memory_meter import Meter, OverBudget, Usage
+from catapult_ext.linops.model.memory_meter import LIMITS, Meter, OverBudget, Usage
 from catapult_ext.linops.model.snapshot import Snapshot
 
 SHARE = 0.5  # of the free memory, where no budget is given
@@ -220,11 +220,11 @@ class Planner:
         try:
             try:
                 self.linearization, one = self._run(first)
-            except ValueError:  # a model that needs several samples
-                if first > 1 or self.n < 4:
-                    raise
-                small, first, self._coupled = (2, 4), 2, True
-                self.linearization, one = self._run(first)
+            except LIMITS:
+                raise
+            except Exception:  # a model that needs several samples, or all (the edges of a graph)
+                small, self._coupled = (2, 4), True
+                first, (self.linearization, one) = self._several(first)
             if len(self.snapshot.proofs) > proofs:  # a proof ran, which comes once and not again
                 self.linearization, one = self._run(first)
         except OverBudget:
@@ -232,11 +232,14 @@ class Planner:
         self._points.append((first, one))
         # what a few samples take may be hidden behind what the parameters do: then more are tried
         for n in (small[1], 16, 32):
-            if n > self.n or (n == 16 and self.n < _MANY):
+            if not first < n <= self.n or (n == 16 and self.n < _MANY):
                 break
             try:
                 linearization, costs = self._run(n)
-            except OverBudget:
+            except LIMITS:
+                break
+            except Exception:
+                self._coupled = True
                 break
             self._points.append((n, costs))
             if len(self._points) == 2 and linearization is not None and small[0] == 1:
@@ -247,6 +250,17 @@ class Planner:
             self._points.append((2 * first, twice))
 
     _coupled = False
+
+    def _several(self, failed: int) -> tuple[int, tuple[Linearization | None, Costs]]:
+        """Two samples where one is too few, or all of them, whose error is the user's."""
+        if failed == 1 and self.n >= 4:
+            try:
+                return 2, self._run(2)
+            except LIMITS:
+                raise
+            except Exception:
+                pass
+        return self.n, self._run(self.n)
 
     def _run(self, n: int) -> tuple[Linearization | None, Costs]:
         part = self.snapshot.part(slice(0, n)) if n < self.n else self.snapshot

@@ -80,9 +80,14 @@ class Tiles:
         edge = self._edge_of_parts()
         if edge == 0:
             return None
-        starts = range(0, self.n1, edge)
-        parts = (self._part(self.one, slice(at, min(at + edge, self.n1))) for at in starts)
-        return torch.cat([part.kernel(None, "diagonal") for part in parts])  # type: ignore[misc]
+        blocks = []
+        for at in range(0, self.n1, edge):
+            part = self._part(self.one, slice(at, min(at + edge, self.n1)))
+            block = None if part is None else part.kernel(None, "diagonal")
+            if block is None:
+                return None
+            blocks.append(block)
+        return torch.cat(blocks)
 
     def in_memory(self, progress: Progress | None = None) -> Tensor:
         """The kernel as a tensor."""
@@ -166,14 +171,19 @@ class Tiles:
         yield from by(tiles)
 
     def _by_parts(self, tiles: list[Tile]) -> Iterator[tuple[Tile, Tensor]]:
-        held: tuple[slice, KernelPart] | None = None
+        held: tuple[slice, KernelPart | None] | None = None
         for rows, columns in tiles:
             if held is None or held[0] != rows:
                 held = None
                 held = rows, self._part(self.one, rows)
             itself = self.symmetric and rows == columns
-            other = None if itself else self._part(self.two, columns)
-            block = held[1].kernel(other, self.outputs)
+            part, other = held[1], None
+            if part is not None and not itself:
+                other = self._part(self.two, columns)
+            if part is None or (other is None and not itself):
+                yield (rows, columns), self._product(rows, columns)
+                continue
+            block = part.kernel(other, self.outputs)
             if block is None:
                 v.fail(
                     "NTK.dense",
@@ -182,29 +192,33 @@ class Tiles:
                 )
             yield (rows, columns), block
 
-    def _part(self, linearization: Linearization, samples: slice) -> KernelPart:
+    def _part(self, linearization: Linearization, samples: slice) -> KernelPart | None:
+        """Some samples; None where these cannot be taken apart although the first ones could."""
         part = linearization.part(samples)
-        assert part is not None
+        if part is None or not same(part.outputs, linearization.outputs[samples]):
+            return None
         part.workspace = self.room // 2
-        v.require(
-            same(part.outputs, linearization.outputs[samples]),
-            "NTK.dense",
-            "the model must give the same outputs again, for some of the samples as for all",
-            "others",
-        )
         return part
 
     def _by_products(self, tiles: list[Tile]) -> Iterator[tuple[Tile, Tensor]]:
-        o = self.operator.n_outputs
         for rows, columns in tiles:
-            units = self.operator._unit_columns(columns.start * o, columns.stop * o)
-            block = (self.operator @ units)[rows.start * o :]
-            if self.symmetric:
-                square = block[: block.shape[1]]
-                square.copy_((square + square.T) / 2)
-            if self.outputs == "trace":
-                block = block.view(-1, o, block.shape[1] // o, o).diagonal(dim1=1, dim2=3).sum(-1)
-            yield (rows, columns), block
+            yield (rows, columns), self._product(rows, columns)
+
+    def _product(self, rows: slice, columns: slice) -> Tensor:
+        """One block by products with columns of the identity, as many as the room holds."""
+        o = self.operator.n_outputs
+        step = max(1, self.room // 8 // (self.operator.shape[0] * o * self.item))
+        bands = []
+        for at in range(columns.start, columns.stop, step):
+            units = self.operator._unit_columns(at * o, min(at + step, columns.stop) * o)
+            bands.append((self.operator @ units)[rows.start * o : rows.stop * o])
+        block = bands[0] if len(bands) == 1 else torch.cat(bands, 1)
+        if self.symmetric and rows.start == columns.start:
+            square = block[: block.shape[1]]
+            square.copy_((square + square.T) / 2)
+        if self.outputs == "trace":
+            block = block.view(-1, o, block.shape[1] // o, o).diagonal(dim1=1, dim2=3).sum(-1)
+        return block
 
     def _put(self, out: Tensor, tile: Tile, block: Tensor) -> None:
         """A block and, of a symmetric kernel, its mirror image."""

@@ -20,6 +20,9 @@ class OverBudget(RuntimeError):
     """Live bytes passed the limit of a :class:`Meter`."""
 
 
+LIMITS = (OverBudget, torch.OutOfMemoryError)  # of memory, not of what the model accepts
+
+
 @dataclass(frozen=True)
 class Usage:
     """What one phase used: bytes it added and left, bytes at its peak, flops, bytes moved."""
@@ -63,7 +66,7 @@ class Meter(TorchDispatchMode):
         self.live = self.peak = 0
         self.flops = self.traffic = 0.0
         self._limit, self._work = limit, work
-        self._known = {t.untyped_storage()._cdata for t in known}
+        self._known = {t.untyped_storage()._cdata for t in known if t.layout == torch.strided}
         self._seen: dict[int, Any] = {}
         self._marked = (0, 0.0, 0.0)
 

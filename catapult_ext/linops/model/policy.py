@@ -147,6 +147,21 @@ def weight_norm(v: Tensor, g: Tensor, dim: int = 0) -> Tensor:
     return v * (g / torch.linalg.vector_norm(v, dim=rest, keepdim=True))
 
 
+def _with_dense_gradient(function: Any, position: int) -> Any:
+    """An embedding whose argument ``sparse``, at ``position``, is off.
+
+    Sparse gradients have no second derivative, and the values are the same.
+    """
+
+    def dense(*args: Any, **kwargs: Any) -> Any:
+        before, after = args[:position], args[position + 1 :]
+        if "sparse" in kwargs:
+            kwargs["sparse"] = False
+        return function(*before, *([False] if len(args) > position else []), *after, **kwargs)
+
+    return dense
+
+
 def _without_recomputation() -> list[tuple[Any, str, Any]]:
     """Parts of torch that would make products wrong, and what stands for them.
 
@@ -170,6 +185,8 @@ def _without_recomputation() -> list[tuple[Any, str, Any]]:
         (home, "_checkpoint_without_reentrant_generator", plain),
         (home, "CheckpointFunction", Direct),
         (torch, "_weight_norm", weight_norm),
+        (torch, "embedding", _with_dense_gradient(torch.embedding, 4)),
+        (torch, "embedding_bag", _with_dense_gradient(torch.embedding_bag, 5)),
         (sys.modules["torch.nn.utils.weight_norm"], "_weight_norm", weight_norm),
         (parametrize, "_cache_enabled", 0),
         (parametrize, "_cache", {}),

@@ -27,13 +27,12 @@ from catapult_ext.linops.model.inputs import (
     fresh_inputs,
     wide,
 )
-from catapult_ext.linops.model.memory_meter import Meter, OverBudget
+from catapult_ext.linops.model.memory_meter import LIMITS, Meter
 from catapult_ext.linops.model.observed import Observed
 from catapult_ext.linops.model.pass_tree import Template, Tree
 from catapult_ext.linops.model.policy import Policy, check_modules, check_repeats, frozen_context
 from catapult_ext.linops.model.proof import Proof
 
-LIMITS = (OverBudget, torch.OutOfMemoryError)  # of memory, not of what the model accepts
 Hook = Callable[[nn.Module, Any], Tensor]
 
 
@@ -121,6 +120,7 @@ class Snapshot:
         # by (route, ``coarse``): why products by that route are wrong, "" where they are right
         self.proofs: dict[tuple[str, bool], str] = {}
         self.observed = Observed(self.dtype)  # of the last forward pass with graph
+        self.channels_last = False  # images and filters run so
         self.vector_outputs = False  # set by the forward pass: outputs (N,) shown as (N, 1)
         if self.device.type == "cpu" and any(len(s) == 4 for s in self.shapes):
             prefer_channels_last(self)
@@ -232,7 +232,7 @@ class Snapshot:
             return self.call(params)
         try:
             out = self.call(params)
-        except (TypeError, ValueError, RuntimeError, IndexError) as error:
+        except Exception as error:
             if str(error).startswith("catapult_ext.") or isinstance(error, LIMITS):
                 raise
             given = self.x if isinstance(self.x, (tuple, list)) else (self.x,)
@@ -379,7 +379,9 @@ class Snapshot:
     def join(self, grads: list[Tensor | None] | tuple[Tensor | None, ...]) -> Tensor:
         """Per-parameter tensors as one flat (P,) vector; None (an unused parameter) is zero."""
         blocks = [
-            p.new_zeros(p.numel()) if g is None else g.reshape(-1)
+            p.new_zeros(p.numel())
+            if g is None
+            else (g.to_dense() if g.is_sparse else g).reshape(-1)
             for g, p in zip(grads, self.params.values(), strict=True)
         ]
         return torch.cat([b.detach() for b in blocks])

@@ -7,7 +7,7 @@ derivatives (n, O, ...) of every output by z, follow the rows of the Jacobian by
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from typing import Any
 
@@ -44,6 +44,10 @@ class Use(ABC):
     def saved(self) -> list[Tensor]:
         """Tensors that must not have changed since."""
         return []
+
+    def absolute(self) -> Use:
+        """This use with absolute values of its data, for bounds on rounding."""
+        return self
 
 
 class Positions(Use):
@@ -88,6 +92,10 @@ class Outer(Positions):
     def saved(self) -> list[Tensor]:
         """See :class:`Use`."""
         return [self.x]
+
+    def absolute(self) -> Use:
+        """See :class:`Use`."""
+        return replace(self, x=self.x.abs())
 
     @property
     def positions(self) -> int:
@@ -185,6 +193,10 @@ class Convolution(Use):
         """See :class:`Use`."""
         return [self.x]
 
+    def absolute(self) -> Use:
+        """See :class:`Use`."""
+        return replace(self, x=self.x.abs())
+
 
 @dataclass(eq=False)
 class Broadcast(Use):
@@ -211,6 +223,10 @@ class Broadcast(Use):
         """See :class:`Use`."""
         return [] if self.other is None else [self.other]
 
+    def absolute(self) -> Use:
+        """See :class:`Use`."""
+        return self if self.other is None else replace(self, other=self.other.abs())
+
 
 class ParameterCall:
     """One call that mixes parameters with data of N samples."""
@@ -232,7 +248,7 @@ class ParameterCall:
 
     def outer(self, w: Tensor, x: Tensor, transposed: bool = False) -> Use:
         """Of z = x W' or x W."""
-        x = x.detach().reshape(self.n, -1, x.shape[-1])
+        x = x.detach().reshape(self.n, prod(x.shape[:-1]) // self.n, x.shape[-1])
         return Outer(w, self.edge, self.split(self.out), x, transposed)
 
     def broadcast(self, w: Tensor, shape: Any = None, other: Tensor | None = None) -> Use | None:
@@ -314,7 +330,8 @@ def _conv(call: ParameterCall, like: set[int]) -> Found:
 def _embedding(call: ParameterCall, like: set[int]) -> Found:
     names = "input weight padding_idx max_norm norm_type scale_grad_by_freq sparse"
     a = call.bind(names, padding_idx=None, max_norm=None, scale_grad_by_freq=False)
-    if a["max_norm"] is not None or a["scale_grad_by_freq"]:
+    known = isinstance(a["weight"], Tensor) and id(a["weight"]) in like  # torch's own order differs
+    if not known or a["max_norm"] is not None or a["scale_grad_by_freq"]:
         return [None]
     index, skip = a["input"].detach(), a["padding_idx"]
     if skip is not None:
