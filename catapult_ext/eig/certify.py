@@ -1,6 +1,7 @@
 """Error bounds of Ritz values, and what backs the claim that they are the wanted ones.
 
-Bounds: ``min(|R|_2, r_i^2 / gap_i) + c_n eps |A|``.  Claims: an eigenvalue hidden beyond
+Bounds: ``min(|R|_2, r_i^2 / gap_i) + c_n eps |A|``, the last
+term raised to the noise of the products where that is larger.  Claims: an eigenvalue hidden beyond
 ``theta_i + e`` is excluded either by counting (inertia of A - shift) or, with stated probability,
 by the start vectors: an eigenvector x that the basis V misses obeys
 ``V x = (lambda - T)^-1 E C (Q x)``, so its overlap with the random start block is at most
@@ -23,6 +24,15 @@ from catapult_ext.eig.krylov import Cycle
 def rounding(n: int, eps: float) -> float:
     """c_n eps, the share of |A| that rounding may put into an eigenvalue."""
     return (10 + n**0.25) * eps
+
+
+def inexact(n: int, eps: float, size: float, noise: float) -> float:
+    """What inexact products may put into an eigenvalue: c_n eps |A|, or the noise that was met.
+
+    ``noise`` is the largest |<u, A v> - <A u, v>| of at least a few pairs; an eigenvalue is off
+    by such a number as well, of another pair, for which four times the largest is allowed.
+    """
+    return max(rounding(n, eps) * size, 4 * noise)
 
 
 def wanted(theta: Tensor, which: str, k: int) -> list[tuple[int, int]]:

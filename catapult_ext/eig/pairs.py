@@ -17,7 +17,7 @@ class EigshResult:
         residuals: (k,) |A x - lambda x|, from products already made (solved as its dual: a bound).
         errors: (k,) bounds of |lambda_i - eigenvalues_i|; what they rest on is ``index_check``.
         matvecs: products with A (or its dual), in columns.
-        converged: all errors within max(tol |lambda|, 2 c_n eps |A|).
+        converged: all errors within max(tol |lambda|, 2 c_n eps |A|, 2 noise).
         index_check: ``"inertia"`` (eigenvalues counted by LDL', exact) or ``"random(p)"`` (the
             start vectors exclude hidden eigenvalues with probability p over the seed; an estimate
             for k > 1); ``"residual"`` (no check: an eigenvalue lies within ``residuals`` of each

@@ -16,7 +16,7 @@ import math
 import torch
 from torch import Tensor
 
-from catapult_ext.eig.certify import rounding
+from catapult_ext.eig.certify import inexact
 from catapult_ext.eig.krylov import Krylov
 from catapult_ext.eig.operand import Operand
 from catapult_ext.eig.pairs import Pairs
@@ -63,7 +63,8 @@ def _judged(
     ceiling = max(below, theta[j].item() if space.m > j else -math.inf)
     gram = (rest @ rest.T).cpu()
     block_norm = torch.linalg.eigvalsh(gram[:k, :k])[-1].clamp_min(0).sqrt().item()
-    floor = rounding(space.a.n, space.eps) * max(space.norm, abs(theta[0].item()))
+    size = max(space.norm, abs(theta[0].item()))
+    floor = inexact(space.a.n, space.eps, size, space.noise)
     errors, wanted = torch.full((k,), block_norm, dtype=torch.float64, device="cpu"), []
     for i in range(k):
         room = theta[i].item() - ceiling

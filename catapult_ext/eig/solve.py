@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from catapult_ext import _validate as v
-from catapult_ext.eig.certify import Inertia, Overlap, bounds, rounding, wanted
+from catapult_ext.eig.certify import Inertia, Overlap, bounds, inexact, wanted
 from catapult_ext.eig.krylov import Cycle, Krylov, row_norms
 from catapult_ext.eig.operand import Operand
 from catapult_ext.eig.pairs import EigshResult, Pairs
@@ -102,9 +102,9 @@ def _capacity(a: Operand, k: int, width: int) -> int:
 
 
 def _floor(space: Krylov, theta: Tensor) -> float:
-    """c_n eps |A| in scaled units."""
+    """The share of inexact products in errors, in scaled units."""
     size = max(space.norm, theta.abs().max().item())
-    return rounding(space.a.n, space.eps) * size
+    return inexact(space.a.n, space.eps, size, space.noise)
 
 
 def _overlap(
