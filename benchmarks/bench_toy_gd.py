@@ -17,7 +17,11 @@ def _bytes(problem, steps):
 
 @pytest.mark.parametrize("curvature_every", [0, 10])
 def test_toy_gd(measure, quick, curvature_every):
-    replicas, width, inputs, samples, steps = 64, 1024, 16, 32, 10 if quick else 100
+    replicas = 64
+    width = 1024
+    inputs = 16
+    samples = 32
+    steps = 10 if quick else 100
     c = torch.linspace(0.5, 3.5, replicas)
     problem = toy_problem(c, width=width, inputs=inputs, samples=samples, dtype=torch.float32)
 
@@ -56,7 +60,11 @@ def test_toy_gd(measure, quick, curvature_every):
 @pytest.mark.parametrize("activation", ["relu", "tanh"])
 def test_toy_activation(measure, quick, activation, curvature_every):
     """Flops are those of the products; W N evaluations of phi and phi' a step come on top."""
-    replicas, width, inputs, samples, steps = 64, 1024, 16, 32, 5 if quick else 20
+    replicas = 64
+    width = 1024
+    inputs = 16
+    samples = 32
+    steps = 5 if quick else 20
     c = torch.linspace(0.25, 1.75, replicas)
     problem = toy_problem(c, width=width, inputs=inputs, samples=samples, dtype=torch.float32)
 

@@ -13,7 +13,11 @@ from catapult_ext.testing.toy_cases import (
     toy_problem,
 )
 
-REPLICAS, FEW, WIDTH, INPUTS, SAMPLES = 4096, 64, 1024, 16, 32
+REPLICAS = 4096
+FEW = 64
+WIDTH = 1024
+INPUTS = 16
+SAMPLES = 32
 
 
 def _weights():

@@ -24,7 +24,10 @@ from torch import Tensor, nn
 import catapult_ext as cx
 from catapult_ext.models import has_batch_norm, with_batch_stats
 
-EVERY, TURN, RATES, GROWTH = 10, 20, (4.0, 1.9), 1.001
+EVERY = 10
+TURN = 20
+RATES = (4.0, 1.9)
+GROWTH = 1.001
 RESULTS = Path(__file__).resolve().parent / "results" / "track.json"
 
 

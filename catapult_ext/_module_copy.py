@@ -322,9 +322,15 @@ class Copier:
             return value
 
     def _rebuilt(
-        self, value: Any, make: Any, given: Any, state: Any = None, items: Any = None,
-        pairs: Any = None, setter: Any = None,
-    ) -> Any:  # fmt: skip
+        self,
+        value: Any,
+        make: Any,
+        given: Any,
+        state: Any = None,
+        items: Any = None,
+        pairs: Any = None,
+        setter: Any = None,
+    ) -> Any:
         out = make(*map(self, given))
         self.memo[id(value)] = out
         if state is not None:

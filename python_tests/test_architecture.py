@@ -1,7 +1,11 @@
 """The rules of the layout, checked on the sources: who may include or import whom, sizes, names."""
 
 import ast
+import io
 import re
+import tokenize
+import warnings
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -171,14 +175,126 @@ def test_kernels_are_launched_through_the_launcher_only():
             assert "<<<" not in path.read_text(), f"{path}: launch through core/cuda/launch.cuh"
 
 
-@pytest.mark.parametrize(
-    "path",
-    [*CXX_FILES, *PY_FILES, *sorted((ROOT / "python_tests").rglob("*.py"))],
-    ids=lambda p: str(p.relative_to(ROOT)),
-)
-def test_files_stay_readable(path):
-    lines = len(path.read_text().splitlines())
-    assert lines <= 500, f"{path} has {lines} lines: is it one thing?"
+OTHER_PYTHON = [
+    p for f in ("python_tests", "benchmarks", "tools") for p in (ROOT / f).rglob("*.py")
+]
+SIZED = [*CXX_FILES, *PY_FILES, *sorted(OTHER_PYTHON)]
+
+
+def test_files_are_at_most_500_lines_long():
+    """Above 300 lines a file is reported only: a reader has to judge whether it is one thing."""
+    lines = {str(p.relative_to(ROOT)): len(p.read_text().splitlines()) for p in SIZED}
+    long = [f"{path} ({n})" for path, n in sorted(lines.items()) if n > 300]
+    if long:
+        warnings.warn(f"more than 300 lines: {', '.join(long)}", stacklevel=1)
+    too_long = [path for path, n in lines.items() if n > 500]
+    assert not too_long, "split them by what they do, not by tricks"
+
+
+def python_tricks(text):
+    """Ways to write Python in fewer lines than it has statements, with their lines."""
+    tree = ast.parse(text)
+    statements = [node for node in ast.walk(tree) if isinstance(node, ast.stmt)]
+    for node in [tree, *statements]:
+        values = node.value if isinstance(node, ast.Assign) else None
+        if isinstance(values, ast.Tuple) and len(values.elts) > 3:
+            if isinstance(node.targets[0], ast.Tuple):
+                yield node.lineno, "more than three assignments in one"
+        for field in ("body", "orelse", "finalbody"):
+            block = getattr(node, field, None) or []
+            for before, after in pairwise(block):
+                if before.end_lineno == after.lineno:
+                    yield after.lineno, "two statements on a line"
+            dots = len(block) == 1 and ast.unparse(block[0]) == "..."
+            if field == "body" and block and node is not tree and not dots:
+                if block[0].lineno == node.lineno:
+                    yield node.lineno, "a block on the line of its header"
+    for token in tokenize.generate_tokens(io.StringIO(text).readline):
+        if token.type == tokenize.COMMENT and re.match(r"#\s*fmt:\s*(skip|off)", token.string):
+            line = token.start[0]
+            around = [s for s in statements if first_line(s) <= line <= s.end_lineno]
+            if not around or not has_table(max(around, key=first_line)):
+                yield line, "a line that is not formatted, outside of a table"
+
+
+def first_line(statement):
+    decorators = getattr(statement, "decorator_list", [])
+    return min([statement.lineno, *(d.lineno for d in decorators)])
+
+
+def has_table(statement):
+    """A list, tuple, set or dictionary of three lines and three entries, at least."""
+    parts = getattr(statement, "decorator_list", None) or [statement]
+    if hasattr(statement, "body") and parts == [statement]:
+        parts = []
+    for node in (n for part in parts for n in ast.walk(part)):
+        entries = getattr(node, "elts", getattr(node, "keys", []))
+        if isinstance(node, ast.Call) and ast.unparse(node.func) == "dict":
+            entries = node.keywords
+        if len(entries) >= 3 and node.end_lineno - node.lineno >= 2:
+            return True
+    return False
+
+
+def cxx_tricks(text):
+    """The same for C++, line by line."""
+    value = r"(?:[^,(){};]|\([^()]*\))+"
+    place = r"[\w.\[\]*>-]+"
+    change = rf"(?:{place} ?(?:[-+*/%|&^]|<<|>>)?= {value}|(?:\+\+|--){place}|{place}(?:\+\+|--))"
+    for number, line in enumerate(text.splitlines(), 1):
+        code = re.sub(r'"(\\.|[^"\\])*"', '""', line).split("//")[0].strip()
+        if re.match(rf"(?:.*\) |else )?{change}, {change}", code) and not code.startswith("for "):
+            yield number, "a comma operator"
+        if re.search(rf"\b(?:if|while) \(.*\({place} = ", code) or re.search(
+            rf"\b(?:if|while) \({place} = ", code
+        ):
+            yield number, "an assignment in a condition"
+        ends, open_brackets, closed = [], [], 0
+        for before, character in zip(" " + code, code, strict=False):
+            if character in "([{":
+                open_brackets.append(character)
+            elif character in ")]}":
+                closed += not open_brackets
+                open_brackets = open_brackets[:-1]
+            elif character == ";" and before != "}" and "(" not in open_brackets[-1:]:
+                ends.append((len(open_brackets), closed))
+        if len(ends) != len(set(ends)):
+            yield number, "two statements on a line"
+
+
+@pytest.mark.parametrize("path", SIZED, ids=lambda p: str(p.relative_to(ROOT)))
+def test_no_file_is_shortened_by_tricks(path):
+    tricks = python_tricks if path.suffix == ".py" else cxx_tricks
+    found = [f"line {number}: {what}" for number, what in tricks(path.read_text())]
+    assert not found, f"{path}: {found}"
+
+
+def test_tricks_are_seen():
+    table = "a = [\n    1,\n    2, 3,\n]  # fmt: skip\n"
+    for plain in ("a, b = b, a\n", "class A: ...\n", table, "if a:\n    b = 1\n"):
+        assert not list(python_tricks(plain)), plain
+    squeezed = "call(\n    1, 2,\n    3)  # fmt: skip\n"
+    for trick in ("a = 1; b = 2\n", "a, b, c, d = 1, 2, 3, 4\n", "if a: b = 1\n", squeezed):
+        assert len(list(python_tricks(trick))) == 1, trick
+    for plain in (
+        "int a = 0, b = 1;",
+        "for (int i = 0, j = 1; i < n; ++i, ++j) {",
+        "each([&](int i) { w[i] = f(i, 1); });",
+        "x = f(a, b), g;",
+        "if (const auto x = f(); x) return;",
+        "const int a = p[0] * 2, b = 3;",
+        "struct { T x, y; };",
+    ):
+        assert not list(cxx_tricks(plain)), plain
+    for trick in (
+        "m_ = 0, exact_ = false;",
+        "if (++o == outputs) o = 0, ++m;",
+        "a = 0; b = 1;",
+        "each([&](int i) { a = i; b = i; });",
+        "if (!(finite_ = isfinite(x))) return;",
+        "++i, ++j;",
+    ):
+        assert len(list(cxx_tricks(trick))) == 1, trick
 
 
 def test_version_stands_in_one_place():

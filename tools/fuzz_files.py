@@ -182,7 +182,10 @@ def plain(target: str, seconds: float, hang: int, kept: Path) -> None:
         raise TimeoutError(f"{target}: one file takes more than {hang} s")
 
     signal.signal(signal.SIGALRM, hangs)
-    rng, start, runs, known = random.Random(0), time.monotonic(), 0, seeds(target)
+    rng = random.Random(0)
+    start = time.monotonic()
+    runs = 0
+    known = seeds(target)
     while runs == 0 or time.monotonic() - start < seconds:
         data = bytearray(rng.choice(known))
         for _ in range(rng.randint(0, 6)):

@@ -215,8 +215,10 @@ def print_table(record: dict[str, Any]) -> None:
     if "peaks" not in stage:
         return
     print("\nmachine: " + ", ".join(f"{k} {v:.0f}" for k, v in stage["peaks"].items()))
-    print(f"{'case':16s} {'ms':>10s} {'us/step':>9s} {'GF/s':>9s} {'GEMM':>6s} {'GB/s':>8s} "
-          f"{'copy':>6s} {'torch':>8s}  goal")  # fmt: skip
+    print(
+        f"{'case':16s} {'ms':>10s} {'us/step':>9s} {'GF/s':>9s} {'GEMM':>6s} {'GB/s':>8s} "
+        f"{'copy':>6s} {'torch':>8s}  goal"
+    )
     for name, row in stage["rows"].items():
         if "error" in row:
             print(f"{name:16s} {row['error'][:100]}")

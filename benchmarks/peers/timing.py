@@ -84,7 +84,10 @@ def _judge(c: Contender, row: Row) -> dict[str, Any]:
     """The loosest setting that is right on every case; how wrong the last one was otherwise."""
     out: dict[str, Any] = {}
     for setting in c.calls:
-        errors, products, peak, seconds = [], [], 0.0, []
+        errors = []
+        products = []
+        peak = 0.0
+        seconds = []
         for case in range(row.cases):
             took, result, used = _ask(c, setting, case, memory=True)
             errors.append(row.error(case, result))

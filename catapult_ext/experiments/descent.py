@@ -150,7 +150,10 @@ def start(model: nn.Module, data: Dataset, loss: Any, recipe: Recipe) -> Start:
     vectors = None
     if recipe.top:
         found = top_space(held, resolved, x, y, recipe.top, recipe.tol / 10)
-        value, error, vector, vectors = found.lambda0, found.error, found.vector, found.vectors
+        value = found.lambda0
+        error = found.error
+        vector = found.vector
+        vectors = found.vectors
     else:
         value, error, vector = top_curvature(held, resolved, x, y, None, recipe.tol / 10)
     require(value > 0, where, "lambda_0 must be > 0 (a constant model?)", value)

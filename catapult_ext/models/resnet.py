@@ -19,7 +19,10 @@ class _Factory:
     """Makes the layers of one network in its parameterisation and normalisation."""
 
     def __init__(self, ntk: bool, sigma_w: float, norm: str, act: str) -> None:
-        self.ntk, self.sigma_w, self.normed, self.act = ntk, sigma_w, norm == "batch", act
+        self.ntk = ntk
+        self.sigma_w = sigma_w
+        self.normed = norm == "batch"
+        self.act = act
 
     def conv(self, c_in: int, c_out: int, kernel: int, stride: int = 1) -> nn.Module:
         pad = kernel // 2

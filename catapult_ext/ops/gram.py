@@ -108,9 +108,11 @@ def _check_side(
     """Check one batch's factors: its own sample count, widths and outputs as in ``like_*``."""
     for name, values in ((a_name, a), (g_name, g)):
         _validate.require(
-            len(values) == len(like_a), _WHERE, f"{name} must list {len(like_a)} layers",
+            len(values) == len(like_a),
+            _WHERE,
+            f"{name} must list {len(like_a)} layers",
             len(values),
-        )  # fmt: skip
+        )
     tensors = {}
     samples: int | str = f"{a_name} samples"
     outputs: int | str = "O"

@@ -122,9 +122,18 @@ def _impl(
     work = basis.new_empty(size, dtype=torch.float64)
     w = w.contiguous()
     _native.call(
-        "lanczos_step", basis.device, basis, alpha, beta, w, coefficients, work, step, rows,
+        "lanczos_step",
+        basis.device,
+        basis,
+        alpha,
+        beta,
+        w,
+        coefficients,
+        work,
+        step,
+        rows,
         breakdown,
-    )  # fmt: skip
+    )
 
 
 register(

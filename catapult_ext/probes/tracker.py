@@ -136,8 +136,14 @@ class CurvatureTracker:
         v.require(kernel_samples == 0 or data is not None, _WHERE, "drift needs data", "data=None")
         if data is not None and (not isinstance(data, (tuple, list)) or len(data) != 2):
             v.fail(_WHERE, "data must be a pair (x, y)", type(data).__name__, TypeError)
-        self.model, self.loss, self.data, self.quantity = model, resolve(loss), data, quantity
-        self.every, self.planned, self.samples, self.tol = every, steps, samples, tol
+        self.model = model
+        self.loss = resolve(loss)
+        self.data = data
+        self.quantity = quantity
+        self.every = every
+        self.planned = steps
+        self.samples = samples
+        self.tol = tol
         self.optimizer, self.grow_at, self.max_k = optimizer, grow_at, max_k
         self.kernel_samples, self.batch_stats = kernel_samples, batch_stats
         self.out, self.fresh, self.seed = out, fresh, seed

@@ -37,9 +37,15 @@ def _built(name: str) -> Case:
     torch.manual_seed(0)
     if name in ON_OPT:
         config: Any = transformers.OPTConfig(
-            vocab_size=30, hidden_size=8, num_hidden_layers=2, num_attention_heads=2, ffn_dim=12,
-            max_position_embeddings=16, word_embed_proj_dim=8, attn_implementation="eager",
-        )  # fmt: skip
+            vocab_size=30,
+            hidden_size=8,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            ffn_dim=12,
+            max_position_embeddings=16,
+            word_embed_proj_dim=8,
+            attn_implementation="eager",
+        )
         base: Any = transformers.OPTForCausalLM(config)
     else:
         config = transformers.GPT2Config(

@@ -66,7 +66,8 @@ class Clock:
 
 
 def main():
-    mode, rank, size, store, out = sys.argv[1], *map(int, sys.argv[2:4]), *sys.argv[4:]
+    mode, store, out = sys.argv[1], *sys.argv[4:]
+    rank, size = map(int, sys.argv[2:4])
     torch.set_num_threads(1)
     ending = Path(f"{store}-ending")
     ranks.time = Clock(ending)

@@ -190,7 +190,10 @@ def lose_a_rank(rank, cuts):
 
 
 def main():
-    mode, rank, size, store = sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), sys.argv[4]
+    mode = sys.argv[1]
+    rank = int(sys.argv[2])
+    size = int(sys.argv[3])
+    store = sys.argv[4]
     torch.set_num_threads(1)
     dist.init_process_group(
         "gloo",

@@ -114,7 +114,10 @@ def test_layout_and_logits():
     j = zoo.jacobian(model, x).reshape(4, 3, -1)
     kernel = cx.NTK(model, x)
     flat, blocks = kernel.dense(), kernel.dense(layout="blocks")
-    n, m, o, q = 1, 3, 2, 0
+    n = 1
+    m = 3
+    o = 2
+    q = 0
     entry = j[n, o] @ j[m, q]
     close(flat[n * 3 + o, m * 3 + q], entry)
     close(blocks[n, m, o, q], entry)

@@ -22,8 +22,11 @@ def assert_same_run(got, want, tolerance):
     """Records and final weights."""
     for mine, exact in zip((*got[0], *got[1:]), (*want[0], *want[1:]), strict=True):
         assert mine.shape == exact.shape
-        assert_close(mine.flatten(1) if mine.dim() > 1 else mine, exact.flatten(1)
-                     if exact.dim() > 1 else exact, tolerance)  # fmt: skip
+        assert_close(
+            mine.flatten(1) if mine.dim() > 1 else mine,
+            exact.flatten(1) if exact.dim() > 1 else exact,
+            tolerance,
+        )
 
 
 @pytest.mark.parametrize("activation", NAMES)
@@ -195,8 +198,9 @@ def test_weights_beyond_one_block(backend, width, replicas):
 def test_replicas_in_several_launches(backend):
     """On a GPU as many replicas at a time as have scratch."""
     one = toy_problem([1.0], width=1, inputs=1, samples=1000)
-    problem = [t.repeat(140, *[1] * (t.dim() - 1)) if i in (0, 1, 4) else t
-               for i, t in enumerate(one)]  # fmt: skip
+    problem = [
+        t.repeat(140, *[1] * (t.dim() - 1)) if i in (0, 1, 4) else t for i, t in enumerate(one)
+    ]
     problem[4] *= torch.linspace(0.2, 1, 140, dtype=torch.float64)
     got = run(backend, problem, 1, activation="tanh")
     want = oracle(problem, 1, activation="tanh")

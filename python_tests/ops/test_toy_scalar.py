@@ -46,8 +46,9 @@ def assert_agrees(got, h, k, steps, **kwargs):
                 assert max_error(have, right) <= 1e-10 * float(right.abs().max()), name
         return
     naive = reference.toy_scalar(h, k, steps, **kwargs)
-    for name, plain, right in zip(FLOATS, (*naive[:3], *naive[5:]), (*exact[:3], *exact[5:]),
-                                  strict=True):  # fmt: skip
+    for name, plain, right in zip(
+        FLOATS, (*naive[:3], *naive[5:]), (*exact[:3], *exact[5:]), strict=True
+    ):
         bound = 2 * rms(plain, right) + 8 * torch.finfo(h.dtype).eps
         assert rms(getattr(got, name), right) <= bound, name
 
@@ -80,9 +81,11 @@ def test_label_and_momentum(backend, dtype, generator):
 
 def test_divergence_is_exact_finite_and_leaves_others_alone(backend, generator):
     h, k = problem(400, torch.float64, generator)
-    bad_h, bad_k = amplitudes(4.05 + 8 * torch.rand(400, generator=generator).double(),
-                              10 ** (-20 * torch.rand(400, generator=generator).double()),
-                              torch.float64)  # fmt: skip
+    bad_h, bad_k = amplitudes(
+        4.05 + 8 * torch.rand(400, generator=generator).double(),
+        10 ** (-20 * torch.rand(400, generator=generator).double()),
+        torch.float64,
+    )
     order = torch.randperm(800, generator=generator)
     mixed_h, mixed_k = torch.cat([h, bad_h])[order], torch.cat([k, bad_k])[order]
     for every in (0, 7):

@@ -9,7 +9,10 @@ from catapult_ext.probes import PHASES, classify, divergence_cut
 
 def scalar_model(c, steps=400, u0=1e-6):
     """The universal map of the one-sample toy model: u = eta^2 f^2 / n, v = eta lambda."""
-    u, v, loss, curvature = u0, c, [u0], [c]
+    u = u0
+    v = c
+    loss = [u0]
+    curvature = [c]
     for _ in range(steps):
         u, v = (1 - v + u) ** 2 * u, v - u * (4 - v)
         if not math.isfinite(u) or u > 1e6:

@@ -234,7 +234,8 @@ def test_a_loss_may_be_any_function():
     def half_mse(f, y):
         return (f - y).square().sum() / (2 * len(f))
 
-    named, own = (cx.learning_rate_window(NETS["relu1"](), loss, (X, Y))
-                  for loss in ("half_mse", half_mse))  # fmt: skip
+    named, own = (
+        cx.learning_rate_window(NETS["relu1"](), loss, (X, Y)) for loss in ("half_mse", half_mse)
+    )
     assert own.eta_crit == pytest.approx(named.eta_crit, rel=1e-3)
     assert own.eta_c == pytest.approx(named.eta_c, rel=1e-3)

@@ -26,12 +26,10 @@ def descend(f, y, theta, eta, steps, normaliser):
 
 def neural_case():
     width, inputs = 12, 3
-    U, v, x, y = (
-        randn(width, inputs),
-        randn(width, seed=1).sign(),
-        randn(5, inputs, seed=2),
-        randn(5),
-    )
+    U = randn(width, inputs)
+    v = randn(width, seed=1).sign()
+    x = randn(5, inputs, seed=2)
+    y = randn(5)
     gate = (x @ U.mT >= 0).double()
 
     def f(theta):
@@ -176,8 +174,11 @@ def test_progressive_sharpening_to_the_edge():
 def test_public_names_and_errors():
     assert toy.neural_quadratic is neural_quadratic
     model = regression_case()[0]
-    for change, message in (({"eta": 0.0}, "eta must be positive"), ({"k": 9}, "k must be in"),
-                            ({"steps": -1}, "steps must be >= 0")):  # fmt: skip
+    for change, message in (
+        ({"eta": 0.0}, "eta must be positive"),
+        ({"k": 9}, "k must be in"),
+        ({"steps": -1}, "steps must be >= 0"),
+    ):
         with pytest.raises(ValueError, match=message):
             model.run(**({"eta": 0.1, "steps": 2} | change))
     with pytest.raises(ValueError, match="Q must be symmetric"):

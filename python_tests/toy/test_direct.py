@@ -76,8 +76,17 @@ def test_every_activation_follows_autograd(data, name):
     """Forty steps, the curvature included; linear and ReLU go through a catapult."""
     x, y = data
     start = weights(40, 3)
-    got = cx.toy.simulate(c=[2.4], x=x, y=y, steps=40, init=start, activation=name, l2=1e-9,
-                          form="direct", curvature_every=1)  # fmt: skip
+    got = cx.toy.simulate(
+        c=[2.4],
+        x=x,
+        y=y,
+        steps=40,
+        init=start,
+        activation=name,
+        l2=1e-9,
+        form="direct",
+        curvature_every=1,
+    )
     want = autograd_descent(PHI[name], x, y, start, [float(got.eta)] * 40, l2=1e-9)
     assert got.diverged_at.item() == -1
     for mine, exact in zip((got.loss, got.weight_norm, got.curvature), want, strict=True):
@@ -95,13 +104,23 @@ def test_every_rule_follows_autograd(data, form, rule):
     x, y = data
     start, steps = weights(60, 3), 200
     rates = cx.toy.drop([0.8, 2.3], steps, at=150, factor=0.5)
-    got = cx.toy.simulate(c=rates, x=x, y=y, steps=steps, init=start, form=form, seed=4,
-                          curvature_every=10, **RULES[rule])  # fmt: skip
+    got = cx.toy.simulate(
+        c=rates,
+        x=x,
+        y=y,
+        steps=steps,
+        init=start,
+        form=form,
+        seed=4,
+        curvature_every=10,
+        **RULES[rule],
+    )
     assert got.form == form
     assert got.diverged_at.tolist() == [-1, -1]
     for i in range(2):
-        want = autograd_descent(PHI["linear"], x, y, start, got.eta[i].tolist(), seed=4,
-                                **RULES[rule])  # fmt: skip
+        want = autograd_descent(
+            PHI["linear"], x, y, start, got.eta[i].tolist(), seed=4, **RULES[rule]
+        )
         assert relative(got.loss[i], want[0]) <= 1e-10
         assert relative(got.weight_norm[i], want[1]) <= 1e-10
         assert relative(got.curvature[i], want[2][::10]) <= 1e-10
@@ -110,10 +129,22 @@ def test_every_rule_follows_autograd(data, form, rule):
 def test_agrees_with_the_fused_kernels(data):
     """A test set sends plain gradient descent through the batched engine too: the same records."""
     x, y = data
-    for form, phi in (("direct", "linear"), ("reduced", "linear"), ("direct", "leaky(0.5)"),
-                      ("direct", "softplus")):  # fmt: skip
-        kwargs = {"width": 80, "x": x, "y": y, "steps": 60, "c": [0.7, 2.6, 9.0], "form": form,
-                  "curvature_every": 5, "activation": phi}  # fmt: skip
+    for form, phi in (
+        ("direct", "linear"),
+        ("reduced", "linear"),
+        ("direct", "leaky(0.5)"),
+        ("direct", "softplus"),
+    ):
+        kwargs = {
+            "width": 80,
+            "x": x,
+            "y": y,
+            "steps": 60,
+            "c": [0.7, 2.6, 9.0],
+            "form": form,
+            "curvature_every": 5,
+            "activation": phi,
+        }
         fused = cx.toy.simulate(**kwargs)
         batched = cx.toy.simulate(test=(x, y), **kwargs)
         assert batched.diverged_at.tolist() == fused.diverged_at.tolist()
@@ -122,8 +153,10 @@ def test_agrees_with_the_fused_kernels(data):
         for name in ("loss", "weight_norm", "curvature"):
             mine, other = getattr(batched, name), getattr(fused, name)
             assert max(relative(a, b) for a, b in zip(mine, other, strict=True)) <= 1e-9
-        assert torch.equal(batched.test_loss[:2], batched.loss[:2]) or relative(
-            batched.test_loss[:2], batched.loss[:2]) <= 1e-12  # fmt: skip
+        assert (
+            torch.equal(batched.test_loss[:2], batched.loss[:2])
+            or relative(batched.test_loss[:2], batched.loss[:2]) <= 1e-12
+        )
         assert fused.test_loss.shape == (3, 0)
 
 
@@ -133,8 +166,9 @@ def test_any_width_with_momentum(data):
     for c, grows in ((3.1, True), (2.9, False)):
         peaks = []
         for width in (10**6, 10**9):
-            run = cx.toy.simulate(c=[c] * 5, width=width, x=x, y=y * 0, steps=1500, momentum=0.5,
-                                  seed=range(5))  # fmt: skip
+            run = cx.toy.simulate(
+                c=[c] * 5, width=width, x=x, y=y * 0, steps=1500, momentum=0.5, seed=range(5)
+            )
             assert run.form == "reduced"
             assert run.phases == ["catapult" if grows else "lazy"] * 5
             peaks.append(float(run.loss.amax(1).median()))
@@ -176,8 +210,15 @@ def test_seeds_are_a_replica_axis(data):
 def test_divergence_is_exact_and_harms_nobody(data, activation):
     x, y = data
     c = [9.0 + i if i % 2 else 0.5 + 0.1 * i for i in range(14)]
-    kwargs = {"width": 30, "x": x, "y": y, "steps": 40, "activation": activation, "momentum": 0.1,
-              "curvature_every": 1}  # fmt: skip
+    kwargs = {
+        "width": 30,
+        "x": x,
+        "y": y,
+        "steps": 40,
+        "activation": activation,
+        "momentum": 0.1,
+        "curvature_every": 1,
+    }
     many = cx.toy.simulate(c=c, **kwargs)
     for part in (many.loss, many.weight_norm, many.curvature):
         assert part.isfinite().all()
@@ -203,10 +244,14 @@ def test_diverged_replicas_leave_the_batch(data, monkeypatch):
     direct = importlib.import_module("catapult_ext.toy.direct")
     sizes = []
     original = direct._Descent.move
-    monkeypatch.setattr(direct._Descent, "move", lambda run, *a: sizes.append(len(run.state[0]))
-                        or original(run, *a))  # fmt: skip
-    run = cx.toy.simulate(c=[1.0] + [30.0] * 7, width=30, x=x, y=y, steps=50, activation="erf",
-                          l2=1e-12)  # fmt: skip
+    monkeypatch.setattr(
+        direct._Descent,
+        "move",
+        lambda run, *a: sizes.append(len(run.state[0])) or original(run, *a),
+    )
+    run = cx.toy.simulate(
+        c=[1.0] + [30.0] * 7, width=30, x=x, y=y, steps=50, activation="erf", l2=1e-12
+    )
     assert (run.diverged_at[1:] > 0).all()
     last = int(run.diverged_at.max())
     assert last < 30
@@ -219,8 +264,7 @@ def test_chunks_do_not_matter(data, monkeypatch):
               "activation": "gelu", "momentum": [0.1, 0.2, 0.3], "l2": [0.0, 0.1, 0.2],
               "seed": [1, 2, 3], "batch_size": 3, "test": (x[:4], y[:4])}  # fmt: skip
     whole = cx.toy.simulate(**kwargs)
-    monkeypatch.setattr(importlib.import_module("catapult_ext.toy.engine"),
-                        "TORCH_CHUNK_BYTES", 1)  # fmt: skip
+    monkeypatch.setattr(importlib.import_module("catapult_ext.toy.engine"), "TORCH_CHUNK_BYTES", 1)
     parts = cx.toy.simulate(**kwargs)
     for name in ("loss", "weight_norm", "curvature", "test_loss"):
         assert relative(getattr(parts, name), getattr(whole, name)) <= 1e-12
@@ -229,8 +273,16 @@ def test_chunks_do_not_matter(data, monkeypatch):
 def test_test_loss(data):
     x, y = data
     start = weights(25, 3)
-    run = cx.toy.simulate(0.05, x=x[:6], y=y[:6], steps=9, init=start, record_every=3,
-                          activation="silu", test=(x[6:], y[6:]))  # fmt: skip
+    run = cx.toy.simulate(
+        0.05,
+        x=x[:6],
+        y=y[:6],
+        steps=9,
+        init=start,
+        record_every=3,
+        activation="silu",
+        test=(x[6:], y[6:]),
+    )
     f = PHI["silu"](x[6:] @ start[0].t()) @ start[1] / 5
     assert run.test_loss.shape == (1, 4)
     assert float(run.test_loss[0, 0]) == pytest.approx(float((f - y[6:]).square().mean() / 2))
@@ -242,10 +294,11 @@ def test_schedules():
     assert cx.toy.warm_up([2.0, 4.0], 2, 0).tolist() == [[2.0, 2.0], [4.0, 4.0]]
     assert cx.toy.drop([1.0, 3.0], 4, 2, 0.5).tolist() == [[1, 1, 0.5, 0.5], [3, 3, 1.5, 1.5]]
     assert cx.toy.staircase(1.0, 5, 2, 2.0).tolist() == [[1, 1, 2, 2, 4]]
-    for call, message in ((lambda: cx.toy.warm_up(1.0, 3, -1), "over must be >= 0"),
-                          (lambda: cx.toy.drop(1.0, 3, 1, 0.0), "factor must be positive"),
-                          (lambda: cx.toy.staircase(1.0, 3, 0, 2.0), "every must be >= 1"),
-                          ):  # fmt: skip
+    for call, message in (
+        (lambda: cx.toy.warm_up(1.0, 3, -1), "over must be >= 0"),
+        (lambda: cx.toy.drop(1.0, 3, 1, 0.0), "factor must be positive"),
+        (lambda: cx.toy.staircase(1.0, 3, 0, 2.0), "every must be >= 1"),
+    ):
         with pytest.raises(ValueError, match=message):
             call()
 
@@ -267,8 +320,9 @@ def test_persistent_catapult(data):
     every, stairs = 200, 8
     steps = every * stairs
     kwargs = {"width": 10**6, "x": x, "y": y, "steps": steps}
-    run = cx.toy.simulate(c=cx.toy.staircase(2.1, steps, every, 1.2), curvature_every=every,
-                          **kwargs)  # fmt: skip
+    run = cx.toy.simulate(
+        c=cx.toy.staircase(2.1, steps, every, 1.2), curvature_every=every, **kwargs
+    )
     assert run.phases == ["catapult"]
     loss = run.loss[0, :steps].view(stairs, every)
     # Each grows out of the rounding that the one before left: their number may vary.
@@ -286,16 +340,32 @@ def test_verdicts_with_momentum(data):
     assert run.verdicts[1].flags == ()
 
 
-LAST_STABLE = {"linear": 4.0, "relu": 4.5, "leaky(0.5)": 4.75, "abs": 3.75, "tanh": 4.25,
-               "gelu": 4.5, "softplus": 4.0}  # fmt: skip
+LAST_STABLE = {
+    "linear": 4.0,
+    "relu": 4.5,
+    "leaky(0.5)": 4.75,
+    "abs": 3.75,
+    "tanh": 4.25,
+    "gelu": 4.5,
+    "softplus": 4.0,
+}
 
 
 def last_stable(name, seed, c):
     """Largest c of a fresh data set and network (32 samples of 40 inputs, width 512)."""
     g = torch.Generator().manual_seed(seed)
     x, y = torch.randn(32, 40, generator=g) / 40**0.5, torch.randn(32, generator=g).sign()
-    run = cx.toy.simulate(c=c, width=512, x=x, y=y, steps=150, seed=seed, activation=name,
-                          form="direct", record_every=150)  # fmt: skip
+    run = cx.toy.simulate(
+        c=c,
+        width=512,
+        x=x,
+        y=y,
+        steps=150,
+        seed=seed,
+        activation=name,
+        form="direct",
+        record_every=150,
+    )
     return float(c[run.diverged_at < 0].max())
 
 

@@ -34,8 +34,16 @@ def descend(width, c, label, momentum, steps, seed):
 def test_is_gradient_descent_on_the_weights(c, label, momentum, seed):
     width, steps = 300, 80
     f, curvature, eta = descend(width, c, label, momentum, steps, seed)
-    runs = run_scalar(c, steps=steps, width=width, f0=float(f[0]), label=label, momentum=momentum,
-                      lambda0=c / eta, record_every=1)  # fmt: skip
+    runs = run_scalar(
+        c,
+        steps=steps,
+        width=width,
+        f0=float(f[0]),
+        label=label,
+        momentum=momentum,
+        lambda0=c / eta,
+        record_every=1,
+    )
     loss = (f - label).square() / 2
     assert (runs.loss_record - loss).abs().max() <= 1e-12 * loss.max()
     assert (runs.eta_lambda_record - curvature).abs().max() <= 1e-12 * curvature.max()
@@ -157,8 +165,12 @@ def test_time_of_the_peak_grows_with_the_logarithm_of_the_width():
 def test_period_doubling():
     # On the aligned manifold sqrt(a + b) follows x' = (1 + b) x - x^3: the second doubling is at
     # sqrt(5) - 1 = 1.23607.
-    for near, exact, period in ((1.0, 1.0, 1), (1.2359, 5**0.5 - 1, 2), (1.2880, 1.28803, 4),
-                                (1.2992, 1.29923, 8)):  # fmt: skip
+    for near, exact, period in (
+        (1.0, 1.0, 1),
+        (1.2359, 5**0.5 - 1, 2),
+        (1.2880, 1.28803, 4),
+        (1.2992, 1.29923, 8),
+    ):
         b = near + torch.linspace(-4e-4, 4e-4, 81, dtype=torch.float64)
         periods = bifurcation(b, burn_in=200_000, keep=128).period(1e-5)
         assert set(periods.tolist()) == {period, 2 * period}
@@ -185,8 +197,10 @@ def test_mean_curvature_on_the_two_cycle_is_one_plus_b(b):
 @pytest.mark.parametrize("beta", [0.0, 0.5, 0.9])
 def test_momentum_moves_the_onset_to_two_times_one_plus_beta(beta):
     width, f0 = torch.tensor([1e3, 1e6]), torch.tensor([0.3, 0.6, 1.0, 1.3, 1.6])[:, None]
-    for c, check in ((2 * (1 + beta) + 0.1, lambda r: float(r.median()) > 100),
-                     (2 * (1 + beta) - 0.05, lambda r: float(r.max()) < 3)):  # fmt: skip
+    for c, check in (
+        (2 * (1 + beta) + 0.1, lambda r: float(r.median()) > 100),
+        (2 * (1 + beta) - 0.05, lambda r: float(r.max()) < 3),
+    ):
         run = run_scalar(c, steps=20000, width=width, f0=f0, momentum=beta)
         assert check(run.peak_loss[:, 1] / run.peak_loss[:, 0]), c
 

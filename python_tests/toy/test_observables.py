@@ -38,8 +38,9 @@ def at_start(x, y, U, v):
 def test_observables_at_the_start(data, form, width):
     x, y = data
     U, v = cx.toy.draw_weights(width, 3, np.random.default_rng(1))
-    run = cx.toy.simulate(0.2, x=x, y=y, steps=0, init=(U, v), form=form,
-                          observe=cx.toy.OBSERVABLES, k=2)  # fmt: skip
+    run = cx.toy.simulate(
+        0.2, x=x, y=y, steps=0, init=(U, v), form=form, observe=cx.toy.OBSERVABLES, k=2
+    )
     kernel, residual, hessian, loss, gradient, theta = at_start(x, y, U, v)
     values, vectors = torch.linalg.eigh(kernel)
     parts = (vectors.mT @ residual).square() / 20
@@ -59,8 +60,9 @@ def test_observables_at_the_start(data, form, width):
 
 def test_step_curvature_crosses_two_over_eta_where_the_loss_rises(data):
     x, y = data
-    run = cx.toy.simulate(c=[2.6], width=10**6, x=x, y=y, steps=60, curvature_every=1,
-                          observe="step_curvature")  # fmt: skip
+    run = cx.toy.simulate(
+        c=[2.6], width=10**6, x=x, y=y, steps=60, curvature_every=1, observe="step_curvature"
+    )
     above = run.observed["step_curvature"][0, :-1] > 2 / run.eta[0]
     rises = run.loss[0, 1:] > run.loss[0, :-1]
     assert rises.any()
@@ -86,15 +88,25 @@ def test_the_second_eigenvalue_follows_the_first(second, width, error):
 
 def one_sample(width=300, d=4):
     x = torch.randn(1, d, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
-    return x, torch.tensor([0.7], dtype=torch.float64), cx.toy.draw_weights(
-        width, d, np.random.default_rng(0))  # fmt: skip
+    return (
+        x,
+        torch.tensor([0.7], dtype=torch.float64),
+        cx.toy.draw_weights(width, d, np.random.default_rng(0)),
+    )
 
 
 @pytest.mark.parametrize("strides", [(1, 1), (3, 2), (4, None)])
 def test_scalar_form_is_the_reduced_form(strides):
     x, y, init = one_sample()
-    kwargs = {"c": [0.8, 2.6, 3.4, 6.0], "x": x, "y": y, "steps": 80, "init": init,
-              "record_every": strides[0], "curvature_every": strides[1]}  # fmt: skip
+    kwargs = {
+        "c": [0.8, 2.6, 3.4, 6.0],
+        "x": x,
+        "y": y,
+        "steps": 80,
+        "init": init,
+        "record_every": strides[0],
+        "curvature_every": strides[1],
+    }
     scalar, direct = (cx.toy.simulate(form=form, **kwargs) for form in ("auto", "direct"))
     assert scalar.form == "scalar"
     assert scalar.diverged_at.tolist() == direct.diverged_at.tolist()
@@ -114,8 +126,15 @@ def test_scalar_form_with_momentum():
 
 def test_one_sample_sharpness_and_imbalance():
     x, y, init = one_sample()
-    run = cx.toy.simulate(c=[2.6], x=x, y=y * 0, steps=40, init=init, curvature_every=1,
-                          observe=("sharpness", "imbalance"))  # fmt: skip
+    run = cx.toy.simulate(
+        c=[2.6],
+        x=x,
+        y=y * 0,
+        steps=40,
+        init=init,
+        curvature_every=1,
+        observe=("sharpness", "imbalance"),
+    )
     square, lam, f2 = float(x.square().sum()), run.curvature[0], 2 * run.loss[0]
     closed = lam / 2 + (lam.square() / 4 + 3 * square * f2 / 300).sqrt()
     assert relative(run.observed["sharpness"][0], closed) < 1e-12
@@ -147,8 +166,16 @@ def test_stop(data):
 
 def test_verdict_counts_steps(data):
     x, y = data
-    run = cx.toy.simulate(c=[2.6], width=10**6, x=x, y=y, steps=90, record_every=3,
-                          curvature_every=2, observe="projected_loss")  # fmt: skip
+    run = cx.toy.simulate(
+        c=[2.6],
+        width=10**6,
+        x=x,
+        y=y,
+        steps=90,
+        record_every=3,
+        curvature_every=2,
+        observe="projected_loss",
+    )
     e = run.verdicts[0].evidence
     assert e.loss_rose_at % 3 == 0
     assert e.projection_grew_at % 2 == 0

@@ -21,8 +21,9 @@ def test_rows_are_runs_of_the_map(axis):
         c = torch.from_numpy(diagram.c)
         width, f0 = setting["width"], min(setting["f0"], setting["width"] ** 0.5)
         label = setting["b"] * width**0.5 / (c / 2)
-        runs = run_scalar(c, steps=120, width=width, f0=f0, label=label,
-                          momentum=setting["momentum"])  # fmt: skip
+        runs = run_scalar(
+            c, steps=120, width=width, f0=f0, label=label, momentum=setting["momentum"]
+        )
         np.testing.assert_array_equal(diagram.diverged_at[i], runs.diverged_at)
         np.testing.assert_allclose(diagram.eta_lambda[i], runs.eta_lambda, rtol=1e-8)
         np.testing.assert_allclose(diagram.peak_loss[i], runs.peak_loss, rtol=1e-6)
@@ -47,8 +48,14 @@ def test_both_boundaries():
 
 
 def test_momentum_plane_shifts_the_onset():
-    diagram = make("momentum", c=(1.0, 4.5), values=np.array([0.0, 0.25, 0.5]), resolution=200,
-                   steps=2000, width=1e9)  # fmt: skip
+    diagram = make(
+        "momentum",
+        c=(1.0, 4.5),
+        values=np.array([0.0, 0.25, 0.5]),
+        resolution=200,
+        steps=2000,
+        width=1e9,
+    )
     for row, beta in enumerate(diagram.values):
         quiet = diagram.c < 2 * (1 + beta) - 0.1
         assert (diagram.peak_loss[row][quiet] < 10).all()

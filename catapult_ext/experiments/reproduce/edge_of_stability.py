@@ -124,9 +124,16 @@ def _data(s: Settings, context: Context, **changes: Any) -> Dataset:
 
 def _network(s: Settings, data: Dataset, depth: int, seed: int) -> nn.Module:
     return build(
-        "fc", tuple(data.x_train.shape[1:]), data.outputs, width=s.width, depth=depth,
-        activation_name=s.activation, parameterisation="standard", init="torch", seed=seed,
-    ).to(data.x_train)  # fmt: skip
+        "fc",
+        tuple(data.x_train.shape[1:]),
+        data.outputs,
+        width=s.width,
+        depth=depth,
+        activation_name=s.activation,
+        parameterisation="standard",
+        init="torch",
+        seed=seed,
+    ).to(data.x_train)
 
 
 def _hover(s: Settings, data: Dataset, ratio: float, beta: float, seed: int) -> dict[str, Any]:

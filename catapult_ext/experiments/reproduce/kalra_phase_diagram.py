@@ -126,9 +126,15 @@ def run(settings: Settings, context: Context) -> Outcome:
 def _cell(s: Settings, data: Dataset, width: int, seed: int) -> dict[str, Any]:
     """Thresholds of one initialisation, on the grid of c."""
     first = build(
-        "fc", (data.x_train.shape[1],), data.outputs, width=width, depth=s.depth - 1,
-        parameterisation="standard", init="he_lecun_last", seed=seed,
-    ).to(data.x_train.device)  # fmt: skip
+        "fc",
+        (data.x_train.shape[1],),
+        data.outputs,
+        width=width,
+        depth=s.depth - 1,
+        parameterisation="standard",
+        init="he_lecun_last",
+        seed=seed,
+    ).to(data.x_train.device)
     loss = losses.resolve("half_mse_mean")
     probe = data.x_train[: s.probe_samples], data.y_train[: s.probe_samples]
     sharpness, vector = top_sharpness(first, loss, *probe, None, TOL)

@@ -123,9 +123,14 @@ def run(settings: Settings, context: Context) -> Outcome:
 def _first(s: Settings, data: Dataset, seed: int) -> tuple[nn.Module, float, Tensor]:
     """A network, its initial sharpness on one batch and the eigenvector."""
     model = build(
-        "fc", tuple(data.x_train.shape[1:]), data.outputs, width=s.width, depth=s.depth,
-        parameterisation="standard", seed=seed,
-    ).to(data.x_train)  # fmt: skip
+        "fc",
+        tuple(data.x_train.shape[1:]),
+        data.outputs,
+        width=s.width,
+        depth=s.depth,
+        parameterisation="standard",
+        seed=seed,
+    ).to(data.x_train)
     top, vector = _sharpness(s, model, data, None)
     require(top > 0, "reproduce", "the initial sharpness must be > 0 (dead units?)", top)
     return model, top, vector

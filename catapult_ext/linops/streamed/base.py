@@ -87,9 +87,11 @@ class Streamed(LinearOperator):
             self._options = {**options, "check": False}  # one comparison is enough
             rows, columns, part = self._measure(operator, batch)
             v.require(
-                outputs in (None, columns), self.name, f"every batch must give {outputs} outputs",
+                outputs in (None, columns),
+                self.name,
+                f"every batch must give {outputs} outputs",
                 columns,
-            )  # fmt: skip
+            )
             outputs, samples = columns, samples + rows
             self._parts.append(part)
             self.dtype, self.n_params = operator.dtype, operator_params(operator)

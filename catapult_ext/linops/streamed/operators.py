@@ -195,9 +195,11 @@ class StreamedHessian(Streamed):
         **options: Unpack[Options],
     ) -> None:
         v.require(
-            reduction in (None, "mean", "sum"), self.name, "reduction must be 'mean' or 'sum'",
+            reduction in (None, "mean", "sum"),
+            self.name,
+            "reduction must be 'mean' or 'sum'",
             repr(reduction),
-        )  # fmt: skip
+        )
         self._reduction = reduction
         super().__init__(model, data, resolve(loss), group, options)
         self.shape = (self.n_params, self.n_params)

@@ -74,7 +74,10 @@ void input_gram(const GramLayer<T>& layer, const GramProblem<T>& problem, const 
     int64_t m = 0, o = block.col - m0 * outputs;
     for (int64_t c = 0; c < block.cols; ++c) {
       to[c] = from[m];
-      if (++o == outputs) o = 0, ++m;
+      if (++o == outputs) {
+        o = 0;
+        ++m;
+      }
     }
     for (int64_t c = block.cols; c < round_up(block.cols, kTileCols<T>); ++c) to[c] = T(0);
   }
@@ -102,7 +105,10 @@ void add_layer(const GramLayer<T>& layer, const GramProblem<T>& problem, const G
             if (!first_layer) term += load(at);
             store(at, term);
           }
-          if (++o == outputs) o = 0, ++n;
+          if (++o == outputs) {
+            o = 0;
+            ++n;
+          }
         }
       });
 }

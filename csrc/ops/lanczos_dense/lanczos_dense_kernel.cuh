@@ -183,12 +183,14 @@ class DenseSolver {
       });
       const double squares = orthogonal_row(w, found_);
       given = 0.0;
-      if (!(finite_ = isfinite(squares))) return;  // a pair found before was not
+      finite_ = isfinite(squares);  // else a pair found before was not
+      if (!finite_) return;
       if (!(squares > 1e-12 * dots_.h[found_])) continue;
       scale_row(found_, 1.0 / sqrt(squares));
       break;
     }
-    m_ = 0, exact_ = false;
+    m_ = 0;
+    exact_ = false;
   }
 
   CATAPULT_CALL __device__ void step() {
