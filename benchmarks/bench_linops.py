@@ -47,7 +47,7 @@ def agrees(got, exact, tolerance=1e-4):
     assert (got - exact).norm() <= tolerance * exact.norm()
 
 
-CASES = [(name, "layers") for name in SHAPES]
+CASES = [(name, "dense-chain") for name in SHAPES]
 CASES += [(name, "autograd") for name in ("w1024-n256-k1", "w64-n64-k1")]
 
 
@@ -70,7 +70,7 @@ def test_ntk_product(measure, name, engine):
             },
             check=lambda: agrees(kernel @ v[:, 0], functional_product(model, x, v[:, 0])),
             target={"K forward passes": ASKED[name]}
-            if engine == "layers" and name in ASKED
+            if engine == "dense-chain" and name in ASKED
             else {},
         )
     )

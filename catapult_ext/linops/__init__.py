@@ -1,8 +1,11 @@
 """Curvature operators of a model: NTK, Gauss-Newton matrix, Hessian, Jacobian."""
 
+from typing import Any
+
+from catapult_ext._deprecated import warn_renamed
 from catapult_ext.linops.base import Dual, LinearOperator
 from catapult_ext.linops.engines.base import Linearization
-from catapult_ext.linops.engines.choose import freeze
+from catapult_ext.linops.engines.choose import freeze, register_engine
 from catapult_ext.linops.engines.plan import Plan
 from catapult_ext.linops.explicit.kernel_file import KernelFileError
 from catapult_ext.linops.fisher import EmpiricalFisher
@@ -29,4 +32,12 @@ __all__ = [
     "StreamedHessian",
     "StreamedNTK",
     "freeze",
+    "register_engine",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "Frozen":
+        warn_renamed("linops.Frozen", "linops.Linearization")
+        return Linearization
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

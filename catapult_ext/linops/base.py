@@ -6,13 +6,16 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from catapult_ext import _validate as v
 from catapult_ext._autocast import no_autocast
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 _DENSE_CHUNK = 64
 
@@ -50,6 +53,24 @@ class LinearOperator(ABC):
     name: str = "LinearOperator"
     symmetric: bool = True
     columns: int = _DENSE_CHUNK  # right-hand sides multiplied at once
+
+    @classmethod
+    def _of(cls, *parts: Any) -> Self:
+        """An operator of parts that are made and checked already: the one way past the constructor.
+
+        Subclasses that offer it have ``_set_up(*parts)``, which their constructors call as well.
+        """
+        self = cls.__new__(cls)
+        self._set_up(*parts)
+        return self
+
+    def _set_up(self, *parts: Any) -> None:
+        raise NotImplementedError(f"catapult_ext.{self.name}: is made by its constructor alone")
+
+    @property
+    def parameter_names(self) -> tuple[str, ...] | None:
+        """Names of the parameters that the operator acts on, in order; None where unknown."""
+        return None
 
     @abstractmethod
     def _matmat(self, vectors: Tensor) -> Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from catapult_ext.linops.engines.choose import Linearization
+from catapult_ext.linops.engines.base import Linearization
 from catapult_ext.linops.ggn import GGN
 from catapult_ext.losses import Loss, RankOneFactor
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -11,8 +10,8 @@ from torch import Tensor, nn
 from catapult_ext import _validate as v
 from catapult_ext._autocast import no_autocast
 from catapult_ext.linops.base import Dual
-from catapult_ext.linops.engines.autograd import coarse
-from catapult_ext.linops.engines.choose import Linearization, Options, freeze
+from catapult_ext.linops.engines.base import Linearization
+from catapult_ext.linops.engines.choose import Options, coarse, freeze
 from catapult_ext.linops.model_operator import ModelOperator
 from catapult_ext.losses import Loss, OutputFactor, resolve
 
@@ -56,14 +55,12 @@ class GGN(ModelOperator):
     ) -> None:
         x, y = unpack(data, self.name)
         known = resolve(loss)
-        self._set_up(freeze(model, x, where=self.name, **options), known, y)
+        self._set_up(freeze(model, x, where=self.name, probe=self.probe, **options), known, y)
 
     @classmethod
     def of(cls, linearization: Linearization, loss: object, y: Tensor) -> GGN:
-        """The Gauss-Newton matrix of an already frozen model: shares its forward pass."""
-        self = cls.__new__(cls)
-        self._set_up(linearization, resolve(loss), y)
-        return self
+        """The Gauss-Newton matrix of a model that is linearized already, without a forward pass."""
+        return cls._of(linearization, resolve(loss), y)
 
     def _set_up(self, linearization: Linearization, loss: Loss, y: Tensor) -> None:
         self._use(linearization)
@@ -90,9 +87,7 @@ class GGN(ModelOperator):
 
     def coarse(self) -> GGN:
         """The same operator with products in bfloat16 (autocast), good to about 1 % of its norm."""
-        out = copy.copy(self)
-        out.linearization = coarse(self.linearization)
-        return out
+        return self._on(coarse(self.linearization))
 
 
 class DualGGN(ModelOperator):

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 from torch import Tensor, nn
 
 from catapult_ext._autocast import no_autocast
-from catapult_ext.linops.engines.choose import Linearization, Options, freeze
+from catapult_ext.linops.engines.base import Linearization
+from catapult_ext.linops.engines.choose import Options, freeze
 from catapult_ext.linops.model.snapshot import Inputs
 from catapult_ext.linops.model_operator import ModelOperator
 
@@ -34,14 +35,12 @@ class Jacobian(ModelOperator):
 
     @no_autocast()
     def __init__(self, model: nn.Module, x: Inputs, **options: Unpack[Options]) -> None:
-        self._set_up(freeze(model, x, where=self.name, **options))
+        self._set_up(freeze(model, x, where=self.name, probe=self.probe, **options))
 
     @classmethod
     def of(cls, linearization: Linearization) -> Jacobian:
-        """The Jacobian of an already frozen model: shares its forward pass."""
-        self = cls.__new__(cls)
-        self._set_up(linearization)
-        return self
+        """The Jacobian of a model that is linearized already, without a forward pass."""
+        return cls._of(linearization)
 
     def _set_up(self, linearization: Linearization) -> None:
         self._use(linearization)

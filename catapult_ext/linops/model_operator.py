@@ -1,26 +1,66 @@
-"""The base of the operators that are made of Jacobian products of one linearised model."""
+"""The base of the operators that are made of Jacobian products of one linearized model."""
 
 from __future__ import annotations
 
+import copy
+from typing import TYPE_CHECKING, ClassVar
+
+from catapult_ext._deprecated import warn_renamed
 from catapult_ext.linops.base import LinearOperator
 from catapult_ext.linops.engines.base import Linearization
 from catapult_ext.linops.engines.plan import Plan
+from catapult_ext.linops.model.snapshot import Probe
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 
 class ModelOperator(LinearOperator):
-    """An operator made of the Jacobian products of one frozen model."""
+    """An operator made of the Jacobian products of one linearized model.
+
+    Attributes:
+        linearization: the Jacobian products.
+        engine: the name of the engine that makes them.
+        probe: the product by which a plan predicts costs.
+    """
 
     linearization: Linearization
+    engine: str
+    probe: ClassVar[Probe] = "parameter"
 
     def _use(self, linearization: Linearization) -> None:
-        self.linearization, self.engine, self.columns = (
-            linearization,
-            linearization.engine,
-            linearization.columns,
-        )
+        self.linearization, self.engine = linearization, linearization.engine
+        self.columns = linearization.columns
         self.dtype, self.device = linearization.dtype, linearization.device
+
+    def _on(self, linearization: Linearization) -> Self:
+        """The same operator made of other products of the same model."""
+        out = copy.copy(self)
+        out._use(linearization)
+        return out
 
     @property
     def plan(self) -> Plan:
         """Engine, chunks and predicted flops, bytes and peak memory, to be printed."""
         return self.linearization.plan
+
+    @property
+    def n_samples(self) -> int:
+        """N."""
+        return self.linearization.n_samples
+
+    @property
+    def n_params(self) -> int:
+        """P."""
+        return self.linearization.n_params
+
+    @property
+    def parameter_names(self) -> tuple[str, ...]:
+        """Names of the parameters that J differentiates by, in order."""
+        return self.linearization.snapshot.names
+
+    @property
+    def frozen(self) -> Linearization:
+        """Deprecated: the old name of ``linearization``."""
+        warn_renamed(f"{self.name}.frozen", f"{self.name}.linearization")
+        return self.linearization

@@ -10,8 +10,9 @@ from torch import Tensor, nn
 
 from catapult_ext import _validate as v
 from catapult_ext._autocast import no_autocast
-from catapult_ext.linops.engines.autograd import coarse
-from catapult_ext.linops.engines.choose import Linearization, Options, freeze
+from catapult_ext._deprecated import warn_renamed
+from catapult_ext.linops.engines.base import Linearization
+from catapult_ext.linops.engines.choose import Options, coarse, freeze
 from catapult_ext.linops.explicit.tiles import Progress, Tiles
 from catapult_ext.linops.model.snapshot import Inputs
 from catapult_ext.linops.model_operator import ModelOperator
@@ -39,25 +40,26 @@ class NTK(ModelOperator):
     """
 
     name = "NTK"
+    probe = "kernel"
 
     @no_autocast()
     def __init__(
         self, model: nn.Module, x: Inputs, x2: Inputs | None = None, **options: Unpack[Options]
     ) -> None:
-        self.linearization = freeze(model, x, where=self.name, **options)
-        other = None if x2 is None else freeze(model, x2, where=self.name, **options)
-        self._set_up(self.linearization, other)
+        first = freeze(model, x, where=self.name, probe=self.probe, **options)
+        other = None
+        if x2 is not None:
+            other = freeze(model, x2, where=self.name, probe=self.probe, **options)
+        self._set_up(first, other)
 
     @classmethod
     def of(cls, linearization: Linearization) -> NTK:
-        """The kernel of an already frozen model."""
-        self = cls.__new__(cls)
-        self._set_up(linearization, None)
-        return self
+        """The kernel of a model that is linearized already."""
+        return cls._of(linearization)
 
-    def _set_up(self, linearization: Linearization, other: Linearization | None) -> None:
+    def _set_up(self, linearization: Linearization, other: Linearization | None = None) -> None:
         self._use(linearization)
-        self.frozen2 = linearization if other is None else other
+        self.linearization2 = linearization if other is None else other
         self.symmetric = other is None
         if other is not None:
             v.require(
@@ -66,21 +68,27 @@ class NTK(ModelOperator):
                 f"x2 must give {linearization.n_outputs} outputs",
                 other.n_outputs,
             )
-        self.shape = (self.linearization.rows, self.frozen2.rows)
+        self.shape = (linearization.rows, self.linearization2.rows)
         self.n_outputs = linearization.n_outputs
 
     def _matmat(self, vectors: Tensor) -> Tensor:
         if self.symmetric:
             return self.linearization.ntk(vectors)
-        return self.linearization.jvp(self.frozen2.vjp(vectors))
+        return self.linearization.jvp(self.linearization2.vjp(vectors))
 
     def _rmatmat(self, vectors: Tensor) -> Tensor:
-        return self.frozen2.jvp(self.linearization.vjp(vectors))
+        return self.linearization2.jvp(self.linearization.vjp(vectors))
+
+    @property
+    def frozen2(self) -> Linearization:
+        """Deprecated: the old name of ``linearization2``."""
+        warn_renamed(f"{self.name}.frozen2", f"{self.name}.linearization2")
+        return self.linearization2
 
     def coarse(self) -> NTK:
         """The same kernel with products in bfloat16 (autocast), good to about 1 % of its norm."""
         v.require(self.symmetric, f"{self.name}.coarse", "needs a symmetric kernel", "x2")
-        return NTK.of(coarse(self.linearization))
+        return NTK._of(coarse(self.linearization))
 
     @no_autocast()
     def dense(
@@ -130,14 +138,14 @@ class NTK(ModelOperator):
 
     def _whole(self, outputs: str) -> Tensor | None:
         """The flat kernel, all samples at once; None where those do not fit and parts may."""
-        known = self.linearization.kernel(None if self.symmetric else self.frozen2, outputs)
+        known = self.linearization.kernel(None if self.symmetric else self.linearization2, outputs)
         size = sum(set(self.shape)) * self.linearization.n_params * self.dtype.itemsize
         linearization = self.linearization
         too_large = linearization.kernel_too_large or size > linearization.workspace
         if known is not None or too_large:
             return known
         rows = linearization.jacobian()
-        flat = gram(rows) if self.symmetric else rows @ self.frozen2.jacobian().T
+        flat = gram(rows) if self.symmetric else rows @ self.linearization2.jacobian().T
         if outputs == "all":
             return flat
         o = self.n_outputs

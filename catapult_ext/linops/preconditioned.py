@@ -40,17 +40,13 @@ class Preconditioned(LinearOperator):
     name = "Preconditioned"
 
     def __init__(self, operator: LinearOperator, optimizer: Any, model: nn.Module) -> None:
-        snapshot = getattr(operator, "snapshot", None)
-        snapshot = getattr(getattr(operator, "linearization", None), "snapshot", snapshot)
-        names = None if snapshot is None else snapshot.names
+        names = operator.parameter_names
         self._set_up(operator, inverse_preconditioner(optimizer, model, names, self.name))
 
     @classmethod
     def by(cls, operator: LinearOperator, inverse: Tensor) -> Preconditioned:
         """The same with the diagonal of P^-1, (P,), given."""
-        self = cls.__new__(cls)
-        self._set_up(operator, inverse)
-        return self
+        return cls._of(operator, inverse)
 
     def _set_up(self, operator: LinearOperator, inverse: Tensor) -> None:
         fits = tuple(operator.shape) == (len(inverse),) * 2
@@ -77,6 +73,7 @@ def inverse_preconditioner(
     model: nn.Module,
     names: Sequence[str] | None = None,
     where: str = "Preconditioned",
+    hint: str = "",
 ) -> Tensor:
     """Diagonal of P^-1, (P,): 1 / (sqrt(v) + eps), v the optimizer's (corrected) second moment.
 
@@ -85,6 +82,7 @@ def inverse_preconditioner(
         model: whose parameters it trains.
         names: of the parameters to take, in order; None: all trainable ones.
         where: the public function named in errors.
+        hint: another way out, added to the error for an optimizer that has taken no steps.
     """
     kind = type(optimizer)
     if kind not in _STATES:
@@ -106,9 +104,7 @@ def inverse_preconditioner(
         v.require(
             taken,
             where,
-            f"{kind.__name__} must have taken steps (or pass burn_in=)"
-            if where == "learning_rate_window"
-            else f"{kind.__name__} must have taken steps",
+            f"{kind.__name__} must have taken steps{hint}",
             f"no state for {name}",
         )
         parts.append((_root_of(state, group, key) + float(group["eps"])).reciprocal().reshape(-1))

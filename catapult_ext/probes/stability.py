@@ -61,7 +61,7 @@ def rule_of(optimizer: Any, model: nn.Module) -> Rule:
     beta = float(group["betas"][0])
     decoupled = kind is torch.optim.AdamW or group.get("decoupled_weight_decay")
     l2 = 0.0 if decoupled else float(group["weight_decay"])
-    scale = inverse_preconditioner(optimizer, model, None, _WHERE)
+    scale = inverse_preconditioner(optimizer, model, None, _WHERE, hint=" (or pass burn_in=)")
     return Rule(f"{kind.__name__}, its preconditioner held", _ema(beta), l2, scale)
 
 

@@ -60,8 +60,8 @@ NETS = {
 ENGINES = [
     (name, engine)
     for name in NETS
-    for engine in ("layers", "linearize", "autograd", None)
-    if engine != "layers" or name.startswith("fc")
+    for engine in ("dense-chain", "linearize", "autograd", None)
+    if engine != "dense-chain" or name.startswith("fc")
 ]
 
 
@@ -71,7 +71,7 @@ def test_golden_kernel(name, engine):
     model = NETS[name](parameters)
     kernel = cx.NTK(model, arrays["x"], engine=engine)
     if engine or name.startswith("fc"):
-        assert kernel.engine == (engine or "layers")
+        assert kernel.engine == (engine or "dense-chain")
     exact = arrays["ntk"]
     scale = exact.abs().max()
     torch.testing.assert_close(model(arrays["x"]), arrays["out"], rtol=1e-12, atol=1e-13)

@@ -14,6 +14,7 @@ from torch import nn
 
 import catapult_ext as cx
 from catapult_ext.linops import KernelFileError
+from catapult_ext.linops.engines.base import Allowance
 from catapult_ext.linops.explicit.tiles import Tiles
 
 spec = importlib.util.spec_from_file_location("zoo", Path(__file__).with_name("zoo.py"))
@@ -259,14 +260,14 @@ def check_killed(engine, kills, folder):
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
-@pytest.mark.parametrize("engine", ["layers", "autograd"])
+@pytest.mark.parametrize("engine", ["dense-chain", "autograd"])
 def test_killed_at_drawn_lines(engine, tmp_path):
     """SIGKILL before, in and between tiles: the same bytes as of an undisturbed one."""
     check_killed(engine, 25, tmp_path)
 
 
 @pytest.mark.nightly
-@pytest.mark.parametrize("engine", ["layers", "autograd"])
+@pytest.mark.parametrize("engine", ["dense-chain", "autograd"])
 def test_killed_very_often(engine, tmp_path):
     check_killed(engine, 1000, tmp_path)
 
@@ -297,7 +298,8 @@ def test_traces_of_chains_some_outputs_at_a_time(cross):
     model, x = build()
     kernel = cx.NTK(model, x, x[:2]) if cross else cx.NTK(model, x)
     exact = kernel.dense(outputs="trace")
-    kernel.linearization.workspace = 1
+    small = kernel.linearization.allowed(Allowance(workspace=1))
+    kernel = cx.NTK._of(small, kernel.linearization2 if cross else None)
     close(kernel.dense(outputs="trace"), exact)
 
 
@@ -306,7 +308,7 @@ def test_diagonals_of_chunks_by_backward_passes_per_output(monkeypatch):
     model, x = zoo.build("conv")
     exact = cx.NTK(model, x).dense().diagonal()
     kernel = cx.NTK(model, x.repeat(6, 1, 1, 1), samples_at_once=2)
-    kernel.linearization.workspace = 0
+    kernel = cx.NTK.of(kernel.linearization.allowed(Allowance(workspace=0)))
     calls, grad = [], torch.autograd.grad
     monkeypatch.setattr(torch.autograd, "grad", lambda *a, **k: calls.append(0) or grad(*a, **k))
     close(kernel.diagonal(), exact.repeat(6))

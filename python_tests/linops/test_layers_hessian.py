@@ -55,8 +55,8 @@ def hessian(model, x, value):
 
 
 def compare(model, x, loss, y):
-    a = cx.Hessian(model, loss, (x, y), engine="layers")
-    assert a.engine == "layers"
+    a = cx.Hessian(model, loss, (x, y), engine="dense-chain")
+    assert a.engine == "dense-chain"
     value = loss if callable(loss) else cx.losses.resolve(loss)
     exact, slope = hessian(model, x, lambda f: value(f, y))
     v = random(len(exact), 3)
@@ -82,12 +82,12 @@ def test_every_loss(name):
     compare(model, random(6, 5), loss, random(6, 3, seed=2).abs() if y is None else y)
 
 
-@pytest.mark.parametrize("name", [n for n, z in zoo.ZOO.items() if z[2] == "layers"])
+@pytest.mark.parametrize("name", [n for n, z in zoo.ZOO.items() if z[2] == "dense-chain"])
 def test_every_chain(name):
     """Scaled weights, constant layers, unused parameters, an activation at the end."""
     model, x = zoo.build(name)
     y = random(*model(x).shape, seed=2)
-    assert cx.Hessian(model, "half_mse", (x, y)).engine == "layers"
+    assert cx.Hessian(model, "half_mse", (x, y)).engine == "dense-chain"
     if y.dim() == 1:
         compare(model, x, lambda f, y: (f - y).square().sum(), y)
     else:
@@ -102,10 +102,10 @@ def test_what_is_taken():
     assert cx.Hessian(chain, "half_mse", data, hvp="reverse").engine == "autograd"
     assert cx.Hessian(chain, "half_mse", data, samples_at_once=2).engine == "autograd"
     assert cx.Hessian(chain, "half_mse", data).coarse().engine == "autograd"
-    with pytest.raises(ValueError, match="hvp must be None with engine='layers'"):
-        cx.Hessian(chain, "half_mse", data, engine="layers", hvp="reverse")
+    with pytest.raises(ValueError, match="hvp must be None with engine='dense-chain'"):
+        cx.Hessian(chain, "half_mse", data, engine="dense-chain", hvp="reverse")
     with pytest.raises(ValueError, match="engine must be None where samples go in chunks"):
-        cx.Hessian(chain, "half_mse", data, engine="layers", samples_at_once=2)
+        cx.Hessian(chain, "half_mse", data, engine="dense-chain", samples_at_once=2)
     tied, x = zoo.build("tied")
-    with pytest.raises(ValueError, match="engine='layers' needs a chain"):
-        cx.Hessian(tied, "half_mse", (x, torch.zeros(6, 2).double()), engine="layers")
+    with pytest.raises(ValueError, match="engine='dense-chain' needs a chain"):
+        cx.Hessian(tied, "half_mse", (x, torch.zeros(6, 2).double()), engine="dense-chain")

@@ -17,8 +17,8 @@ spec.loader.exec_module(zoo)
 CASES = [
     (name, engine)
     for name, (_, _, chosen) in zoo.ZOO.items()
-    for engine in ("layers", "autograd")
-    if chosen == "layers" or engine == "autograd"
+    for engine in ("dense-chain", "autograd")
+    if chosen == "dense-chain" or engine == "autograd"
 ]
 LINEARIZED = ("gpt", "smooth", "unused", "conv", "tied", "counting", "functional", "frozen_parts")
 CASES += [(name, "linearize") for name in LINEARIZED]
@@ -70,7 +70,7 @@ def test_jacobian_products(name, engine):
     close(frozen.jvp(t), j @ t)
 
 
-@pytest.mark.parametrize("engine", ["layers", "autograd"])
+@pytest.mark.parametrize("engine", ["dense-chain", "autograd"])
 @pytest.mark.parametrize(
     "name", ["smooth", "kinked", "ntk_chain", "unused", "frozen_parts", "first_frozen"]
 )

@@ -28,7 +28,7 @@ def random(*shape):
     return torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
 
 
-CHUNKED = [("kinked", "layers"), ("conv", "autograd"), ("attention", None), ("mapping", None)]
+CHUNKED = [("kinked", "dense-chain"), ("conv", "autograd"), ("attention", None), ("mapping", None)]
 
 
 @pytest.mark.parametrize(("name", "engine"), CHUNKED)

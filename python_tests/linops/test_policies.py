@@ -251,7 +251,7 @@ def test_constants_written_into_values(where):
     model, x = Masked(where).double(), torch.randn(4, 5, dtype=torch.float64)
     j = zoo.jacobian(model, x)
     kernel = cx.NTK(model, x)
-    assert kernel.engine != "layers"
+    assert kernel.engine != "dense-chain"
     close(kernel.dense(), j @ j.T)
     close(kernel @ torch.eye(12, dtype=torch.float64), j @ j.T)
 
@@ -295,7 +295,7 @@ def test_an_output_hook_leaves_the_modes_of_modules_alone():
     close(hooked.dense(), cx.NTK(model, x).dense())
 
 
-@pytest.mark.parametrize("engine", ["layers", "autograd"])
+@pytest.mark.parametrize("engine", ["dense-chain", "autograd"])
 def test_autocast_of_the_caller_changes_nothing(engine):
     torch.manual_seed(0)
     model, x = nn.Sequential(nn.Linear(5, 16), nn.Tanh(), nn.Linear(16, 3)), torch.randn(6, 5)

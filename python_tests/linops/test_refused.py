@@ -116,8 +116,8 @@ def test_inputs(x, text):
 def test_engines():
     with pytest.raises(ValueError, match="engine must be None or one of"):
         cx.NTK(nn.Linear(3, 2), X, engine="fast")
-    with pytest.raises(ValueError, match=r"engine='layers' needs a chain.*layer_norm"):
-        cx.NTK(nn.Sequential(nn.Linear(3, 2), nn.LayerNorm(2)), X, engine="layers")
+    with pytest.raises(ValueError, match=r"engine='dense-chain' needs a chain.*layer_norm"):
+        cx.NTK(nn.Sequential(nn.Linear(3, 2), nn.LayerNorm(2)), X, engine="dense-chain")
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 import catapult_ext as cx
+from catapult_ext.linops.engines.base import Allowance
 from catapult_ext.linops.engines.choose import take_snapshot
 from catapult_ext.linops.tracing import parameter_kernel
 from catapult_ext.linops.tracing.parameter_uses import Structured
@@ -170,8 +171,7 @@ def test_a_workspace_that_all_gradients_exceed(name, outputs, monkeypatch):
     """Then those of some samples serve, not one product per column of the kernel."""
     model, x = zoo.build(name)
     whole = cx.NTK(model, x).dense(outputs=outputs)
-    kernel = cx.NTK(model, x)
-    kernel.linearization.workspace = 1
+    kernel = cx.NTK.of(cx.NTK(model, x).linearization.allowed(Allowance(workspace=1)))
     monkeypatch.setattr(cx.NTK, "_matmat", lambda self, vectors: pytest.fail("a product"))
     got = kernel.dense(outputs=outputs)
     close(got, whole)

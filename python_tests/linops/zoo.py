@@ -219,15 +219,15 @@ def vectors(n=6, d=5):
 
 # name: (model, inputs, engine expected of engine=None)
 ZOO = {
-    "smooth": (lambda: chain(*SMOOTH), vectors, "layers"),
-    "kinked": (lambda: chain(*KINKED), vectors, "layers"),
-    "linear": (lambda: nn.Linear(5, 3), vectors, "layers"),
-    "deep_linear": (lambda: chain(nn.Identity, nn.Identity), vectors, "layers"),
-    "ntk_chain": (ntk_chain, lambda: torch.randn(6, 2, 3), "layers"),
-    "functional": (Functional, vectors, "layers"),
-    "unused": (Unused, vectors, "layers"),
-    "frozen_parts": (frozen_parts, vectors, "layers"),
-    "first_frozen": (first_frozen, vectors, "layers"),
+    "smooth": (lambda: chain(*SMOOTH), vectors, "dense-chain"),
+    "kinked": (lambda: chain(*KINKED), vectors, "dense-chain"),
+    "linear": (lambda: nn.Linear(5, 3), vectors, "dense-chain"),
+    "deep_linear": (lambda: chain(nn.Identity, nn.Identity), vectors, "dense-chain"),
+    "ntk_chain": (ntk_chain, lambda: torch.randn(6, 2, 3), "dense-chain"),
+    "functional": (Functional, vectors, "dense-chain"),
+    "unused": (Unused, vectors, "dense-chain"),
+    "frozen_parts": (frozen_parts, vectors, "dense-chain"),
+    "first_frozen": (first_frozen, vectors, "dense-chain"),
     "statement": (Statement, vectors, "autograd"),
     "residual": (Residual, vectors, "autograd"),
     "tied": (Tied, vectors, "autograd"),
@@ -249,7 +249,7 @@ ZOO = {
     "scalar": (
         lambda: nn.Sequential(chain(nn.Tanh, o=1), nn.Flatten(0)),
         vectors,
-        "layers",
+        "dense-chain",
     ),
     "vit": (ViT, lambda: torch.randn(3, 3, 8, 8), "autograd"),
     "gpt": (GPT, lambda: torch.randint(7, (3, 5)), "autograd"),

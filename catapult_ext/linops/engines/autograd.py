@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
-import copy
 import warnings
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from catapult_ext import _validate as v
 from catapult_ext.linops.engines import sample_rows
-from catapult_ext.linops.engines.base import KernelPart, Linearization
+from catapult_ext.linops.engines.autograd_hessian import MODES, ForwardHVP, ReverseHVP
+from catapult_ext.linops.engines.base import (
+    WORKSPACE,
+    ForwardPass,
+    HessianProducts,
+    KernelPart,
+    Linearization,
+)
 from catapult_ext.linops.engines.transpose_proof import Product, mismatch
 from catapult_ext.linops.model.memory_meter import LIMITS
 from catapult_ext.linops.model.policy import frozen_context
@@ -19,6 +27,7 @@ from catapult_ext.linops.model.snapshot import Snapshot, require_second_derivati
 from catapult_ext.linops.tracing import parameter_kernel
 from catapult_ext.linops.tracing.parameter_uses import Structured
 from catapult_ext.linops.tracing.tangent_program import TangentTracer
+from catapult_ext.losses import Loss
 
 
 class AutogradLinearization(Linearization):
@@ -28,13 +37,15 @@ class AutogradLinearization(Linearization):
     """
 
     engine = "autograd"
-    columns = 1  # they run one by one in any case
+    hvp_modes: ClassVar[tuple[str, ...] | None] = MODES
+    second_of_chunks = True
 
     def __init__(
         self,
         snapshot: Snapshot,
         outputs: Tensor | None = None,
         tangents: TangentTracer | None = None,
+        why: str = "",
     ) -> None:
         if outputs is None:
             tangents = TangentTracer(list(snapshot.params.values()))
@@ -42,11 +53,32 @@ class AutogradLinearization(Linearization):
             tangents.finish(snapshot.take_raw_output())
         self._graph = outputs
         super().__init__(snapshot, self._graph)
+        self.why = why or self.why
         self._leaves = list(snapshot.params.values())
         self._program = None if tangents is None else tangents.program
         self._pullback: tuple[list[int], list[Tensor], Tensor] | None = None
         self._seeded: tuple[list[int], list[Tensor], Tensor] | None = None
         self._jacobian: Tensor | None = None
+
+    @classmethod
+    def build(cls, snapshot: Snapshot) -> AutogradLinearization:
+        """See :class:`~catapult_ext.linops.engines.base.Linearization`."""
+        if snapshot.probe == "hessian":  # needs the graph alone, and no tangent program
+            return cls(snapshot, snapshot.forward())
+        return cls(snapshot)
+
+    @classmethod
+    def recorder(cls, snapshot: Snapshot) -> TangentRecorder | None:
+        """See :class:`~catapult_ext.linops.engines.base.Linearization`."""
+        return TangentRecorder(snapshot)
+
+    @classmethod
+    def from_pass(
+        cls, snapshot: Snapshot, recorder: TangentRecorder, forward: ForwardPass
+    ) -> AutogradLinearization:
+        """See :class:`~catapult_ext.linops.engines.base.Linearization`."""
+        tangents = recorder.finished(forward.raw)
+        return cls(snapshot, forward.outputs, tangents, forward.why)
 
     def vjp(self, u: Tensor) -> Tensor:
         """See :class:`~catapult_ext.linops.engines.base.Linearization`."""
@@ -118,7 +150,7 @@ class AutogradLinearization(Linearization):
         """J (N*O, P) by one backward pass a row, kept for further products."""
         if self._jacobian is None:
             size = self.rows * self.n_params * self.dtype.itemsize
-            if size > min(self.workspace, self.room):
+            if size > min(self.workspace, self.allowance.room):
                 why = self.snapshot.proofs["backward of backward", self.snapshot.coarse]
                 raise RuntimeError(
                     f"catapult_ext.{self.snapshot.where}: products with J need second derivatives "
@@ -158,7 +190,7 @@ class AutogradLinearization(Linearization):
 
     def kernel(self, other: Linearization | None, outputs: str) -> Tensor | None:
         """See :class:`~catapult_ext.linops.engines.base.Linearization`."""
-        self.kernel_too_large = self.budget is not None and self._gradients_exceed()
+        self.kernel_too_large = self.allowance.budget is not None and self._gradients_exceed()
         if self.kernel_too_large:
             return None
         mine = self.structured()
@@ -171,12 +203,26 @@ class AutogradLinearization(Linearization):
 
     def _gradients_exceed(self) -> bool:
         """Whether one sample tells that those of all do not fit, before all are run."""
-        one = UsesPart.of(self.snapshot.part(slice(0, 1)))
+        one = UsesPart.of(self.snapshot.part(slice(0, 1)), self.workspace)
         return one is not None and 2 * self.n_samples * one.gradient_bytes("all") > self.workspace
 
     def part(self, samples: slice) -> KernelPart | None:
         """See :class:`~catapult_ext.linops.engines.base.Linearization`."""
-        return UsesPart.of(self.snapshot.part(samples))
+        return UsesPart.of(self.snapshot.part(samples), self.workspace)
+
+    @classmethod
+    def part_of(cls, snapshot: Snapshot, workspace: int) -> KernelPart | None:
+        """See :class:`~catapult_ext.linops.engines.base.Linearization`."""
+        return UsesPart.of(snapshot, workspace)
+
+    def coarse(self) -> AutogradLinearization:
+        """See :class:`~catapult_ext.linops.engines.base.Linearization`."""
+        return AutogradLinearization(self.snapshot.in_bfloat16())
+
+    def hessian(self, loss: Loss, y: Any, hvp: str | None) -> HessianProducts:
+        """See :class:`~catapult_ext.linops.engines.base.Linearization`."""
+        kind = ForwardHVP if hvp == "forward" else ReverseHVP
+        return kind(self.snapshot, loss, y, self._graph)
 
     def diagonal(self) -> Tensor:
         """See :class:`~catapult_ext.linops.engines.base.Linearization`."""
@@ -220,14 +266,12 @@ class AutogradLinearization(Linearization):
 class UsesPart:
     """Some samples of a model by the uses of its parameters alone, without a second graph."""
 
-    workspace = Linearization.workspace
-
-    def __init__(self, found: Structured) -> None:
-        self._found = found
+    def __init__(self, found: Structured, workspace: int = WORKSPACE) -> None:
+        self._found, self.workspace = found, workspace
         self.outputs = found.graph.detach()
 
     @classmethod
-    def of(cls, part: Snapshot) -> UsesPart | None:
+    def of(cls, part: Snapshot, workspace: int = WORKSPACE) -> UsesPart | None:
         """None where uses are not known, or samples are not independent."""
         coupled = part.policy.batch_stats is not None or part.policy.dropout is not None
         if coupled or part.coarse:
@@ -238,7 +282,7 @@ class UsesPart:
             raise
         except Exception:  # the model needs all samples: a graph's edges, statistics of a batch
             return None
-        return None if found.why else cls(found)
+        return None if found.why else cls(found, workspace)
 
     def kernel(self, other: UsesPart | None, outputs: str) -> Tensor | None:
         """See :class:`~catapult_ext.linops.engines.base.KernelPart`."""
@@ -252,24 +296,42 @@ class UsesPart:
         return parameter_kernel.gradient_bytes(self._found)
 
 
-def coarse(linearization: Linearization) -> Linearization:
-    """The same frozen model with products in bfloat16 where torch's autocast has them."""
-    snapshot = copy.copy(linearization.snapshot)
-    snapshot.coarse = True
-    return (
-        linearization.rebuilt(snapshot)
-        if hasattr(linearization, "rebuilt")
-        else AutogradLinearization(snapshot)
-    )
+class TangentRecorder:
+    """Records the tangent program of a forward pass, and accepts any model.
+
+    Hessians need no tangents: for them it records nothing.
+    """
+
+    why = ""
+    altered = False
+    likely = False
+
+    def __init__(self, snapshot: Snapshot) -> None:
+        leaves = list(snapshot.params.values())
+        self._tracer = None if snapshot.probe == "hessian" else TangentTracer(leaves)
+        self.cheap = self._tracer is None
+
+    def mode(self) -> AbstractContextManager[Any]:
+        """See :class:`~catapult_ext.linops.engines.base.Recorder`."""
+        return self._tracer or nullcontext()
+
+    def finished(self, raw: Any) -> TangentTracer | None:
+        """The tracer with its program, of the pass that returned ``raw``."""
+        if self._tracer is not None:
+            self._tracer.finish(raw)
+        return self._tracer
 
 
 class TorchLinearization(AutogradLinearization):
     """J' as in autograd; J from torch.func.linearize, which stores the tangent program."""
 
     engine = "linearize"
+    hvp_modes = None
+    second_of_chunks = False
 
     def __init__(self, snapshot: Snapshot) -> None:
         super().__init__(snapshot, snapshot.forward())
+        self._trusted = False  # the tangents were seen to be the transpose of the gradients
         names = snapshot.names
 
         def of_params(*params: Tensor) -> Tensor:
@@ -290,7 +352,19 @@ class TorchLinearization(AutogradLinearization):
                 f"(try engine='autograd'): {error}"
             ) from error
 
-    _trusted = False
+    @classmethod
+    def recorder(cls, snapshot: Snapshot) -> None:
+        """None: its set-up takes seconds, so that it serves by name alone."""
+
+    @classmethod
+    def build(cls, snapshot: Snapshot) -> TorchLinearization:
+        """See :class:`~catapult_ext.linops.engines.base.Linearization`."""
+        return cls(snapshot)
+
+    @classmethod
+    def build_to_measure(cls, snapshot: Snapshot) -> AutogradLinearization:
+        """The autograd engine, which keeps as much."""
+        return AutogradLinearization.build(snapshot)
 
     def jvp(self, t: Tensor) -> Tensor:
         """See :class:`~catapult_ext.linops.engines.base.Linearization`."""

@@ -1,4 +1,4 @@
-"""Three ways to a Hessian-vector product: on a kept graph, forward over reverse, over chunks."""
+"""Two ways to a Hessian-vector product of any model: on a kept graph, and forward over reverse."""
 
 from __future__ import annotations
 
@@ -8,17 +8,16 @@ import torch
 from torch import Tensor
 
 from catapult_ext import _validate as v
-from catapult_ext.linops.engines.autograd import AutogradLinearization
-from catapult_ext.linops.engines.base import Linearization
-from catapult_ext.linops.engines.by_samples import LinearizationBySamples
+from catapult_ext.linops.engines.base import HessianProducts
+from catapult_ext.linops.engines.loss_curvature import checked_loss, loss_value
 from catapult_ext.linops.model.policy import frozen_context
 from catapult_ext.linops.model.snapshot import Snapshot, require_second_derivatives
-from catapult_ext.losses import AutogradHessian, Loss
+from catapult_ext.losses import Loss
 
 MODES = ("reverse", "forward")
 
 
-class ReverseHVP:
+class ReverseHVP(HessianProducts):
     """Forward and backward run once; a product is one backward through that backward."""
 
     def __init__(self, snapshot: Snapshot, loss: Loss, y: Any, outputs: Tensor) -> None:
@@ -33,7 +32,12 @@ class ReverseHVP:
         self._which = [i for i, g in enumerate(grads) if g is not None and g.requires_grad]
         self._used = [g for g in grads if g is not None and g.requires_grad]
         require_second_derivatives(self._used, self._where)
-        self.gradient = snapshot.join(grads)
+        self._gradient = snapshot.join(grads)
+
+    @property
+    def gradient(self) -> Tensor:
+        """See :class:`~catapult_ext.linops.engines.base.HessianProducts`."""
+        return self._gradient
 
     def product(self, vectors: Tensor) -> Tensor:
         """H V for V (P, K)."""
@@ -53,7 +57,7 @@ class ReverseHVP:
             )
 
 
-class ForwardHVP:
+class ForwardHVP(HessianProducts):
     """Tangents through the backward pass: keeps no graph, runs the forward pass every product."""
 
     def __init__(self, snapshot: Snapshot, loss: Loss, y: Any, outputs: Tensor) -> None:
@@ -62,8 +66,13 @@ class ForwardHVP:
         with frozen_context():
             self.value = checked_loss(snapshot, loss, y, outputs)
             grads = torch.autograd.grad(self.value, self._leaves, allow_unused=True)
-        self.gradient = snapshot.join(grads)
+        self._gradient = snapshot.join(grads)
         self._trusted = False
+
+    @property
+    def gradient(self) -> Tensor:
+        """See :class:`~catapult_ext.linops.engines.base.HessianProducts`."""
+        return self._gradient
 
     def product(self, vectors: Tensor) -> Tensor:
         """H V for V (P, K); the first one looks whether H is symmetric, by two more."""
@@ -78,7 +87,7 @@ class ForwardHVP:
         pair = torch.randn(
             snapshot.n_params, 2, generator=generator, dtype=torch.float64, device="cpu"
         )
-        pair = pair.to(self.gradient)
+        pair = pair.to(self._gradient)
         (a, b), (ha, hb) = pair.double().T, self._pushed(pair).double().T
         skew, size = a @ hb - b @ ha, a.norm() * hb.norm() + b.norm() * ha.norm()
         v.require(
@@ -106,67 +115,6 @@ class ForwardHVP:
                 return torch.func.jvp(gradient, points, tangents)[1]
 
         return snapshot.columns(vectors.shape[1], column)
-
-
-class StreamedHVP:
-    """J' H_L J + the curvature of <g, f>, g = dL/df held fixed, over chunks of samples.
-
-    The first term needs J V of every sample before any of them goes back, so that losses may
-    couple samples; one product passes all chunks twice.
-    """
-
-    def __init__(self, linearization: LinearizationBySamples, loss: Loss, y: Any) -> None:
-        self._linearization = linearization
-        self.value, self._slope, self._outputs = output_curvature(
-            linearization.snapshot, loss, y, linearization.outputs
-        )
-
-    @property
-    def gradient(self) -> Tensor:
-        """dL/dtheta (P,), by one pass over the chunks."""
-        return self._linearization.vjp(self._slope.reshape(-1, 1))[:, 0]
-
-    def product(self, vectors: Tensor) -> Tensor:
-        """H V for V (P, K)."""
-        linearization = self._linearization
-        rows = vectors.new_empty(linearization.rows, vectors.shape[1])
-        out = torch.zeros_like(vectors)
-
-        def use(s: slice, piece: Linearization) -> None:
-            assert isinstance(piece, AutogradLinearization)
-            rows[linearization.rows_of(s)], curved = piece.second(self._slope[s], vectors)
-            out.add_(curved)
-
-        linearization.each(use)
-        shaped = rows.reshape(linearization.n_samples, linearization.n_outputs, -1)
-        out += linearization.vjp(self._outputs.hessian(shaped).reshape(rows.shape))
-        return out
-
-
-def output_curvature(
-    snapshot: Snapshot, loss: Loss, y: Any, outputs: Tensor
-) -> tuple[Tensor, Tensor, AutogradHessian]:
-    """The loss, its slope dL/df (N, O) and its second derivative at detached outputs (N, O)."""
-    with frozen_context():
-        f = outputs.clone().requires_grad_()
-        value = checked_loss(snapshot, loss, y, f)
-        (slope,) = torch.autograd.grad(value, f)
-    second = AutogradHessian(lambda moved: loss_value(snapshot, loss, y, moved), outputs, loss.name)
-    return value, slope, second
-
-
-def loss_value(snapshot: Snapshot, loss: Loss, y: Any, outputs: Tensor) -> Tensor:
-    """The loss of outputs (N, O); a callable gets them as the model returns them."""
-    vector = not loss.convex and snapshot.vector_outputs
-    return loss(outputs.squeeze(1) if vector else outputs, y)
-
-
-def checked_loss(snapshot: Snapshot, loss: Loss, y: Any, outputs: Tensor) -> Tensor:
-    """The same, finite and with a graph, or a clear error."""
-    value, where = loss_value(snapshot, loss, y, outputs), snapshot.where
-    v.require(bool(torch.isfinite(value)), where, "the loss must be finite", value.item())
-    v.require(value.requires_grad, where, "the loss must depend on the outputs", "a constant")
-    return value
 
 
 class no_second_derivative:

@@ -1,71 +1,243 @@
-"""The base class of the engines, and what they offer to kernels written out."""
+"""The base class of the engines: each one says what it can do, what it costs and when it serves.
+
+An engine is one way to multiply by the Jacobian J (N*O, P) of a model at fixed parameters.  Its
+class answers every question that the choice, the plan and the operators have about it, so that
+nothing outside compares its name or its type.
+"""
 
 from __future__ import annotations
 
+import copy
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Protocol
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 import torch
 from torch import Tensor
 
+from catapult_ext.linops.engines.plan import Plan
 from catapult_ext.linops.model.snapshot import Snapshot
+from catapult_ext.losses import Loss
 
 if TYPE_CHECKING:
-    from catapult_ext.linops.engines.plan import Plan
+    from typing_extensions import Self
+
+WORKSPACE = 1 << 30  # bytes that a dense kernel takes besides its result where no plan limits it
+GRAPHS = 6  # a product needs at most so many times the bytes that the forward pass keeps
+
+
+def _no_plan() -> Plan:
+    raise RuntimeError("catapult_ext.Linearization: only what freeze() returns has a plan")
+
+
+@dataclass(frozen=True)
+class Allowance:
+    """Memory and columns that the products of a linearization may take.
+
+    Attributes:
+        columns: right-hand sides multiplied at once; None leaves that to the engine.
+        workspace: bytes that a dense kernel or a diagonal may use besides its result.
+        room: bytes of the budget that are left while no product runs.
+        budget: the budget as the caller wrote it; None where there was none.
+        plan: makes the :class:`~catapult_ext.linops.engines.plan.Plan`.
+    """
+
+    columns: int | None = None
+    workspace: int = WORKSPACE
+    room: int = 1 << 62
+    budget: int | str | None = None
+    plan: Callable[[], Plan] = _no_plan
 
 
 class KernelPart(Protocol):
-    """Some samples of a frozen model, as far as dense kernels need them."""
+    """Some samples of a linearized model, as far as dense kernels need them."""
 
     outputs: Tensor  # (n, O)
-    workspace: int  # bytes that :meth:`kernel` may use beside its result
 
     def kernel(self, other: Any, outputs: str) -> Tensor | None:
         """J J2' with another part of the same kind (None: this one).
 
-        See :meth:`Linearization.kernel`.
-
-        ``outputs="diagonal"`` as well; None where the workspace does not suffice.
+        ``outputs`` as in :meth:`Linearization.kernel`, or ``"diagonal"``; None where the workspace
+        does not suffice.
         """
 
     def gradient_bytes(self, outputs: str) -> int:
-        """Of one sample: derivatives that :meth:`kernel` makes at the least."""
+        """Least bytes of derivatives, for each sample, that :meth:`kernel` makes."""
+
+
+class HessianProducts(ABC):
+    """Products with the Hessian of a loss at fixed parameters.
+
+    Attributes:
+        value: the loss.
+        columns: right-hand sides multiplied at once; None leaves that to the plan.
+    """
+
+    value: Tensor
+    columns: int | None = None
+
+    @property
+    @abstractmethod
+    def gradient(self) -> Tensor:
+        """Gradient of the loss, (P,)."""
+
+    @abstractmethod
+    def product(self, vectors: Tensor) -> Tensor:
+        """H V for V (P, K)."""
+
+
+class Recorder(Protocol):
+    """Watches one forward pass for an engine that wants to be chosen by it."""
+
+    @property
+    def why(self) -> str:
+        """What speaks against the engine; empty where nothing does."""
+
+    @property
+    def altered(self) -> bool:
+        """Whether the pass was changed for this recorder: other engines need another one."""
+
+    @property
+    def cheap(self) -> bool:
+        """Whether recording costs next to nothing compared with the pass."""
+
+    @property
+    def likely(self) -> bool:
+        """Whether the model looks like one for this engine: expensive recorders then wait."""
+
+    def mode(self) -> AbstractContextManager[Any]:
+        """The context in which the forward pass runs."""
+
+
+@dataclass(frozen=True)
+class ForwardPass:
+    """A recorded forward pass.
+
+    Attributes:
+        outputs: (N, O) with graph.
+        raw: the object that the model returned.
+        why: what spoke against the engines before this one, for the plan; empty if nothing did.
+    """
+
+    outputs: Tensor
+    raw: Any
+    why: str = ""
 
 
 class Linearization(ABC):
     """Products with the Jacobian J (N*O, P) at fixed parameters.  Subclasses are the engines.
 
     ``outputs`` (N, O); flat output index n*O + o; parameters in ``named_parameters`` order.
+
+    Attributes:
+        engine: the name, as in ``cx.NTK(..., engine=name)``.
+        why: what decided the engine, for the plan.
+        proven: the products are right by proof: a second forward pass would show nothing.
+        gains_from_columns: several right-hand sides at once cost less than one by one.
+        memory_margin: resident bytes over counted ones, of what grows with the samples.
+        hvp_modes: values of ``Hessian(hvp=)`` besides None; None where the engine has no Hessian.
+        second_of_chunks: the engine has :meth:`second`, which Hessians over chunks need.
+        kernel_too_large: the last :meth:`kernel` gave None for want of workspace alone.
+        streamed: every product linearizes the model again, chunk by chunk.
     """
 
     engine: str
-    why = "chosen"  # what decided the engine
-    columns = 64  # right-hand sides multiplied at once
-    workspace = 1 << 30  # bytes that a dense kernel or a diagonal may use beside its result
-    kernel_too_large = False  # the last :meth:`kernel` gave None for want of workspace alone
-    streamed = False  # frozen anew, chunk by chunk, for every product
-    # given by freeze
-    make_plan: Callable[[], Plan]
-    budget: int | str | None = None  # as the caller wrote it
-    room = 1 << 62  # bytes of the budget that are left while no product runs
+    proven: ClassVar[bool] = False
+    gains_from_columns: ClassVar[bool] = False
+    memory_margin: ClassVar[float] = 1.5  # measured on ten models: fragments, library scratch
+    hvp_modes: ClassVar[tuple[str, ...] | None] = None
+    second_of_chunks: ClassVar[bool] = False
+    streamed: ClassVar[bool] = False
+    why: str = "chosen"
+    kernel_too_large: bool = False
 
-    def __init__(self, snapshot: Snapshot, outputs: Tensor) -> None:
+    def __init__(
+        self, snapshot: Snapshot, outputs: Tensor, allowance: Allowance | None = None
+    ) -> None:
         self.snapshot = snapshot
         self.outputs = outputs.detach()
         self.n_samples, self.n_outputs = outputs.shape
         self.n_params = snapshot.n_params
         self.dtype, self.device = snapshot.dtype, snapshot.device
+        self.allowance = Allowance() if allowance is None else allowance
+
+    # How an engine is made and chosen.
+
+    @classmethod
+    def build(cls, snapshot: Snapshot) -> Linearization:
+        """This engine for a snapshot, with one forward pass where one is enough.
+
+        Raises:
+            ValueError: the engine cannot take the model.
+        """
+        return cls(snapshot, snapshot.forward())
+
+    @classmethod
+    def build_to_measure(cls, snapshot: Snapshot) -> Linearization:
+        """What stands for this engine where a plan measures a few samples."""
+        return cls.build(snapshot)
+
+    @classmethod
+    def recorder(cls, snapshot: Snapshot) -> Recorder | None:
+        """A watcher of the forward pass of ``engine=None``; None: served by name alone."""
+        return None
+
+    @classmethod
+    def from_pass(
+        cls, snapshot: Snapshot, recorder: Any, forward: ForwardPass
+    ) -> Linearization | None:
+        """This engine of a pass that its ``recorder`` watched; None where ``recorder.why``."""
+        return None
+
+    @classmethod
+    def part_of(cls, snapshot: Snapshot, workspace: int) -> KernelPart | None:
+        """A part with all samples of ``snapshot``; None where they cannot be taken apart."""
+        whole = cls.build(snapshot).allowed(Allowance(workspace=workspace))
+        return whole.part(slice(0, whole.n_samples))
+
+    # What it may take and what it costs.
+
+    def allowed(self, allowance: Allowance) -> Self:
+        """The same linearization under another allowance; tensors are shared."""
+        out = copy.copy(self)
+        out.allowance = allowance
+        return out
+
+    @property
+    def columns(self) -> int:
+        """Right-hand sides multiplied at once."""
+        return self.allowance.columns or (64 if self.gains_from_columns else 1)
+
+    @property
+    def workspace(self) -> int:
+        """Bytes that a dense kernel or a diagonal may use besides its result."""
+        return self.allowance.workspace
 
     @property
     def plan(self) -> Plan:
         """Engine, chunks and predicted costs; a few samples are run to find them."""
-        return self.make_plan()
+        return self.allowance.plan()
 
     @property
     def rows(self) -> int:
         """N*O."""
         return self.n_samples * self.n_outputs
+
+    def native_bytes(self, n: int) -> float:
+        """Bytes that native code takes for n samples and one column, unseen by a meter."""
+        return 0.0
+
+    def native_flops(self, n: int) -> float | None:
+        """Flops of native code for n samples and one column; None: the meter counts them all."""
+        return None
+
+    def product_bytes(self, graph: int) -> float:
+        """Upper bound on the bytes of a product, where the forward pass keeps ``graph``."""
+        return float(GRAPHS * graph + 8 * self.snapshot.bytes)
+
+    # Products.
 
     @abstractmethod
     def vjp(self, u: Tensor) -> Tensor:
@@ -78,6 +250,21 @@ class Linearization(ABC):
     def ntk(self, u: Tensor) -> Tensor:
         """J J' u: (N*O, K) to (N*O, K)."""
         return self.jvp(self.vjp(u))
+
+    def second(self, seed: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+        """J t and the second derivative of <seed, f> times t, for t (P, K); seed (N, O).
+
+        Engines with ``second_of_chunks`` have it.
+        """
+        raise NotImplementedError(f"catapult_ext.{type(self).__name__}: no second derivatives")
+
+    def hessian(self, loss: Loss, y: Any, hvp: str | None) -> HessianProducts:
+        """Products with the Hessian of ``loss`` at targets ``y``; ``hvp`` of ``hvp_modes``."""
+        raise NotImplementedError(f"catapult_ext.{type(self).__name__}: no Hessian")
+
+    def coarse(self) -> Linearization | None:
+        """The same products in bfloat16 where autocast has them; None: the engine has none."""
+        return None
 
     def diagonal(self) -> Tensor:
         """Diagonal of J J', (N*O,), one backward pass per entry."""
@@ -104,7 +291,7 @@ class Linearization(ABC):
         return None
 
     def kernel_bytes(self, outputs: str) -> int:
-        """What :meth:`kernel` takes beside its result."""
+        """Bytes that :meth:`kernel` takes besides its result."""
         return self.workspace
 
     def part(self, samples: slice) -> KernelPart | None:

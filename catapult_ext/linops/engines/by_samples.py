@@ -1,31 +1,39 @@
-"""A model too large to freeze on all samples: chunks of them, frozen anew for every product."""
+"""A model too large to linearize on all samples: chunks of them, again for every product."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from catapult_ext.linops.engines.autograd import UsesPart
-from catapult_ext.linops.engines.base import KernelPart, Linearization
+from catapult_ext.linops.engines.base import (
+    Allowance,
+    HessianProducts,
+    KernelPart,
+    Linearization,
+)
 from catapult_ext.linops.engines.freed_memory import return_freed_memory
+from catapult_ext.linops.engines.loss_curvature import output_curvature
 from catapult_ext.linops.model.policy import check_repeats
 from catapult_ext.linops.model.snapshot import Snapshot
+from catapult_ext.losses import Loss
 
 Make = Callable[[Snapshot], Linearization]
 
 
 class LinearizationBySamples(Linearization):
-    """J' and J as sums and stacks over chunks of samples, one of which is held at a time.
+    """J' and J as sums and stacks over chunks of samples, one of which is alive at a time.
 
     Args:
         snapshot: the model and all its inputs.
         samples: in a chunk.
-        make: freezes one chunk.
+        make: linearizes one chunk.
         check: compare the outputs of every pass with those of the first one.
     """
 
+    gains_from_columns = True  # one pass over the chunks serves them all
     streamed = True
 
     def __init__(self, snapshot: Snapshot, samples: int, make: Make, check: bool = True) -> None:
@@ -33,14 +41,20 @@ class LinearizationBySamples(Linearization):
         n = snapshot.n_samples
         self._slices = [slice(at, min(at + samples, n)) for at in range(0, n, samples)]
         super().__init__(snapshot, torch.cat([snapshot.plain_outputs(s) for s in self._slices]))
-        self.engine = make(snapshot.part(slice(0, 1))).engine
+        self._kind = type(make(snapshot.part(slice(0, 1))))
+        self.engine = self._kind.engine
 
-    def rebuilt(self, snapshot: Snapshot) -> LinearizationBySamples:
-        """The same chunks of another snapshot (as in bfloat16)."""
-        return LinearizationBySamples(snapshot, self._samples, self._make, False)
+    def coarse(self) -> LinearizationBySamples:
+        """See :class:`~catapult_ext.linops.engines.base.Linearization`."""
+        rounded = self.snapshot.in_bfloat16()
+        return LinearizationBySamples(rounded, self._samples, self._make, check=False)
+
+    def hessian(self, loss: Loss, y: Any, hvp: str | None) -> StreamedHVP:
+        """See :class:`~catapult_ext.linops.engines.base.Linearization`."""
+        return StreamedHVP(self, loss, y)
 
     def each(self, use: Callable[[slice, Linearization], None]) -> None:
-        """Freeze one chunk after another and ``use`` it; only one is alive at a time."""
+        """Linearize one chunk after another and ``use`` it; only one is alive at a time."""
         for s in self._slices:
             piece = self._piece(s)
             use(s, piece)
@@ -48,8 +62,7 @@ class LinearizationBySamples(Linearization):
             return_freed_memory()
 
     def _piece(self, s: slice) -> Linearization:
-        piece = self._make(self.snapshot.part(s))
-        piece.workspace = self.workspace
+        piece = self._make(self.snapshot.part(s)).allowed(Allowance(workspace=self.workspace))
         if self._check:
             check_repeats(self.outputs[s], piece.outputs, self.snapshot.where)
         return piece
@@ -82,10 +95,7 @@ class LinearizationBySamples(Linearization):
 
     def part(self, samples: slice) -> KernelPart | None:
         """See :class:`~catapult_ext.linops.engines.base.Linearization`."""
-        if self.engine != "layers":
-            return UsesPart.of(self.snapshot.part(samples))
-        piece = self._piece(samples)
-        return piece.part(slice(0, piece.n_samples))
+        return self._kind.part_of(self.snapshot.part(samples), self.workspace)
 
     def _rows(self, columns: int, of: Callable[[Linearization], Tensor]) -> Tensor:
         out = torch.empty(self.rows, columns, dtype=self.dtype, device=self.device)
@@ -94,4 +104,38 @@ class LinearizationBySamples(Linearization):
             out[self.rows_of(s)] = of(piece)
 
         self.each(use)
+        return out
+
+
+class StreamedHVP(HessianProducts):
+    """J' H_L J + the curvature of <g, f>, g = dL/df at fixed outputs, over chunks of samples.
+
+    The first term needs J V of every sample before any of them goes back, so that losses may
+    couple samples; one product passes all chunks twice.
+    """
+
+    def __init__(self, linearization: LinearizationBySamples, loss: Loss, y: Any) -> None:
+        self._linearization = linearization
+        self.value, self._slope, self._outputs = output_curvature(
+            linearization.snapshot, loss, y, linearization.outputs
+        )
+
+    @property
+    def gradient(self) -> Tensor:
+        """dL/dtheta (P,), by one pass over the chunks."""
+        return self._linearization.vjp(self._slope.reshape(-1, 1))[:, 0]
+
+    def product(self, vectors: Tensor) -> Tensor:
+        """H V for V (P, K)."""
+        linearization = self._linearization
+        rows = vectors.new_empty(linearization.rows, vectors.shape[1])
+        out = torch.zeros_like(vectors)
+
+        def use(s: slice, piece: Linearization) -> None:
+            rows[linearization.rows_of(s)], curved = piece.second(self._slope[s], vectors)
+            out.add_(curved)
+
+        linearization.each(use)
+        shaped = rows.reshape(linearization.n_samples, linearization.n_outputs, -1)
+        out += linearization.vjp(self._outputs.hessian(shaped).reshape(rows.shape))
         return out

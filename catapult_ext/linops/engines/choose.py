@@ -1,52 +1,61 @@
-"""A model frozen at its parameters on given inputs: Jacobian products from one forward pass.
+"""The table of engines, and the linearization of a model within a memory budget.
 
-Engines: ``layers`` (chains of dense layers, native products), ``linearize`` (torch.func.linearize
-and a stored backward graph: cheapest products of any model, seconds of set-up), ``autograd``
-(double backward on the stored graph).  ``engine=None`` takes ``layers`` where the model is proven
-to be such a chain and ``autograd`` elsewhere.
+``engine=None`` takes the first engine of the table that accepts the model by a recorded forward
+pass: ``dense-chain`` where the model is proven to be such a chain, and ``autograd`` elsewhere.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
-from typing import TYPE_CHECKING, TypedDict
+from typing import TYPE_CHECKING, Any, TypedDict, TypeVar, cast
 
-from torch import Tensor, nn
+from torch import nn
 
 from catapult_ext import _validate as v
+from catapult_ext._deprecated import warn_renamed
 from catapult_ext.linops.engines.autograd import AutogradLinearization, TorchLinearization
-from catapult_ext.linops.engines.base import Linearization
+from catapult_ext.linops.engines.base import Allowance, ForwardPass, Linearization
 from catapult_ext.linops.engines.by_samples import LinearizationBySamples
 from catapult_ext.linops.engines.dense_chain import DenseChainLinearization
-from catapult_ext.linops.engines.plan import Build, Plan, Planner, parse_budget
+from catapult_ext.linops.engines.plan import Plan, parse_budget
+from catapult_ext.linops.engines.planner import Planner
 from catapult_ext.linops.model.channels_last import in_any_layout
-from catapult_ext.linops.model.memory_meter import Meter, OverBudget
+from catapult_ext.linops.model.memory_meter import OverBudget
 from catapult_ext.linops.model.policy import Policy
-from catapult_ext.linops.model.snapshot import Hook, Inputs, Snapshot
-from catapult_ext.linops.tracing.dense_chain import Chain, ChainTracer, plausible
-from catapult_ext.linops.tracing.tangent_program import TangentTracer
+from catapult_ext.linops.model.snapshot import Hook, Inputs, Probe, Snapshot
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
-ENGINES = ("layers", "linearize", "autograd")
+# The table: one line for each engine, in the order in which engine=None tries them.
+ENGINES: dict[str, type[Linearization]] = {
+    "dense-chain": DenseChainLinearization,
+    "linearize": TorchLinearization,
+    "autograd": AutogradLinearization,
+}
+GENERAL = AutogradLinearization  # takes any model, and has bfloat16 and second derivatives
+_RENAMED = {"layers": "dense-chain"}  # old names, accepted for one release
+
+Built = TypeVar("Built")
+Engine = TypeVar("Engine", bound=type[Linearization])
 
 
 class Options(TypedDict, total=False):
     """Keywords of every operator; docs/operators.md explains them.
 
     Attributes:
-        engine: ``"layers"``, ``"linearize"``, ``"autograd"``, or None to choose.
+        engine: ``"dense-chain"``, ``"linearize"``, ``"autograd"``, or None to choose.
         params: names or ``fnmatch`` patterns of the parameters to differentiate by; None: all.
         forward: ``forward(model, x)`` picks or makes the outputs (N, O); None calls the model.
         batch_stats: ``"frozen"`` or ``"coupled"`` for batch norms on batch statistics.
         dropout: ``"fixed"`` for one fixed draw of every random number.
         seed: of that draw.
         check: compare two forward passes (one more forward); on by default.
-        memory_budget: bytes, or a text like ``"512 MiB"``, that the operator may take beside the
+        memory_budget: bytes, or a text like ``"512 MiB"``, that the operator may take besides the
             model and data given to it; None: half of what is free.
-        samples_at_once: samples frozen together; fewer than N are frozen anew for every product.
+        samples_at_once: samples linearized together; where they are fewer than N, every product
+            linearizes each chunk again.
         columns_at_once: right-hand sides multiplied together.
     """
 
@@ -62,11 +71,59 @@ class Options(TypedDict, total=False):
     columns_at_once: int | None
 
 
-def take_snapshot(model: nn.Module, x: Inputs, where: str, options: Options) -> Snapshot:
-    """The checked copy of model and inputs that ``options`` describe."""
+def register_engine(engine: Engine) -> Engine:
+    """Add an engine to the table, so that ``cx.NTK(model, x, engine=name)`` uses it.
+
+    It may decorate the class.  ``engine=None`` tries it before ``autograd``, which takes any model,
+    and only where it has a :meth:`~catapult_ext.linops.engines.base.Linearization.recorder`.
+
+    Args:
+        engine: a subclass of :class:`~catapult_ext.linops.engines.base.Linearization` with a name
+            (its attribute ``engine``), ``vjp`` and ``jvp``.
+
+    Returns:
+        The class.
+
+    Raises:
+        TypeError: no such class.
+        ValueError: the name is in use.
+    """
+    where = "register_engine"
+    if not (isinstance(engine, type) and issubclass(engine, Linearization)):
+        v.fail(where, "engine must be a subclass of Linearization", engine, TypeError)
+    missing = sorted({"engine"} - set(dir(engine)) | engine.__abstractmethods__)
+    if missing:
+        v.fail(where, "the class must define engine, vjp and jvp", f"none of {missing}", TypeError)
+    free = engine.engine not in {*ENGINES, *_RENAMED}
+    v.require(free, where, "the engine's name must not be in use", repr(engine.engine))
+    ENGINES[engine.engine] = engine
+    return engine
+
+
+def checked_options(options: Options, where: str) -> Options:
+    """The same options under their present names.
+
+    Raises:
+        TypeError: a keyword that is no option.
+        ValueError: an unknown engine.
+    """
     unknown = set(options) - set(Options.__annotations__)
     if unknown:
         v.fail(where, f"options are {', '.join(Options.__annotations__)}", unknown, TypeError)
+    engine = options.get("engine")
+    if isinstance(engine, str) and engine in _RENAMED:
+        new = _RENAMED[engine]
+        warn_renamed(f"{where}(engine={engine!r})", f"{where}(engine={new!r})")
+        return cast("Options", {**options, "engine": new})
+    known = engine is None or (isinstance(engine, str) and engine in ENGINES)
+    v.require(known, where, f"engine must be None or one of {tuple(ENGINES)}", repr(engine))
+    return options
+
+
+def take_snapshot(
+    model: nn.Module, x: Inputs, where: str, options: Options, probe: Probe = "kernel"
+) -> Snapshot:
+    """The checked copy of model and inputs that ``options`` describe."""
     policy = Policy(options.get("batch_stats"), options.get("dropout"), options.get("seed", 0))
     return Snapshot(
         model,
@@ -75,49 +132,130 @@ def take_snapshot(model: nn.Module, x: Inputs, where: str, options: Options) -> 
         params=options.get("params"),
         forward=options.get("forward"),
         policy=policy,
+        probe=probe,
     )
 
 
 def freeze(
-    model: nn.Module, x: Inputs, *, where: str = "NTK", **options: Unpack[Options]
+    model: nn.Module,
+    x: Inputs,
+    *,
+    where: str = "NTK",
+    probe: Probe = "kernel",
+    **options: Unpack[Options],
 ) -> Linearization:
-    """Freeze ``model`` at its parameters on inputs ``x``, within a memory budget.
+    """Linearize ``model`` at its parameters on inputs ``x``, within a memory budget.
 
     Args:
         model: module; :class:`~catapult_ext.linops.model.snapshot.Snapshot` says what is refused.
         x: inputs, a tensor, tuple or mapping.
         where: the public function named in errors.
+        probe: the product by which a plan predicts costs: ``"kernel"`` J J' u or ``"parameter"``
+            J' J t.
         **options: see :class:`Options`.
 
     Raises:
         ValueError: unknown engine, an engine that cannot handle the model, a budget that one sample
             exceeds, or samples that depend on each other and do not fit together.
     """
-    engine = options.get("engine")
-    known = engine is None or engine in ENGINES
-    v.require(known, where, f"engine must be None or one of {ENGINES}", repr(engine))
-    snapshot = take_snapshot(model, x, where, options)
-    return in_any_layout(snapshot, lambda: _frozen(snapshot, options))
+    options = checked_options(options, where)
+    engine, check = options.get("engine"), options.get("check", True)
+    snapshot = take_snapshot(model, x, where, options, probe)
 
+    def measured(part: Snapshot) -> Linearization:
+        return automatic(part) if engine is None else ENGINES[engine].build_to_measure(part)
 
-def _frozen(snapshot: Snapshot, options: Options) -> Linearization:
-    engine = options.get("engine")
-    planner = _planner(snapshot, options)
-    plan: Plan | None = None
-    if planned(options):
-        plan = planner.plan()
-        linearization = _planned(snapshot, plan, engine, options)
-    else:
-        linearization, plan = _guarded(snapshot, planner, engine, options)
-    if plan is not None:
-        linearization.columns = plan.columns
-        linearization.workspace = min(linearization.workspace, max(plan.budget - plan.peak, 0))
-        linearization.room = max(plan.budget - plan.kept, 0)
-    linearization.budget = options.get("memory_budget")
-    linearization.make_plan = lambda: (
-        plan or _planner(snapshot, options, samples=snapshot.n_samples).plan()
+    planner = planner_of(snapshot, options, measured)
+
+    def build(plan: Plan | None) -> Linearization:
+        if plan is not None and plan.samples < plan.n_samples:
+            return LinearizationBySamples(
+                snapshot, plan.samples, lambda part: linearize(part, engine), check
+            )
+        linearization = linearize(snapshot, engine)
+        if plan is None:
+            linearization = _within(linearization, planner.budget)
+        return checked(linearization, check)
+
+    linearization, plan = in_any_layout(
+        snapshot, lambda: within_budget(snapshot, options, planner, planner.budget, build)
     )
+    allowance = linearization.allowance
+
+    def make_plan() -> Plan:
+        again = planner_of(snapshot, options, measured, samples=snapshot.n_samples)
+        return plan or again.plan()
+
+    return linearization.allowed(
+        Allowance(
+            columns=allowance.columns if plan is None else plan.columns,
+            workspace=allowance.workspace
+            if plan is None
+            else min(allowance.workspace, max(plan.budget - plan.peak, 0)),
+            room=allowance.room if plan is None else max(plan.budget - plan.kept, 0),
+            budget=options.get("memory_budget"),
+            plan=make_plan,
+        )
+    )
+
+
+def linearize(snapshot: Snapshot, engine: str | None) -> Linearization:
+    """The linearization by a named engine, or by the first one that accepts the model."""
+    if snapshot.coarse:
+        return GENERAL.build(snapshot)
+    return automatic(snapshot) if engine is None else ENGINES[engine].build(snapshot)
+
+
+def automatic(snapshot: Snapshot) -> Linearization:
+    """The linearization by the first engine of the table that accepts a recorded forward pass.
+
+    All recorders watch one pass.  A second one is run where the model looked like one that the
+    first engine takes, so that expensive recorders were left out, or where the pass was altered.
+    """
+    kinds = [kind for kind in ENGINES.values() if kind is not GENERAL] + [GENERAL]
+    if snapshot.probe == "hessian":
+        kinds = [kind for kind in kinds if kind.hvp_modes is not None]
+    why = ""
+    while True:
+        watching = [(k, r) for k in kinds if (r := k.recorder(snapshot)) is not None]
+        if watching[0][1].likely:
+            watching = [(k, r) for k, r in watching if r.cheap]
+        outputs = snapshot.forward(_together(r.mode() for _, r in watching))
+        raw = snapshot.take_raw_output()
+        for kind, recorder in watching:
+            made = kind.from_pass(snapshot, recorder, ForwardPass(outputs, raw, why))
+            if made is not None:
+                return made
+            why = why or recorder.why
+            kinds.remove(kind)
+            if recorder.altered:
+                break
+        del outputs, raw
+
+
+@contextmanager
+def _together(modes: Iterable[AbstractContextManager[Any]]) -> Iterator[None]:
+    with ExitStack() as stack:
+        for mode in modes:
+            stack.enter_context(mode)
+        yield
+
+
+def checked(linearization: Linearization, check: bool) -> Linearization:
+    """The same, after a second forward pass where ``check`` asks for it and it can show anything.
+
+    Raises:
+        ValueError: the second pass gives other outputs.
+    """
+    if check and not linearization.proven:
+        linearization.snapshot.check_repeats(linearization.outputs)
     return linearization
+
+
+def coarse(linearization: Linearization) -> Linearization:
+    """The same model with products in bfloat16 where torch's autocast has them."""
+    own = linearization.coarse()
+    return GENERAL.build(linearization.snapshot.in_bfloat16()) if own is None else own
 
 
 def planned(options: Options) -> bool:
@@ -126,22 +264,13 @@ def planned(options: Options) -> bool:
     return any(options.get(name) is not None for name in names)
 
 
-def _planner(snapshot: Snapshot, options: Options, samples: int | None = None) -> Planner:
-    def build(part: Snapshot) -> tuple[Linearization, Callable[[], object]]:
-        linearization = _engine(part, options.get("engine"), probe=True)
-        if snapshot.where == "NTK":
-            u = linearization.outputs.new_ones(linearization.rows, 1)
-            return linearization, lambda: linearization.ntk(u)
-        t = linearization.outputs.new_ones(linearization.n_params, 1)
-        return linearization, lambda: linearization.vjp(linearization.jvp(t))
-
-    return planner_of(snapshot, options, build, samples)
-
-
 def planner_of(
-    snapshot: Snapshot, options: Options, build: Build, samples: int | None = None
+    snapshot: Snapshot,
+    options: Options,
+    build: Callable[[Snapshot], Linearization],
+    samples: int | None = None,
 ) -> Planner:
-    """The planner of ``held`` under the caller's budget and chunks."""
+    """The planner of ``snapshot`` under the caller's budget and chunks."""
     return Planner(
         snapshot,
         build,
@@ -151,103 +280,41 @@ def planner_of(
     )
 
 
-def _planned(snapshot: Snapshot, plan: Plan, engine: str | None, options: Options) -> Linearization:
-    check = options.get("check", True)
-    if plan.samples < plan.n_samples:
-        return LinearizationBySamples(
-            snapshot, plan.samples, lambda part: _engine(part, engine), check
-        )
-    return _checked(_engine(snapshot, engine), check)
+def within_budget(
+    snapshot: Snapshot,
+    options: Options,
+    planner: Planner,
+    limit: float,
+    build: Callable[[Plan | None], Built],
+) -> tuple[Built, Plan | None]:
+    """The result of ``build``, without a plan where all is small, and the plan where it has one.
 
-
-def _guarded(
-    snapshot: Snapshot, planner: Planner, engine: str | None, options: Options
-) -> tuple[Linearization, Plan | None]:
-    """Without a plan where all is small: the forward pass stops when it passes the budget."""
-    snapshot.meter = Meter(snapshot.tensors(), planner.budget)
-    try:
-        linearization = _engine(snapshot, engine)
-        graph = float(GRAPHS * snapshot.meter.live + 8 * snapshot.bytes)
-        if isinstance(linearization, DenseChainLinearization):
-            column = 2.0 * linearization.n_params * snapshot.itemsize
-            graph = (
-                snapshot.meter.live
-                + 4 * snapshot.bytes
-                + linearization.native_bytes(snapshot.n_samples)
-            )
-            linearization.columns = min(64, 1 + int(max(planner.budget - graph, 0) // column))
-        if graph <= planner.budget:
-            return _checked(linearization, options.get("check", True)), None
-        del linearization
-    except OverBudget:
-        pass
-    finally:
-        snapshot.meter = None
+    Where the caller asks for no plan, ``build(None)`` is tried first: its forward passes stop, or
+    it raises :class:`~catapult_ext.linops.model.memory_meter.OverBudget`, at ``limit`` bytes.
+    """
+    if not planned(options):
+        try:
+            with snapshot.metered(limit):
+                return build(None), None
+        except OverBudget:
+            pass
     plan = planner.plan()
-    return _planned(snapshot, plan, engine, options), plan
+    return build(plan), plan
 
 
-GRAPHS = 6  # a product keeps and needs at most so many times the graph of the forward pass
-
-
-def _checked(linearization: Linearization, check: bool) -> Linearization:
-    # a proven chain holds nothing but known functions of its inputs
-    if check and linearization.engine != "layers":
-        linearization.snapshot.check_repeats(linearization.outputs)
-    return linearization
-
-
-@contextmanager
-def _both(*modes: AbstractContextManager[object]) -> Iterator[None]:
-    with ExitStack() as stack:
-        for mode in modes:
-            stack.enter_context(mode)
-        yield
-
-
-def _engine(snapshot: Snapshot, engine: str | None, probe: bool = False) -> Linearization:
-    if engine == "linearize" and not probe:  # probed by autograd, which keeps as much
-        return TorchLinearization(snapshot)
-    if engine in ("linearize", "autograd"):
-        return AutogradLinearization(snapshot)
-    tangents = TangentTracer(list(snapshot.params.values()))
-    outputs, chain, why = traced(snapshot, engine, tangents)
-    if chain is not None:
-        return DenseChainLinearization(snapshot, outputs, chain)
-    linearization = AutogradLinearization(snapshot, outputs, tangents)
-    linearization.why = why
-    return linearization
-
-
-def traced(
-    snapshot: Snapshot, engine: str | None, tangents: TangentTracer | None = None
-) -> tuple[Tensor, Chain | None, str]:
-    """Outputs with graph, the chain if the model is one, and why it is not.
-
-    ``tangents`` records the pass where it is no chain.  One forward pass, or two: where a call in
-    place met a copy, or no module had told that it is no chain.
+def _within(linearization: Linearization, budget: int) -> Linearization:
+    """The same with as many columns as the budget allows besides one product.
 
     Raises:
-        ValueError: ``engine="layers"`` for a model that is no chain.
+        OverBudget: one product may exceed the budget.
     """
-    tracer = ChainTracer(snapshot.params)
-    recorder = None if plausible(snapshot.model) else tangents  # dear where it is for nothing
-    outputs = snapshot.forward(tracer if recorder is None else _both(tracer, recorder))
-    raw = snapshot.take_raw_output()
-    chain = tracer.result(raw)
-    if chain is not None:
-        return outputs, chain, ""
-    v.require(
-        engine is None,
-        snapshot.where,
-        "engine='layers' needs a chain of dense layers and element-wise activations",
-        f"a model where {tracer.why}",
-    )
-    if tracer.altered or recorder is not tangents:  # a call in place was given a copy, or no record
-        if tangents is not None:
-            tangents.restart()
-        outputs = snapshot.forward(tangents)
-        raw = snapshot.take_raw_output()
-    if tangents is not None:
-        tangents.finish(raw)
-    return outputs, None, f"not a chain of dense layers: {tracer.why}"
+    snapshot = linearization.snapshot
+    assert snapshot.meter is not None
+    needed = linearization.product_bytes(snapshot.meter.live)
+    if needed > budget:
+        raise OverBudget(f"{needed:.0f} bytes")
+    if not linearization.gains_from_columns:
+        return linearization
+    column = 2.0 * linearization.n_params * snapshot.itemsize
+    columns = min(64, 1 + int((budget - needed) // column))
+    return linearization.allowed(Allowance(columns=columns))

@@ -17,17 +17,22 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from catapult_ext.linops.engines.autograd_hessian import output_curvature
-from catapult_ext.linops.engines.dense_chain import DenseChainLinearization, DenseLayer, scaled_
+from catapult_ext.linops.engines.base import HessianProducts, Linearization
+from catapult_ext.linops.engines.dense_layers import (
+    DenseLayer,
+    covers_all,
+    scaled_,
+    values_after,
+)
+from catapult_ext.linops.engines.loss_curvature import output_curvature
 from catapult_ext.linops.model.policy import frozen_context
-from catapult_ext.linops.model.snapshot import Snapshot
 from catapult_ext.linops.tracing.dense_chain import Chain
 from catapult_ext.losses import Loss
 
 _WORKSPACE = 1 << 27  # bytes that the columns of one product may take
 
 
-class DenseChainHVP:
+class DenseChainHVP(HessianProducts):
     """Keeps activations, phi' and phi'' o dL/da, not the graph.
 
     A product costs 2 GEMMs forth, 2 back and 2 for the gradient per layer, less those of the
@@ -35,29 +40,33 @@ class DenseChainHVP:
     """
 
     def __init__(
-        self, snapshot: Snapshot, loss: Loss, y: Any, outputs: Tensor, chain: Chain
+        self,
+        linearization: Linearization,
+        layers: list[DenseLayer],
+        chain: Chain,
+        loss: Loss,
+        y: Any,
     ) -> None:
-        self._linearization = linearization = DenseChainLinearization(snapshot, outputs, chain)
-        self.layers = linearization.layers
+        self._linearization, self._layers = linearization, layers
+        self._covered = covers_all(layers, linearization.n_params)
+        snapshot = linearization.snapshot
         self.value, slope, self._outputs = output_curvature(
             snapshot, loss, y, linearization.outputs
         )
         self._slope = slope.reshape(linearization.rows, 1)
-        after = [layer.input for layer in chain.layers[1:]] + [chain.output]
         # of every layer: delta = dL/dz (N, p), and phi'' o dL/da (N, p) or None where it is zero
         self._deltas: list[Tensor] = []
         self._bends: list[Tensor | None] = []
         back = slope.reshape(linearization.n_samples, -1)
         for traced, follows, layer in zip(
-            reversed(chain.layers), reversed(after), reversed(self.layers), strict=True
+            reversed(chain.layers), reversed(values_after(chain)), reversed(layers), strict=True
         ):
-            assert follows is not None
             bend = _second_slope(traced.output, follows)
             self._bends.insert(0, None if bend is None else bend * back)
             delta = back if layer.slope is None else back * layer.slope
             self._deltas.insert(0, delta)
             back = scaled_(delta @ layer.weight, layer.root)
-        widths = sum(sum(layer.weight.shape) for layer in self.layers)
+        widths = sum(sum(layer.weight.shape) for layer in self._layers)
         column = (
             linearization.n_samples * 2 * widths + 2 * linearization.n_params
         ) * snapshot.itemsize
@@ -72,11 +81,11 @@ class DenseChainHVP:
         """H V for V (P, K)."""
         rows = vectors.T.contiguous()
         inputs, outputs = self._tangents(rows)
-        out = torch.empty_like(rows) if self._linearization.covered else torch.zeros_like(rows)
+        out = torch.empty_like(rows) if self._covered else torch.zeros_like(rows)
         n, k = self._linearization.n_samples, len(rows)
         back = self._outputs.hessian(self._last(outputs[-1]).transpose(1, 2)).transpose(1, 2)
-        for i in reversed(range(len(self.layers))):
-            layer, bend = self.layers[i], self._bends[i]
+        for i in reversed(range(len(self._layers))):
+            layer, bend = self._layers[i], self._bends[i]
             change = back if layer.slope is None else back * layer.slope.unsqueeze(1)
             if bend is not None:
                 change = change + bend.unsqueeze(1) * outputs[i]
@@ -94,7 +103,7 @@ class DenseChainHVP:
         inputs: list[Tensor | None] = []
         outputs: list[Tensor] = []
         da: Tensor | None = None
-        for layer in self.layers:
+        for layer in self._layers:
             p, d = layer.weight.shape
             if layer.weight_at is not None:
                 w = rows[:, layer.weight_at].reshape(k * p, d)
@@ -111,12 +120,12 @@ class DenseChainHVP:
         return inputs, outputs
 
     def _last(self, dz: Tensor) -> Tensor:
-        slope = self.layers[-1].slope
+        slope = self._layers[-1].slope
         return dz if slope is None else dz * slope.unsqueeze(1)
 
     def _gradient_of(self, i: int, change: Tensor, da: Tensor | None, out: Tensor) -> None:
         """This layer's blocks of H V into ``out`` (K, P)."""
-        layer = self.layers[i]
+        layer = self._layers[i]
         if layer.bias_at is not None:
             out[:, layer.bias_at] = layer.bias_scale * change.sum(0)
         for j in range(len(out) if layer.weight_at is not None else 0):

@@ -9,9 +9,10 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from math import isqrt, prod
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -25,13 +26,24 @@ from catapult_ext.linops.model.memory_meter import Meter
 from catapult_ext.linops.model.snapshot import Snapshot
 from catapult_ext.runs.digest import update_digest
 
-if TYPE_CHECKING:
-    from catapult_ext.linops.ntk import NTK
-
 _SMALL = 256 << 20
 _ROOM = 1 << 29  # bytes that tiles use at most
 Progress = Callable[[int, int], None]
 Tile = tuple[slice, slice]  # samples of the rows, samples of the columns
+
+
+class Kernel(Protocol):
+    """A kernel as far as its tiles need it: an NTK of one or two linearizations."""
+
+    linearization: Linearization
+    linearization2: Linearization  # of the columns; the same for a symmetric kernel
+    symmetric: bool
+    shape: tuple[int, int]
+    n_outputs: int
+
+    def __matmul__(self, vectors: Tensor) -> Tensor: ...
+
+    def _unit_columns(self, start: int, stop: int) -> Tensor: ...
 
 
 class Tiles:
@@ -43,9 +55,9 @@ class Tiles:
         outputs: ``"all"`` or ``"trace"``, or ``"diagonal"`` for :meth:`diagonal`.
     """
 
-    def __init__(self, operator: NTK, layout: str, outputs: str) -> None:
+    def __init__(self, operator: Kernel, layout: str, outputs: str) -> None:
         self.operator, self.layout, self.outputs = operator, layout, outputs
-        self.one, self.two = operator.linearization, operator.frozen2
+        self.one, self.two = operator.linearization, operator.linearization2
         self.symmetric = operator.symmetric
         self.n1, self.n2 = self.one.n_samples, self.two.n_samples
         o = operator.n_outputs
@@ -55,13 +67,15 @@ class Tiles:
             self.shape = (self.n1, self.n2, o, o)
         self.item = self.one.snapshot.itemsize
         self.bytes = prod(self.shape) * self.item
-        self.room = min(self.one.room, self.two.room, _ROOM)
+        self.room = min(self.one.allowance.room, self.two.allowance.room, _ROOM)
 
     def check_budget(self) -> bool:
         """Whether the kernel can be computed as a whole; the one error where it is too large."""
-        if self.bytes + self.one.kernel_bytes(self.outputs) <= _SMALL and self.one.budget is None:
+        small = self.bytes + self.one.kernel_bytes(self.outputs) <= _SMALL
+        given = self.one.allowance.budget
+        if small and given is None:
             return not self.one.streamed  # without asking the system for what is free
-        budget = parse_budget(self.one.budget, self.one.device, "NTK.dense")
+        budget = parse_budget(given, self.one.device, "NTK.dense")
         v.require(
             self.bytes <= budget,
             "NTK.dense",
@@ -91,7 +105,7 @@ class Tiles:
 
     def in_memory(self, progress: Progress | None = None) -> Tensor:
         """The kernel as a tensor."""
-        left = min(self.one.room, self.two.room) - self.bytes
+        left = min(self.one.allowance.room, self.two.allowance.room) - self.bytes
         self.room = max(min(left, _ROOM), 0)
         cut = self._cut()
         out = torch.empty(self.shape, dtype=self.one.dtype, device=self.one.device)
@@ -149,14 +163,18 @@ class Tiles:
         )
         if edge == 0:  # one sample is more than its share: it may still fit
             edge = 1
-        part.workspace = room // 2
         return edge if part.kernel(None, self.outputs) is not None else 0
 
     def _probe(self, samples: slice) -> tuple[int, KernelPart | None]:
         """Bytes that a part holds, and the part."""
         with Meter(self.one.snapshot.tensors()) as meter:
-            part = self.one.part(samples)
+            part = self._limited(self.one).part(samples)
         return int(meter.live), part
+
+    def _limited(self, linearization: Linearization) -> Linearization:
+        """The same with half of the room as workspace."""
+        allowance = replace(linearization.allowance, workspace=self.room // 2)
+        return linearization.allowed(allowance)
 
     def _tiles(self, cut: dict[str, Any]) -> list[Tile]:
         edge = cut["edge"]
@@ -194,10 +212,9 @@ class Tiles:
 
     def _part(self, linearization: Linearization, samples: slice) -> KernelPart | None:
         """Some samples; None where these cannot be taken apart although the first ones could."""
-        part = linearization.part(samples)
+        part = self._limited(linearization).part(samples)
         if part is None or not same(part.outputs, linearization.outputs[samples]):
             return None
-        part.workspace = self.room // 2
         return part
 
     def _by_products(self, tiles: list[Tile]) -> Iterator[tuple[Tile, Tensor]]:

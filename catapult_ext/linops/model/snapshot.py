@@ -7,10 +7,10 @@ afterwards does not change an operator built before.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from fnmatch import fnmatchcase
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -33,6 +33,7 @@ from catapult_ext.linops.model.pass_tree import Template, Tree
 from catapult_ext.linops.model.policy import Policy, check_modules, check_repeats, frozen_context
 from catapult_ext.linops.model.proof import Proof
 
+Probe = Literal["kernel", "parameter", "hessian"]
 Hook = Callable[[nn.Module, Any], Tensor]
 
 
@@ -69,6 +70,8 @@ class Snapshot:
         policy: see :class:`~catapult_ext.linops.model.policy.Policy`.
         loss: a callable that may refer to the model; :meth:`own_loss` refers to the tree of the
             last pass instead.
+        probe: the product that the operator makes and a plan measures: ``"kernel"`` J J' u,
+            ``"parameter"`` J' J t, or ``"hessian"`` H t.
 
     Raises:
         TypeError: not a module, parameters of another or of mixed dtype, outputs of another dtype.
@@ -87,8 +90,9 @@ class Snapshot:
         forward: Hook | None = None,
         policy: Policy | None = None,
         loss: Any = None,
+        probe: Probe = "kernel",
     ) -> None:
-        self.where = where
+        self.where, self.probe = where, probe
         inside = torch._C._functorch.peek_interpreter_stack() is not None
         needs = "must be built outside torch.func transforms (it is not differentiable)"
         v.require(not inside, where, needs, "a call inside one")
@@ -342,6 +346,25 @@ class Snapshot:
         part.x = tree_map(cut, self.x)
         return part
 
+    def in_bfloat16(self) -> Snapshot:
+        """The same snapshot with forward passes in bfloat16, where torch's autocast has it."""
+        out = copy.copy(self)
+        out.coarse = True
+        return out
+
+    @contextmanager
+    def metered(self, limit: float) -> Iterator[Meter]:
+        """Counts what forward passes make, and stops one that exceeds ``limit`` bytes.
+
+        Raises:
+            OverBudget: a forward pass inside exceeds it.
+        """
+        self.meter = Meter(self.tensors(), limit)
+        try:
+            yield self.meter
+        finally:
+            self.meter = None
+
     def plain_outputs(self, samples: slice) -> Tensor:
         """Outputs of some of the samples without a graph, checked to be of them alone."""
         part = self.part(samples)
@@ -353,13 +376,13 @@ class Snapshot:
         return out
 
     def tensors(self) -> list[Tensor]:
-        """Everything held: parameters, constants and inputs."""
+        """All tensors of the snapshot: parameters, constants and inputs."""
         inputs = [t for t in tree_leaves(self.x) if isinstance(t, Tensor)]
         return [*self.params.values(), *self.constants.values(), *inputs]
 
     @property
     def bytes(self) -> int:
-        """Of :meth:`tensors`."""
+        """Total size of :meth:`tensors`."""
         return sum(t.numel() * t.element_size() for t in self.tensors())
 
     @property

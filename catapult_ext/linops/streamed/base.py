@@ -16,10 +16,8 @@ from torch import Tensor, nn
 
 from catapult_ext import _validate as v
 from catapult_ext.linops.base import LinearOperator
-from catapult_ext.linops.engines.choose import Options
-from catapult_ext.linops.ggn import GGN, unpack
-from catapult_ext.linops.hessian import Hessian
-from catapult_ext.linops.ntk import NTK
+from catapult_ext.linops.engines.choose import Options, checked_options
+from catapult_ext.linops.ggn import unpack
 from catapult_ext.linops.streamed.batches import Batches, crc
 from catapult_ext.linops.streamed.processes import Group
 from catapult_ext.linops.streamed.unwrap import own_copy
@@ -43,6 +41,7 @@ class Streamed(LinearOperator):
     ) -> None:
         self.group = Group(group, self.name)
         self.passes = 0
+        options = checked_options(options, self.name)
         facts = self.group.built(lambda: self._read(model, data, loss, options))
         shared = ("outputs", "dtype", "parameters", "values", "loss")
         self.group.agree([{n: one[n] for n in shared} for one in facts])
@@ -94,7 +93,7 @@ class Streamed(LinearOperator):
             )
             outputs, samples = columns, samples + rows
             self._parts.append(part)
-            self.dtype, self.n_params = operator.dtype, operator_params(operator)
+            self.dtype, self.n_params = operator.dtype, operator.n_params
         return {
             "outputs": outputs,
             "samples": samples,
@@ -131,7 +130,7 @@ class Streamed(LinearOperator):
         at = 0
         if self.batches.held:
             for operator in self._operators:
-                rows = _samples(operator) * self.n_outputs
+                rows = operator.n_samples * self.n_outputs
                 yield operator, self._weights[0], slice(0, rows)
             self.passes += 1
             return
@@ -139,7 +138,7 @@ class Streamed(LinearOperator):
             if self._empty(batch):
                 continue
             operator = self._operator(batch)
-            rows = _samples(operator) * self.n_outputs
+            rows = operator.n_samples * self.n_outputs
             yield operator, weight, slice(at, at + rows)
             at += rows
 
@@ -150,17 +149,6 @@ class Streamed(LinearOperator):
 
     def _stacked(self, mine: Tensor) -> Tensor:
         return self.group.rows(mine, [n * self.n_outputs for n in self.counts])
-
-
-def operator_params(operator: NTK | GGN | Hessian) -> int:
-    """P of the operator of one batch."""
-    held = operator.snapshot if isinstance(operator, Hessian) else operator.linearization
-    return held.n_params
-
-
-def _samples(operator: NTK | GGN | Hessian) -> int:
-    held = operator.snapshot if isinstance(operator, Hessian) else operator.linearization
-    return held.n_samples
 
 
 def _checksum(parameters: list[nn.Parameter]) -> int:
