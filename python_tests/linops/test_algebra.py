@@ -27,7 +27,12 @@ def random(*shape):
 
 @pytest.mark.parametrize(
     ("name", "engine"),
-    [("ntk_chain", "dense-chain"), ("conv", "autograd"), ("tied", "autograd"), ("conv", "linearize")],
+    [
+        ("ntk_chain", "dense-chain"),
+        ("conv", "autograd"),
+        ("tied", "autograd"),
+        ("conv", "linearize"),
+    ],
 )
 def test_jacobian(name, engine):
     model, x = zoo.build(name)
