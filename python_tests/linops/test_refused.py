@@ -6,6 +6,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import catapult_ext as cx
+from catapult_ext.linops.engines.base import Allowance
 
 X = torch.linspace(-1, 1, 12).reshape(4, 3)
 Y = torch.zeros(4, 2)
@@ -168,8 +169,8 @@ def test_no_second_derivative_is_named():
         cx.Hessian(model, "half_mse", (X, Y)) @ torch.ones(8)
     kernel = cx.NTK(model, X)  # needs the first one alone, for few rows
     assert torch.allclose(kernel @ torch.eye(8), kernel.dense(), rtol=1e-5)
-    kernel = cx.NTK(model, X)
-    kernel.linearization.workspace = 100
+    small = cx.NTK(model, X).linearization.allowed(Allowance(workspace=100))
+    kernel = cx.NTK.of(small)
     with pytest.raises(RuntimeError, match=r"catapult_ext.NTK: .*second derivatives.*marked once"):
         kernel @ torch.ones(8)
 
