@@ -81,7 +81,8 @@ def test_an_engine_that_wants_to_be_chosen(row_by_row, monkeypatch):
     """By its recorder: before the general engine, after those of the table."""
 
     class Watcher:
-        why, altered, cheap, likely = "", False, True, False
+        why = ""
+        altered, cheap, likely = False, True, False
 
         def mode(self):
             return torch.overrides.BaseTorchFunctionMode()
