@@ -15,7 +15,7 @@ import torch
 
 import catapult_ext as cx
 from catapult_ext import _native, ops
-from catapult_ext.runs.store import RunFolder
+from catapult_ext._store import RunFolder
 
 X, Y = torch.linspace(-1, 1, 24).reshape(8, 3), torch.linspace(0, 1, 16).reshape(8, 2)
 torch.manual_seed(0)

@@ -43,7 +43,7 @@ def _load_package(plainly):
 
     if plainly:
         return
-    parts = ["catapult_ext.data.files", "catapult_ext.data.standard", "catapult_ext.runs.store"]
+    parts = ["catapult_ext.data.files", "catapult_ext.data.standard", "catapult_ext._store"]
     with atheris.instrument_imports(include=[*parts, "zipfile", "numpy.lib._format_impl"]):
         import catapult_ext  # noqa: F401
 
@@ -113,7 +113,7 @@ def fuzz_npz(data: bytes) -> None:
 
 def fuzz_store(data: bytes) -> None:
     """Open a run folder with a damaged part and a damaged configuration."""
-    from catapult_ext.runs.store import RunFolder, RunFolderError
+    from catapult_ext._store import RunFolder, RunFolderError
 
     folder = SCRATCH / "run"
     with RunFolder(folder, CONFIG, fresh=True) as run:
@@ -167,7 +167,7 @@ def seeds(target: str) -> list[bytes]:
                 pieces.append(file.getvalue())
             found.append(b"\x01" + b"@@".join(pieces))
         return found
-    from catapult_ext.runs.store import RunFolder
+    from catapult_ext._store import RunFolder
 
     with RunFolder(SCRATCH / "seed", CONFIG) as run:
         run.save_part("one", {"loss": 1.5})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from catapult_ext._store import update_digest
 from catapult_ext.data.augment import Augment
 from catapult_ext.data.dataset import Dataset, as_dataset
 from catapult_ext.data.digits import digits
@@ -10,7 +11,6 @@ from catapult_ext.data.gaussian import gaussian, synthetic_images
 from catapult_ext.data.prepare import standardise
 from catapult_ext.data.standard import load, named, npz
 from catapult_ext.data.teacher import teacher
-from catapult_ext.runs.digest import update_digest
 
 __all__ = [
     "Augment",

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from catapult_ext import _validate as v
-from catapult_ext.runs.digest import update_digest
+from catapult_ext._store import update_digest
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from catapult_ext.experiments.demo import DemoConfig, run_demo
 from catapult_ext.experiments.result import SweepResult
-from catapult_ext.experiments.sweep import Progress, SweepConfig, run, sweep
+from catapult_ext.experiments.sweep import Progress, run, sweep
+from catapult_ext.experiments.sweep_config import SweepConfig
 from catapult_ext.experiments.toy_phases import ToyConfig, ToyResult, run_toy
 
 __all__ = [

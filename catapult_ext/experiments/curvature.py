@@ -23,16 +23,16 @@ class TopSpace:
     Attributes:
         lambda0: top eigenvalue of the GGN of the loss; eta_crit is 2 / lambda0.
         error: bound of lambda0's own error.
-        ratios: NTK eigenvalues over the largest one, descending.
-        vectors: (N*O, k) orthonormal NTK eigenvectors, flat index n*O + o.
         vector: eigenvector belonging to lambda0, the start of later solves.
+        ratios: NTK eigenvalues over the largest one, descending; empty where not solved.
+        vectors: (N*O, k) orthonormal NTK eigenvectors, flat index n*O + o; None where not solved.
     """
 
     lambda0: float
     error: float
-    ratios: list[float]
-    vectors: Tensor
     vector: Tensor
+    ratios: tuple[float, ...] = ()
+    vectors: Tensor | None = None
 
 
 @torch.no_grad()
@@ -42,13 +42,12 @@ def top_space(
     """Solve for the k top NTK eigenpairs and lambda0 at the model's present parameters."""
     kernel = NTK(model, x)
     found = eigsh(kernel, k=min(k, kernel.shape[0]), tol=tol)
-    ratios = [float(v) for v in found.eigenvalues / found.eigenvalues[0]]
+    ratios = tuple((found.eigenvalues / found.eigenvalues[0]).tolist())
     if isinstance(loss, losses.SquaredLoss):
         m = loss.normaliser(model(x), y)
         value, error = float(found.eigenvalues[0]) / m, float(found.errors[0]) / m
-        return TopSpace(value, error, ratios, found.eigenvectors, found.eigenvectors[:, :1])
-    value, error, vector = top_curvature(model, loss, x, y, None, tol)
-    return TopSpace(value, error, ratios, found.eigenvectors, vector)
+        return TopSpace(value, error, found.eigenvectors[:, :1], ratios, found.eigenvectors)
+    return TopSpace(*top_curvature(model, loss, x, y, None, tol), ratios, found.eigenvectors)
 
 
 @torch.no_grad()

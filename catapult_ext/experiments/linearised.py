@@ -7,9 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from catapult_ext.experiments.training import Problem, Projection
+from catapult_ext.experiments.start import Start
 from catapult_ext.linops import NTK
 from catapult_ext.losses import SquaredLoss
+from catapult_ext.probes.record import Projection
 
 DENSE_UP_TO = 6000  # rows; beyond, the kernel is applied without being formed
 # Components of the linearised model do not mix, so small ones count too, down to the accuracy of
@@ -18,12 +19,20 @@ LINEAR_SHARE = 0.01
 
 
 @torch.no_grad()
-def linearised_sweep(problem: Problem, etas: list[float]) -> list[dict[str, Any]]:
+def linearised_sweep(
+    problem: Start, etas: list[float], steps: int, only: int | None = None
+) -> list[dict[str, Any]]:
     """Gradient descent of the linearised model at every rate, the rates being K columns.
 
     ``r <- r - (eta / m) Theta_0 r`` with the fixed kernel Theta_0 (N*O, N*O) and the residual
     r = f - y: exact for the linearised model, one product with K columns per step. A column above
     the cut leaves the product. Costs T products with an (N*O, N*O) matrix.
+
+    Args:
+        problem: start of the runs, with the kernel's top eigenvectors.
+        etas: the K learning rates.
+        steps: number of steps T.
+        only: follow the first eigenvectors of the top space alone; None for all of them.
 
     Returns:
         One record per rate: ``loss``, ``projection``, ``growth``, ``diverged_at``.
@@ -43,11 +52,12 @@ def linearised_sweep(problem: Problem, etas: list[float]) -> list[dict[str, Any]
     product = kernel.dense() if kernel.shape[0] <= DENSE_UP_TO else kernel
     residual = (outputs - y).reshape(-1, 1).repeat(1, len(etas))
     rates = torch.tensor(etas, dtype=torch.float64, device="cpu").to(residual) / m
-    projection = Projection(problem.top.vectors, columns=len(etas), share=LINEAR_SHARE)
+    assert problem.top.vectors is not None
+    projection = Projection(problem.top.vectors[:, :only], len(etas), LINEAR_SHARE)
     curves: list[list[float]] = [[] for _ in etas]
     diverged = [-1] * len(etas)
     alive = list(range(len(etas)))
-    for step in range(problem.steps + 1):
+    for step in range(steps + 1):
         values = _losses(residual, m)
         for i, column in enumerate(alive):
             curves[column].append(values[i])

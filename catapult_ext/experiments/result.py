@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from catapult_ext._store import RunFolder
 from catapult_ext.experiments.summary import closing, verdict_of
-from catapult_ext.figures.sweep import overview
+from catapult_ext.experiments.sweep_config import SweepConfig
+from catapult_ext.figures.sweep import CAPTIONS, overview, sweep_figures
 from catapult_ext.probes import Verdict
-
-if TYPE_CHECKING:
-    from catapult_ext.experiments.sweep import SweepConfig
+from catapult_ext.runs import report
 
 
 @dataclass(frozen=True)
@@ -81,6 +81,22 @@ class SweepResult:
         if path is not None:
             figure.savefig(path, dpi=150)
         return figure
+
+    def write_reports(self, folder: RunFolder, title: str) -> None:
+        """Write summary.json, summary.csv, the pictures and report.html of a finished sweep."""
+        folder.write_json("summary.json", self.summary)
+        folder.write_csv("summary.csv", self.rows)
+        figures = sweep_figures(self.summary, self.records)
+        for name, png in figures.items():
+            folder.write_bytes(f"fig_{name}.png", png)
+        page = report.page(
+            title,
+            [self.closing()],
+            self.table(),
+            {CAPTIONS[name]: png for name, png in figures.items()},
+            {"Configuration": folder.config, "Environment": folder.started_in},
+        )
+        folder.write_bytes("report.html", page.encode())
 
 
 def _cells(row: dict[str, Any]) -> dict[str, str]:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import copy
-import math
+import dataclasses
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,18 +13,20 @@ import torch
 from torch import Tensor, nn
 
 from catapult_ext import losses
-from catapult_ext._validate import array, fail, integers, require
+from catapult_ext._processes import Ranks
+from catapult_ext._store import RunFolder, environment, weights_digest
+from catapult_ext._validate import array, require
 from catapult_ext.data import Dataset, as_dataset
-from catapult_ext.experiments import storage
-from catapult_ext.experiments.checks import WHERE, check_problem
-from catapult_ext.experiments.curvature import top_space
+from catapult_ext.experiments.descent import descend, sweep_record
 from catapult_ext.experiments.linearised import linearised_sweep
-from catapult_ext.experiments.ranks import Ranks
 from catapult_ext.experiments.result import SweepResult
+from catapult_ext.experiments.start import Start, start
+from catapult_ext.experiments.storage import describe_loss
 from catapult_ext.experiments.summary import summarise, verdict_of
-from catapult_ext.experiments.training import Problem, descend, probe_schedule
-from catapult_ext.probes import divergence_cut, hidden_width
-from catapult_ext.runs import RunFolder
+from catapult_ext.experiments.sweep_config import WHERE, SweepConfig, check_problem
+from catapult_ext.figures.style import require_matplotlib
+from catapult_ext.probes import hidden_width
+from catapult_ext.training import Recipe
 
 
 class Progress:
@@ -45,53 +46,6 @@ class Progress:
 
     def stage(self, name: str) -> None:
         """Something else starts: the initial kernel, the linearised net, the report."""
-
-
-@dataclass(frozen=True)
-class SweepConfig:
-    """Settings of a sweep; model, loss and data come beside it.
-
-    Attributes:
-        c: learning rates in units of 1 / lambda_0 (give these or ``eta``), > 0.
-        eta: learning rates as they are, > 0.
-        steps: full-batch gradient steps of every rate.
-        probe_factor: curvature is measured at steps 0, 1 and then at steps growing by this factor.
-        tol: relative error bound asked for along the way (lambda_0: a tenth of it, at most 1e-4).
-        top: dimension of the kernel's top eigenspace the residual is projected on; default O.
-        cut: loss above which a run is divergent; default ``probes.divergence_cut``.
-        linearised: also run the model linearised at its start (squared losses only).
-    """
-
-    c: tuple[float, ...] | None = None
-    eta: tuple[float, ...] | None = None
-    steps: int = 200
-    probe_factor: float = 2.0
-    tol: float = 1e-3
-    top: int | None = None
-    cut: float | None = None
-    linearised: bool = False
-
-    def __post_init__(self) -> None:
-        if (self.c is None) == (self.eta is None):
-            fail(WHERE, "give either c or eta", f"c={self.c}, eta={self.eta}", TypeError)
-        name, rates = ("c", self.c) if self.c is not None else ("eta", self.eta)
-        assert rates is not None
-        require(len(rates) > 0, WHERE, f"{name} must hold at least one learning rate", rates)
-        for rate in rates:
-            require(math.isfinite(rate) and rate > 0, WHERE, f"{name} must be finite and > 0", rate)
-        require(len(set(rates)) == len(rates), WHERE, f"{name} must hold distinct rates", rates)
-        integers(WHERE, steps=self.steps)
-        require(self.steps >= 1, WHERE, "steps must be >= 1", self.steps)
-        require(self.probe_factor > 1, WHERE, "probe_factor must be > 1", self.probe_factor)
-        require(0 < self.tol < 1, WHERE, "tol must be in (0, 1)", self.tol)
-        require(self.top is None or self.top >= 1, WHERE, "top must be >= 1", self.top)
-        require(self.cut is None or self.cut > 0, WHERE, "cut must be > 0", self.cut)
-
-    def rates(self, lambda0: float) -> list[tuple[float, float]]:
-        """(c, eta) of every learning rate, ascending."""
-        if self.c is not None:
-            return [(c, c / lambda0) for c in sorted(self.c)]
-        return [(eta * lambda0, eta) for eta in sorted(self.eta or ())]
 
 
 def sweep(
@@ -185,10 +139,10 @@ def run(
     identity = {
         "experiment": "sweep",
         "version": 1,
-        **storage.describe(config),
-        "loss": storage.describe_loss(loss),
+        **dataclasses.asdict(config),
+        "loss": describe_loss(loss),
         "model": str(model).splitlines(),
-        "weights": storage.weights_digest(model),
+        "weights": weights_digest(model),
         "data": data.name,
         "data_digest": data.fingerprint(),
     }
@@ -198,8 +152,8 @@ def run(
         return _shared(group, identity, work, out, fresh, title)
     if out is None:
         return _Sweep(config, model, data, resolved, None, progress).result()
-    storage.require_reports()
-    with RunFolder(out, identity, environment=storage.environment(), fresh=fresh) as folder:
+    require_matplotlib()
+    with RunFolder(out, identity, environment=environment(), fresh=fresh) as folder:
         return _Sweep(config, model, data, resolved, folder, progress).reported(title)
 
 
@@ -207,7 +161,7 @@ def _shared(
     group: Any, identity: dict[str, Any], work: _Sweep, out: Any, fresh: bool, title: str
 ) -> SweepResult:
     """One sweep on all ranks of ``group``: rank 0 opens the folder first, and reports last."""
-    storage.require_reports()
+    require_matplotlib()
     with Ranks.of(group, WHERE) as ranks:
         first = ranks.rank == 0
         if not first:
@@ -215,7 +169,7 @@ def _shared(
         with RunFolder(
             out,
             identity,
-            environment=storage.environment(),
+            environment=environment(),
             fresh=fresh and first,
             joined=not first,
         ) as folder:
@@ -238,12 +192,19 @@ class _Sweep:
     progress: Progress
     ranks: Ranks | None = None
 
+    @property
+    def recipe(self) -> Recipe:
+        """Full-batch descent of the model as it is."""
+        s = self.config
+        top = s.top or self.data.outputs
+        return Recipe(s.steps, probe_factor=s.probe_factor, batch_stats=None, tol=s.tol, top=top)
+
     def reported(self, title: str) -> SweepResult:
         """:meth:`result`, written to the folder."""
         assert self.folder is not None
         result = self.result()
         self.progress.stage("writing the report")
-        storage.write_reports(self.folder, result, title)
+        result.write_reports(self.folder, title)
         return result
 
     def result(self) -> SweepResult:
@@ -280,13 +241,15 @@ class _Sweep:
             c, eta = rates[i]
             self.progress.rate(i, c)
             start = time.perf_counter()
-            record = {"c": c, **descend(problem, eta, self._step)}
+            made = descend(problem, eta, self.recipe, on_step=self._step)
+            record = {"c": c, **sweep_record(made, eta)}
             parts[names[i]] = record = self._save(names[i], record, start)
             self.progress.done(i, c, verdict_of(record, initial["lambda0"]).phase)
         if self.config.linearised and parts["linearised"] is None and self._mine("linearised"):
             self.progress.stage("the net linearised at the start")
             start = time.perf_counter()
-            linear = {"rates": linearised_sweep(problem, [eta for _, eta in rates])}
+            etas = [eta for _, eta in rates]
+            linear = {"rates": linearised_sweep(problem, etas, self.config.steps)}
             parts["linearised"] = self._save("linearised", linear, start)
         return initial
 
@@ -320,34 +283,23 @@ class _Sweep:
             for name in ("initial", *wanted):
                 seconds = self.ranks.told(f"seconds/{name}")
                 if seconds is not None:
-                    storage.note_time(self.folder, name, float(seconds))
+                    self.folder.note_time(name, float(seconds))
 
-    def _problem(self) -> tuple[Problem, dict[str, Any]]:
-        model = copy.deepcopy(self.model)
-        x, y = self.data.train
-        k = self.config.top or self.data.outputs
-        top = top_space(model, self.loss, x, y, k, min(self.config.tol / 10, 1e-4))
-        with torch.no_grad():
-            loss0 = self.loss.value(model(x), y).item()
-        require(top.lambda0 > 0, WHERE, "lambda_0 must be > 0 (a constant model?)", top.lambda0)
-        width = hidden_width(model)
-        cut = self.config.cut or divergence_cut(loss0, width, top.lambda0)
+    def _problem(self) -> tuple[Start, dict[str, Any]]:
+        config, data = self.config, self.data
+        problem = start(self.model, data, self.loss, self.recipe, cut=config.cut, where=WHERE)
+        model, top = problem.model, problem.top
         initial = {
             "lambda0": top.lambda0,
             "lambda0_error": top.error,
-            "top_ratios": top.ratios,
-            "loss0": loss0,
-            "cut": cut,
-            "width": width,
+            "top_ratios": list(top.ratios),
+            "loss0": problem.loss0,
+            "cut": problem.cut,
+            "width": hidden_width(model),
             "parameters": sum(p.numel() for p in model.parameters()),
-            "samples": len(x),
-            "outputs": self.data.outputs,
+            "samples": len(data.x_train),
+            "outputs": data.outputs,
         }
-        state = {name: v.detach().clone() for name, v in model.state_dict().items()}
-        steps = probe_schedule(self.config.steps, self.config.probe_factor)
-        problem = Problem(
-            model, state, self.loss, self.data, top, cut, self.config.steps, steps, self.config.tol
-        )
         return problem, initial
 
     def _load(self, name: str) -> dict[str, Any] | None:
@@ -360,7 +312,7 @@ class _Sweep:
         self.folder.save_part(name, record)
         seconds = time.perf_counter() - start
         if self.ranks is None:
-            storage.note_time(self.folder, name, seconds)
+            self.folder.note_time(name, seconds)
         else:  # one file, which only rank 0 writes
             self.ranks.tell(f"seconds/{name}", str(seconds))
         stored = self.folder.load_part(name)

@@ -11,12 +11,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from catapult_ext._store import RunFolder, environment
 from catapult_ext._validate import require
 from catapult_ext.data.prepare import random_state
-from catapult_ext.experiments import storage
+from catapult_ext.figures.style import require_matplotlib
 from catapult_ext.figures.sweep import toy_figures
 from catapult_ext.probes import Verdict
-from catapult_ext.runs import RunFolder, report
+from catapult_ext.runs import report
 from catapult_ext.toy import Trajectory, simulate
 
 TITLE = "The toy model: f(x) = v.Ux / sqrt(width)"
@@ -125,9 +126,9 @@ def run_toy(
     summary = _summary(config, trajectory, records)
     if out is None:
         return ToyResult(config, trajectory, summary)
-    storage.require_reports()
+    require_matplotlib()
     identity = {"experiment": "toy", "version": 1, **dataclasses.asdict(config)}
-    with RunFolder(out, identity, environment=storage.environment(), fresh=fresh) as folder:
+    with RunFolder(out, identity, environment=environment(), fresh=fresh) as folder:
         result = ToyResult(config, trajectory, summary, folder.path)
         folder.write_json("summary.json", summary)
         folder.write_csv("summary.csv", summary["rates"])

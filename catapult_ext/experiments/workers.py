@@ -15,7 +15,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from catapult_ext.experiments.ranks import Ranks
+from catapult_ext._processes import Ranks
 
 HOST = "127.0.0.1"
 

@@ -1,52 +1,181 @@
-"""A tracker's run folder: summary, table, times and picture."""
+"""What a probe measures: the one row type of trackers, sweeps and runs; a tracker's folder."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+import math
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, TypedDict
 
-from catapult_ext.runs import RunFolder
+import torch
+from torch import Tensor
 
-if TYPE_CHECKING:
-    from catapult_ext.probes.tracker import CurvatureTracker
+from catapult_ext._store import RunFolder
 
-_COLUMNS = ("step", "index_check", "products", "eta", "eta_lambda", "weight_norm", "inactive")
+# What is measured at the probe steps of a sweep, a column each.
+Observables = TypedDict(
+    "Observables",
+    {
+        "lambda": float,  # top eigenvalue of the loss's Gauss-Newton matrix
+        "lambda_error": float,  # its error bound
+        "weight_norm": float,  # Euclidean norm of all parameters
+        "train_accuracy": float | None,
+        "test_accuracy": float | None,
+        "test_loss": float | None,
+        "inactive": float | None,  # share of pre-activations <= 0, mean over the layers
+        "worst_inactive": float | None,  # the same of the layer with the largest share
+        "dead_units": float | None,  # share of units inactive on every sample, of the worst layer
+    },
+    total=False,
+)
 
 
-def write_run(tracker: CurvatureTracker) -> None:
+class Row(Observables, total=False):
+    """One probe; a key that is missing was not asked for, None could not be measured.
+
+    A new observable is one key here, or in ``Observables`` to make it a column of every sweep, and
+    the line that measures it.
+
+    Attributes:
+        step: number of steps made.
+        time: eta * step.
+        mark: why the probe was made: ``schedule``, ``time``, ``end`` or ``final``.
+        loss: that the step uses.
+        train_loss: on the training set, with the set's own batch statistics.
+        values: top eigenvalues, descending.
+        errors: their error bounds.
+        index_check: see :class:`~catapult_ext.EigshResult`.
+        products: with the operator.
+        flags: ``checked``, ``missed`` (tol was not reached), ``diverged`` (values are NaN).
+        eta: learning rate.
+        eta_lambda: eta times the top eigenvalue.
+        sharpness: top Hessian eigenvalue; eta times that in ``self_stabilisation``.
+        predicted: change of eta times the sharpness in this step, by self-stabilisation.
+        top_shares: share of a squared loss in each eigenvector.
+        drift: 1 - cosine between the trace kernel and that of the first probe.
+        drift_norm: norm of their difference over that of the first.
+    """
+
+    step: int
+    time: float
+    mark: str
+    loss: float
+    train_loss: float
+    values: list[float]
+    errors: list[float]
+    index_check: str
+    products: int
+    flags: list[str]
+    eta: float | None
+    eta_lambda: float | None
+    sharpness: float
+    predicted: float
+    top_shares: list[float] | None
+    drift: float | None
+    drift_norm: float | None
+
+
+def columns(rows: Iterable[Row], names: Iterable[str] = ()) -> dict[str, list[Any]]:
+    """The rows turned round: a list a name, None where a row lacks it.
+
+    Args:
+        rows: of one run.
+        names: keys wanted; default: ``probe_steps`` and all of ``Observables``.
+    """
+    rows = list(rows)
+    if names:
+        return {name: [row.get(name) for row in rows] for name in names}
+    steps = {"probe_steps": [row["step"] for row in rows]}
+    return steps | columns(rows, Observables.__annotations__)
+
+
+# An eigenvector that carries less than this share of the projected residual at the start is not
+# asked whether its component grows: what other components leak into it would decide.
+COUNTED_SHARE = 0.1
+
+
+class Projection:
+    """The residual's components along the eigenvectors of the kernel at the start.
+
+    ``growth`` is the largest |component| over its own start, among the components that carry at
+    least ``share`` of the start; ``norm`` that of the whole projection.
+    """
+
+    def __init__(self, vectors: Tensor, columns: int = 1, share: float = COUNTED_SHARE) -> None:
+        self.vectors, self.share = vectors, share
+        self.growth: list[list[float]] = [[] for _ in range(columns)]
+        self.norm: list[list[float]] = [[] for _ in range(columns)]
+        self._start: Tensor | None = None
+
+    def follow(self, residual: Tensor, columns: list[int] | None = None) -> None:
+        """Record (N*O, K) residuals, K the number of ``columns`` (default: all)."""
+        parts = (self.vectors.T @ residual).abs().double()
+        if self._start is None:
+            size = parts.norm(dim=0, keepdim=True)
+            counted = (parts >= self.share * size) & (parts > 0)
+            self._start = torch.where(counted, parts, torch.inf)
+            self._size = torch.where(size > 0, size, torch.inf)[0]
+        which = list(range(residual.shape[1])) if columns is None else columns
+        growth = (parts / self._start[:, which]).amax(dim=0).tolist()
+        norm = (parts.norm(dim=0) / self._size[which]).tolist()
+        for i, column in enumerate(which):
+            self.growth[column].append(growth[i])
+            self.norm[column].append(norm[i])
+
+
+DENSE_STEPS = 100  # every loss up to here is kept, then steps growing by LOG_FACTOR
+LOG_FACTOR = 1.02
+
+
+def thinned(count: int) -> list[int]:
+    """Indices of a curve of ``count`` points that are kept: dense early on, and the last one."""
+    kept = [0]
+    while kept[-1] < count - 1:
+        following = kept[-1] + 1 if kept[-1] < DENSE_STEPS else math.ceil(kept[-1] * LOG_FACTOR)
+        kept.append(min(count - 1, following))
+    return kept
+
+
+TRACKED = ("step", "index_check", "products", "eta", "eta_lambda", "weight_norm", "inactive")
+
+
+def write_run(
+    out: Path | str,
+    fresh: bool,
+    config: dict[str, Any],
+    probes: Sequence[Row],
+    steps: list[dict[str, Any]],
+    times: dict[str, Any],
+) -> None:
     """Write ``summary.json``, ``summary.csv`` (a row a probe), ``timing.json`` and the picture.
 
     The picture is left out where matplotlib is missing.
 
+    Args:
+        out: run folder.
+        fresh: replace an earlier run in it.
+        config: identity of the run; holds ``quantity``.
+        probes: rows of the probes.
+        steps: rows of the steps whose loss is known.
+        times: goes into ``timing.json``.
+
     Raises:
         RunFolderError: the folder is in use or holds another run.
     """
-    assert tracker.out is not None
-    config = {
-        "kind": "curvature",
-        "model": type(tracker.model).__name__,
-        "parameters": sum(p.numel() for p in tracker.model.parameters()),
-        "loss": tracker.loss.name,
-        "quantity": tracker.quantity,
-        "every": tracker.every,
-        "budget": tracker.overhead.budget,
-        "tol": tracker.tol,
-        "seed": tracker.seed,
-    }
-    with RunFolder(tracker.out, config, fresh=tracker.fresh) as folder:
-        folder.write_json("summary.json", {"probes": tracker.probes, "steps": tracker.steps_seen})
-        folder.write_csv("summary.csv", [_row(probe) for probe in tracker.probes])
-        seconds = {"training": tracker.overhead.training, "probing": tracker.overhead.probing}
-        folder.write_json("timing.json", {**seconds, "report": tracker.report()})
+    with RunFolder(out, {"kind": "curvature", **config}, fresh=fresh) as folder:
+        folder.write_json("summary.json", {"probes": probes, "steps": steps})
+        folder.write_csv("summary.csv", [_table_row(row) for row in probes])
+        folder.write_json("timing.json", times)
         try:
             from catapult_ext.figures.curvature import curvature_png
 
-            picture = curvature_png(tracker.probes, tracker.steps_seen, tracker.quantity)
+            picture = curvature_png([dict(row) for row in probes], steps, config["quantity"])
         except RuntimeError:
             return
         folder.write_bytes("fig_curvature.png", picture)
 
 
-def _row(probe: dict[str, Any]) -> dict[str, Any]:
-    row = {name: probe[name] for name in _COLUMNS}
+def _table_row(probe: Row) -> dict[str, Any]:
+    row: dict[str, Any] = {name: probe.get(name) for name in TRACKED}
     row["lambda"], row["error"] = probe["values"][0], probe["errors"][0]
     return row | {"flags": " ".join(probe["flags"])}

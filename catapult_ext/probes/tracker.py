@@ -20,6 +20,7 @@ from catapult_ext.models import batch_stats_held, with_batch_stats
 from catapult_ext.probes import free
 from catapult_ext.probes.observables import Activity, ActivityWatch, activity, weight_norm
 from catapult_ext.probes.overhead import Overhead
+from catapult_ext.probes.record import Row, write_run
 
 QUANTITIES = ("ggn", "hessian", "ntk")
 _WHERE = "CurvatureTracker"
@@ -73,8 +74,8 @@ class CurvatureTracker:
         fresh: replace an earlier run in ``out``.
 
     Attributes:
-        probes: one dictionary a probe: ``step``, ``values`` and ``errors`` (k), ``index_check``,
-            ``products``, ``flags`` (``checked``, ``missed`` tol, ``diverged``: NaN), ``eta``,
+        probes: one :class:`~catapult_ext.probes.record.Row` a probe, a dictionary: ``step``,
+            ``values`` and ``errors`` (k), ``index_check``, ``products``, ``flags``, ``eta``,
             ``eta_lambda``, ``weight_norm``, ``inactive``, ``top_shares`` of a squared loss,
             ``drift`` and ``drift_norm``.
         steps_seen: one dictionary a step where a loss was given: ``loss``, ``r``, ``lambda_r``
@@ -148,7 +149,7 @@ class CurvatureTracker:
         self.kernel_samples, self.batch_stats = kernel_samples, batch_stats
         self.out, self.fresh, self.seed = out, fresh, seed
         self.overhead = Overhead(budget)
-        self.probes: list[dict[str, Any]] = []
+        self.probes: list[Row] = []
         self.count = 0
         # one guard more than for a change of one step: between probes lie many
         self._top = TopTracker(k, tol=tol, guards=2 + k // 4, check_every=check_every, seed=seed)
@@ -184,7 +185,7 @@ class CurvatureTracker:
             self._probe(self.data)
         self.overhead.leave()
 
-    def step(self, loss: Tensor | float | None = None, *, batch: Any = None) -> dict | None:
+    def step(self, loss: Tensor | float | None = None, *, batch: Any = None) -> Row | None:
         """To be called after every optimizer step; returns the probe's record if one was made.
 
         Args:
@@ -232,7 +233,7 @@ class CurvatureTracker:
         return waited and self.overhead.affords(max(self._costs))
 
     @no_autocast()
-    def _probe(self, data: Any) -> dict[str, Any]:
+    def _probe(self, data: Any) -> Row:
         began = self.overhead.clock()
         with torch.no_grad():
             try:
@@ -240,7 +241,7 @@ class CurvatureTracker:
             except ValueError as error:
                 if "must be finite" not in str(error):
                     raise
-                row = self._lost()
+                row = self._row([math.nan] * self.k)  # outputs or products are not finite
         self._last_probe = self.count
         self._costs.append(self.overhead.clock() - began)
         self.probes.append(row)
@@ -265,14 +266,14 @@ class CurvatureTracker:
             return x, y
         return x[: self.samples], y[: self.samples]
 
-    def _measure(self, data: tuple[Any, Any]) -> dict[str, Any]:
+    def _measure(self, data: tuple[Any, Any]) -> Row:
         with batch_stats_held(self.model, self.batch_stats, data[0]) as (held, policy):
             return self._measured(held, *data, batch_stats=policy, check=not self.probes)
 
-    def _lost(self) -> dict[str, Any]:
-        """The record of a model whose outputs or products are not finite."""
-        values, eta = [math.nan] * self.k, free.learning_rate(self.optimizer)
-        row: dict[str, Any] = {
+    def _row(self, values: list[float]) -> Row:
+        """A row with what every probe has; the rest not measured yet."""
+        eta = free.learning_rate(self.optimizer)
+        return {
             "step": self.count,
             "values": values,
             "errors": values,
@@ -280,33 +281,23 @@ class CurvatureTracker:
             "products": 0,
             "flags": ["diverged"],
             "eta": eta,
-            "eta_lambda": None if eta is None else math.nan,
+            "eta_lambda": None if eta is None else eta * values[0],
             "weight_norm": weight_norm(self.model),
+            "inactive": None,
+            "top_shares": None,
+            "drift": None,
+            "drift_norm": None,
         }
-        return row | dict.fromkeys(("inactive", "top_shares", "drift", "drift_norm"))
 
-    def _measured(self, held: nn.Module, x: Any, y: Any, **options: Any) -> dict[str, Any]:
+    def _measured(self, held: nn.Module, x: Any, y: Any, **options: Any) -> Row:
         with ActivityWatch(held) as watch:  # in the forward pass that freezes the model
             operator = self._operator(held, x, y, **options)
         followed = self._followed(operator)
         found = self._top.update(followed)
-        eta = free.learning_rate(self.optimizer)
-        value = found.eigenvalues[0].item()
-        row: dict[str, Any] = {
-            "step": self.count,
-            "values": found.eigenvalues.tolist(),
-            "errors": found.errors.tolist(),
-            "index_check": found.index_check,
-            "products": found.matvecs,
-            "flags": self._flags(found),
-            "eta": eta,
-            "eta_lambda": None if eta is None else eta * value,
-            "weight_norm": weight_norm(self.model),
-            "inactive": None,
-            "top_shares": self._shares(operator, followed, found, y),
-            "drift": None,
-            "drift_norm": None,
-        }
+        row = self._row(found.eigenvalues.tolist())
+        row["errors"], row["products"] = found.errors.tolist(), found.matvecs
+        row["index_check"], row["flags"] = found.index_check, self._flags(found)
+        row["top_shares"] = self._shares(operator, followed, found, y)
         if isinstance(x, Tensor):
             if watch.watches:
                 active = watch.found(len(x)) or self._activity(x)
@@ -377,9 +368,22 @@ class CurvatureTracker:
     def close(self) -> None:
         """Stop; writes the run folder where ``out`` was given."""
         if self._open and self.out is not None:
-            from catapult_ext.probes.record import write_run
-
-            write_run(self)
+            config = {
+                "model": type(self.model).__name__,
+                "parameters": sum(p.numel() for p in self.model.parameters()),
+                "loss": self.loss.name,
+                "quantity": self.quantity,
+                "every": self.every,
+                "budget": self.overhead.budget,
+                "tol": self.tol,
+                "seed": self.seed,
+            }
+            times = {
+                "training": self.overhead.training,
+                "probing": self.overhead.probing,
+                "report": self.report(),
+            }
+            write_run(self.out, self.fresh, config, self.probes, self.steps_seen, times)
         self._open = False
 
     def plot(self, path: Path | str | None = None) -> Any:
@@ -390,7 +394,9 @@ class CurvatureTracker:
         """
         from catapult_ext.figures.curvature import curvature_figure
 
-        figure = curvature_figure(self.probes, self.steps_seen, self.quantity)
+        figure = curvature_figure(
+            [dict(row) for row in self.probes], self.steps_seen, self.quantity
+        )
         if path is not None:
             figure.savefig(path, dpi=150)
         return figure

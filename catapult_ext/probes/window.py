@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import copy
+import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from catapult_ext import _validate as v
+from catapult_ext import training
 from catapult_ext._autocast import no_autocast
 from catapult_ext.eig import eigsh
 from catapult_ext.linops import GGN, LinearOperator, Preconditioned
@@ -200,7 +202,7 @@ def activation_range(model: nn.Module) -> tuple[str, tuple[float, float]]:
 
 
 def _gradients(model: nn.Module, loss: Loss, x: Any, y: Any) -> tuple[float, list[Tensor]]:
-    weights = [p for p in model.parameters() if p.requires_grad]
+    weights = training.moved(model)
     with torch.enable_grad():
         value = loss(_outputs(model, x), y)
         found = torch.autograd.grad(value, weights, allow_unused=True)
@@ -227,7 +229,7 @@ def _first_step(
     """Rate at which the loss after one step equals that before: doubling, then bisection."""
     model = copy.deepcopy(model)
     start, direction = _gradients(model, loss, x, y)
-    weights = [p for p in model.parameters() if p.requires_grad]
+    weights = training.moved(model)
     held = [p.clone() for p in weights]
     penalty = rule.l2 / 2
     if rule.l2:
@@ -275,30 +277,42 @@ def _bracketed(fails: Any, guess: float) -> tuple[float, float] | None:
     return low, high
 
 
-def _clone(optimizer: Any, weights: Sequence[Tensor], rate: float, old: Sequence[Tensor]) -> Any:
-    """The same optimizer with the same state on other tensors, at ``rate``."""
+def _clone(optimizer: Any, model: nn.Module, rate: float, old: nn.Module) -> Any:
+    """The same optimizer with the same state on the weights of a copy of ``old``, at ``rate``."""
+    weights = training.moved(model)
     group = {k: w for k, w in optimizer.param_groups[0].items() if k not in ("params", "lr")}
     group.pop("initial_lr", None)
     fresh = type(optimizer)([{"params": weights, **group}], lr=rate)
-    for mine, theirs in zip(weights, old, strict=True):
+    for mine, theirs in zip(weights, training.moved(old), strict=True):
         if theirs in optimizer.state:
             fresh.state[mine] = copy.deepcopy(optimizer.state[theirs])
     return fresh
 
 
 def _burnt_in(
-    model: nn.Module, loss: Loss, x: Any, y: Any, optimizer: Any, steps: int
+    model: nn.Module, loss: Loss, x: Any, y: Any, optimizer: Any, count: int
 ) -> tuple[nn.Module, Any]:
     moved = copy.deepcopy(model)
-    weights = [p for p in moved.parameters() if p.requires_grad]
-    old = [p for p in model.parameters() if p.requires_grad]
-    fresh = _clone(optimizer, weights, float(optimizer.param_groups[0]["lr"]), old)
-    for _ in range(steps):
-        _, gradients = _gradients(moved, loss, x, y)
-        for p, g in zip(weights, gradients, strict=True):
-            p.grad = g
-        fresh.step()
+    fresh = _clone(optimizer, moved, float(optimizer.param_groups[0]["lr"]), model)
+    for _ in _steps(moved, loss, x, y, fresh, count):
+        pass
     return moved, fresh
+
+
+def _steps(
+    model: nn.Module, loss: Loss, x: Any, y: Any, optimizer: Any, count: int, cut: float = math.inf
+) -> Iterator[training.Step]:
+    """Full-batch training with a torch optimizer, which also moves what has no gradient."""
+    weights = training.moved(model)
+
+    def move(gradients: training.Gradients) -> None:
+        for p, g in zip(weights, gradients, strict=True):
+            p.grad = torch.zeros_like(p) if g is None else g
+        optimizer.step()
+
+    forward = functools.partial(_outputs, model)
+    batches = training.whole(x, y)
+    return training.steps(forward, weights, batches, loss, count, move, cut=cut)
 
 
 def _measured(
@@ -307,7 +321,7 @@ def _measured(
     x: Any,
     y: Any,
     optimizer: Any,
-    steps: int,
+    count: int,
     eta_crit: float,
     lambda0: float,
 ) -> tuple[float, float] | None:
@@ -317,25 +331,17 @@ def _measured(
     a layer dies (:class:`~catapult_ext.probes.Verdict`).
     """
     optimizer = torch.optim.SGD(model.parameters(), lr=1.0) if optimizer is None else optimizer
-    old = [p for p in model.parameters() if p.requires_grad]
     first, _ = _gradients(model, loss, x, y)
     cut = divergence_cut(first, hidden_width(model), lambda0)
 
     def diverges(eta: float) -> bool:
         moved = copy.deepcopy(model)
-        weights = [p for p in moved.parameters() if p.requires_grad]
-        fresh = _clone(optimizer, weights, eta, old)
-        for _ in range(steps):
-            value, gradients = _gradients(moved, loss, x, y)
-            if not value <= cut:
-                return True
-            for p, g in zip(weights, gradients, strict=True):
-                p.grad = g
-            fresh.step()
-        with torch.no_grad():
-            ended = loss(_outputs(moved, x), y).item()
-            active = activity(moved, x)[1] if isinstance(x, Tensor) else None
-        dead = active is not None and active.worst_inactive > DEAD_FRACTION
-        return dead or not ended < first
+        fresh = _clone(optimizer, moved, eta, model)
+        for step in _steps(moved, loss, x, y, fresh, count, cut):
+            ended = step.loss
+        if not ended < first:
+            return True
+        active = activity(moved, x)[1] if isinstance(x, Tensor) else None
+        return active is not None and active.worst_inactive > DEAD_FRACTION
 
     return _bracketed(diverges, eta_crit)

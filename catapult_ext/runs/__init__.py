@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from catapult_ext.runs.store import RunFolder, RunFolderError, config_hash
+from catapult_ext._store import RunFolder, RunFolderError, config_hash
 
 __all__ = ["RunFolder", "RunFolderError", "config_hash"]

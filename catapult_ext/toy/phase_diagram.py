@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from catapult_ext import _validate
+from catapult_ext._store import RunFolder
 from catapult_ext.figures.phase_diagrams import plot_phase_diagram
-from catapult_ext.runs.store import RunFolder
 from catapult_ext.toy.maps import PHASE_NAMES, ScalarRuns, run_scalar
 from catapult_ext.toy.rows import Arrays, Progress, RowTable, save_npz
 

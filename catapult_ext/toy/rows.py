@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from catapult_ext.runs.store import RunFolder
+from catapult_ext._store import RunFolder
 
 Progress = Callable[[int, int], None]
 Arrays = dict[str, np.ndarray]

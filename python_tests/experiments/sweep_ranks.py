@@ -9,7 +9,8 @@ import torch
 import torch.distributed as dist
 
 import catapult_ext as cx
-from catapult_ext.experiments import Progress, ranks
+from catapult_ext import _processes
+from catapult_ext.experiments import Progress
 
 C = (0.5, 1.0, 1.5, 2.2, 2.6, 3.0)
 SETTINGS = {"c": C, "steps": 40, "linearised": True}
@@ -70,7 +71,7 @@ def main():
     rank, size = map(int, sys.argv[2:4])
     torch.set_num_threads(1)
     ending = Path(f"{store}-ending")
-    ranks.time = Clock(ending)
+    _processes.time = Clock(ending)
     dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=size)
     last = rank == size - 1
     model, data = problem()

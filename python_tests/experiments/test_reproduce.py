@@ -15,9 +15,9 @@ import torch
 from torch import nn
 
 import catapult_ext as cx
+from catapult_ext._processes import Ranks
 from catapult_ext.experiments import reproduce as rp
 from catapult_ext.experiments import workers
-from catapult_ext.experiments.ranks import Ranks
 from catapult_ext.experiments.reproduce import cnn_physical_time, grid, outcome
 from catapult_ext.experiments.reproduce import kalra_phase_diagram as kalra
 from catapult_ext.experiments.reproduce.page import page

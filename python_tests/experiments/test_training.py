@@ -8,7 +8,8 @@ from torch import nn
 
 from catapult_ext import data, models
 from catapult_ext.experiments import SweepConfig, sweep
-from catapult_ext.experiments.training import Projection, probe_schedule
+from catapult_ext.probes.record import Projection
+from catapult_ext.training import probe_schedule
 
 
 def problem(outputs=3, classes=True, dtype=torch.float64, **settings):

@@ -14,8 +14,8 @@ import torch
 from torch import nn
 
 import catapult_ext as cx
+from catapult_ext import _store as store
 from catapult_ext.linops.explicit import kernel_file, tiles
-from catapult_ext.runs import store
 
 FILES = {module.__file__ for module in (kernel_file, tiles, store)}
 PURE = ("clean", "<genexpr>", "<dictcomp>", "<listcomp>")  # many lines that write nothing

@@ -7,8 +7,8 @@ import sys
 
 import pytest
 
-from catapult_ext.runs import store
-from catapult_ext.runs.store import RunFolder, RunFolderError
+from catapult_ext import _store as store
+from catapult_ext._store import RunFolder, RunFolderError
 
 CONFIG = {"steps": 10, "c": [0.5, 2.1], "model": {"width": 8}}
 
@@ -188,7 +188,7 @@ def test_unwritable_folder(tmp_path):
 
 def test_second_process_is_kept_out(tmp_path):
     code = (
-        "import sys; from catapult_ext.runs.store import RunFolder\n"
+        "import sys; from catapult_ext._store import RunFolder\n"
         f"RunFolder({str(tmp_path)!r}, {CONFIG!r})"
     )
     with RunFolder(tmp_path, CONFIG):

@@ -4,7 +4,7 @@ import torch
 
 import catapult_ext as cx
 from catapult_ext import toy
-from catapult_ext.runs.store import RunFolderError
+from catapult_ext._store import RunFolderError
 from catapult_ext.toy import phase_diagram as make
 from catapult_ext.toy.maps import run_scalar
 

@@ -9,13 +9,12 @@ from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
 from typing import Any
 
+from catapult_ext._processes import Ranks
+from catapult_ext._store import RunFolder, RunFolderError
 from catapult_ext._validate import fail
 from catapult_ext.data import Dataset
 from catapult_ext.data.files import data_folder
-from catapult_ext.experiments import storage
-from catapult_ext.experiments.ranks import Ranks
 from catapult_ext.experiments.reproduce import datasets
-from catapult_ext.runs import RunFolder, RunFolderError
 
 Record = dict[str, Any]
 
@@ -108,14 +107,14 @@ class Context:
             helper.tell(f"seconds/{name}", json.dumps(took))
         self.folder.save_part(name, record)
         if helper is None:
-            storage.note_time(self.folder, name, *took)
+            self.folder.note_time(name, *took)
 
     def _note(self, name: str) -> None:
         """Note the time of a part that another rank computed, on rank 0."""
         assert self._ranks is not None
         took = self._ranks.told(f"seconds/{name}") if self._ranks.rank == 0 else None
         if took is not None and self.folder is not None:
-            storage.note_time(self.folder, name, *json.loads(took))
+            self.folder.note_time(name, *json.loads(took))
 
     def _report(self, name: str, missing: list[str], seconds: float) -> None:
         if self.tell is None:

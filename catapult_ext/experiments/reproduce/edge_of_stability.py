@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from catapult_ext import losses
 from catapult_ext._validate import require
@@ -27,6 +27,9 @@ from catapult_ext.experiments.reproduce.outcome import (
 from catapult_ext.experiments.reproduce.self_stabilisation import follow
 from catapult_ext.experiments.reproduce.settings import setting
 from catapult_ext.models import build
+from catapult_ext.probes.record import Row as Observed
+from catapult_ext.probes.record import columns
+from catapult_ext.training import full_batch
 
 TITLE = "progressive sharpening and the edge of stability"
 SOURCE = (
@@ -139,31 +142,20 @@ def _network(s: Settings, data: Dataset, depth: int, seed: int) -> nn.Module:
 def _hover(s: Settings, data: Dataset, ratio: float, beta: float, seed: int) -> dict[str, Any]:
     """Loss at every step and the sharpness at every few."""
     model, loss = _network(s, data, s.depth, seed), losses.resolve("half_mse")
-    x, y = data.train
-    weights: list[Tensor] = list(model.parameters())
-    top, vector = top_sharpness(model, loss, x, y, None, 1e-3)
+    top, vector = top_sharpness(model, loss, *data.train, None, 1e-3)
     require(top > 0, "reproduce", "the initial sharpness must be > 0 (constant inputs?)", top)
-    sharpness = [top]
-    eta = 2 * (1 + beta) / (ratio * sharpness[0])
-    velocity = [torch.zeros_like(p) for p in weights]
+    eta = 2 * (1 + beta) / (ratio * top)
     curve: list[float] = []
-    for step in range(s.steps + 1):
-        if step and step % s.every == 0:
-            top, vector = top_sharpness(model, loss, x, y, vector, 1e-3)
-            sharpness.append(top)
-        value = loss(model(x), y)
-        curve.append(value.item())
-        if not curve[-1] <= CUT * curve[0]:
+    probes: list[Observed] = [{"step": 0, "sharpness": top}]
+    for step in full_batch(model, data.train, loss, s.steps, eta, beta):
+        curve.append(step.loss)
+        if not step.loss <= CUT * curve[0]:
             break
-        gradients = list(torch.autograd.grad(value, weights))
-        with torch.no_grad():
-            torch._foreach_mul_(velocity, beta)
-            torch._foreach_add_(velocity, gradients)
-            torch._foreach_add_(weights, velocity, alpha=-eta)
-    return {"ratio": ratio, "momentum": beta, "seed": seed, "eta": eta, "every": s.every} | {
-        "loss": curve,
-        "sharpness": sharpness,
-    }
+        if step.number and step.number % s.every == 0:
+            top, vector = top_sharpness(model, loss, *data.train, vector, 1e-3)
+            probes.append({"step": step.number, "sharpness": top})
+    record = {"ratio": ratio, "momentum": beta, "seed": seed, "eta": eta, "every": s.every}
+    return record | {"loss": curve} | columns(probes, ["sharpness"])
 
 
 def _cycle(s: Settings, data: Dataset, seed: int) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import functools
 import itertools
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,6 +28,7 @@ from catapult_ext.experiments.reproduce.outcome import (
 )
 from catapult_ext.experiments.reproduce.settings import setting
 from catapult_ext.models import build
+from catapult_ext.training import Descent, drawn, moved, steps
 
 TITLE = "early-training thresholds by width"
 SOURCE = "Kalra and Barkeshli (2302.12250): c_loss, c_sharp, c_barrier, c_max by width"
@@ -167,21 +169,17 @@ def _try(
 ) -> dict[str, bool]:
     """A few SGD steps at one rate: what exceeded its initial value; sharpness with its vector."""
     model = copy.deepcopy(first)
-    weights: list[Tensor] = list(model.parameters())
-    generator = torch.Generator().manual_seed(seed)
-    size = min(s.batch or len(data.x_train), len(data.x_train))
-    with torch.no_grad():
-        loss0 = loss(model(data.x_train), data.y_train).item()
+    weights, batches = moved(model), drawn(*data.train, s.batch, seed)
+    loss0 = math.nan
     vector = initial[1]
     seen = {"c_loss": False, "c_sharp": False, "c_barrier": False, "diverged": False}
-    for _ in range(s.steps):
-        index = torch.randperm(len(data.x_train), generator=generator, device="cpu")[:size]
-        value = loss(model(data.x_train[index]), data.y_train[index])
-        gradients = torch.autograd.grad(value, weights)
+    for step in steps(model, weights, batches, loss, s.steps, Descent(weights, eta)):
         with torch.no_grad():
-            torch._foreach_add_(weights, list(gradients), alpha=-eta)
             now = loss(model(data.x_train), data.y_train).item()
-        if not now <= CUT:
+        if step.number == 0:
+            loss0 = now
+            continue
+        if step.diverged or not now <= CUT:
             return seen | {"diverged": True}
         seen["c_loss"] |= now > loss0
         if watch is not None and not seen["c_sharp"]:

@@ -28,6 +28,7 @@ from catapult_ext.linops import freeze
 from catapult_ext.losses import SquaredLoss
 from catapult_ext.models import build
 from catapult_ext.probes import accuracy
+from catapult_ext.training import full_batch
 
 TITLE = "after the catapult the net is linear again"
 SOURCE = (
@@ -120,7 +121,7 @@ def _cell(problem: Start, data: Dataset, c: float, recipe: Recipe, steps: int) -
             "start_diverged": from_start is None,
         }
     x, y = data.train
-    value, _, _ = top_curvature(problem.model, problem.loss, x, y, problem.vector, recipe.tol)
+    value, _, _ = top_curvature(problem.model, problem.loss, x, y, problem.top.vector, recipe.tol)
     linear = _linear(problem, data, eta, steps)
     nonlinear = _continue(problem, data, eta, steps)
     return {
@@ -158,14 +159,10 @@ def _linear(problem: Start, data: Dataset, eta: float, steps: int) -> float | No
 
 def _continue(problem: Start, data: Dataset, eta: float, steps: int) -> float | None:
     """Test accuracy of the net itself after further steps; its parameters move."""
-    (x, y), (x_test, y_test) = data.train, data.test
-    weights: list[torch.Tensor] = [p for p in problem.model.parameters() if p.requires_grad]
-    for _ in range(steps):
-        loss = problem.loss(problem.model(x), y)
-        if not loss.item() <= problem.cut:
+    x_test, y_test = data.test
+    for step in full_batch(problem.model, data.train, problem.loss, steps, eta):
+        if not step.loss <= problem.cut:
             return None
-        with torch.no_grad():
-            torch._foreach_add_(weights, list(torch.autograd.grad(loss, weights)), alpha=-eta)
     with torch.no_grad():
         return accuracy(problem.model(x_test), y_test)
 

@@ -11,15 +11,15 @@ from typing import Any
 
 import torch
 
+from catapult_ext._processes import Ranks
+from catapult_ext._store import RunFolder, environment
 from catapult_ext._validate import fail, integers, require
-from catapult_ext.experiments import storage
-from catapult_ext.experiments.ranks import Ranks
 from catapult_ext.experiments.reproduce.context import Context
 from catapult_ext.experiments.reproduce.outcome import Outcome
 from catapult_ext.experiments.reproduce.report import write_report
 from catapult_ext.experiments.reproduce.settings import check
 from catapult_ext.experiments.workers import helped
-from catapult_ext.runs import RunFolder
+from catapult_ext.figures.style import require_matplotlib
 
 SCALES = ("smoke", "cpu", "full")
 VERSION = 1
@@ -139,15 +139,15 @@ def reproduce(
         context = Context(None, data_dir, tell, device)
         outcome = chosen.run(settings, context)
         return Reproduction(chosen, scale, settings, outcome, None, device, context.data_folder)
-    storage.require_reports()
+    require_matplotlib()
     identity = {
         "experiment": name,
         "version": VERSION,
         "device": device,
-        **storage.describe(settings),
+        **dataclasses.asdict(settings),
     }
-    environment = storage.environment() | {"workers": workers}
-    with RunFolder(out, identity, environment=environment, fresh=fresh) as folder:
+    noted = environment() | {"workers": workers}
+    with RunFolder(out, identity, environment=noted, fresh=fresh) as folder:
         given = (name, settings, identity, folder.path, data_dir, device)
         ranks = None if workers == 1 else helped(workers, "reproduce", _share, given)
         with Context(folder, data_dir, tell, device, ranks) as context:

@@ -8,10 +8,10 @@ import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from catapult_ext._store import RunFolder, RunFolderError
 from catapult_ext.experiments.reproduce.outcome import Claim, Row
 from catapult_ext.experiments.reproduce.page import page
 from catapult_ext.figures.line_panel import draw_panel
-from catapult_ext.runs import RunFolder, RunFolderError
 
 if TYPE_CHECKING:
     from catapult_ext.experiments.reproduce.registry import Reproduction

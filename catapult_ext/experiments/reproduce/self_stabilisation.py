@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -12,6 +13,8 @@ from catapult_ext import losses
 from catapult_ext.eig import eigsh
 from catapult_ext.experiments.reproduce.outcome import correlation
 from catapult_ext.linops import Hessian
+from catapult_ext.probes.record import Row, columns
+from catapult_ext.training import steps, whole
 
 TOL = 1e-4  # changes of the sharpness from step to step are small
 
@@ -34,11 +37,6 @@ class _Landscape:
         x, y = self.data
         return self.loss(self.model(x), y)
 
-    def gradient(self, place: Tensor) -> tuple[float, Tensor]:
-        """Loss and gradient."""
-        loss = self.go(place)
-        return loss.item(), _join(torch.autograd.grad(loss, self.weights))
-
     def sharpness(self, place: Tensor) -> tuple[float, Tensor]:
         """Top Hessian eigenvalue and its eigenvector."""
         self.go(place)
@@ -54,7 +52,7 @@ class _Landscape:
         return gradient.detach(), _join(torch.autograd.grad(curved @ u, self.weights))
 
 
-def _join(parts: tuple[Tensor, ...]) -> Tensor:
+def _join(parts: Sequence[Tensor]) -> Tensor:
     return torch.cat([p.reshape(-1) for p in parts])
 
 
@@ -82,25 +80,31 @@ def follow(
     path = [land.at()]
     value, _ = land.sharpness(path[0])
     eta = 2 / (ratio * value)
+
+    def move(gradients: Any) -> None:  # not in place: the last three points are needed
+        path.append(path[-1] - eta * _join(gradients))
+        del path[:-3]
+        torch.nn.utils.vector_to_parameters(path[-1], land.weights)
+
     found: dict[str, Any] = {"eta": eta, "crossed_at": None, "slope": None, "correlation": None}
     found |= {"highest": None, "lowest_after": None, "loss_peak": None}
-    columns: dict[str, list[float]] = {"step": [], "loss": [], "sharpness": [], "predicted": []}
-    for step in range(approach + window + 1):
-        height, gradient = land.gradient(path[-1])
-        path = [*path, path[-1] - eta * gradient][-3:]
+    rows: list[Row] = []
+    height = value
+    batches, count = whole(*data), approach + window + 1
+    for step in steps(model, land.weights, batches, loss, count, move):
+        middle, before, height = step.number - 1, height, step.loss  # of the last three points
         if found["crossed_at"] is None:
-            if step % 5 == 0 and step and eta * land.sharpness(path[-1])[0] >= 2:
-                found["crossed_at"] = step
-            elif step >= approach:
+            if middle > 0 and middle % 5 == 0 and eta * land.sharpness(path[-1])[0] >= 2:
+                found["crossed_at"] = middle
+            elif middle >= approach:
                 break
             continue
-        if step > found["crossed_at"] + window:
+        if middle > found["crossed_at"] + window:
             break
         sharpness, change = _predict(land, path, eta)
-        row = {"step": step, "loss": height, "sharpness": sharpness, "predicted": change}
-        for key, number in row.items():
-            columns[key].append(number)
-    return found | columns | _summary(columns)
+        rows.append({"step": middle, "loss": before, "sharpness": sharpness, "predicted": change})
+    curves = columns(rows, ["step", "loss", "sharpness", "predicted"])
+    return found | curves | _summary(curves)
 
 
 def _predict(land: _Landscape, path: list[Tensor], eta: float) -> tuple[float, float]:

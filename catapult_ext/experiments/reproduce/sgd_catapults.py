@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from catapult_ext.data import Dataset
 from catapult_ext.eig import eigsh
@@ -26,6 +25,7 @@ from catapult_ext.experiments.reproduce.outcome import (
 )
 from catapult_ext.linops import NTK
 from catapult_ext.models import build
+from catapult_ext.training import Descent, drawn, full_batch, moved, steps
 
 TITLE = "catapults in SGD live in the top eigenspace and are told by the batch's own curvature"
 SOURCE = "Zhu, Liu, Radhakrishnan, Belkin: catapults in SGD (2306.04815), claims 1 and 2"
@@ -104,34 +104,28 @@ def run(settings: Settings, context: Context) -> Outcome:
     return Outcome(claims, {"batches": rows, "gd": [_thin(r) for r in gd]}, panels, notes)
 
 
-def _step(problem: Start, x: Tensor, y: Tensor, eta: float) -> tuple[float, float]:
-    """One SGD step; the batch's loss before and after it."""
-    weights: list[Tensor] = list(problem.model.parameters())
-    loss = problem.loss(problem.model(x), y)
-    gradients = torch.autograd.grad(loss, weights)
-    with torch.no_grad():
-        torch._foreach_add_(weights, list(gradients), alpha=-eta)
-        return loss.item(), problem.loss(problem.model(x), y).item()
-
-
 def _sgd(problem: Start, data: Dataset, batch: int, s: Settings, seed: int) -> dict[str, Any]:
     """Per step: eta * lambda of the batch before it, and how much that batch's loss grew."""
-    problem.model.load_state_dict(problem.state)
-    generator = torch.Generator().manual_seed(seed)
-    eta = s.c / problem.lambda0
-    ratios, growth, diverged_at = [], [], -1
-    for step in range(s.steps):
-        index = torch.randperm(len(data.x_train), generator=generator, device="cpu")[:batch]
-        x, y = data.x_train[index], data.y_train[index]
-        value, _, _ = top_curvature(problem.model, problem.loss, x, y, None, 1e-3)
-        before, after = _step(problem, x, y, eta)
-        if not after <= problem.cut:
-            diverged_at = step
-            break
-        ratios.append(eta * value)
-        growth.append(after / max(before, 1e-30))
+    model, loss, eta = problem.model, problem.loss, s.c / problem.lambda0
+    model.load_state_dict(problem.state)
+    weights, batches = moved(model), drawn(*data.train, batch, seed)
+    ratios: list[float] = []
+    growth: list[float] = []
+    diverged_at, last = -1, None
+    for step in steps(model, weights, batches, loss, s.steps, Descent(weights, eta)):
+        if last is not None:  # the batch of the step that was just made
+            with torch.no_grad():
+                after = loss(model(last.batch[0]), last.batch[1]).item()
+            if not after <= problem.cut:
+                diverged_at = last.number
+                break
+            growth.append(after / max(last.loss, 1e-30))
+        if step.number < s.steps:
+            value, _, _ = top_curvature(model, loss, *step.batch, None, 1e-3)
+            ratios.append(eta * value)
+        last = step
     return {"batch": batch, "seed": seed, "diverged_at": diverged_at} | {
-        "eta_lambda": ratios,
+        "eta_lambda": ratios[: len(growth)],
         "growth": growth,
     }
 
@@ -152,15 +146,14 @@ def _gd(problem: Start, data: Dataset, s: Settings) -> dict[str, Any]:
     problem.model.load_state_dict(problem.state)
     eta = s.gd_c / problem.lambda0
     rows: list[Row] = []
-    for step in range(s.steps + 1):
+    for step in full_batch(problem.model, data.train, problem.loss, s.steps, eta):
         total, inside, value = _shares(problem, data, s)
         rows.append(
-            {"step": step, "loss": total, "top": inside, "rest": total - inside}
+            {"step": step.number, "loss": total, "top": inside, "rest": total - inside}
             | {"eta_lambda": eta * value}
         )
-        if step == s.steps or total > problem.cut:
+        if total > problem.cut:
             break
-        _step(problem, *data.train, eta)
     return {"rows": rows, "diverged": rows[-1]["loss"] > problem.cut}
 
 

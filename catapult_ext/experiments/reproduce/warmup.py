@@ -31,6 +31,7 @@ from catapult_ext.experiments.reproduce.outcome import (
 from catapult_ext.experiments.reproduce.settings import setting
 from catapult_ext.models import build
 from catapult_ext.probes import accuracy, divergence_cut
+from catapult_ext.training import Descent, drawn, moved, steps
 
 TITLE = "why warm up the learning rate"
 SOURCE = (
@@ -161,9 +162,7 @@ def _train(
     s: Settings, data: Dataset, model: nn.Module, eta: float, warm: int, seed: int, vector: Tensor
 ) -> Row:
     """SGD at eta min(1, t / warm), t = 1, 2, ..."""
-    loss, draw = losses.resolve("half_mse_mean"), torch.Generator().manual_seed(seed)
-    weights: list[Tensor] = list(model.parameters())
-    total = warm + s.steps
+    loss, total = losses.resolve("half_mse_mean"), warm + s.steps
     marks = {round(warm * i / s.probes) for i in range(1, s.probes + 1)}
     marks |= {warm + round(s.steps * i / s.probes) for i in range(1, s.probes + 1)}
     with torch.no_grad():
@@ -171,22 +170,21 @@ def _train(
     cut, peak = divergence_cut(start, s.width, 1 / eta), 0.0
     at: list[float] = [0.0]
     seen = [_sharpness(s, model, data, vector)[0]]
-    for step in range(1, total + 1):
-        index = torch.randperm(len(data.x_train), generator=draw, device="cpu")[: s.batch]
-        value = loss(model(data.x_train[index]), data.y_train[index])
-        if not value.item() <= cut:
+    weights, batches = moved(model), drawn(*data.train, s.batch, seed)
+    move = Descent(weights, 0.0)
+    for step in steps(model, weights, batches, loss, total, move, cut=cut):
+        if step.diverged:
             return {"diverged": True, "peak": None, "accuracy": None} | {
                 "at": at,
                 "sharpness": seen,
             }
-        peak = max(peak, value.item() / start)
-        gradients = list(torch.autograd.grad(value, weights))
-        with torch.no_grad():
-            torch._foreach_add_(weights, gradients, alpha=-eta * min(1.0, step / warm))
-        if step in marks and all(bool(torch.isfinite(p).all()) for p in weights):
+        if step.number < total:
+            peak = max(peak, step.loss / start)
+        if step.number > 0 and step.number in marks:
             top, vector = _sharpness(s, model, data, vector)
-            at.append(float(step))
+            at.append(float(step.number))
             seen.append(top)
+        move.rate = eta * min(1.0, (step.number + 1) / warm)
     with torch.no_grad():
         last = loss(model(data.x_train), data.y_train).item()
         right = accuracy(model(data.x_test), data.y_test) if data.classes else None

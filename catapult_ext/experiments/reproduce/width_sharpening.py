@@ -8,11 +8,10 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-
 from catapult_ext.data import Dataset
 from catapult_ext.experiments.curvature import top_sharpness
 from catapult_ext.experiments.descent import Recipe, Start, start, train
+from catapult_ext.experiments.linearised import linearised_sweep
 from catapult_ext.experiments.reproduce.context import Context
 from catapult_ext.experiments.reproduce.outcome import (
     Claim,
@@ -25,8 +24,6 @@ from catapult_ext.experiments.reproduce.outcome import (
     slope,
 )
 from catapult_ext.experiments.reproduce.settings import setting
-from catapult_ext.experiments.training import Projection
-from catapult_ext.linops import NTK
 from catapult_ext.models import build
 
 TITLE = "the transition sharpens with the width"
@@ -130,23 +127,12 @@ def _cell(s: Settings, data: Dataset, width: int, seed: int, recipe: Recipe) -> 
     }
 
 
-@torch.no_grad()
 def _linearised(s: Settings, data: Dataset, recipe: Recipe) -> dict[str, Any]:
-    """Growth of the projection in the model linearised at its start: r <- r - (eta/m) Theta r."""
+    """Growth of the projection in the model linearised at its start."""
     problem = _start(s, data, s.widths[0], 0, recipe)
-    problem.model.load_state_dict(problem.state)
-    x, y = data.train
-    outputs = problem.model(x)
-    kernel, m = NTK(problem.model, x), problem.loss.normaliser(outputs, y)
-    residual = (outputs - y).reshape(-1, 1).repeat(1, len(LINEAR_CS))
-    rates = torch.tensor(LINEAR_CS, device="cpu").to(residual) / problem.lambda0 / m
-    assert problem.vectors is not None
-    follow = Projection(problem.vectors[:, :1], columns=len(LINEAR_CS))
-    for step in range(s.steps + 1):
-        follow.follow(residual)
-        if step < s.steps:
-            residual = residual - (kernel @ residual) * rates
-    rising = [max(growth) > 1 + 1e-6 for growth in follow.growth]
+    etas = [c / problem.lambda0 for c in LINEAR_CS]
+    records = linearised_sweep(problem, etas, s.steps, only=1)
+    rising = [max(record["growth"]) > 1 + 1e-6 for record in records]
     return {"c": list(LINEAR_CS), "rises": rising}
 
 

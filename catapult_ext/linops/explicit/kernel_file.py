@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from catapult_ext.runs.store import RunFolderError, canonical, config_hash, lock, write_atomically
+from catapult_ext._store import RunFolderError, canonical, config_hash, lock, write_atomically
 
 FORMAT = "catapult_ext kernel 1"
 

@@ -19,12 +19,12 @@ from torch import Tensor
 from torch.utils._pytree import tree_flatten
 
 from catapult_ext import _validate as v
+from catapult_ext._store import update_digest
 from catapult_ext.linops.engines.base import KernelPart, Linearization
 from catapult_ext.linops.engines.plan import parse_budget, same, show_bytes
 from catapult_ext.linops.explicit.kernel_file import KernelFile
 from catapult_ext.linops.model.memory_meter import Meter
 from catapult_ext.linops.model.snapshot import Snapshot
-from catapult_ext.runs.digest import update_digest
 
 _SMALL = 256 << 20
 _ROOM = 1 << 29  # bytes that tiles use at most

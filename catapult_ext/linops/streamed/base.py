@@ -15,11 +15,11 @@ from typing import Any
 from torch import Tensor, nn
 
 from catapult_ext import _validate as v
+from catapult_ext._processes import Group
 from catapult_ext.linops.base import LinearOperator
 from catapult_ext.linops.engines.choose import Options, checked_options
 from catapult_ext.linops.ggn import unpack
 from catapult_ext.linops.streamed.batches import Batches, crc
-from catapult_ext.linops.streamed.processes import Group
 from catapult_ext.linops.streamed.unwrap import own_copy
 from catapult_ext.losses import Loss
 

@@ -6,6 +6,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from catapult_ext import _validate as v
+from catapult_ext.probes.record import Row
 from catapult_ext.probes.tracker import CurvatureTracker
 
 if TYPE_CHECKING:
@@ -71,7 +72,7 @@ def lightning_callback(tracker: CurvatureTracker) -> Any:
     return CurvatureCallback()
 
 
-def logged(tracker: CurvatureTracker, row: dict[str, Any]) -> dict[str, float]:
+def logged(tracker: CurvatureTracker, row: Row) -> dict[str, float]:
     """A probe as flat numbers for a logger."""
     out = {f"curvature/lambda_{i + 1}": value for i, value in enumerate(row["values"])}
     return out | {"curvature/overhead": tracker.overhead.share}

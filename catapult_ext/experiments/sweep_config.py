@@ -1,0 +1,98 @@
+"""Settings of a sweep, and what can be wrong with its arguments: found before any computation."""
+
+from __future__ import annotations
+
+import copy
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from catapult_ext import losses
+from catapult_ext._validate import fail, integers, require
+from catapult_ext.data import Dataset
+from catapult_ext.probes.observables import active_dropout
+
+WHERE = "sweep"
+
+
+@dataclass(frozen=True)
+class SweepConfig:
+    """Settings of a sweep; model, loss and data come beside it.
+
+    Attributes:
+        c: learning rates in units of 1 / lambda_0 (give these or ``eta``), > 0.
+        eta: learning rates as they are, > 0.
+        steps: full-batch gradient steps of every rate.
+        probe_factor: curvature is measured at steps 0, 1 and then at steps growing by this factor.
+        tol: relative error bound asked for along the way (lambda_0: a tenth of it, at most 1e-4).
+        top: dimension of the kernel's top eigenspace the residual is projected on; default O.
+        cut: loss above which a run is divergent; default ``probes.divergence_cut``.
+        linearised: also run the model linearised at its start (squared losses only).
+    """
+
+    c: tuple[float, ...] | None = None
+    eta: tuple[float, ...] | None = None
+    steps: int = 200
+    probe_factor: float = 2.0
+    tol: float = 1e-3
+    top: int | None = None
+    cut: float | None = None
+    linearised: bool = False
+
+    def __post_init__(self) -> None:
+        if (self.c is None) == (self.eta is None):
+            fail(WHERE, "give either c or eta", f"c={self.c}, eta={self.eta}", TypeError)
+        name, rates = ("c", self.c) if self.c is not None else ("eta", self.eta)
+        assert rates is not None
+        require(len(rates) > 0, WHERE, f"{name} must hold at least one learning rate", rates)
+        for rate in rates:
+            require(math.isfinite(rate) and rate > 0, WHERE, f"{name} must be finite and > 0", rate)
+        require(len(set(rates)) == len(rates), WHERE, f"{name} must hold distinct rates", rates)
+        integers(WHERE, steps=self.steps)
+        require(self.steps >= 1, WHERE, "steps must be >= 1", self.steps)
+        require(self.probe_factor > 1, WHERE, "probe_factor must be > 1", self.probe_factor)
+        require(0 < self.tol < 1, WHERE, "tol must be in (0, 1)", self.tol)
+        require(self.top is None or self.top >= 1, WHERE, "top must be >= 1", self.top)
+        require(self.cut is None or self.cut > 0, WHERE, "cut must be > 0", self.cut)
+
+    def rates(self, lambda0: float) -> list[tuple[float, float]]:
+        """(c, eta) of every learning rate, ascending."""
+        if self.c is not None:
+            return [(c, c / lambda0) for c in sorted(self.c)]
+        return [(eta * lambda0, eta) for eta in sorted(self.eta or ())]
+
+
+def check_problem(model: nn.Module, data: Dataset, loss: Any, linearised: bool) -> losses.Loss:
+    """Resolve the loss and check that model, data and loss fit, before anything is written.
+
+    Raises:
+        TypeError: not a module, or parameters of another dtype than the data's.
+        ValueError: non-finite parameters, none at all, active dropout, outputs that are not
+            (N, O), or a loss that the sweep cannot follow.
+    """
+    if not isinstance(model, nn.Module):
+        fail(WHERE, "model must be a torch.nn.Module", type(model).__name__, TypeError)
+    for name, p in model.named_parameters():
+        if not p.is_floating_point():
+            fail(WHERE, f"parameter {name} must have a floating dtype", p.dtype, TypeError)
+        if p.dtype != data.x_train.dtype:
+            fail(WHERE, f"parameter {name} must have the dtype of the data", p.dtype, TypeError)
+        require(bool(torch.isfinite(p).all()), WHERE, f"parameter {name} must be finite", "nan")
+    require(any(p.requires_grad for p in model.parameters()), WHERE, "model needs parameters", 0)
+    dropout = active_dropout(model)
+    require(dropout is None, WHERE, "dropout makes every step random: call model.eval()", dropout)
+    resolved = losses.resolve(loss)
+    require(resolved.convex, WHERE, "loss must have a Gauss-Newton matrix", resolved.name)
+    if linearised:
+        squared = isinstance(resolved, losses.SquaredLoss)
+        require(squared, WHERE, "linearised=True needs a squared loss", resolved.name)
+    with torch.no_grad():
+        outputs = copy.deepcopy(model)(data.x_train)
+    shape = tuple(outputs.shape) if isinstance(outputs, Tensor) else type(outputs).__name__
+    wanted = (len(data.x_train), data.outputs)
+    require(shape == wanted, WHERE, f"model must return outputs of shape {wanted}", shape)
+    resolved.targets(outputs, data.y_train)
+    return resolved

@@ -1,0 +1,21 @@
+"""Gradient descent: one loop, its batches and its recipes."""
+
+from __future__ import annotations
+
+from catapult_ext.training.batches import drawn, epochs, whole
+from catapult_ext.training.loop import Descent, Gradients, Step, full_batch, moved, steps
+from catapult_ext.training.recipe import Recipe, probe_schedule
+
+__all__ = [
+    "Descent",
+    "Gradients",
+    "Recipe",
+    "Step",
+    "drawn",
+    "epochs",
+    "full_batch",
+    "moved",
+    "probe_schedule",
+    "steps",
+    "whole",
+]

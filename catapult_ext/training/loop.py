@@ -1,0 +1,135 @@
+"""The training loop, as an iterator that shows every step before it is made."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from catapult_ext.losses import Loss
+from catapult_ext.training.batches import Batches, whole
+
+Gradients = Sequence[Tensor | None]
+
+
+@dataclass(frozen=True, eq=False)
+class Step:
+    """A step that is about to be made: the model is still where the loss was taken.
+
+    Attributes:
+        number: steps made so far.
+        loss: of the batch at the present parameters.
+        batch: ``(x, y)``.
+        outputs: of the model on the batch, (N, O), without graph.
+        residual: derivative of the loss with respect to the outputs, (N, O).
+        diverged: the loss is not finite or above the cut; this step is the last one shown.
+    """
+
+    number: int
+    loss: float
+    batch: tuple[Any, Any]
+    outputs: Tensor
+    residual: Tensor
+    diverged: bool
+
+
+class Descent:
+    """Heavy ball with an L2 penalty: v <- momentum v + g + l2 theta, theta <- theta - rate v.
+
+    Args:
+        weights: parameters, changed in place; those without a gradient stay.
+        rate: learning rate; the attribute may be changed between steps.
+        momentum: in [0, 1).
+        l2: weight of the penalty l2/2 |theta|^2.
+    """
+
+    def __init__(
+        self, weights: Sequence[Tensor], rate: float, momentum: float = 0.0, l2: float = 0.0
+    ) -> None:
+        self.weights, self.rate = list(weights), rate
+        self.momentum, self.l2 = momentum, l2
+        self.velocity = [torch.zeros_like(p) for p in self.weights] if momentum else None
+
+    @torch.no_grad()
+    def __call__(self, gradients: Gradients) -> None:
+        """Make one step."""
+        pairs = [(i, g) for i, g in enumerate(gradients) if g is not None]
+        used, change = [self.weights[i] for i, _ in pairs], [g for _, g in pairs]
+        if self.l2:
+            change = list(torch._foreach_add(change, used, alpha=self.l2))
+        if self.velocity is not None:
+            velocity = [self.velocity[i] for i, _ in pairs]
+            torch._foreach_mul_(velocity, self.momentum)
+            torch._foreach_add_(velocity, change)
+            change = velocity
+        torch._foreach_add_(used, change, alpha=-self.rate)
+
+
+def moved(model: nn.Module) -> list[Tensor]:
+    """The parameters that training moves."""
+    return [p for p in model.parameters() if p.requires_grad]
+
+
+def steps(
+    model: Callable[[Any], Tensor],
+    weights: Sequence[Tensor],
+    batches: Batches,
+    loss: Loss,
+    count: int,
+    move: Callable[[Gradients], object],
+    *,
+    cut: float = math.inf,
+) -> Iterator[Step]:
+    """Show a step, make it, and so on: ``count`` steps, ``count + 1`` losses.
+
+    Between two steps the caller may read the model, change the rate of ``move``, or stop. The
+    gradient is taken before a step is shown, so that no graph is in memory while the caller reads.
+
+    Args:
+        model: maps inputs to outputs (N, O).
+        weights: what ``move`` changes.
+        batches: one is taken for every loss.
+        loss: of outputs and targets.
+        count: number of steps.
+        move: called with the gradients, in the order of ``weights``; None for those that the loss
+            does not depend on.
+        cut: loss above which the run has diverged. The step that shows it is not made.
+
+    Cost:
+        A forward and a backward pass per step.
+    """
+    for number in range(count + 1):
+        x, y = next(batches)
+        with torch.enable_grad():
+            outputs = model(x)
+            value = loss(outputs, y)
+            height = value.item()
+            diverged = not (math.isfinite(height) and height <= cut)
+            (residual,) = torch.autograd.grad(value, outputs)
+            if last := diverged or number == count:
+                gradients: Gradients = ()
+            else:
+                gradients = torch.autograd.grad(outputs, weights, residual, allow_unused=True)
+        shown = Step(number, height, (x, y), outputs.detach(), residual, diverged)
+        del outputs, value  # and with them the graph
+        yield shown
+        if last:
+            return
+        move(gradients)
+
+
+def full_batch(
+    model: nn.Module,
+    data: tuple[Tensor, Tensor],
+    loss: Loss,
+    count: int,
+    rate: float,
+    momentum: float = 0.0,
+) -> Iterator[Step]:
+    """:func:`steps` of gradient descent or heavy ball on the whole of ``data``, ``(x, y)``."""
+    weights = moved(model)
+    return steps(model, weights, whole(*data), loss, count, Descent(weights, rate, momentum))
