@@ -217,3 +217,13 @@ def test_json_is_strict_and_csv_has_no_surprises(tmp_path):
         run.write_csv("summary.csv", [{"c": 0.5, "phase": "lazy"}, {"c": 2.0, "phase": None}])
     assert json.loads((tmp_path / "summary.json").read_text()) == {"x": None}
     assert (tmp_path / "summary.csv").read_text() == "c,phase\n0.5,lazy\n2.0,\n"
+
+
+def test_the_old_module_path_works_and_warns():
+    from catapult_ext import runs
+    from catapult_ext.runs import store as old
+
+    with pytest.warns(DeprecationWarning, match="import RunFolder from catapult_ext.runs"):
+        assert old.RunFolder is runs.RunFolder
+    with pytest.raises(AttributeError):
+        old.no_such_name  # noqa: B018
