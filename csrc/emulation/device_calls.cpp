@@ -16,14 +16,14 @@ void copy_unseen(void* to, const void* from, size_t bytes) {
   for (size_t i = 0; i < bytes; ++i) target[i] = source[i];
 }
 
-Warp& my_warp() { return g->block->warps[g->thread->at.warp]; }
+Warp& my_warp() { return g_grid->block->warps[g_grid->thread->at.warp]; }
 
 void park(Wait wait, const char* what, Place place) {
-  Thread& me = *g->thread;
+  Thread& me = *g_grid->thread;
   me.wait = wait;
   me.what = what;
   me.place = place;
-  switch_context(me.context, g->main, false);
+  switch_context(me.context, g_grid->main, false);
 }
 
 }  // namespace
@@ -42,11 +42,11 @@ bool settle(WarpBarrier& barrier, unsigned alive) {
   return true;
 }
 
-void* dynamic_shared() { return g->block->dynamic.get(); }
+void* dynamic_shared() { return g_grid->block->dynamic.get(); }
 
 BlockVote sync_block(int value, Place place) {
-  Block& block = *g->block;
-  Thread& me = *g->thread;
+  Block& block = *g_grid->block;
+  Thread& me = *g_grid->thread;
   if (block.arrived == 0) block.place = place;
   if (block.place.line != place.line || std::strcmp(block.place.file, place.file) != 0)
     device_fail("divergent barrier: other threads of the block wait at " + to_text(block.place),
@@ -66,19 +66,19 @@ BlockVote sync_block(int value, Place place) {
 }
 
 void sync_grid(Place place) {
-  if (!g->config->cooperative)
+  if (!g_grid->config->cooperative)
     device_fail("grid barrier in a launch that is not cooperative", place);
-  Thread& me = *g->thread;
-  me.generation = g->generation;
-  race_release(&g->race_keys[me.generation & 1]);
+  Thread& me = *g_grid->thread;
+  me.generation = g_grid->generation;
+  race_release(&g_grid->race_keys[me.generation & 1]);
   // A thread that has ended is still counted: on a device the others would wait for ever.
-  if (++g->arrived == g->threads) {
-    g->arrived = 0;
-    ++g->generation;
+  if (++g_grid->arrived == g_grid->threads) {
+    g_grid->arrived = 0;
+    ++g_grid->generation;
   } else {
     park(Wait::kGrid, "grid_sync", place);
   }
-  race_acquire(&g->race_keys[me.generation & 1]);
+  race_acquire(&g_grid->race_keys[me.generation & 1]);
 }
 
 void yield() { park(Wait::kYield, "a polling loop", {"", 0}); }
@@ -86,7 +86,7 @@ void yield() { park(Wait::kYield, "a polling loop", {"", 0}); }
 WarpExchange::WarpExchange(const char* what, unsigned mask, const void* value, size_t bytes,
                            Place place, bool orders_memory)
     : barrier_(nullptr) {
-  Thread& me = *g->thread;
+  Thread& me = *g_grid->thread;
   Warp& warp = my_warp();
   const unsigned bit = 1u << me.at.lane;
   if (!(mask & bit)) device_fail(std::string(what) + " by a lane that its mask leaves out", place);
@@ -143,7 +143,7 @@ void WarpExchange::read(unsigned lane, void* value, size_t bytes) const {
 unsigned active_lanes() { return my_warp().alive; }
 
 void device_fail(const std::string& text, Place place) {
-  fail_runtime(g->config->op, text, " (", to_text(place), ", ", name_of(*g->thread), ")");
+  fail_runtime(g_grid->config->op, text, " (", to_text(place), ", ", name_of(*g_grid->thread), ")");
 }
 
 void check_aligned(const void* address, size_t bytes, Place place) {
@@ -151,8 +151,8 @@ void check_aligned(const void* address, size_t bytes, Place place) {
     device_fail("misaligned access of " + std::to_string(bytes) + " bytes", place);
 }
 
-void async_copy(const AsyncCopy& copy) { g->thread->copies.push(copy); }
-void async_commit() { g->thread->copies.commit(); }
-bool async_next(int keep, AsyncCopy* copy) { return g->thread->copies.pop(keep, copy); }
+void async_copy(const AsyncCopy& copy) { g_grid->thread->copies.push(copy); }
+void async_commit() { g_grid->thread->copies.commit(); }
+bool async_next(int keep, AsyncCopy* copy) { return g_grid->thread->copies.pop(keep, copy); }
 
 }  // namespace catapult::emulation

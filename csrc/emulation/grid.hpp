@@ -21,7 +21,7 @@ struct Grid {
   std::exception_ptr error;
   char start_key = 0, end_key = 0, race_keys[2] = {};
 };
-extern Grid* g;  // one at a time, under the launch lock
+extern Grid* g_grid;  // one at a time, under the launch lock
 
 // The last thread has come, or one has left: lets the others go on.
 void release_block_barrier(Block& block);

@@ -16,7 +16,7 @@
 
 namespace catapult::emulation {
 
-Grid* g = nullptr;
+Grid* g_grid = nullptr;
 const Coordinates* g_here = nullptr;
 
 namespace {
@@ -26,8 +26,8 @@ Stacks stacks;
 
 // An exited thread no longer counts at barriers of its block and warp, as on current devices.
 void leave() {
-  Thread& me = *g->thread;
-  Block& block = *g->block;
+  Thread& me = *g_grid->thread;
+  Block& block = *g_grid->block;
   Warp& warp = block.warps[me.at.warp];
   me.wait = Wait::kDone;
   warp.alive &= ~(1u << me.at.lane);
@@ -37,32 +37,32 @@ void leave() {
 }
 
 void thread_entry() {
-  arrived_first(g->main);
-  race_acquire(&g->start_key);
+  arrived_first(g_grid->main);
+  race_acquire(&g_grid->start_key);
   try {
-    (*g->kernel)();
+    (*g_grid->kernel)();
   } catch (...) {
-    g->error = std::current_exception();
+    g_grid->error = std::current_exception();
   }
-  race_release(&g->end_key);
+  race_release(&g_grid->end_key);
   leave();
-  switch_context(g->thread->context, g->main, true);
+  switch_context(g_grid->thread->context, g_grid->main, true);
   std::abort();
 }
 
 void resume(Block& block, Thread& thread) {
   thread.wait = Wait::kReady;
-  g->block = &block;
-  g->thread = &thread;
+  g_grid->block = &block;
+  g_grid->thread = &thread;
   g_here = &thread.at;
-  switch_context(g->main, thread.context, false);
+  switch_context(g_grid->main, thread.context, false);
 }
 
 std::vector<unsigned> permuted(unsigned count) {
   std::vector<unsigned> order(count);
   std::iota(order.begin(), order.end(), 0u);
-  if (g->order == Order::kReverse) std::reverse(order.begin(), order.end());
-  if (g->order == Order::kRandom) std::shuffle(order.begin(), order.end(), g->random);
+  if (g_grid->order == Order::kReverse) std::reverse(order.begin(), order.end());
+  if (g_grid->order == Order::kRandom) std::shuffle(order.begin(), order.end(), g_grid->random);
   return order;
 }
 
@@ -79,9 +79,9 @@ bool run_block(Block& block) {
         for (unsigned lane : lanes) {
           const size_t index = warp * 32 + lane;
           if (index >= block.threads.size()) continue;
-          if (!can_run(block, block.threads[index], g->generation)) continue;
+          if (!can_run(block, block.threads[index], g_grid->generation)) continue;
           resume(block, block.threads[index]);
-          if (g->error) return true;
+          if (g_grid->error) return true;
           any = progress = ever = true;
         }
       }
@@ -91,7 +91,7 @@ bool run_block(Block& block) {
 }
 
 void start_block(Block& block, unsigned number, size_t first_stack) {
-  const GridConfig& config = *g->config;
+  const GridConfig& config = *g_grid->config;
   const dim3 grid = config.grid, size = config.block;
   const unsigned count = size.x * size.y * size.z;
   block.index = {number % grid.x, number / grid.x % grid.y, number / grid.x / grid.y};
@@ -136,8 +136,8 @@ void finish_block(Block& block) {
     race_destroy(block.threads[i].context);
     healthy = stacks.recycle(block.first_stack + i) && healthy;
   }
-  if (!healthy && !g->error)
-    fail_runtime(g->config->op, "a CUDA thread needs more than ", Stacks::bytes_each(),
+  if (!healthy && !g_grid->error)
+    fail_runtime(g_grid->config->op, "a CUDA thread needs more than ", Stacks::bytes_each(),
                  " bytes of stack in the emulation");
 }
 
@@ -145,7 +145,7 @@ void finish_block(Block& block) {
   std::string text;
   for (const Block* block : blocks)
     if (block->alive && text.size() < 2000) text += "\n  " + describe_waiting(*block);
-  fail_runtime(g->config->op, "deadlock in the emulated kernel:", text);
+  fail_runtime(g_grid->config->op, "deadlock in the emulated kernel:", text);
 }
 
 // Returns whether a thread that waits by polling got another turn.
@@ -170,7 +170,7 @@ void run_resident(const std::vector<Block*>& blocks, StaticShared* statics) {
       if (blocks.size() > 1) statics->load(block->statics);
       progress = run_block(*block) || progress;
       if (blocks.size() > 1) statics->save(&block->statics);
-      if (g->error) return;
+      if (g_grid->error) return;
       alive = alive || block->alive;
     }
     if (!alive) return;
@@ -199,7 +199,7 @@ void run_all_blocks(const GridConfig& config) {
   const unsigned threads = config.block.x * config.block.y * config.block.z;
   const unsigned resident = config.cooperative ? count : 1;
   stacks.require(size_t{resident} * threads);
-  g->threads = size_t{count} * threads;
+  g_grid->threads = size_t{count} * threads;
   std::vector<Block> blocks(resident);
   const std::vector<unsigned> order = permuted(count);
   for (unsigned next = 0; next < count; next += resident) {
@@ -210,16 +210,16 @@ void run_all_blocks(const GridConfig& config) {
       if (resident > 1) statics.save(&blocks[i].statics);
       start_block(blocks[i], order[next + i], size_t{i} * threads);
     }
-    race_release(&g->start_key);
+    race_release(&g_grid->start_key);
     try {
       run_resident(now, &statics);
     } catch (...) {
-      g->error = std::current_exception();
+      g_grid->error = std::current_exception();
     }
     for (Block& block : blocks) finish_block(block);
-    if (g->error) break;
+    if (g_grid->error) break;
   }
-  race_acquire(&g->end_key);
+  race_acquire(&g_grid->end_key);
 }
 
 }  // namespace
@@ -234,13 +234,13 @@ void run_grid(const GridConfig& config, const std::function<void()>& kernel) {
   grid.config = &config;
   grid.kernel = &kernel;
   race_adopt_main(grid.main);
-  g = &grid;
+  g_grid = &grid;
   try {
     run_all_blocks(config);
   } catch (...) {
     grid.error = std::current_exception();
   }
-  g = nullptr;
+  g_grid = nullptr;
   g_here = nullptr;
   if (grid.error) std::rethrow_exception(grid.error);
 }

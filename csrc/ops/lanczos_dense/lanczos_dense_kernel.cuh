@@ -14,6 +14,15 @@ namespace catapult::device {
 // Slots of the team's control words, behind which the places of the pairs follow.
 enum Control { kStop, kNext, kCount, kFound, kDone, kPlaces };
 
+// Sum of the absolute values of column j of the lower triangle. The sum over all columns is the
+// largest entry up to a factor n^2.
+template <typename T>
+__device__ double column_size(const T* a, int64_t n, int64_t j) {
+  double sum = 0.0;
+  for (int64_t i = j; i < n; ++i) sum += fabs(static_cast<double>(a[i * n + j]));
+  return sum;
+}
+
 template <typename T>
 class DenseSolver {
  public:
@@ -113,14 +122,15 @@ class DenseSolver {
   CATAPULT_CALL __device__ Acc* multiply(const T* x) {
     Acc* at = reinterpret_cast<Acc*>(vectors_);
     const ProductShared<Acc> s{at, at + c_.padded, at + 2 * c_.padded, at + 3 * c_.padded};
+    const Acc half = static_cast<Acc>(half_);
     team_.sync();  // x is complete
     for (int64_t i = threadIdx.x; i < c_.padded; i += blockDim.x)
-      s.x[i] = in_bounds(i < c_.n) ? static_cast<Acc>(x[i]) * Acc(half_) : Acc(0);
+      s.x[i] = in_bounds(i < c_.n) ? static_cast<Acc>(x[i]) * half : Acc(0);
     symmetric_product(a_, c_.n, c_.padded, team_, s);
     ++products_;
     Acc* const w = reinterpret_cast<Acc*>(memory_ + c_.w);
     if (team_.size == 1) {
-      for_columns([&](int64_t j) { w[j] = (s.columns[j] + s.rows[j]) * Acc(half_); });
+      for_columns([&](int64_t j) { w[j] = (s.columns[j] + s.rows[j]) * half; });
       return w;
     }
     Acc* const pieces = reinterpret_cast<Acc*>(memory_ + c_.pieces);
@@ -130,7 +140,7 @@ class DenseSolver {
     for_columns([&](int64_t j) {
       Acc sum = pieces[j];
       for (int b = 1; b < team_.size; ++b) sum += pieces[b * c_.n + j];
-      w[j] = sum * Acc(half_);
+      w[j] = sum * half;
     });
     return w;
   }

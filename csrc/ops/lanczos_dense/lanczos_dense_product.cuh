@@ -69,13 +69,4 @@ CATAPULT_CALL __device__ void symmetric_product(const T* a, int64_t n, int64_t p
   }
 }
 
-// Sum of the absolute values of column j of the lower triangle; of all, the largest to a factor
-// n^2.
-template <typename T>
-__device__ double column_size(const T* a, int64_t n, int64_t j) {
-  double sum = 0.0;
-  for (int64_t i = j; i < n; ++i) sum += fabs(static_cast<double>(a[i * n + j]));
-  return sum;
-}
-
 }  // namespace catapult::device
