@@ -22,11 +22,10 @@ torch.manual_seed(0)
 MODEL = torch.nn.Sequential(torch.nn.Linear(3, 6), torch.nn.Tanh(), torch.nn.Linear(6, 2))
 A = torch.diag(torch.arange(1.0, 33.0)) + 0.1
 HANG = 1800  # seconds: for a child that was lost, not for a slow one
-HANG = ()
 
 
 def work(seed):
-    """Every operation once, on numbers that depend on ``seed`` only; everything that comes out."""
+    """Call every operation once on numbers that depend on ``seed`` only; return all results."""
     rng = torch.Generator().manual_seed(seed)
 
     def rand(*shape):
@@ -42,10 +41,14 @@ def work(seed):
     ops.lanczos_step(basis, alpha, beta, rand(1, 6), 0)
     state = [rand(2, 16, 3), rand(2, 16)]
     toy = ops.toy_gd(*state, rand(5, 3), rand(5), rand(2), 20)
+    moments = [rand(2, 3), rand(2, 3, 3), rand(2)]
+    reduced = ops.toy_gd_reduced(*moments, rand(5, 3), rand(5), rand(2), 16.0, 20)
     scalar = ops.toy_scalar(rand(9), rand(9), 50)
     found = cx.eigsh(cx.GGN(MODEL, "half_mse", (X, Y)), k=2, seed=seed)
-    held = [gram, product, *tridiagonal, *top, basis, alpha, beta, *state, toy.loss, scalar.h]
-    return [t.tolist() for t in (*held, found.eigenvalues, found.eigenvectors)]
+    made = [gram, product, *tridiagonal, *top, basis, alpha, beta, *state, toy.loss, scalar.h]
+    return [
+        t.tolist() for t in (*made, *moments, reduced.loss, found.eigenvalues, found.eigenvectors)
+    ]
 
 
 def test_threads_that_share_a_model_get_the_bits_that_one_thread_gets():
@@ -97,15 +100,17 @@ def test_children_get_the_bits_of_their_parent(method):
 
 
 class Interrupted(torch.nn.Module):
-    """Ctrl-C in the middle of its forward pass number ``at``."""
+    """Ctrl-C in the middle of its forward pass number ``at``, counted over all copies."""
+
+    left = 0
 
     def __init__(self, at):
         super().__init__()
-        self.layer, self.left = torch.nn.Linear(3, 2), at
+        self.layer, Interrupted.left = torch.nn.Linear(3, 2), at
 
     def forward(self, x):
-        self.left -= 1
-        if self.left == 0:
+        Interrupted.left -= 1
+        if Interrupted.left == 0:
             signal.raise_signal(signal.SIGINT)
         return self.layer(x)
 
