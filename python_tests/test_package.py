@@ -5,7 +5,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
+
+import catapult_ext as cx
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -83,3 +87,17 @@ def test_unknown_forced_isa_is_one_clear_error(tmp_path):
 )
 def test_entry_points_work_from_the_checkout(arguments):
     python(*arguments, cwd=ROOT)
+
+
+def test_empty_arrays_of_numpy_are_empty_batches():
+    """NumPy gives them strides of 0, which torch calls contiguous."""
+
+    def empty(*shape):
+        return torch.from_numpy(np.zeros(shape))
+
+    ops = cx.ops
+    assert ops.lanczos_dense(empty(0, 4, 4)).eigenvalues.shape == (0, 1)
+    assert ops.tridiag_eigh(empty(0, 4), empty(0, 3))[0].shape == (0, 4)
+    assert ops.toy_scalar(empty(0), empty(0), 3).h.shape == (0,)
+    assert ops.gram([empty(0, 3)], [empty(0, 2, 5)], scale=[1.0], bias=[0.0]).shape == (0, 0)
+    ops.lanczos_step(empty(0, 3, 4), empty(0, 2), empty(0, 2), empty(0, 4), 0)

@@ -130,23 +130,49 @@ class Inertia:
     def __init__(self, matrix: Tensor, scale: float, which: str, k: int) -> None:
         self.matrix = (matrix.double() / (scale or 1.0)).contiguous()
         self.which, self.top = which, (k + 1) // 2
+        self.norm = torch.linalg.matrix_norm(self.matrix).item()  # Frobenius: at least |A|
 
     def excluded(self, rank: int, side: int, value: float) -> bool:
         """At most as many eigenvalues beyond ``value`` on ``side`` as rank allows."""
         allowed = rank - self.top if self.which == "BE" and side < 0 else rank
         if side > 0:
-            return self._above(value) <= allowed
+            return self.above(value) <= allowed
         if side < 0:
-            return len(self.matrix) - self._above(value) <= allowed
+            return len(self.matrix) - self.above(value) <= allowed
         level = abs(value)
-        below = len(self.matrix) - self._above(-level)
-        return self._above(level) + below <= allowed
+        below = len(self.matrix) - self.above(-level)
+        return self.above(level) + below <= allowed
 
-    def _above(self, shift: float) -> int:
+    def beneath(self, theta: Tensor, spread: float, first: float) -> float:
+        """Bound of the eigenvalues of A compressed to the complement of j Ritz vectors.
+
+        If exactly j eigenvalues exceed c, and c is less than the j Ritz values, then the Schur
+        complement of A - c shows that the compression is at most ``c + |R|^2 / (theta_j - c)``.
+
+        Args:
+            theta: (j,) Ritz values, descending.
+            spread: spectral norm of their residuals.
+            first: the c tried first; each further one is half as far from theta_j.
+
+        Returns:
+            The bound, or infinity where none of five c shows one.
+        """
+        lowest, largest = theta[-1].item(), theta.abs().max().item()
+        c = first if first < lowest else lowest - largest / 2
+        for _ in range(5):
+            distance = lowest - c
+            if distance <= spread:
+                break
+            if self.above(c) <= len(theta):
+                return c + spread**2 / distance
+            c = lowest - distance / 2
+        return math.inf
+
+    def above(self, shift: float) -> int:
         """Number of eigenvalues > shift, from the signs of D in P (A - shift I) P' = L D L'."""
         a = self.matrix.clone()
         a.diagonal().sub_(shift)
-        factors, pivots = torch.linalg.ldl_factor(a)
+        factors, pivots, _ = torch.linalg.ldl_factor_ex(a)  # a pivot of 0 is an eigenvalue at the shift
         d = factors.diagonal().clone()
         pairs = (pivots < 0).nonzero().flatten()[::2]
         # a 2 x 2 pivot block is indefinite: one eigenvalue of each sign

@@ -10,11 +10,11 @@ from torch import Tensor
 
 from catapult_ext import _validate as v
 from catapult_ext._autocast import no_autocast
-from catapult_ext.eig.certify import rounding
+from catapult_ext.eig.certify import Inertia, rounding
 from catapult_ext.eig.operand import Operand, as_operand, coarse_operand
 from catapult_ext.eig.pairs import EigshResult, Pairs
 from catapult_ext.eig.refine import refine
-from catapult_ext.eig.solve import Options, lifted, package, solve, start_rows
+from catapult_ext.eig.solve import INERTIA_LIMIT, Options, lifted, package, solve, start_rows
 
 _COARSE_TOL = 0.02  # accuracy of the solve with bfloat16 products
 _WHERE = "eigsh"
@@ -111,17 +111,27 @@ def _pairs(A: Any, a: Operand, v0: Tensor | None, o: Options, precision: str) ->
 
 
 def _mixed(A: Any, a: Operand, v0: Tensor | None, o: Options) -> Pairs:
-    """Coarse solve, then full precision from its block."""
+    """Coarse solve, then full precision from its block; of a matrix, eigenvalues are counted."""
     low = coarse_operand(A, o.where)
     guards = min(1 + o.k // 4, a.n - o.k)
     found = solve(low, v0, replace(o, tol=max(o.tol, _COARSE_TOL), guards=guards))
     size = found.values.abs().max().item()
-    gap = (found.values[-1].item() - found.ceiling) / size if size > 0 else 0.0
+    gap = max(0.0, found.values[-1].item() - found.ceiling) / size if size > 0 else 0.0
     block = torch.cat([found.x, found.guards]).to(dtype=a.dtype, device=a.device)
-    index = "residual" if o.confidence is None else f"coarse({o.confidence:g})"
+    exact = a.explicit is not None and a.n <= INERTIA_LIMIT
+    index = "residual" if o.confidence is None else f"estimate({o.confidence:g})"
+    index = "inertia" if exact else index
     pairs = refine(a, block, o.k, gap, o.tol, index, o.where)
     spent = found.matvecs + (0 if pairs is None else pairs.matvecs)
-    if pairs is None or not pairs.converged:
+    if pairs is None or not pairs.converged or (exact and _hides(a, pairs, o)):
         pairs = solve(a, block[: o.k].T, o)
         spent += pairs.matvecs
     return replace(pairs, matvecs=spent)
+
+
+def _hides(a: Operand, pairs: Pairs, o: Options) -> bool:
+    """Whether an explicit matrix has eigenvalues beyond the errors of ``pairs``."""
+    assert a.explicit is not None
+    count = Inertia(a.explicit, pairs.scale, o.which, o.k)
+    beyond = pairs.values.cpu() + pairs.errors
+    return not all(count.excluded(i, 1, value.item()) for i, value in enumerate(beyond))

@@ -73,6 +73,8 @@ def _from_tensor(a: Tensor, where: str) -> Operand:
     v.require(
         bool(skew <= tolerance * scale), where, "A must be symmetric", f"max |A - A'| = {skew:.3g}"
     )
+    if bool(skew > 0):  # products see (A + A')/2, factorisations the lower triangle: make them one
+        matrix = (matrix + matrix.T) / 2
     return Operand(a.shape[0], a.dtype, a.device, lambda q: matrix @ q, matrix)
 
 

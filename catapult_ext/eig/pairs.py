@@ -22,8 +22,9 @@ class EigshResult:
             start vectors exclude hidden eigenvalues with probability p over the seed; an estimate
             for k > 1); ``"residual"`` (no check: an eigenvalue lies within ``residuals`` of each
             value; larger ones may be missed, and errors, which trust the gaps seen, be too small);
-            ``"coarse(p)"`` (mixed precision: the same as random, but only beyond the coarse
-            solve's 2 %; nearer ones are left to the block that is refined).
+            ``"estimate(p)"`` (an operator in mixed precision: the coarse solve excludes hidden
+            eigenvalues beyond its 2 % with probability p; nearer ones were not looked for, so that
+            errors of a value with close neighbours may be too small).
     """
 
     eigenvalues: Tensor
@@ -51,4 +52,4 @@ class Pairs:
     scale: float
     index: str
     guards: Tensor  # (g, n) further Ritz vectors next to the wanted ones, no better than they came
-    ceiling: float  # Ritz value beyond them, the first that no vector is kept for (-inf: none)
+    ceiling: float  # what is known to bound the eigenvalues beyond them (inf: nothing; -inf: none)

@@ -6,6 +6,7 @@ and the index check finds nothing hidden; :func:`package` turns its pairs into a
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -18,7 +19,7 @@ from catapult_ext.eig.krylov import Cycle, Krylov, row_norms
 from catapult_ext.eig.operand import Operand
 from catapult_ext.eig.pairs import EigshResult, Pairs
 
-_INERTIA_LIMIT = 2048  # rows up to which an explicit matrix is factorised to count eigenvalues
+INERTIA_LIMIT = 2048  # rows up to which an explicit matrix is factorised to count eigenvalues
 _BASIS_BYTES = 1 << 30  # V and A V together
 _BASIS_ROWS = 60
 _Ritz = tuple[Tensor, Tensor, Tensor]  # values, vectors and residual rows, as Krylov.ritz gives
@@ -35,7 +36,7 @@ class Options:
     seed: int
     confidence: float | None
     where: str  # public function named in errors
-    guards: int = 0  # further Ritz vectors returned beyond the k wanted ones
+    guards: int | None = None  # further Ritz vectors returned beyond the k wanted ones
 
 
 def start_rows(v0: Tensor | None, a: Operand, where: str) -> Tensor:
@@ -65,10 +66,12 @@ def solve(a: Operand, v0: Tensor | None, o: Options) -> Pairs:
     4. Restart on the best Ritz vectors whenever the basis is full.
     """
     warm = start_rows(v0, a, o.where)
+    exact = a.explicit is not None and a.n <= INERTIA_LIMIT
+    if exact and o.limit > a.n and o.k >= _direct_from(a.n):
+        return _direct(a, o)
     random = min(a.n, max(o.k, len(warm)))
     space = Krylov(a, _capacity(a, o.k, random), o.seed, o.where)
     start, share = space.random(random), 1.0
-    exact = a.explicit is not None and a.n <= _INERTIA_LIMIT
     if len(warm):
         # each start vector keeps a random part: half where the index check lives on it
         share = 0.01 if exact else 0.5**0.5
@@ -92,6 +95,14 @@ def solve(a: Operand, v0: Tensor | None, o: Options) -> Pairs:
             return _dense(space, o)  # LAPACK costs no more by now
         if space.m + 2 * len(space.next) > space.capacity:
             _restart(space, ritz, o)
+
+
+def _direct_from(n: int) -> int:
+    """The k from which LAPACK is faster than Lanczos with one LDL' for each wanted value.
+
+    Measured: n = 300 from k = 2, n = 1000 from k = 8; below n = 200 both take milliseconds.
+    """
+    return min(n, max(4, n // 125))
 
 
 def _capacity(a: Operand, k: int, width: int) -> int:
@@ -198,7 +209,7 @@ def _finish(
     rest = ax - values[:, None] * x
     theta, r = theta.clone(), residual.norm(dim=1)
     theta[chosen], r[chosen] = values.cpu(), rest.norm(dim=1).cpu()
-    block_norm = torch.linalg.eigvalsh(rest @ rest.T)[-1].clamp_min(0).sqrt().item()
+    block_norm = _row_norm(rest)
     found = _errors(space, o, theta, r, chosen, block_norm)
     errors, floor = found.errors, found.floor
     # the index check, which raises an error until no eigenvalue can hide beyond it
@@ -208,7 +219,8 @@ def _finish(
         check = Inertia(space.a.explicit, space.scale, o.which, o.k)
     elif o.confidence is not None:
         check = _overlap(space, ritz, o, o.confidence, chance)
-    ceiling = 4 * max(space.norm, theta.abs().max().item())
+    # beyond it nothing is; what few products show of |A| may be too small by a factor sqrt(n)
+    ceiling = 2 * check.norm if isinstance(check, Inertia) else 1e300
     for rank, (i, side) in enumerate(ranked):
         error, limit = errors[rank].item(), found.allowed[rank].item() - floor
         while (
@@ -218,10 +230,11 @@ def _finish(
         ):
             if exact and error >= limit and space.matvecs < o.limit:
                 return _dense(space, o)
-            error = limit if error < limit < 4 * error else max(4 * error, floor)
-        errors[rank] = error
+            error = limit if error < limit < 4 * error else max(4 * error, floor, 1e-290)
+        errors[rank] = error if error < 1e300 else math.inf
     errors = errors + floor
-    guards, following = _guards(space, ritz, o)
+    counts = check if isinstance(check, Inertia) else None
+    guards, following = _guards(space, ritz, o, values.cpu(), rest, counts)
     return Pairs(
         values=values,
         x=x,
@@ -236,39 +249,79 @@ def _finish(
     )
 
 
-def _guards(space: Krylov, ritz: _Ritz, o: Options) -> tuple[Tensor, float]:
-    """Guards, and the Ritz value that follows them; no products."""
-    theta, s, _ = ritz
-    following = [i for i, _ in wanted(theta, o.which, o.k + o.guards + 1)][o.k :]
-    kept = following[: o.guards]
-    guards = space.vectors(s[:, kept])[0] if kept else space.v.new_empty(0, space.a.n).double()
-    last = following[o.guards :]
-    return guards, theta[last[0]].item() if last else float("-inf")
+def _guards(
+    space: Krylov, ritz: _Ritz, o: Options, values: Tensor, rest: Tensor, counts: Inertia | None
+) -> tuple[Tensor, float]:
+    """Guards, and what is known of the eigenvalues beyond them; no products.
+
+    The next Ritz value and its residual say it only where the basis has converged that far; for
+    an explicit matrix the eigenvalues are counted.
+    """
+    theta, s, residual = ritz
+    following = [i for i, _ in wanted(theta, o.which, o.k + (o.guards or 0) + 1)][o.k :]
+    kept = following[: o.guards or 0]
+    if o.guards is None:
+        return space.v.new_empty(0, space.a.n).double(), math.inf
+    reach = [theta[i].item() + residual[i].norm().item() for i in following]
+    none = -math.inf if space.m >= space.a.n else math.inf
+    ceiling = reach[o.guards] if len(reach) > o.guards else none
+    guards = space.v.new_empty(0, space.a.n).double()
+    below = rest[:0]
+    if kept:
+        guards, products = space.vectors(s[:, kept])
+        below = products - (guards * products).sum(1, keepdim=True) * guards
+    if counts is None or space.m >= space.a.n:
+        return guards, ceiling
+    block = torch.cat([values, theta[kept]])
+    found = counts.beneath(block, _row_norm(torch.cat([rest, below])), ceiling)
+    if found >= values[-1].item():  # guards that have not converged: count without them
+        found = counts.beneath(values, _row_norm(rest), (reach or [none])[0])
+    return guards, found
+
+
+def _row_norm(rows: Tensor) -> float:
+    """Spectral norm of rows, from their Gram matrix."""
+    return torch.linalg.eigvalsh(rows @ rows.T)[-1].clamp_min(0).sqrt().item()
+
+
+def _direct(a: Operand, o: Options) -> Pairs:
+    """LAPACK at once, without a product."""
+    assert a.explicit is not None
+    largest = a.explicit.abs().max().item()
+    scale = 2.0 ** round(math.log2(largest)) if largest > 0 else 1.0
+    return _lapack(a, o, scale, 0.0, 0)
 
 
 def _dense(space: Krylov, o: Options) -> Pairs:
-    """The explicit matrix solved by LAPACK in float64: when Lanczos missed a value."""
-    assert space.a.explicit is not None
-    scale = space.scale or 1.0
-    matrix = space.a.explicit.double() / scale
+    """The explicit matrix solved by LAPACK: when Lanczos missed a value, or is no cheaper."""
+    return _lapack(space.a, o, space.scale or 1.0, space.norm, space.matvecs)
+
+
+def _lapack(a: Operand, o: Options, scale: float, norm: float, matvecs: int) -> Pairs:
+    """Pairs of the explicit matrix in float64; ``norm`` is the largest |A q| met."""
+    assert a.explicit is not None
+    matrix = a.explicit.double() / scale
     theta, vectors = torch.linalg.eigh(matrix)
-    chosen = [i for i, _ in wanted(theta.cpu(), o.which, o.k)]
+    on_host = theta.cpu()
+    guards = o.guards or 0
+    ranked = [i for i, _ in wanted(on_host, o.which, o.k + guards + 1)]
+    if o.which == "BE":
+        ranked = [i for i, _ in wanted(on_host, o.which, o.k)]
+    chosen, following = ranked[: o.k], ranked[o.k :]
     x = vectors[:, chosen].T
     rest = x @ matrix - theta[chosen, None] * x
-    errors = torch.full((o.k,), _floor(space, theta.cpu()), dtype=torch.float64, device="cpu")
-    following = [i for i, _ in wanted(theta.cpu(), o.which, o.k + o.guards + 1)][o.k :]
-    guards = vectors[:, following[: o.guards]].T
-    ceiling = theta[following[o.guards]].item() if len(following) > o.guards else float("-inf")
+    floor = rounding(a.n, a.eps) * max(norm, on_host.abs().max().item())
+    ceiling = on_host[following[guards]].item() if len(following) > guards else -math.inf
     return Pairs(
         values=theta[chosen],
         x=x,
         rest=rest,
-        errors=errors,
+        errors=torch.full((o.k,), floor, dtype=torch.float64, device="cpu"),
         converged=True,
-        matvecs=space.matvecs,
+        matvecs=matvecs,
         scale=scale,
         index="inertia",
-        guards=guards,
+        guards=vectors[:, following[:guards]].T,
         ceiling=ceiling,
     )
 

@@ -132,7 +132,8 @@ class TopTracker:
         self.checks, self._since = self.checks + 1, 0
         self._values = pairs.values * pairs.scale
         size = pairs.values.abs().max().item()
-        self._gap = (pairs.values[-1].item() - pairs.ceiling) / size if size > 0 else 0.0
+        # nothing is known of what lies below guards whose basis has not converged: a gap of 0
+        self._gap = max(0.0, pairs.values[-1].item() - pairs.ceiling) / size if size > 0 else 0.0
         return replace(pairs, matvecs=pairs.matvecs + spent)
 
     def _refined(self, a: Operand, k: int) -> Pairs | None:

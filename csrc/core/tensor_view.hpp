@@ -51,9 +51,9 @@ struct TensorView {
   }
 
   bool contiguous() const {
+    if (numel() == 0) return true;  // NumPy gives empty arrays strides of 0
     int64_t expected = 1;
     for (int i = ndim - 1; i >= 0; --i) {
-      if (size[i] == 0) return true;
       if (size[i] != 1 && stride[i] != expected) return false;
       expected *= size[i];
     }

@@ -51,7 +51,7 @@ def test_networks(kind):
     miss = (found.eigenvalues - exact.eigenvalues).abs()
     assert bool((miss <= found.errors + exact.errors).all())
     assert bool((found.errors <= 1.00001e-3 * found.eigenvalues).all())
-    assert found.index_check == "coarse(0.99)"
+    assert found.index_check == "estimate(0.99)"
     rest = a @ found.eigenvectors - found.eigenvectors * found.eigenvalues
     slack = 1e-5 * float(found.eigenvalues[0])
     assert bool((rest.norm(dim=0) <= found.residuals + slack).all())

@@ -271,3 +271,39 @@ def test_bad_input(change, error, message):
     )
     with pytest.raises(error, match=message):
         ops.lanczos_step(**(args | change))
+
+
+@pytest.mark.parametrize("size", [1e-300, 1e-200, 1e-160, 1e-150, 1e150, 1e160, 1e300])
+@pytest.mark.parametrize("n", [7, 5000])
+def test_magnitudes_whose_squares_leave_float64(backend, generator, size, n):
+    """|w|^2 underflows below 1e-154 and overflows above 1e154; the step itself does neither."""
+    basis, alpha, beta = start(2, n, 3, torch.float64, generator)
+    for t in (alpha, beta):
+        t[:, 0] = size
+    basis[:, 1] = torch.randn(2, n, dtype=torch.float64, generator=generator)
+    basis[:, :2] = torch.linalg.qr(basis[:, :2].mT).Q.mT
+    w = torch.randn(2, n, dtype=torch.float64, generator=generator)
+    w[1] = basis[1, 0] + 2 * basis[1, 1]  # the second lies in the span: a breakdown
+    expected = [t.clone() for t in (basis, alpha, beta)]
+    for t in expected[1:]:
+        t[:, 0] = 1
+    coefficients = torch.empty(2, 2, dtype=torch.float64)
+    want = torch.empty(2, 2, dtype=torch.float64)
+    reference.lanczos_step(*expected, w, 1, coefficients=want)
+    with backend.active():
+        ops.lanczos_step(basis, alpha, beta, w * size, 1, coefficients=coefficients)
+    eps = torch.finfo(torch.float64).eps
+    assert max_error(basis, expected[0]) <= 32 * eps
+    for got, exact in ((alpha[:, 1], expected[1][:, 1]), (beta[:, 1], expected[2][:, 1]),
+                       (coefficients, want)):  # fmt: skip
+        assert max_error(got / size, exact) <= 32 * eps * n**0.5
+    assert float(beta[1, 1]) == 0
+
+
+def test_vectors_of_zeros_break_down(backend, dtype, generator):
+    basis, alpha, beta = start(2, 40, 2, dtype, generator)
+    with backend.active():
+        ops.lanczos_step(basis, alpha, beta, torch.zeros(2, 40, dtype=dtype), 0)
+    assert not basis[:, 1].any()
+    assert not alpha[:, 0].any()
+    assert not beta[:, 0].any()

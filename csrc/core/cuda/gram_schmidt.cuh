@@ -16,11 +16,12 @@ struct GramSchmidt {
   const T* rows;  // (count, n), row i at rows + i * stride
   int64_t stride;
   int count;
-  const T* in;         // (n)
-  T* out;              // (n), the remainder; may not overlap rows or in
-  int64_t begin, end;  // columns of this block
-  double enough;       // relative size of a leftover that may stay
-  double* parts;       // global, gram_schmidt_parts(team size, count) entries for the team
+  const T* in;           // (n)
+  T* out;                // (n), the remainder; may not overlap rows or in
+  int64_t begin, end;    // columns of this block
+  double enough;         // relative size of a leftover that may stay
+  double* parts;         // global, gram_schmidt_parts(team size, count) entries for the team
+  double scaling = 1.0;  // of `in`, a power of two
 };
 
 inline __host__ __device__ int64_t gram_schmidt_parts(int64_t team, int64_t count) {
@@ -62,10 +63,9 @@ __device__ void add_row_dots(const GramSchmidt<T>& g, int64_t at, int width,
   }
 }
 
-// Entry j of x - sum_i c_i rows_i, rounded to T.
+// Entry j of x - sum_i c_i rows_i, rounded to T; x_j given.
 template <typename T>
-__device__ T subtract_rows(const GramSchmidt<T>& g, const T* x, const double* c, int64_t j) {
-  double value = x[j];
+__device__ T subtract_rows(const GramSchmidt<T>& g, double value, const double* c, int64_t j) {
 #pragma unroll 4
   for (int i = 0; i < g.count; ++i) value -= c[i] * static_cast<double>(g.rows[i * g.stride + j]);
   return static_cast<T>(value);
@@ -101,9 +101,9 @@ template <typename T>
 __device__ double orthogonalise(const GramSchmidt<T>& g, const GramSchmidtShared& s, Team& team) {
   double* second = g.parts + team.size * (g.count + 1);
   double* squares = second + team.size * (g.count + 1);
-  team_row_dots(g, s, team, g.parts, s.h, [&](int64_t j) { return double(g.in[j]); });
+  team_row_dots(g, s, team, g.parts, s.h, [&](int64_t j) { return g.scaling * g.in[j]; });
   team_row_dots(g, s, team, second, s.left, [&](int64_t j) {
-    const T value = subtract_rows(g, g.in, s.h, j);
+    const T value = subtract_rows(g, g.scaling * g.in[j], s.h, j);
     g.out[j] = value;
     return double(value);
   });
@@ -113,7 +113,7 @@ __device__ double orthogonalise(const GramSchmidt<T>& g, const GramSchmidtShared
 
   double part = 0.0;
   for (int64_t j = g.begin + threadIdx.x; j < g.end; j += blockDim.x) {
-    const T value = subtract_rows(g, g.out, s.left, j);
+    const T value = subtract_rows(g, double(g.out[j]), s.left, j);
     g.out[j] = value;
     part += double(value) * double(value);
   }

@@ -24,6 +24,13 @@ inline LanczosStepConfig lanczos_step_config(int64_t n, int64_t rows) {
   return config;
 }
 
+// Squares of float64 vectors leave the range of a double below 1e-154 and above 1e154: outside the
+// range in which they are exact the vector is scaled by a power of two first.
+constexpr double kLanczosStepTiny = 1e-240;  // squared norms; eps^2 of it is still a normal number
+constexpr double kLanczosStepHuge = 1e300;
+constexpr double kLanczosStepUp = 0x1p600;
+constexpr double kLanczosStepDown = 0x1p-600;
+
 // On the device a team of blocks takes a replica; teams are larger than one only as far as all
 // blocks are resident, because the blocks of a team wait for each other.
 struct LanczosStepTeams {

@@ -31,6 +31,7 @@ struct Replica {
   int64_t n, rows, step;
   double breakdown;
   bool again = false;
+  double scaling = 1.0;  // of w
 
   int64_t width(int64_t chunk) const { return std::min(config.chunk, n - chunk * config.chunk); }
 
@@ -70,6 +71,17 @@ struct Replica {
     again = sum > kEnough * kEnough * left[rows];
   }
 
+  // After the projections: w of a magnitude whose square is not exact goes on scaled, in `next`.
+  bool rescales() {
+    if (sizeof(T) == sizeof(float) || scaling != 1.0) return false;
+    const double squared = h[rows];
+    if (squared > kLanczosStepTiny && squared < kLanczosStepHuge) return false;
+    scaling = squared < 1.0 ? kLanczosStepUp : kLanczosStepDown;
+    for (int64_t j = 0; j < n; ++j) next[j] = static_cast<T>(w[j] * scaling);
+    w = next;
+    return true;
+  }
+
   // Writes alpha and beta; returns the factor that normalises the remainder, 0 on breakdown.
   double finish() {
     double squared = left[rows];
@@ -78,15 +90,16 @@ struct Replica {
       for (int64_t chunk = 0; chunk < config.chunks; ++chunk)
         squared += parts[chunk * (rows + 1) + rows];
     }
-    alpha[step] = static_cast<T>(h[step] + left[step]);
+    alpha[step] = static_cast<T>((h[step] + left[step]) / scaling);
     if (coefficients != nullptr)
-      for (int64_t i = 0; i < rows; ++i) coefficients[i] = static_cast<T>(h[i] + left[i]);
-    double norm = std::sqrt(h[rows]);  // of A: the largest entry of what is known of it
+      for (int64_t i = 0; i < rows; ++i)
+        coefficients[i] = static_cast<T>((h[i] + left[i]) / scaling);
+    double norm = std::sqrt(h[rows]) / scaling;  // of A: the largest entry of what is known of it
     for (int64_t i = 0; i <= step; ++i) norm = std::max<double>(norm, std::fabs(alpha[i]));
     for (int64_t i = 0; i < step; ++i) norm = std::max<double>(norm, std::fabs(beta[i]));
     const double length = std::sqrt(squared);
-    const bool broke_down = length <= breakdown * norm;
-    beta[step] = broke_down ? T(0) : static_cast<T>(length);
+    const bool broke_down = length <= breakdown * norm * scaling;
+    beta[step] = broke_down ? T(0) : static_cast<T>(length / scaling);
     return broke_down ? 0.0 : 1.0 / length;
   }
 
@@ -102,6 +115,10 @@ struct Replica {
   void run() {
     for (int64_t c = 0; c < config.chunks; ++c) project(c);
     sum_parts(h);
+    if (rescales()) {
+      for (int64_t c = 0; c < config.chunks; ++c) project(c);
+      sum_parts(h);
+    }
     for (int64_t c = 0; c < config.chunks; ++c) subtract(c);
     decide();
     if (again)
@@ -139,6 +156,10 @@ void run_shared(Replica<T> replica, int threads) {
   const int64_t chunks = replica.config.chunks;
   parallel_for(chunks, threads, [&](int64_t c) { replica.project(c); });
   replica.sum_parts(replica.h);
+  if (replica.rescales()) {
+    parallel_for(chunks, threads, [&](int64_t c) { replica.project(c); });
+    replica.sum_parts(replica.h);
+  }
   parallel_for(chunks, threads, [&](int64_t c) { replica.subtract(c); });
   replica.decide();
   if (replica.again) parallel_for(chunks, threads, [&](int64_t c) { replica.subtract_left(c); });

@@ -4,6 +4,7 @@
 
 #include "core/cuda/gram_schmidt.cuh"
 #include "core/cuda/runtime.cuh"
+#include "ops/lanczos_step/lanczos_step_config.hpp"
 
 namespace catapult::device {
 
@@ -38,30 +39,36 @@ __global__ void __launch_bounds__(kLanczosStepThreads, 3)
     T* const alpha = p.alpha + r * p.alpha_columns;
     T* const beta = p.beta + r * p.beta_columns;
     const int64_t begin = min(p.n, team.rank * p.chunk), end = min(p.n, begin + p.chunk);
-    const GramSchmidt<T> g{
-        basis,         p.n,      p.rows,
-        p.w + r * p.n, next,     begin,
-        end,           p.enough, p.parts + index * gram_schmidt_parts(p.team, p.rows)};
-    const double length = sqrt(orthogonalise(g, s, team));
+    GramSchmidt<T> g{basis,         p.n,      p.rows,
+                     p.w + r * p.n, next,     begin,
+                     end,           p.enough, p.parts + index * gram_schmidt_parts(p.team, p.rows)};
+    double length = sqrt(orthogonalise(g, s, team));
+    const double squared = s.h[p.rows];
+    if (sizeof(T) == sizeof(double) &&
+        !(squared > kLanczosStepTiny && squared < kLanczosStepHuge)) {
+      __syncthreads();  // all have read s.h
+      g.scaling = squared < 1.0 ? kLanczosStepUp : kLanczosStepDown;
+      length = sqrt(orthogonalise(g, s, team));
+    }
 
     // ||A|| from below: the largest entry known of it.
-    const double diagonal = s.h[p.step] + s.left[p.step];
-    double norm = max(sqrt(s.h[p.rows]), fabs(diagonal));
+    const double diagonal = (s.h[p.step] + s.left[p.step]) / g.scaling;
+    double norm = max(sqrt(s.h[p.rows]) / g.scaling, fabs(diagonal));
     for (int i = threadIdx.x; i < p.step; i += blockDim.x)
       norm = max(norm, max(fabs(double(alpha[i])), fabs(double(beta[i]))));
     norm = block_max(norm, s.scratch);
-    const bool broke_down = length <= p.breakdown * norm;
+    const bool broke_down = length <= p.breakdown * norm * g.scaling;
     const double factor = 1.0 / length;
     for (int64_t j = begin + threadIdx.x; j < end; j += blockDim.x)
       next[j] = broke_down ? T(0) : static_cast<T>(next[j] * factor);
     if (team.rank != 0) continue;
     if (threadIdx.x == 0) {
       alpha[p.step] = static_cast<T>(diagonal);
-      beta[p.step] = broke_down ? T(0) : static_cast<T>(length);
+      beta[p.step] = broke_down ? T(0) : static_cast<T>(length / g.scaling);
     }
     if (p.coefficients != nullptr)
       for (int i = threadIdx.x; i < p.rows; i += blockDim.x)
-        p.coefficients[r * p.rows + i] = static_cast<T>(s.h[i] + s.left[i]);
+        p.coefficients[r * p.rows + i] = static_cast<T>((s.h[i] + s.left[i]) / g.scaling);
   }
 }
 
