@@ -172,7 +172,9 @@ class Inertia:
         """Number of eigenvalues > shift, from the signs of D in P (A - shift I) P' = L D L'."""
         a = self.matrix.clone()
         a.diagonal().sub_(shift)
-        factors, pivots, _ = torch.linalg.ldl_factor_ex(a)  # a pivot of 0 is an eigenvalue at the shift
+        factors, pivots, _ = torch.linalg.ldl_factor_ex(
+            a
+        )  # a pivot of 0 is an eigenvalue at the shift
         d = factors.diagonal().clone()
         pairs = (pivots < 0).nonzero().flatten()[::2]
         # a 2 x 2 pivot block is indefinite: one eigenvalue of each sign

@@ -25,7 +25,9 @@ class Estimate:
 
     Attributes:
         value: scalar (trace) or (n,) (diagonal), dtype of the operator.
-        error: its standard error, same shape; 0 where every vector of a basis was used.
+        error: its standard error, same shape: half the width of a 68 % interval (Student's t for
+            few samples), which also counts what so few random signs may have left unseen; 0 only
+            for a zero operator or n = 1, where the value is exact.
         samples: random vectors averaged.
         matvecs: products with the operator, in columns.
     """
@@ -49,17 +51,20 @@ def hutchinson_trace(A: Any, samples: int = 32, *, seed: int = 0) -> Estimate:
 
     Returns:
         :class:`Estimate`; the variance of one vector is 2 (|A|_F^2 - sum of squared diagonal
-        entries) (Hutchinson 1989), its estimate from the samples gives ``error``.
+        entries) (Hutchinson 1989).  ``error`` takes it from the samples, and adds 2 |A|_F^2
+        2^(1-samples): a single pair of entries shows no variance with probability 2^(1-samples).
 
     Raises:
         TypeError, ValueError: as :func:`catapult_ext.eigsh`; samples < 2; non-finite products.
 
     Cost:
-        ``samples`` products.
+        ``samples`` products; one more where all of them are zero.
     """
-    a, quadratic, _ = _probed(A, samples, seed, "hutchinson_trace")
-    mean, error = _mean(quadratic)
-    return Estimate(mean.to(a.dtype), error.to(a.dtype), samples, samples)
+    found = _probed(A, samples, seed, "hutchinson_trace")
+    values, dtype = found.quadratic, found.operand.dtype
+    # the mean of |A z|^2 is |A|_F^2
+    error = _standard_error(values.var(unbiased=True), 2 * found.energy.sum().cpu(), found)
+    return Estimate(values.mean().to(dtype), error.to(dtype), samples, found.products)
 
 
 @no_autocast()
@@ -70,10 +75,10 @@ def hutchinson_diagonal(A: Any, samples: int = 32, *, seed: int = 0) -> Estimate
     Arguments, errors raised and cost are those of :func:`hutchinson_trace`; the result is (n,).
     Memory: 2 n numbers and a few blocks of vectors.
     """
-    a, _, (mean, squares) = _probed(A, samples, seed, "hutchinson_diagonal")
-    variance = (squares / samples - mean.square()).clamp_min(0) * samples / (samples - 1)
-    error = (variance / samples).sqrt()
-    return Estimate(mean.to(a.dtype), error.to(a.dtype), samples, samples)
+    found = _probed(A, samples, seed, "hutchinson_diagonal")
+    variance = (found.squares - found.mean.square()).clamp_min(0) * samples / (samples - 1)
+    error, dtype = _standard_error(variance, found.energy, found), found.operand.dtype
+    return Estimate(found.mean.to(dtype), error.to(dtype), samples, found.products)
 
 
 def trace(A: Any, samples: int = 32, *, seed: int = 0) -> Estimate:
@@ -88,10 +93,20 @@ def diagonal(A: Any, samples: int = 32, *, seed: int = 0) -> Estimate:
     return hutchinson_diagonal(A, samples, seed=seed)
 
 
-def _probed(
-    A: Any, samples: int, seed: int, where: str
-) -> tuple[Operand, Tensor, tuple[Tensor, Tensor]]:
-    """Values z'Az of every vector, and the mean and sum of squares of z * (Az), float64."""
+@dataclass(frozen=True, eq=False)
+class _Probed:
+    """Products with random signs z, in float64."""
+
+    operand: Operand
+    samples: int
+    quadratic: Tensor  # (samples,) z'Az
+    mean: Tensor  # (n,) of z * (Az)
+    squares: Tensor  # (n,) mean square of it
+    energy: Tensor  # (n,) estimate of the squared norms of the rows of A
+    products: int
+
+
+def _probed(A: Any, samples: int, seed: int, where: str) -> _Probed:
     a = as_operand(A, where)
     v.integers(where, samples=samples, seed=seed)
     v.require(samples >= 2, where, "samples must be >= 2", samples)
@@ -109,11 +124,35 @@ def _probed(
         quadratic.append(parts.sum(0).cpu())
         total += parts.sum(1)
         squares += parts.square().sum(1)
-    return a, torch.cat(quadratic), (total / samples, squares)
+    squares /= samples
+    energy, products = squares, samples
+    if not bool(squares.any()):
+        # signs can all lie in the null space of an operator; a Gaussian vector does not
+        z = torch.randn(a.n, 1, generator=generator, dtype=a.dtype, device="cpu").to(a.device)
+        energy, products = a.product(z).double()[:, 0].square(), samples + 1
+    return _Probed(a, samples, torch.cat(quadratic), total / samples, squares, energy, products)
 
 
-def _mean(values: Tensor) -> tuple[Tensor, Tensor]:
-    return values.mean(), values.std(unbiased=True) / math.sqrt(len(values))
+def _standard_error(variance: Tensor, energy: Tensor, found: _Probed) -> Tensor:
+    """Half-width of a 68 % interval of the mean of the samples; 0 in one dimension.
+
+    Args:
+        variance: unbiased estimate from the values.
+        energy: the variance that would be there if nothing of A were diagonal.  The signs of one
+            pair of entries agree in all samples with probability 2^(1-samples); that share of it
+            may be unseen.
+        found: the products that the values come from.
+    """
+    if found.operand.n == 1:
+        return torch.zeros_like(variance)
+    unseen = energy * 2.0 ** (1 - found.samples)
+    return _student(found.samples - 1) * ((variance + unseen) / found.samples).sqrt()
+
+
+def _student(degrees: int) -> float:
+    """Quantile of Student's t at one standard deviation (68.27 %, two-sided), good to 2e-4."""
+    x = 1 / degrees
+    return 1 + x / 2 + x**2 / 4 + x**3 / 16 + 0.0248 * x**4
 
 
 @dataclass(frozen=True, eq=False)
@@ -177,7 +216,9 @@ def spectral_density(
     Each of ``samples`` random vectors z gives, by m reorthogonalised Lanczos steps, the Gauss
     quadrature of its spectral measure (Golub and Meurant 2010; Ubaru, Chen, Saad 2017); their mean
     estimates the spectrum.  ``error`` adds two parts.  Sampling: ``confidence`` times the standard
-    error of the mean distribution function, integrated over the range.  Quadrature: a measure and
+    error of the mean distribution function, integrated over the range; the larger of what the
+    samples show and of sqrt(2 F (1 - F) / (n + 2)) / sqrt(samples), which Gaussian vectors have for
+    F in [1/n, 1 - 1/n] (a few vectors may all miss a single eigenvalue).  Quadrature: a measure and
     its Gauss rule share 2m moments, so that between two nodes their distribution functions differ
     by no more than the larger of the two weights (Chebyshev-Markov-Stieltjes); integrated likewise.
 
@@ -220,19 +261,22 @@ def spectral_density(
         open_ended[i] = float(len(space.next) > 0)  # else the measure is known exactly
         products += space.matvecs
     weights /= weights.sum(1, keepdim=True)
-    sampling = confidence * _sampling_error(nodes, weights)
+    sampling = confidence * _sampling_error(nodes, weights, a.n)
     error = sampling + _quadrature_error(nodes, weights * open_ended[:, None])
     low, high = nodes.min().item(), nodes.max().item()
     return SpectralDensity(nodes, weights, error, low, high, a.n, products)
 
 
-def _sampling_error(nodes: Tensor, weights: Tensor) -> float:
+def _sampling_error(nodes: Tensor, weights: Tensor, n: int) -> float:
     """Integral over x of the standard error of the mean distribution function."""
     points, order = nodes.reshape(-1).sort()
     row = torch.arange(len(nodes), device="cpu").repeat_interleave(nodes.shape[1])[order]
     jumps = torch.zeros(len(nodes), len(points), dtype=torch.float64, device="cpu")
     jumps[row, torch.arange(len(points), device="cpu")] = weights.reshape(-1)[order]
-    spread = jumps.cumsum(1).std(0, unbiased=True) / math.sqrt(len(nodes))
+    each = jumps.cumsum(1)
+    share = each.mean(0).clamp(1 / n, 1 - 1 / n) if n > 1 else each.new_zeros(())
+    known = 2 * share * (1 - share) / (n + 2)
+    spread = (torch.maximum(each.var(0, unbiased=True), known) / len(nodes)).sqrt()
     return float((spread[:-1] * points.diff()).sum())
 
 

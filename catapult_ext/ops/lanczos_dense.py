@@ -43,7 +43,10 @@ def lanczos_dense(
     measured residual of the pair, R the residuals of all k, and the gap taken from the other Ritz
     values less their residuals. It supposes, as every bound of few products does, that no
     unresolved eigenvalue hides in the gap: two eigenvalues closer than r may be reported as one
-    value between them.
+    value between them. Nothing checks this, so at a loose ``tol`` errors are estimates: of 200
+    Wishart matrices (k = 1), 41 errors were too small at n = 65 and tol = 0.1, 11 at tol = 0.01,
+    and 3 at n = 200 and tol = 1e-3, by up to a factor 200; of 4,000 at the default tol one was, by
+    rounding. For a bound that is checked use :func:`catapult_ext.eigsh`.
 
     Args:
         a: (R, n, n), float32 or float64. Only the lower triangle is read.

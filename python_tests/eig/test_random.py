@@ -45,7 +45,7 @@ def test_trace_and_diagonal_errors_cover(name):
 
 def test_diagonal_operator_is_exact():
     d = torch.linspace(-1, 1, 9)
-    found = cx.hutchinson_diagonal(torch.diag(d), 3)
+    found = cx.hutchinson_diagonal(torch.diag(d), 48)
     torch.testing.assert_close(found.value, d)
     assert float(found.error.max()) < 1e-7
     assert cx.hutchinson_trace(torch.diag(d), 3).value.item() == pytest.approx(0, abs=1e-6)
@@ -176,3 +176,46 @@ def test_old_names_of_the_estimates_warn_and_agree(old):
     expected = getattr(cx, f"hutchinson_{old}")(a, 8, seed=3)
     assert torch.equal(found.value, expected.value)
     assert torch.equal(found.error, expected.error)
+
+
+def _pair(n=30):
+    a = torch.zeros(n, n, dtype=torch.float64)
+    a[3, 7] = a[7, 3] = 1.0
+    return a
+
+
+@pytest.mark.parametrize("samples", [2, 3, 4])
+def test_no_error_of_zero_where_the_value_is_wrong(samples):
+    """One pair of entries shows no variance with probability 2^(1-samples)."""
+    ones = torch.ones(20, 20, dtype=torch.float64)  # A z is 0 for every balanced z
+    for a in (_pair(), 1e20 * _pair(), ones):
+        for seed in range(40):
+            for estimate, true in ((cx.hutchinson_trace, a.trace()),
+                                   (cx.hutchinson_diagonal, a.diagonal())):  # fmt: skip
+                found = estimate(a, samples, seed=seed)
+                wrong = (found.value - true).abs() > 1e-12 * a.abs().max()
+                assert bool((found.error[wrong] > 0).all())
+
+
+@pytest.mark.parametrize("name", ["flat", "indefinite", "two_values"])
+@pytest.mark.parametrize("samples", [2, 4, 8])
+def test_errors_of_few_samples_cover(name, samples):
+    a, inside = matrix(SPECTRA[name]), []
+    for seed in range(200):
+        found = cx.hutchinson_trace(a, samples, seed=seed)
+        inside.append(float((found.value - a.trace()).abs() <= found.error))
+    assert sum(inside) / 200 > 0.6  # 0.68 is claimed; the normal formula reaches 0.41 at 2
+
+
+def test_zero_operators_and_one_dimension_are_exact():
+    for a in (torch.zeros(5, 5), torch.full((1, 1), 3.0)):
+        for estimate in (cx.hutchinson_trace, cx.hutchinson_diagonal):
+            assert not estimate(a, 2).error.any()
+
+
+@pytest.mark.parametrize("samples", [2, 4])
+@pytest.mark.parametrize("tops", [[1.0], [1.0, 2.0, 5.0]])
+def test_density_error_bounds_the_distance_of_few_spikes(samples, tops):
+    e = torch.cat([torch.zeros(100 - len(tops)), torch.tensor(tops)]).double()
+    found = [cx.spectral_density(torch.diag(e), 8, samples, seed=s) for s in range(60)]
+    assert sum(f.distance(e) > f.error for f in found) <= 1  # three standard deviations
