@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from catapult_ext import _validate as v
-from catapult_ext.eig.certify import Inertia, Overlap, bounds, inexact, wanted
+from catapult_ext.eig.certify import Inertia, Overlap, bounds, inexact, rounding, wanted
 from catapult_ext.eig.krylov import Cycle, Krylov, row_norms
 from catapult_ext.eig.operand import Operand
 from catapult_ext.eig.pairs import EigshResult, Pairs
