@@ -190,8 +190,10 @@ def test_no_error_of_zero_where_the_value_is_wrong(samples):
     ones = torch.ones(20, 20, dtype=torch.float64)  # A z is 0 for every balanced z
     for a in (_pair(), 1e20 * _pair(), ones):
         for seed in range(40):
-            for estimate, true in ((cx.hutchinson_trace, a.trace()),
-                                   (cx.hutchinson_diagonal, a.diagonal())):  # fmt: skip
+            for estimate, true in (
+                (cx.hutchinson_trace, a.trace()),
+                (cx.hutchinson_diagonal, a.diagonal()),
+            ):
                 found = estimate(a, samples, seed=seed)
                 wrong = (found.value - true).abs() > 1e-12 * a.abs().max()
                 assert bool((found.error[wrong] > 0).all())

@@ -294,8 +294,11 @@ def test_magnitudes_whose_squares_leave_float64(backend, generator, size, n):
         ops.lanczos_step(basis, alpha, beta, w * size, 1, coefficients=coefficients)
     eps = torch.finfo(torch.float64).eps
     assert max_error(basis, expected[0]) <= 32 * eps
-    for got, exact in ((alpha[:, 1], expected[1][:, 1]), (beta[:, 1], expected[2][:, 1]),
-                       (coefficients, want)):  # fmt: skip
+    for got, exact in (
+        (alpha[:, 1], expected[1][:, 1]),
+        (beta[:, 1], expected[2][:, 1]),
+        (coefficients, want),
+    ):
         assert max_error(got / size, exact) <= 32 * eps * n**0.5
     assert float(beta[1, 1]) == 0
 
