@@ -1,4 +1,5 @@
-"""Count the statements of Python files, docstrings excluded: ``count_statements.py PATH...``.
+#!/usr/bin/env python3
+"""Count the statements of Python files, docstrings excluded: tools/count_statements.py PATH ...
 
 A statement is an ``ast.stmt`` node, so layout, comments and docstrings do not count.
 """
