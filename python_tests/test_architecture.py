@@ -333,3 +333,12 @@ def test_factory_calls_name_their_device(path):
         owner, named = node.func.value, {k.arg for k in node.keywords}
         if isinstance(owner, ast.Name) and owner.id == "torch" and node.func.attr in FACTORIES:
             assert named & {"device", None}, f"line {node.lineno}: torch.{node.func.attr}"
+
+
+@pytest.mark.parametrize("path", PY_FILES, ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_docstrings_say_something_themselves(path):
+    kinds = (ast.FunctionDef, ast.ClassDef, ast.Module)
+    for node in ast.walk(ast.parse(path.read_text())):
+        text = (ast.get_docstring(node) or "") if isinstance(node, kinds) else ""
+        only_a_link = re.fullmatch(r"(See|As) (:\w+:)?`{1,2}[^`]+`{1,2}\.?", text)
+        assert not only_a_link, f"{path}: {node.name}: {text}"

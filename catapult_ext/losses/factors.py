@@ -34,7 +34,7 @@ class AutogradHessian(OutputHessian):
             (self._gradient,) = torch.autograd.grad(value, self._f, create_graph=True)
 
     def hessian(self, u: Tensor) -> Tensor:
-        """See :class:`OutputHessian`."""
+        """H_L u for u (N, O, K), by one backward pass per column."""
         if not self._gradient.requires_grad:  # linear in the outputs
             return torch.zeros_like(u)
         columns = [
@@ -69,15 +69,15 @@ class DiagonalFactor(OutputFactor):
     root: Tensor
 
     def apply(self, u: Tensor) -> Tensor:
-        """See :class:`OutputFactor`."""
+        """S u = root * u for u (N, O, K)."""
         return u * self.root.unsqueeze(-1)
 
     def apply_t(self, u: Tensor) -> Tensor:
-        """See :class:`OutputFactor`."""
+        """S' u for u (N, O, K); S is symmetric."""
         return self.apply(u)
 
     def hessian(self, u: Tensor) -> Tensor:
-        """See :class:`OutputFactor`."""
+        """H_L u = root^2 * u for u (N, O, K)."""
         return u * self.root.square().unsqueeze(-1)
 
 
@@ -89,13 +89,13 @@ class SoftmaxFactor(OutputFactor):
     p: Tensor  # (N, O), rows sum to one
 
     def apply(self, u: Tensor) -> Tensor:
-        """See :class:`OutputFactor`."""
+        """S u for u (N, O, K), without forming S_n."""
         s = self.p.sqrt().unsqueeze(-1)
         inner = (s * u).sum(1, keepdim=True)
         return self.root.unsqueeze(-1) * (s * u - self.p.unsqueeze(-1) * inner)
 
     def apply_t(self, u: Tensor) -> Tensor:
-        """See :class:`OutputFactor`."""
+        """S' u for u (N, O, K), without forming S_n."""
         s = self.p.sqrt().unsqueeze(-1)
         inner = (self.p.unsqueeze(-1) * u).sum(1, keepdim=True)
         return self.root.unsqueeze(-1) * (s * u - s * inner)
@@ -108,11 +108,11 @@ class RankOneFactor(OutputFactor):
     slope: Tensor  # (N, O)
 
     def apply(self, u: Tensor) -> Tensor:
-        """See :class:`OutputFactor`."""
+        """S u: the slope times the first entry of each sample, for u (N, O, K)."""
         return self.slope.unsqueeze(-1) * u[:, :1]
 
     def apply_t(self, u: Tensor) -> Tensor:
-        """See :class:`OutputFactor`."""
+        """S' u: the inner product with the slope in the first entry, else 0."""
         out = torch.zeros_like(u)
         out[:, 0] = (self.slope.unsqueeze(-1) * u).sum(1)
         return out

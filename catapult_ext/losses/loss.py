@@ -117,18 +117,18 @@ class SquaredLoss(Loss):
 
     @property
     def averages(self) -> bool:
-        """See :class:`Loss`."""
+        """Whether the loss is divided by the number of samples or entries."""
         return self.per != "none"
 
     def targets(self, f: Tensor, y: Tensor) -> Tensor:
-        """See :class:`Loss`."""
+        """Targets in the shape, dtype and device of the outputs; a ValueError otherwise."""
         return _float_targets(self.name, f, y)
 
     def _divisor(self, f: Tensor) -> int:
         return {"samples": f.shape[0], "entries": f.numel(), "none": 1}[self.per]
 
     def value(self, f: Tensor, y: Tensor) -> Tensor:
-        """See :class:`Loss`."""
+        """The scalar weight |f - y|^2 / divisor."""
         return (f - y).square().sum() * (self.weight / self._divisor(f))
 
     def normaliser(self, f: Tensor, y: Tensor) -> float:
@@ -136,7 +136,7 @@ class SquaredLoss(Loss):
         return self._divisor(f) / (2.0 * self.weight)
 
     def factor(self, f: Tensor, y: Tensor) -> OutputFactor:
-        """See :class:`Loss`."""
+        """S = m^(-1/2) I, with m of :meth:`normaliser`."""
         return DiagonalFactor(f.new_full((1, 1), self.normaliser(f, y) ** -0.5))
 
 
@@ -153,11 +153,11 @@ class CrossEntropy(Loss):
 
     @property
     def averages(self) -> bool:
-        """See :class:`Loss`."""
+        """Whether the module's reduction is ``mean``."""
         return self.module.reduction == "mean"
 
     def targets(self, f: Tensor, y: Tensor) -> Tensor:
-        """See :class:`Loss`."""
+        """Labels (N,) int64 within the classes, or probabilities (N, O); a ValueError otherwise."""
         where = f"losses.{self.name}"
         if not isinstance(y, Tensor):
             v.fail(where, "targets must be a torch.Tensor", type(y).__name__, TypeError)
@@ -188,7 +188,7 @@ class CrossEntropy(Loss):
         return y
 
     def value(self, f: Tensor, y: Tensor) -> Tensor:
-        """See :class:`Loss`."""
+        """The loss as torch computes it, a scalar."""
         m = self.module
         weight = None if m.weight is None else m.weight.to(f.dtype)
         return F.cross_entropy(
@@ -213,11 +213,11 @@ class CrossEntropy(Loss):
         return mass, float(own.sum()) if mean else 1.0
 
     def normaliser(self, f: Tensor, y: Tensor) -> float:
-        """See :class:`Loss`."""
+        """The m of the class docstring."""
         return self._masses(f, self.targets(f, y))[1]
 
     def factor(self, f: Tensor, y: Tensor) -> OutputFactor:
-        """See :class:`Loss`."""
+        """S of each sample, scaled by sqrt(t_n / m); masses below 0 raise a ValueError."""
         y = self.targets(f, y)
         mass, divisor = self._masses(f, y)
         nonnegative = divisor > 0 and bool((mass >= 0).all())
@@ -236,11 +236,11 @@ class BinaryCrossEntropy(Loss):
 
     @property
     def averages(self) -> bool:
-        """See :class:`Loss`."""
+        """Whether the module's reduction is ``mean``."""
         return self.module.reduction == "mean"
 
     def targets(self, f: Tensor, y: Tensor) -> Tensor:
-        """See :class:`Loss`."""
+        """Targets (N, O) within [0, 1]; a ValueError otherwise."""
         y = _float_targets(self.name, f, y)
         if y.device.type == "cpu":  # elsewhere a look would wait for the device
             outside = y[(y < 0) | (y > 1)]  # with these the loss has no lower bound
@@ -258,18 +258,18 @@ class BinaryCrossEntropy(Loss):
         return weight, pos
 
     def value(self, f: Tensor, y: Tensor) -> Tensor:
-        """See :class:`Loss`."""
+        """The loss as torch computes it, a scalar."""
         weight, pos = self._weights(f)
         return F.binary_cross_entropy_with_logits(
             f, y, weight=weight, pos_weight=pos, reduction=self.module.reduction
         )
 
     def normaliser(self, f: Tensor, y: Tensor) -> float:
-        """See :class:`Loss`."""
+        """N*O for reduction ``mean``, else 1."""
         return float(f.numel()) if self.module.reduction == "mean" else 1.0
 
     def factor(self, f: Tensor, y: Tensor) -> OutputFactor:
-        """See :class:`Loss`."""
+        """S = diag(sqrt(mass p (1 - p) / m)); weights below 0 raise a ValueError."""
         y = self.targets(f, y)
         weight, pos = self._weights(f)
         mass = torch.ones_like(f) if pos is None else 1 + (pos - 1) * y
@@ -301,7 +301,7 @@ class CallableLoss(Loss):
         )
 
     def targets(self, f: Tensor, y: Tensor) -> Tensor:
-        """See :class:`Loss`."""
+        """The targets as they are: only the function knows what it takes."""
         return y
 
     def normaliser(self, f: Tensor, y: Tensor) -> float:
@@ -315,7 +315,7 @@ class CallableLoss(Loss):
         return AutogradHessian(lambda outputs: self.value(outputs, y), f, self.name)
 
     def value(self, f: Tensor, y: Tensor) -> Tensor:
-        """See :class:`Loss`."""
+        """The function's value, a scalar; anything else raises a ValueError."""
         out = self.fn(f, y)
         scalar = isinstance(out, Tensor) and out.numel() == 1
         v.require(

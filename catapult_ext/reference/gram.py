@@ -18,7 +18,7 @@ def gram(
     g2: Sequence[Tensor] | None = None,
     outputs: str = "all",
 ) -> Tensor:
-    """See :func:`catapult_ext.ops.gram`."""
+    """Kernel of :func:`catapult_ext.ops.gram`, summed over layers by einsum."""
     a2 = a if a2 is None else a2
     g2 = g if g2 is None else g2
     total = torch.zeros((), dtype=a[0].dtype, device=a[0].device)

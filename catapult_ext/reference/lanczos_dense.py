@@ -15,7 +15,7 @@ def lanczos_dense(
     v0: Tensor | None = None,
     seed: int = 0,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """See :func:`catapult_ext.ops.lanczos_dense`; exact to rounding whatever the options."""
+    """Pairs of :func:`catapult_ext.ops.lanczos_dense` by ``eigh``, exact whatever the options."""
     lower = torch.tril(a)
     full = lower + torch.tril(a, -1).mT
     finite = torch.isfinite(lower).flatten(1).all(1)

@@ -17,7 +17,7 @@ def lanczos_step(
     coefficients: Tensor | None = None,
     breakdown: float | None = None,
 ) -> None:
-    """See :func:`catapult_ext.ops.lanczos_step`."""
+    """In-place step of :func:`catapult_ext.ops.lanczos_step`, in float64."""
     rows = step + 1 if rows is None else rows
     breakdown = 10 * torch.finfo(basis.dtype).eps if breakdown is None else breakdown
     q, rest = basis[:, :rows].double(), w.double()

@@ -19,7 +19,7 @@ def ntk_matvec(
     bias: Sequence[float],
     grams: Sequence[Tensor | None] | None = None,
 ) -> Tensor:
-    """See :func:`catapult_ext.ops.ntk_matvec`; einsum letters r n o k, p and d of a layer."""
+    """Product of :func:`catapult_ext.ops.ntk_matvec`; letters r n o k, p and d of a layer."""
     replicas, samples, outputs = v.shape[0], inputs[0].shape[1], weights[-1].shape[1]
     g = v.reshape(replicas, samples, outputs, v.shape[2])
     grads = [g]

@@ -54,7 +54,7 @@ def toy_gd(
     curvature_every: int = 0,
     activation: str = "linear",
 ) -> Record:
-    """See :func:`catapult_ext.ops.toy_gd`."""
+    """Gradient descent of :func:`catapult_ext.ops.toy_gd`, one tensor operation at a time."""
     samples, width = x.shape[0], U.shape[1]
     rate = (eta / math.sqrt(width))[:, None]
     phi, steepest = activation_of(activation)

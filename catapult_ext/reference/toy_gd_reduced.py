@@ -23,7 +23,7 @@ def toy_gd_reduced(
     record_every: int = 1,
     curvature_every: int = 0,
 ) -> Record:
-    """See :func:`catapult_ext.ops.toy_gd_reduced`."""
+    """Closed recursion of :func:`catapult_ext.ops.toy_gd_reduced` in plain tensor operations."""
     samples = x.shape[0]
     e = eta / math.sqrt(width)
 

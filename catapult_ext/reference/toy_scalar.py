@@ -18,7 +18,7 @@ def toy_scalar(
     record_every: int = 0,
     early_exit: bool = True,
 ) -> Run:
-    """See :func:`catapult_ext.ops.toy_scalar`."""
+    """Exact recursion of :func:`catapult_ext.ops.toy_scalar`, one tensor operation at a time."""
     b = torch.zeros_like(h) if b is None else b
     beta = torch.zeros_like(h) if beta is None else beta
     a = h * k - b

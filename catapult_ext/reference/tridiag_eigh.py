@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 def tridiag_eigh(alpha: Tensor, beta: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """See :func:`catapult_ext.ops.tridiag_eigh`."""
+    """Decomposition of :func:`catapult_ext.ops.tridiag_eigh` by dense ``eigh``."""
     matrix = torch.diag_embed(alpha)
     matrix += torch.diag_embed(beta, offset=1) + torch.diag_embed(beta, offset=-1)
     values, vectors = torch.linalg.eigh(matrix)

@@ -62,26 +62,26 @@ class AutogradLinearization(Linearization):
 
     @classmethod
     def build(cls, snapshot: Snapshot) -> AutogradLinearization:
-        """See :class:`~catapult_ext.linops.engines.base.Linearization`."""
+        """This engine by one forward pass, recorded unless it serves a Hessian."""
         if snapshot.probe == "hessian":  # needs the graph alone, and no tangent program
             return cls(snapshot, snapshot.forward())
         return cls(snapshot)
 
     @classmethod
     def recorder(cls, snapshot: Snapshot) -> TangentRecorder | None:
-        """See :class:`~catapult_ext.linops.engines.base.Linearization`."""
+        """A recorder of tangents, which accepts any model."""
         return TangentRecorder(snapshot)
 
     @classmethod
     def from_pass(
         cls, snapshot: Snapshot, recorder: TangentRecorder, forward: ForwardPass
     ) -> AutogradLinearization:
-        """See :class:`~catapult_ext.linops.engines.base.Linearization`."""
+        """This engine with the tangent program that ``recorder`` has made of the pass."""
         tangents = recorder.finished(forward.raw)
         return cls(snapshot, forward.outputs, tangents, forward.why)
 
     def vjp(self, u: Tensor) -> Tensor:
-        """See :class:`~catapult_ext.linops.engines.base.Linearization`."""
+        """J' u: (N*O, K) to (P, K), one backward pass per column."""
 
         def column(k: int) -> tuple[Tensor, ...]:
             seed = u[:, k].reshape(self._graph.shape)
@@ -108,7 +108,7 @@ class AutogradLinearization(Linearization):
         return used, [grads[i] for i in used], dummy
 
     def jvp(self, t: Tensor) -> Tensor:
-        """See :class:`~catapult_ext.linops.engines.base.Linearization`.
+        """J t: (P, K) to (N*O, K).
 
         By the first way that is the transpose of J' in every parameter: the tangent program, a
         backward pass through the backward pass, the rows of J one by one.
@@ -189,7 +189,7 @@ class AutogradLinearization(Linearization):
         return None if found.why else found
 
     def kernel(self, other: Linearization | None, outputs: str) -> Tensor | None:
-        """See :class:`~catapult_ext.linops.engines.base.Linearization`."""
+        """J J2' from the parameter uses; None where a use or the workspace does not allow it."""
         self.kernel_too_large = self.allowance.budget is not None and self._gradients_exceed()
         if self.kernel_too_large:
             return None
@@ -207,32 +207,32 @@ class AutogradLinearization(Linearization):
         return one is not None and 2 * self.n_samples * one.gradient_bytes("all") > self.workspace
 
     def part(self, samples: slice) -> KernelPart | None:
-        """See :class:`~catapult_ext.linops.engines.base.Linearization`."""
+        """The parameter uses of some samples, by a forward pass of their own."""
         return UsesPart.of(self.snapshot.part(samples), self.workspace)
 
     @classmethod
     def part_of(cls, snapshot: Snapshot, workspace: int) -> KernelPart | None:
-        """See :class:`~catapult_ext.linops.engines.base.Linearization`."""
+        """The parameter uses of all samples of ``snapshot``, by one forward pass."""
         return UsesPart.of(snapshot, workspace)
 
     def coarse(self) -> AutogradLinearization:
-        """See :class:`~catapult_ext.linops.engines.base.Linearization`."""
+        """This engine for the model rounded to bfloat16."""
         return AutogradLinearization(self.snapshot.in_bfloat16())
 
     def hessian(self, loss: Loss, y: Any, hvp: str | None) -> HessianProducts:
-        """See :class:`~catapult_ext.linops.engines.base.Linearization`."""
+        """Products with the Hessian, by ``hvp`` or by two backward passes."""
         kind = ForwardHVP if hvp == "forward" else ReverseHVP
         return kind(self.snapshot, loss, y, self._graph)
 
     def diagonal(self) -> Tensor:
-        """See :class:`~catapult_ext.linops.engines.base.Linearization`."""
+        """Diagonal of J J', (N*O,): from parameter uses, else from rows per sample or per entry."""
         mine = self.structured()
         known = None if mine is None else parameter_kernel.diagonal(mine, self.workspace)
         known = sample_rows.diagonal(self) if known is None else known
         return super().diagonal() if known is None else known
 
     def jacobian(self) -> Tensor:
-        """See :class:`~catapult_ext.linops.engines.base.Linearization`."""
+        """J (N*O, P): from parameter uses, else from rows per sample or one by one."""
         mine = self.structured()
         known = None if mine is None else parameter_kernel.jacobian(mine, self.workspace)
         known = sample_rows.jacobian(self) if known is None else known
@@ -285,14 +285,14 @@ class UsesPart:
         return None if found.why else cls(found, workspace)
 
     def kernel(self, other: UsesPart | None, outputs: str) -> Tensor | None:
-        """See :class:`~catapult_ext.linops.engines.base.KernelPart`."""
+        """J J2' with another part from per-sample gradients; None beyond the workspace."""
         if outputs == "diagonal":
             return parameter_kernel.diagonal(self._found, self.workspace)
         theirs = None if other is None else other._found
         return parameter_kernel.kernel(self._found, theirs, outputs, self.workspace)
 
     def gradient_bytes(self, outputs: str) -> int:
-        """See :class:`~catapult_ext.linops.engines.base.KernelPart`."""
+        """Bytes, for each sample, of the gradients of the largest group of uses."""
         return parameter_kernel.gradient_bytes(self._found)
 
 
@@ -312,7 +312,7 @@ class TangentRecorder:
         self.cheap = self._tracer is None
 
     def mode(self) -> AbstractContextManager[Any]:
-        """See :class:`~catapult_ext.linops.engines.base.Recorder`."""
+        """The tracer; no context where nothing is recorded."""
         return self._tracer or nullcontext()
 
     def finished(self, raw: Any) -> TangentTracer | None:
@@ -358,7 +358,7 @@ class TorchLinearization(AutogradLinearization):
 
     @classmethod
     def build(cls, snapshot: Snapshot) -> TorchLinearization:
-        """See :class:`~catapult_ext.linops.engines.base.Linearization`."""
+        """This engine by ``torch.func.linearize``."""
         return cls(snapshot)
 
     @classmethod
@@ -367,7 +367,7 @@ class TorchLinearization(AutogradLinearization):
         return AutogradLinearization.build(snapshot)
 
     def jvp(self, t: Tensor) -> Tensor:
-        """See :class:`~catapult_ext.linops.engines.base.Linearization`."""
+        """J t: (P, K) to (N*O, K); the first product checks the transpose."""
         if not self._trusted:
             self._check_transpose()
             self._trusted = True

@@ -36,7 +36,7 @@ class ReverseHVP(HessianProducts):
 
     @property
     def gradient(self) -> Tensor:
-        """See :class:`~catapult_ext.linops.engines.base.HessianProducts`."""
+        """Gradient of the loss, (P,), made with the graph of the products."""
         return self._gradient
 
     def product(self, vectors: Tensor) -> Tensor:
@@ -71,7 +71,7 @@ class ForwardHVP(HessianProducts):
 
     @property
     def gradient(self) -> Tensor:
-        """See :class:`~catapult_ext.linops.engines.base.HessianProducts`."""
+        """Gradient of the loss, (P,), made once."""
         return self._gradient
 
     def product(self, vectors: Tensor) -> Tensor:

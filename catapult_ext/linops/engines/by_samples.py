@@ -45,12 +45,12 @@ class LinearizationBySamples(Linearization):
         self.engine = self._kind.engine
 
     def coarse(self) -> LinearizationBySamples:
-        """See :class:`~catapult_ext.linops.engines.base.Linearization`."""
+        """The same chunks of the model rounded to bfloat16."""
         rounded = self.snapshot.in_bfloat16()
         return LinearizationBySamples(rounded, self._samples, self._make, check=False)
 
     def hessian(self, loss: Loss, y: Any, hvp: str | None) -> StreamedHVP:
-        """See :class:`~catapult_ext.linops.engines.base.Linearization`."""
+        """Hessian products that linearize one chunk after another."""
         return StreamedHVP(self, loss, y)
 
     def each(self, use: Callable[[slice, Linearization], None]) -> None:
@@ -72,7 +72,7 @@ class LinearizationBySamples(Linearization):
         return slice(s.start * self.n_outputs, s.stop * self.n_outputs)
 
     def vjp(self, u: Tensor) -> Tensor:
-        """See :class:`~catapult_ext.linops.engines.base.Linearization`."""
+        """J' u: (N*O, K) to (P, K), summed over chunks."""
         out = u.new_zeros(u.shape[1], self.n_params).T
 
         def use(s: slice, piece: Linearization) -> None:
@@ -82,19 +82,19 @@ class LinearizationBySamples(Linearization):
         return out
 
     def jvp(self, t: Tensor) -> Tensor:
-        """See :class:`~catapult_ext.linops.engines.base.Linearization`."""
+        """J t: (P, K) to (N*O, K), chunk by chunk."""
         return self._rows(t.shape[1], lambda piece: piece.jvp(t))
 
     def diagonal(self) -> Tensor:
-        """See :class:`~catapult_ext.linops.engines.base.Linearization`."""
+        """Diagonal of J J', (N*O,), chunk by chunk."""
         return self._rows(1, lambda piece: piece.diagonal().unsqueeze(1))[:, 0]
 
     def jacobian(self) -> Tensor:
-        """See :class:`~catapult_ext.linops.engines.base.Linearization`."""
+        """J (N*O, P), chunk by chunk."""
         return self._rows(self.n_params, lambda piece: piece.jacobian())
 
     def part(self, samples: slice) -> KernelPart | None:
-        """See :class:`~catapult_ext.linops.engines.base.Linearization`."""
+        """A part of the engine that the chunks use."""
         return self._kind.part_of(self.snapshot.part(samples), self.workspace)
 
     def _rows(self, columns: int, of: Callable[[Linearization], Tensor]) -> Tensor:

@@ -45,7 +45,7 @@ class DenseChainLinearization(Linearization):
 
     @classmethod
     def build(cls, snapshot: Snapshot) -> DenseChainLinearization:
-        """See :class:`~catapult_ext.linops.engines.base.Linearization`.
+        """This engine by one traced forward pass.
 
         Raises:
             ValueError: the model is no chain of dense layers.
@@ -63,19 +63,19 @@ class DenseChainLinearization(Linearization):
 
     @classmethod
     def recorder(cls, snapshot: Snapshot) -> ChainRecorder:
-        """See :class:`~catapult_ext.linops.engines.base.Linearization`."""
+        """A recorder that proves during the pass whether the model is a chain."""
         return ChainRecorder(snapshot)
 
     @classmethod
     def from_pass(
         cls, snapshot: Snapshot, recorder: ChainRecorder, forward: ForwardPass
     ) -> DenseChainLinearization | None:
-        """See :class:`~catapult_ext.linops.engines.base.Linearization`."""
+        """This engine where the recorded pass is a chain of dense layers; else None."""
         chain = recorder.tracer.result(forward.raw)
         return None if chain is None else cls(snapshot, forward.outputs, chain)
 
     def vjp(self, u: Tensor) -> Tensor:
-        """See :class:`~catapult_ext.linops.engines.base.Linearization`."""
+        """J' u: (N*O, K) to (P, K), all columns in one GEMM per layer."""
         k = u.shape[1]
         make = torch.empty if self.covered else torch.zeros  # unused parameters: zero
         out = make(k, self.n_params, dtype=self.dtype, device=self.device)
@@ -93,7 +93,7 @@ class DenseChainLinearization(Linearization):
         return out.T
 
     def jvp(self, t: Tensor) -> Tensor:
-        """See :class:`~catapult_ext.linops.engines.base.Linearization`."""
+        """J t: (P, K) to (N*O, K), all columns in one GEMM per layer."""
         k = t.shape[1]
         rows = t.T.contiguous()
         dx: Tensor | None = None  # (N, K, d), tangent of the layer's input
@@ -112,7 +112,7 @@ class DenseChainLinearization(Linearization):
         return dx.transpose(1, 2).reshape(self.rows, k)
 
     def ntk(self, u: Tensor) -> Tensor:
-        """See :class:`~catapult_ext.linops.engines.base.Linearization`."""
+        """J J' u: (N*O, K) to (N*O, K), on the CPU by ``ops.ntk_matvec``."""
         if not self._trainable or self.device.type != "cpu":
             return self.jvp(self.vjp(u))
         last = self.layers[-1].slope
@@ -149,11 +149,11 @@ class DenseChainLinearization(Linearization):
         return total
 
     def product_bytes(self, graph: int) -> float:
-        """See :class:`~catapult_ext.linops.engines.base.Linearization`; no graph is kept."""
+        """Upper bound on the bytes of a product, which keeps no graph of its own."""
         return graph + 4 * self.snapshot.bytes + self.native_bytes(self.n_samples)
 
     def hessian(self, loss: Loss, y: Any, hvp: str | None) -> DenseChainHVP:
-        """See :class:`~catapult_ext.linops.engines.base.Linearization`."""
+        """Hessian products from the activations of the chain, which is given away."""
         assert self._chain is not None
         chain, self._chain = self._chain, None
         return DenseChainHVP(self, self.layers, chain, loss, y)
@@ -181,20 +181,20 @@ class DenseChainLinearization(Linearization):
         return out
 
     def kernel(self, other: Linearization | None, outputs: str) -> Tensor | None:
-        """See :class:`~catapult_ext.linops.engines.base.Linearization`."""
+        """J J2' by ``ops.gram``; None where the other model is no chain."""
         if other is not None and not isinstance(other, DenseChainLinearization):
             return None
         theirs = None if other is None else other.part(slice(0, other.n_samples))
         return self.part(slice(0, self.n_samples)).kernel(theirs, outputs)
 
     def kernel_bytes(self, outputs: str) -> int:
-        """See :class:`~catapult_ext.linops.engines.base.Linearization`."""
+        """Bytes that :meth:`kernel` takes besides its result."""
         if outputs == "trace":
             return self.workspace
         return 2 * self.n_samples * self.part(slice(0, 1)).gradient_bytes(outputs)
 
     def part(self, samples: slice) -> DenseChainPart:
-        """See :class:`~catapult_ext.linops.engines.base.Linearization`."""
+        """The inputs and derivatives of some samples."""
         return DenseChainPart(self, samples)
 
 
@@ -218,7 +218,7 @@ class ChainRecorder:
         return self.tracer.altered
 
     def mode(self) -> ChainTracer:
-        """See :class:`~catapult_ext.linops.engines.base.Recorder`."""
+        """The tracer."""
         return self.tracer
 
 
@@ -254,7 +254,7 @@ class DenseChainPart:
         return self._kept
 
     def kernel(self, other: DenseChainPart | None, outputs: str) -> Tensor:
-        """See :class:`~catapult_ext.linops.engines.base.KernelPart`."""
+        """J J2' with another part by ``ops.gram``; the trace takes some outputs at a time."""
         if outputs != "trace":
             return self._gram(other, self._all(), None if other is None else other._all(), outputs)
         n = len(self.outputs) + (0 if other is None else len(other.outputs))
@@ -290,5 +290,5 @@ class DenseChainPart:
         )
 
     def gradient_bytes(self, outputs: str) -> int:
-        """See :class:`~catapult_ext.linops.engines.base.KernelPart`."""
+        """Bytes, for each sample, of the derivatives of the outputs that are used together."""
         return self._widths() * (1 if outputs == "trace" else self.outputs.shape[1])

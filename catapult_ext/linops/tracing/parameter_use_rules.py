@@ -78,7 +78,7 @@ class Outer(Positions):
     transposed: bool = False
 
     def rows(self, g: Tensor, samples: slice, lead: slice) -> Tensor:
-        """See :class:`Use`."""
+        """Rows of J (n, O, q): the products of g and x, summed over positions."""
         n, o = g.shape[:2]
         x = self.x[samples]
         g = g.reshape(n, o, x.shape[1], -1)
@@ -90,24 +90,24 @@ class Outer(Positions):
         return rows.reshape(n, o, -1)
 
     def saved(self) -> list[Tensor]:
-        """See :class:`Use`."""
+        """The data x."""
         return [self.x]
 
     def absolute(self) -> Use:
-        """See :class:`Use`."""
+        """This use with |x| for x."""
         return replace(self, x=self.x.abs())
 
     @property
     def positions(self) -> int:
-        """See :class:`Positions`."""
+        """S, positions of one sample."""
         return self.x.shape[1]
 
     def flops(self) -> float:
-        """See :class:`Positions`."""
+        """Flops of the rows of one sample and output."""
         return 2.0 * self.x.shape[1] * self.target.numel()
 
     def inner(self, other: Outer, mine: slice) -> Tensor:
-        """See :class:`Positions`."""
+        """x_s . x2_s2 of every pair of samples and positions, (n, S, N2, S2)."""
         x, x2 = self.x[mine], other.x
         return (x.reshape(-1, x.shape[2]) @ x2.reshape(-1, x2.shape[2]).T).view(
             *x.shape[:2], *x2.shape[:2]
@@ -121,7 +121,7 @@ class Lookup(Positions):
     index: Tensor  # (N, S)
 
     def rows(self, g: Tensor, samples: slice, lead: slice) -> Tensor:
-        """See :class:`Use`."""
+        """Rows of J (n, O, q): each g_s is added to the row that its index names."""
         n, o = g.shape[:2]
         g = g.reshape(n, o, self.index.shape[1], -1)
         size = lead.stop - lead.start
@@ -133,15 +133,15 @@ class Lookup(Positions):
 
     @property
     def positions(self) -> int:
-        """See :class:`Positions`."""
+        """S, indices of one sample."""
         return self.index.shape[1]
 
     def flops(self) -> float:
-        """See :class:`Positions`."""
+        """Flops of the rows of one sample and output: they are cleared and filled."""
         return float(self.target.numel())
 
     def inner(self, other: Lookup, mine: slice) -> Tensor:
-        """See :class:`Positions`: 1 where the indices are the same."""
+        """1 where two indices are the same and not -1, (n, S, N2, S2)."""
         i, j = self.index[mine], other.index
         same = (i[:, :, None, None] == j) & (i >= 0)[:, :, None, None]
         return same.to(self.target.dtype)
@@ -173,7 +173,7 @@ class Convolution(Use):
         return x.as_strided(shape, strides).reshape(len(x), self.groups, -1, prod(out))
 
     def rows(self, g: Tensor, samples: slice, lead: slice) -> Tensor:
-        """See :class:`Use`."""
+        """Rows of J (n, O, q): the products of g and the patches, group by group."""
         n, o = g.shape[:2]
         patches = self.patches(samples)
         if self.groups == 1:
@@ -185,16 +185,16 @@ class Convolution(Use):
         return rows.reshape(n, o, len(self.target), -1)[:, :, lead].reshape(n, o, -1)
 
     def scratch(self) -> int:
-        """See :class:`Use`."""
+        """Values of the patches of one sample, and of the padded input."""
         taps = prod(self.target.shape[1:]) * self.groups
         return taps * prod(self.out[2:]) + 2 * self.x[0].numel()
 
     def saved(self) -> list[Tensor]:
-        """See :class:`Use`."""
+        """The input x."""
         return [self.x]
 
     def absolute(self) -> Use:
-        """See :class:`Use`."""
+        """This use with |x| for x."""
         return replace(self, x=self.x.abs())
 
 
@@ -206,7 +206,7 @@ class Broadcast(Use):
     other: Tensor | None = None  # (N, ...), or without the sample dimension; None: ones
 
     def rows(self, g: Tensor, samples: slice, lead: slice) -> Tensor:
-        """See :class:`Use`."""
+        """Rows of J (n, O, q): g times the other factor, summed over what was broadcast."""
         n, o = g.shape[:2]
         if self.other is not None:
             other = self.other if self.other.shape[0] == 1 else self.other[samples]
@@ -216,15 +216,15 @@ class Broadcast(Use):
         return g.reshape(n, o, self.leads, -1)[:, :, lead].reshape(n, o, -1)
 
     def scratch(self) -> int:
-        """See :class:`Use`."""
+        """Values of g times the other factor, for one sample."""
         return 0 if self.other is None else prod(self.out[1:])
 
     def saved(self) -> list[Tensor]:
-        """See :class:`Use`."""
+        """The other factor, if there is one."""
         return [] if self.other is None else [self.other]
 
     def absolute(self) -> Use:
-        """See :class:`Use`."""
+        """This use with the absolute value of the other factor."""
         return self if self.other is None else replace(self, other=self.other.abs())
 
 
