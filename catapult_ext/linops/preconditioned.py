@@ -94,8 +94,8 @@ def inverse_preconditioner(
     parts = []
     for name in chosen:
         p = own.get(name)
-        v.require(p is not None, where, "parameters must be the model's", name)
-        assert p is not None
+        if p is None:
+            v.fail(where, "parameters must be the model's", name)
         group = groups.get(id(p), {})
         key = "max_exp_avg_sq" if group.get("amsgrad") else _STATES[kind]
         state = optimizer.state.get(p, {})

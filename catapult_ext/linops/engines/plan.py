@@ -82,8 +82,8 @@ def parse_budget(budget: object, device: torch.device, where: str) -> int:
         return int(SHARE * free_bytes(device))
     if isinstance(budget, str):
         match = re.fullmatch(r"\s*([0-9.]+)\s*([KMGT]?)i?B?\s*", budget, re.IGNORECASE)
-        v.require(match is not None, where, "memory_budget must read like '512 MiB'", repr(budget))
-        assert match is not None
+        if match is None:
+            v.fail(where, "memory_budget must read like '512 MiB'", repr(budget))
         return int(float(match[1]) * _UNITS[match[2].upper()])
     if not v.is_number(budget):
         v.fail(

@@ -46,7 +46,8 @@ class Costs:
             (self.first, one.first),
             (self.following, one.following),
         )
-        return Costs(*(a + (b - a) * share for b, a in pairs))
+        setup, first, following = (a + (b - a) * share for b, a in pairs)
+        return Costs(setup=setup, first=first, following=following)
 
 
 Build = Callable[[Snapshot], Linearization]
@@ -74,7 +75,8 @@ def measure(part: Snapshot, build: Build, limit: float | None) -> tuple[Lineariz
             phases.append(meter.phase())
             del out
             meter.phase()
-    return linearization, Costs(*phases)
+    setup, first, following = phases
+    return linearization, Costs(setup=setup, first=first, following=following)
 
 
 class Planner:
@@ -153,7 +155,7 @@ class Planner:
             if len(self._points) == 2 and small[0] == 1:
                 self._coupled = not same(linearization.outputs[:1], self.linearization.outputs)
         if len(self._points) == 1:  # no second point: everything grows with the samples
-            twice = Costs(one.setup * 2, one.first * 2, one.following * 2)
+            twice = Costs(setup=one.setup * 2, first=one.first * 2, following=one.following * 2)
             self._points.append((2 * first, twice))
 
     def _several(self, failed: int) -> tuple[int, tuple[Linearization, Costs]]:

@@ -10,8 +10,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+
+from catapult_ext.linops.model.dispatch_mode import DispatchMode
 
 _BLOCKED_COPIES = 1.5  # of a convolution's tensors, measured with oneDNN
 
@@ -50,7 +51,7 @@ def _channels_last(t: Tensor) -> bool:
     return t.dim() == 4 and t.is_contiguous(memory_format=torch.channels_last)
 
 
-class Meter(TorchDispatchMode):
+class Meter(DispatchMode):
     """Counts the storages that operations make while they live, and the work done.
 
     Args:
@@ -69,10 +70,6 @@ class Meter(TorchDispatchMode):
         self._known = {t.untyped_storage()._cdata for t in known if t.layout == torch.strided}
         self._seen: dict[int, Any] = {}
         self._marked = (0, 0.0, 0.0)
-
-    @classmethod
-    def _should_skip_dynamo(cls) -> bool:
-        return False  # True makes torch import its compiler, seconds
 
     def phase(self) -> Usage:
         """What happened since the last call."""

@@ -14,10 +14,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from catapult_ext import _validate as v
 from catapult_ext._autocast import no_autocast
+from catapult_ext.linops.model.dispatch_mode import DispatchMode
 from catapult_ext.linops.model.memory_meter import Meter
 from catapult_ext.linops.model.observed import Observed
 
@@ -102,7 +102,7 @@ class _ConstantStatistics(TorchFunctionMode):
         return func(**bound)
 
 
-class _Refusals(TorchDispatchMode):
+class _Refusals(DispatchMode):
     """Refuses what would make products silently wrong: random ops, batch statistics."""
 
     def __init__(
@@ -112,10 +112,6 @@ class _Refusals(TorchDispatchMode):
         self.where, self._meter, self._observed = where, meter, observed
         self._random = policy.dropout is None
         self._statistics = policy.batch_stats is None
-
-    @classmethod
-    def _should_skip_dynamo(cls) -> bool:
-        return False  # True makes torch import its compiler, seconds, on the first forward pass
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}

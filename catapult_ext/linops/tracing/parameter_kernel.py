@@ -16,6 +16,9 @@ Group = tuple[list[int], list[int]]  # parameters and the uses that touch them
 Outers = Callable[[int, list[Tensor]], bool]
 Take = Callable[[list[Tensor], int, slice], None]
 
+_WHOLE = 96  # rows whose square product is not worth splitting
+_FLOPS_PER_VALUE = 16.0  # a pass over a product in memory costs as much as these in a GEMM
+
 
 def _passes(sides: list[Structured], workspace: int) -> Iterator[list[Group]] | None:
     """Groups whose gradients fit half the workspace together; None where one alone does not."""
@@ -177,9 +180,6 @@ def jacobian(one: Structured, workspace: int) -> Tensor | None:
         return out.view(-1, sum(sizes)) if each_block([one], workspace, take) else None
 
 
-_WHOLE = 96  # rows whose square product is not worth splitting
-
-
 def _add_gram(theta: Tensor, rows: Tensor) -> None:
     """The lower triangle of theta += rows rows', and little of the upper one."""
     n = len(rows)
@@ -239,6 +239,3 @@ def _by_factors(
             part = (product * data.view(m, 1, s, n2, 1, s2)).sum((2, 5))
             theta[mine.start * o : mine.stop * o] += part.reshape(m * o, n2 * o)
     return True
-
-
-_FLOPS_PER_VALUE = 16.0  # what one pass over a product in memory costs beside GEMMs

@@ -15,10 +15,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 from torch.utils.weak import WeakTensorKeyDictionary
 
+from catapult_ext.linops.model.dispatch_mode import DispatchMode
 from catapult_ext.linops.tracing.tangent_rules import (
     SHAPES,
     STOPS,
@@ -41,7 +41,7 @@ class Step:
     dying: Sequence[int] = ()  # slots that no later step reads
 
 
-class TangentTracer(TorchDispatchMode):
+class TangentTracer(DispatchMode):
     """Records a forward pass from ``leaves``; ``program`` replays it once :meth:`finish` ran.
 
     ``why`` says what stands against it; then ``program`` stays None.
@@ -63,10 +63,6 @@ class TangentTracer(TorchDispatchMode):
         self._viewed: set[int] = set()  # storages that views share: no writes in place
         for leaf in self._leaves:
             self._new(leaf)
-
-    @classmethod
-    def _should_skip_dynamo(cls) -> bool:
-        return False  # True makes torch import its compiler, seconds
 
     def _new(self, tensor: Tensor) -> int:
         self._slots[tensor] = self._count
