@@ -14,7 +14,8 @@ import enum
 import types
 import weakref
 from collections import OrderedDict, deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -210,6 +211,7 @@ class Copier:
         compiled = getattr(value, "_torchdynamo_orig_callable", None)
         if compiled is not None:
             return self(compiled)
+        self.memo[id(value)] = value  # what it calls may call it
         named = self._globals(value)
         state = (value.__defaults__, value.__kwdefaults__, value.__dict__ or None)
         if not value.__closure__ and not named and state == (None, None, None):
@@ -240,15 +242,15 @@ class Copier:
         return out
 
     def _globals(self, value: types.FunctionType) -> dict[str, Any]:
-        """Copies of the global modules and tensors known here, and of containers of a script's."""
+        """Copies of the global modules and tensors known here, and of a script's containers."""
+        if "site-packages" in value.__code__.co_filename:
+            return {}
         out = {}
-        own = "site-packages" not in value.__code__.co_filename
-        for name in value.__code__.co_names:
+        for name in _names(value.__code__):
             item = value.__globals__.get(name)
             kind = type(item)
-            if kind in _CONSTANTS or kind is types.FunctionType:
-                continue
-            if id(item) in self.memo or (own and kind in _CONTAINERS):
+            calls = isinstance(item, types.FunctionType) and item.__globals__ is value.__globals__
+            if kind not in _CONSTANTS and (id(item) in self.memo or calls or kind in _CONTAINERS):
                 copied = self(item)
                 if copied is not item:
                     out[name] = copied
@@ -370,6 +372,12 @@ _HANDLERS: dict[type, Callable[[Copier, Any], Any]] = {
 }
 
 
+def _names(code: types.CodeType) -> list[str]:
+    """Global names that a function and those defined inside it use."""
+    inner = [name for c in code.co_consts if isinstance(c, types.CodeType) for name in _names(c)]
+    return [*code.co_names, *inner]
+
+
 class _Protocol:
     """How modules of one class are copied."""
 
@@ -395,6 +403,31 @@ def _shared(value: Any) -> bool:
 
     parts = (type, enum.Enum, torch.optim.Optimizer, DataLoader, Dataset, torch.fx.Graph)
     return isinstance(value, parts) or getattr(type(value), "shared_by_copies", False)
+
+
+_origins: weakref.WeakKeyDictionary[nn.Module, weakref.ref[nn.Module]] = weakref.WeakKeyDictionary()
+
+
+def origins(model: nn.Module) -> list[nn.Module]:
+    """The modules of which ``model`` is an :func:`own_copy`, one of another, as far as they live."""
+    found = []
+    while (ref := _origins.get(model)) is not None and (origin := ref()) is not None:
+        found.append(origin)
+        model = origin
+    return found
+
+
+@contextmanager
+def without_cached_weights() -> Iterator[None]:
+    """Outside of ``parametrize.cached()``: weights cached there belong to the caller's passes."""
+    import torch.nn.utils.parametrize as parametrize
+
+    before = parametrize._cache_enabled, parametrize._cache
+    parametrize._cache_enabled, parametrize._cache = 0, {}
+    try:
+        yield
+    finally:
+        parametrize._cache_enabled, parametrize._cache = before
 
 
 def own_copy(model: Any, *others: Any) -> Any:
@@ -424,4 +457,6 @@ def own_copy(model: Any, *others: Any) -> Any:
 
     copier = Copier(tensor=tensor)
     first = copier(model)
+    if isinstance(model, nn.Module):
+        _origins[first] = weakref.ref(model)
     return (first, *map(copier, others)) if others else first

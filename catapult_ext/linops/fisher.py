@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from catapult_ext.linops.engines.base import Linearization
+from catapult_ext.linops.engines.loss_curvature import check_layout
 from catapult_ext.linops.ggn import GGN
 from catapult_ext.losses import Loss, RankOneFactor
 
@@ -30,6 +31,7 @@ class EmpiricalFisher(GGN):
     def _set_up(self, linearization: Linearization, loss: Loss, y: Tensor) -> None:
         self._use(linearization)
         self.loss = loss
+        check_layout(linearization.snapshot, loss, y, linearization.outputs)
         targets = loss.targets(linearization.outputs, y)
         m = loss.normaliser(linearization.outputs, targets)
         with torch.inference_mode(False), torch.enable_grad():

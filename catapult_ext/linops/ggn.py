@@ -12,6 +12,13 @@ from catapult_ext._autocast import no_autocast
 from catapult_ext.linops.base import Dual
 from catapult_ext.linops.engines.base import Linearization
 from catapult_ext.linops.engines.choose import Options, coarse, freeze
+from catapult_ext.linops.engines.loss_curvature import (
+    bound_loss,
+    check_layout,
+    checked_loss,
+    is_known,
+)
+from catapult_ext.linops.model.policy import frozen_context
 from catapult_ext.linops.model_operator import ModelOperator
 from catapult_ext.losses import Loss, OutputFactor, resolve
 
@@ -27,6 +34,9 @@ def unpack(data: object, where: str) -> tuple[Any, Any]:
         )
         v.fail(where, "data must be a pair (x, y)", shown, TypeError)
     return data[0], data[1]
+
+
+_OF_OUTPUTS = "(take cx.Hessian, or add the curvature of a penalty to this operator by .shift())"
 
 
 class GGN(ModelOperator):
@@ -55,7 +65,8 @@ class GGN(ModelOperator):
     ) -> None:
         x, y = unpack(data, self.name)
         known = resolve(loss)
-        self._set_up(freeze(model, x, where=self.name, probe=self.probe, **options), known, y)
+        linearization = freeze(model, x, where=self.name, probe=self.probe, loss=known, **options)
+        self._set_up(linearization, known, y)
 
     @classmethod
     def of(cls, linearization: Linearization, loss: object, y: Tensor) -> GGN:
@@ -65,10 +76,16 @@ class GGN(ModelOperator):
     def _set_up(self, linearization: Linearization, loss: Loss, y: Tensor) -> None:
         self._use(linearization)
         self.loss = loss
-        f = linearization.outputs
-        if not loss.convex and linearization.snapshot.vector_outputs:
-            f = f.squeeze(1)  # a callable gets the outputs as the model returns them
-        self.factor = loss.output_hessian(f, loss.targets(f, y))
+        snapshot, f = linearization.snapshot, linearization.outputs
+        check_layout(snapshot, loss, y, f)
+        if not is_known(loss):
+            with frozen_context():
+                checked_loss(snapshot, loss, y, f.clone().requires_grad_(), of_outputs=_OF_OUTPUTS)
+            loss = bound_loss(snapshot, loss)
+            if not loss.convex and snapshot.vector_outputs:
+                f = f.squeeze(1)  # a callable gets the outputs as the model returns them
+        with snapshot.policy.seeded(snapshot.device):
+            self.factor = loss.output_hessian(f, loss.targets(f, y))
         self.shape = (linearization.n_params, linearization.n_params)
 
     def _matmat(self, vectors: Tensor) -> Tensor:

@@ -22,6 +22,7 @@ from catapult_ext.linops.engines.choose import (
     take_snapshot,
     within_budget,
 )
+from catapult_ext.linops.engines.loss_curvature import loss_sees_parameters
 from catapult_ext.linops.engines.plan import Plan
 from catapult_ext.linops.engines.planner import Planner
 from catapult_ext.linops.ggn import unpack
@@ -72,8 +73,8 @@ class Hessian(LinearOperator):
         x, y = unpack(data, self.name)
         options = checked_options(options, self.name)
         _check_engine(options.get("engine"), hvp, self.name)
-        snapshot = take_snapshot(model, x, self.name, options, probe="hessian")
         known = resolve(loss)
+        snapshot = take_snapshot(model, x, self.name, options, "hessian", known)
         in_any_layout(snapshot, lambda: self._set_up(snapshot, known, y, hvp, options))
 
     def coarse(self) -> Hessian:
@@ -136,11 +137,18 @@ class Hessian(LinearOperator):
             v.require(self._hvp is None, self.name, f"hvp {needs}", self._hvp)
             kind = GENERAL if engine is None else ENGINES[engine]
             v.require(kind.second_of_chunks, self.name, f"engine {needs}", engine)
-            linearization = LinearizationBySamples(snapshot, plan.samples, kind.build, check)
+            linearization = LinearizationBySamples(
+                snapshot, plan.samples, kind.build, check, plan.budget
+            )
         else:
             if engine is None and (self._hvp is not None or plan is not None):
                 engine = GENERAL.engine  # it has the modes, and the plan has measured its products
             linearization = checked(linearize(snapshot, engine), check)
+            other = engine is None and not isinstance(linearization, GENERAL)
+            if other and loss_sees_parameters(
+                snapshot, self.loss, self._targets, linearization.outputs
+            ):
+                linearization = checked(linearize(snapshot, GENERAL.engine), check)
         return linearization.engine, linearization.hessian(self.loss, self._targets, self._hvp)
 
     def _matmat(self, vectors: Tensor) -> Tensor:

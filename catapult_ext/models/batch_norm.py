@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -11,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from catapult_ext import _validate as v
+from catapult_ext._module_copy import own_copy
 
 BATCH_STATS = ("coupled", "frozen", "running")
 _NORM = nn.modules.batchnorm._BatchNorm
@@ -87,7 +87,7 @@ def with_batch_stats(model: nn.Module, policy: str, x: Tensor | None = None) -> 
     where = "models.with_batch_stats"
     if policy not in BATCH_STATS:
         v.fail(where, f"policy must be one of {', '.join(BATCH_STATS)}", repr(policy))
-    held = copy.deepcopy(model).eval()
+    held: nn.Module = own_copy(model).eval()
     layers = [(name, m) for name, m in held.named_modules() if isinstance(m, _NORM)]
     if policy == "coupled":
         for name, layer in layers:

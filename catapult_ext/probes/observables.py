@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.linalg import vector_norm
 
 from catapult_ext import _validate as v
+from catapult_ext._module_copy import without_cached_weights
 
 # Activations that fall to (about) zero on the negative side, so that a unit can be inactive.
 ONE_SIDED = (nn.ReLU, nn.ReLU6, nn.GELU, nn.SiLU, nn.Softplus, nn.ELU)
@@ -36,6 +37,8 @@ class ActivityWatch:
 
     Units are counted along dimension 1, samples along all others.
     """
+
+    shared_by_copies = True  # it sees the passes of operators too, which run on copies
 
     def __init__(self, model: nn.Module) -> None:
         self._model = model
@@ -93,9 +96,9 @@ def activity(model: nn.Module, x: Tensor) -> tuple[Tensor, Activity | None]:
     v.module("probes.activity", model)
     if not isinstance(x, Tensor):
         v.fail("probes.activity", "x must be a torch.Tensor", type(x).__name__, TypeError)
-    with ActivityWatch(model) as watch, torch.no_grad():
+    with ActivityWatch(model) as watch, torch.no_grad(), without_cached_weights():
         try:
-            outputs = model(x)
+            outputs = model(x.clone())
         except (TypeError, ValueError, RuntimeError, IndexError) as error:
             kind = TypeError if "dtype" in str(error) else ValueError
             raise kind(

@@ -11,10 +11,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map
 
 from catapult_ext import _validate as v
 from catapult_ext import training
 from catapult_ext._autocast import no_autocast
+from catapult_ext._module_copy import own_copy, without_cached_weights
 from catapult_ext.eig import eigsh
 from catapult_ext.linops import GGN, LinearOperator, Preconditioned
 from catapult_ext.losses import Loss, SquaredLoss, resolve
@@ -212,7 +214,8 @@ def _gradients(model: nn.Module, loss: Loss, x: Any, y: Any) -> tuple[float, lis
 
 def _outputs(model: nn.Module, x: Any) -> Tensor:
     try:
-        out = model(x)
+        with without_cached_weights():
+            out = model(tree_map(lambda t: t.clone() if isinstance(t, Tensor) else t, x))
     except RuntimeError as error:  # half precision, which the operator widens and the model may not
         raise ValueError(
             f"catapult_ext.{_WHERE}: the model must accept the inputs, got {x.dtype}: {error}"
@@ -227,7 +230,7 @@ def _first_step(
     model: nn.Module, loss: Loss, x: Any, y: Any, rule: Rule, guess: float
 ) -> tuple[float | None, dict[str, float]]:
     """Rate at which the loss after one step equals that before: doubling, then bisection."""
-    model = copy.deepcopy(model)
+    model = own_copy(model)
     start, direction = _gradients(model, loss, x, y)
     weights = training.moved(model)
     held = [p.clone() for p in weights]
@@ -292,7 +295,7 @@ def _clone(optimizer: Any, model: nn.Module, rate: float, old: nn.Module) -> Any
 def _burnt_in(
     model: nn.Module, loss: Loss, x: Any, y: Any, optimizer: Any, count: int
 ) -> tuple[nn.Module, Any]:
-    moved = copy.deepcopy(model)
+    moved = own_copy(model)
     fresh = _clone(optimizer, moved, float(optimizer.param_groups[0]["lr"]), model)
     for _ in _steps(moved, loss, x, y, fresh, count):
         pass
@@ -335,7 +338,7 @@ def _measured(
     cut = divergence_cut(first, hidden_width(model), lambda0)
 
     def diverges(eta: float) -> bool:
-        moved = copy.deepcopy(model)
+        moved = own_copy(model)
         fresh = _clone(optimizer, moved, eta, model)
         for step in _steps(moved, loss, x, y, fresh, count, cut):
             ended = step.loss

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from catapult_ext import _validate as v
 from catapult_ext.linops.engines.base import (
     Allowance,
     HessianProducts,
@@ -16,6 +17,7 @@ from catapult_ext.linops.engines.base import (
 )
 from catapult_ext.linops.engines.freed_memory import return_freed_memory
 from catapult_ext.linops.engines.loss_curvature import output_curvature
+from catapult_ext.linops.model.memory_meter import LIMITS, Meter
 from catapult_ext.linops.model.policy import check_repeats
 from catapult_ext.linops.model.snapshot import Snapshot
 from catapult_ext.losses import Loss
@@ -30,19 +32,54 @@ class LinearizationBySamples(Linearization):
         snapshot: the model and all its inputs.
         samples: in a chunk.
         make: linearizes one chunk.
-        check: compare the outputs of every pass with those of the first one.
+        check: compare the outputs of every pass with those of the first one, and those of the
+            chunks with all samples at once, or in other company where that does not fit.
+        room: bytes that the pass of all samples may take; None for any.
+
+    Raises:
+        ValueError: samples whose outputs change with those they are run with.
     """
 
     gains_from_columns = True  # one pass over the chunks serves them all
     streamed = True
 
-    def __init__(self, snapshot: Snapshot, samples: int, make: Make, check: bool = True) -> None:
+    def __init__(
+        self,
+        snapshot: Snapshot,
+        samples: int,
+        make: Make,
+        check: bool = True,
+        room: int | None = None,
+    ) -> None:
         self._samples, self._make, self._check = samples, make, check
         n = snapshot.n_samples
         self._slices = [slice(at, min(at + samples, n)) for at in range(0, n, samples)]
         super().__init__(snapshot, torch.cat([snapshot.plain_outputs(s) for s in self._slices]))
+        if check:
+            self._check_independence(room)
         self._kind = type(make(snapshot.part(slice(0, 1))))
         self.engine = self._kind.engine
+
+    def _check_independence(self, room: int | None) -> None:
+        """Routing of limited capacity, say, shows in none of the first few samples."""
+        snapshot, n = self.snapshot, self.snapshot.n_samples
+        try:
+            with Meter(snapshot.tensors(), room):
+                other = snapshot.plain_outputs(slice(0, n))
+        except LIMITS:
+            step = len(self._slices)
+            other = torch.empty_like(self.outputs)
+            for at in range(step):  # chunks of the same size and other samples
+                other[at::step] = snapshot.plain_outputs(slice(at, n, step))
+        scale = 1e3 * torch.finfo(self.dtype).eps * self.outputs.abs().max()
+        moved = int(((other - self.outputs).abs() > scale).any(1).sum())
+        v.require(
+            moved == 0,
+            snapshot.where,
+            "samples can be taken in chunks only where they do not depend on each other (leave "
+            "samples_at_once out, or raise memory_budget)",
+            f"outputs of {moved} of {n} samples that change with the samples run with them",
+        )
 
     def coarse(self) -> LinearizationBySamples:
         """The same chunks of the model rounded to bfloat16."""

@@ -18,12 +18,14 @@ from catapult_ext.linops.engines.autograd import AutogradLinearization, TorchLin
 from catapult_ext.linops.engines.base import Allowance, ForwardPass, Linearization
 from catapult_ext.linops.engines.by_samples import LinearizationBySamples
 from catapult_ext.linops.engines.dense_chain import DenseChainLinearization
+from catapult_ext.linops.engines.loss_curvature import is_known
 from catapult_ext.linops.engines.plan import Plan, parse_budget
 from catapult_ext.linops.engines.planner import Planner
 from catapult_ext.linops.model.channels_last import in_any_layout
 from catapult_ext.linops.model.memory_meter import OverBudget
 from catapult_ext.linops.model.policy import Policy
 from catapult_ext.linops.model.snapshot import Hook, Inputs, Probe, Snapshot
+from catapult_ext.losses import Loss
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -121,9 +123,14 @@ def checked_options(options: Options, where: str) -> Options:
 
 
 def take_snapshot(
-    model: nn.Module, x: Inputs, where: str, options: Options, probe: Probe = "kernel"
+    model: nn.Module,
+    x: Inputs,
+    where: str,
+    options: Options,
+    probe: Probe = "kernel",
+    loss: Loss | None = None,
 ) -> Snapshot:
-    """The checked copy of model and inputs that ``options`` describe."""
+    """The checked copy of model and inputs that ``options`` describe, and of a loss of both."""
     policy = Policy(options.get("batch_stats"), options.get("dropout"), options.get("seed", 0))
     return Snapshot(
         model,
@@ -133,6 +140,7 @@ def take_snapshot(
         forward=options.get("forward"),
         policy=policy,
         probe=probe,
+        loss=None if loss is None or is_known(loss) else loss,
     )
 
 
@@ -142,6 +150,7 @@ def freeze(
     *,
     where: str = "NTK",
     probe: Probe = "kernel",
+    loss: Loss | None = None,
     **options: Unpack[Options],
 ) -> Linearization:
     """Linearize ``model`` at its parameters on inputs ``x``, within a memory budget.
@@ -152,6 +161,7 @@ def freeze(
         where: the public function named in errors.
         probe: the product by which a plan predicts costs: ``"kernel"`` J J' u or ``"parameter"``
             J' J t.
+        loss: the loss that :class:`~catapult_ext.GGN` will take the second derivative of.
         **options: see :class:`Options`.
 
     Raises:
@@ -160,7 +170,7 @@ def freeze(
     """
     options = checked_options(options, where)
     engine, check = options.get("engine"), options.get("check", True)
-    snapshot = take_snapshot(model, x, where, options, probe)
+    snapshot = take_snapshot(model, x, where, options, probe, loss)
 
     def measured(part: Snapshot) -> Linearization:
         return automatic(part) if engine is None else ENGINES[engine].build_to_measure(part)
@@ -170,7 +180,7 @@ def freeze(
     def build(plan: Plan | None) -> Linearization:
         if plan is not None and plan.samples < plan.n_samples:
             return LinearizationBySamples(
-                snapshot, plan.samples, lambda part: linearize(part, engine), check
+                snapshot, plan.samples, lambda part: linearize(part, engine), check, plan.budget
             )
         linearization = linearize(snapshot, engine)
         if plan is None:

@@ -1,16 +1,39 @@
-"""A loss as a function of the model's outputs: value, slope and second derivative, checked."""
+"""A loss as a function of the model's outputs: value, slope and second derivative, checked.
+
+A callable may refer to the model (a penalty of its parameters, an output layer tied to the
+embedding, a loss that layers leave in an attribute).  It is evaluated as a copy that refers to the
+module tree of the pass instead, in its first state every time.
+"""
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from catapult_ext import _validate as v
+from catapult_ext.linops.model.inputs import fresh_inputs
 from catapult_ext.linops.model.policy import frozen_context
+from catapult_ext.linops.model.proof import listed, reached
 from catapult_ext.linops.model.snapshot import Snapshot
-from catapult_ext.losses import AutogradHessian, Loss
+from catapult_ext.losses import (
+    AutogradHessian,
+    BinaryCrossEntropy,
+    CrossEntropy,
+    Loss,
+    SquaredLoss,
+)
+
+_OF_OUTPUTS = "where samples go in chunks or engine is 'dense-chain' (leave both out)"
+_KNOWN = (SquaredLoss, CrossEntropy, BinaryCrossEntropy)  # functions of outputs and targets alone
+
+
+def is_known(loss: Loss) -> bool:
+    """Whether the loss is one of the library's own, which keep no state and see no model."""
+    return type(loss) in _KNOWN
 
 
 def output_curvature(
@@ -19,21 +42,128 @@ def output_curvature(
     """The loss, its slope dL/df (N, O) and its second derivative at detached outputs (N, O)."""
     with frozen_context():
         f = outputs.clone().requires_grad_()
-        value = checked_loss(snapshot, loss, y, f)
+        value = checked_loss(snapshot, loss, y, f, of_outputs=_OF_OUTPUTS)
         (slope,) = torch.autograd.grad(value, f)
     second = AutogradHessian(lambda moved: loss_value(snapshot, loss, y, moved), outputs, loss.name)
     return value, slope, second
 
 
+class _NoDraws(TorchDispatchMode):
+    """Refuses random numbers of torch, before they are drawn."""
+
+    def __init__(self, where: str) -> None:
+        super().__init__()
+        self._where = where
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # True makes torch import its compiler, seconds
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if torch.Tag.nondeterministic_seeded in func.tags:
+            v.fail(
+                self._where,
+                "the loss must not draw random numbers (sample before, or pass dropout='fixed' for "
+                "one fixed draw)",
+                func,
+            )
+        return func(*args, **(kwargs or {}))
+
+
+def bound_loss(snapshot: Snapshot, loss: Loss) -> Loss:
+    """The loss as a copy that refers to the modules of the last pass, where it may refer to any."""
+    return loss if is_known(loss) else snapshot.own_loss(loss)
+
+
 def loss_value(snapshot: Snapshot, loss: Loss, y: Any, outputs: Tensor) -> Tensor:
     """The loss of outputs (N, O); a callable gets them as the model returns them."""
-    vector = not loss.convex and snapshot.vector_outputs
-    return loss(outputs.squeeze(1) if vector else outputs, y)
+    check_layout(snapshot, loss, y, outputs)
+    if is_known(loss):
+        return loss(outputs, y)
+    f = outputs.squeeze(1) if snapshot.vector_outputs and not loss.convex else outputs
+    with snapshot.policy.seeded(snapshot.device):
+        return bound_loss(snapshot, loss)(f, fresh_inputs(y, torch.Tensor.clone))
 
 
-def checked_loss(snapshot: Snapshot, loss: Loss, y: Any, outputs: Tensor) -> Tensor:
-    """The loss of outputs (N, O), finite and with a graph, or a clear error."""
-    value, where = loss_value(snapshot, loss, y, outputs), snapshot.where
+def checked_loss(
+    snapshot: Snapshot, loss: Loss, y: Any, outputs: Tensor, *, of_outputs: str = ""
+) -> Tensor:
+    """The same, finite, with a graph and the same twice, or a clear error.
+
+    Args:
+        snapshot: the model whose last pass gave ``outputs``.
+        loss: see :func:`catapult_ext.losses.resolve`.
+        y: targets.
+        outputs: (N, O), with the graph of the pass, or without one.
+        of_outputs: the reason why the loss may depend on parameters through ``outputs`` alone,
+            where it must not do so otherwise.
+
+    Raises:
+        ValueError: a loss that is not finite, does not depend on the outputs, draws random
+            numbers, differs between two calls, or depends on parameters past the model's tree.
+    """
+    where = snapshot.where
+    draws = is_known(loss) or snapshot.policy.dropout is not None
+    with nullcontext() if draws else _NoDraws(where):
+        value = loss_value(snapshot, loss, y, outputs)
     v.require(bool(torch.isfinite(value)), where, "the loss must be finite", value.item())
     v.require(value.requires_grad, where, "the loss must depend on the outputs", "a constant")
+    if is_known(loss):
+        return value
+    again = loss_value(snapshot, loss, y, outputs).detach()
+    bound = 5e-5 * abs(value.item()) + torch.finfo(value.dtype).tiny
+    v.require(
+        abs(value.item() - again.item()) <= bound,
+        where,
+        "the loss must give the same value twice (does it draw random numbers, or change state "
+        "that a copy of it shares?)",
+        f"{value.item():.6g} and {again.item():.6g}",
+    )
+    seen = parameters_seen(snapshot, value, outputs)
+    v.require(
+        not (seen and of_outputs),
+        where,
+        f"the loss must depend on parameters through the outputs alone {of_outputs}",
+        f"a loss that sees {listed(seen)} itself",
+    )
     return value
+
+
+def loss_sees_parameters(snapshot: Snapshot, loss: Loss, y: Any, outputs: Tensor) -> bool:
+    """Whether the loss depends on parameters otherwise than through ``outputs`` (no graph)."""
+    if is_known(loss):
+        return False
+    with frozen_context():
+        f = outputs.clone().requires_grad_()
+        return bool(parameters_seen(snapshot, checked_loss(snapshot, loss, y, f), f))
+
+
+def parameters_seen(snapshot: Snapshot, value: Tensor, outputs: Tensor) -> list[str]:
+    """Names of parameters on which the loss depends otherwise than through the outputs."""
+    leaves = reached(value, outputs).leaves
+    past = snapshot.own_names(leaves)
+    v.require(
+        not past,
+        snapshot.where,
+        "a loss must reach the model's parameters through its own closure, arguments or modules",
+        f"{listed(past)} of another reference (a function it calls, a class)",
+    )
+    mine = {id(p): name for name, p in snapshot.params.items()}
+    return [mine[id(t)] for t in leaves if id(t) in mine]
+
+
+def check_layout(snapshot: Snapshot, loss: Loss, y: Any, outputs: Tensor) -> None:
+    """Refuse targets (N, 1) for outputs (N,) and the reverse, which torch broadcasts to (N, N)."""
+    if not isinstance(loss, (SquaredLoss, BinaryCrossEntropy)) or not isinstance(y, Tensor):
+        return
+    n = outputs.shape[0]
+    shapes = {1: (n,), 2: (n, 1)}
+    given = 1 if snapshot.vector_outputs else 2
+    other = 3 - given
+    v.require(
+        outputs.shape != shapes[2] or y.shape != shapes[other] or n == 1,
+        snapshot.where,
+        f"targets must have the shape of the outputs {shapes[given]} (flatten one of them, or "
+        "unsqueeze(1) the other)",
+        tuple(y.shape),
+    )

@@ -10,7 +10,7 @@ and hooks: where there are any, the gradient by the user's own parameters is com
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from catapult_ext import _validate as v
+from catapult_ext._module_copy import origins
 from catapult_ext.linops.model.inputs import fresh_inputs
 from catapult_ext.linops.model.pass_tree import Template
 from catapult_ext.linops.model.policy import frozen_context
@@ -112,14 +113,14 @@ class Proof:
         code = getattr(self._forward, "__code__", self._forward)
         return hash((tuple(shapes), tuple(modules), tuple(parameters), code))
 
-    def own_names(self, tensors: list[Tensor]) -> list[str]:
+    def own_names(self, tensors: Sequence[Tensor]) -> list[str]:
         """Names of those among ``tensors`` that are parameters of the user's module itself."""
         ids = {id(t) for t in tensors}
-        return [
-            name
-            for name, ref in self._originals.items()
-            if (t := ref()) is not None and id(t) in ids
-        ]
+        own = [(name, ref()) for name, ref in self._originals.items()]
+        model = self._model()
+        for origin in [] if model is None else origins(model):
+            own += origin.named_parameters()
+        return [name for name, t in own if t is not None and id(t) in ids]
 
     def _check_leaves(self, snapshot: Snapshot, found: Reached, derived: bool) -> None:
         past = self.own_names(found.leaves)
@@ -133,7 +134,7 @@ class Proof:
             not past,
             snapshot.where,
             f"parameters must be used through the model that is called ({way})",
-            f"{_listed(past)} of another reference (a global variable, a class, a closure)",
+            f"{listed(past)} of another reference (a global variable, a class, a closure)",
         )
         mine = {id(p) for p in snapshot.params.values()}
         v.require(
@@ -185,7 +186,7 @@ class Proof:
             "gradients of the model must be those of its parameters alone (does an autograd "
             "Function or a hook of the backward pass refer to the model by a global variable, or "
             "change gradients?)",
-            f"other gradients by {_listed(wrong)} from the model itself",
+            f"other gradients by {listed(wrong)} from the model itself",
         )
 
     @contextmanager
@@ -226,7 +227,7 @@ class Proof:
             snapshot.where,
             "a backward pass must return gradients by the parameters, not add to their .grad "
             "(reversible layers, reentrant checkpoints of their own): use the layers without",
-            f".grad of {_listed(names)}",
+            f".grad of {listed(names)}",
         )
 
 
@@ -247,5 +248,6 @@ def _different(
     ]
 
 
-def _listed(names: list[str]) -> str:
+def listed(names: list[str]) -> str:
+    """The first names of a list, and how many more there are."""
     return ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")

@@ -68,7 +68,7 @@ class Snapshot:
         params: names or patterns (``fnmatch``) of the parameters to take; None takes all.
         forward: ``forward(model, x)`` returns the outputs (N, O); None calls the model.
         policy: see :class:`~catapult_ext.linops.model.policy.Policy`.
-        loss: a callable that may refer to the model; :meth:`own_loss` refers to the tree of the
+        loss: one that may refer to the model; that of :meth:`own_loss` refers to the tree of the
             last pass instead.
         probe: the product that the operator makes and a plan measures: ``"kernel"`` J J' u,
             ``"parameter"`` J' J t, or ``"hessian"`` H t.
@@ -169,18 +169,22 @@ class Snapshot:
                 f"{name} on {p.device}",
             )
 
-    def call(self, params: Mapping[str, Tensor]) -> Any:
-        """Raw outputs at ``params``; constants and inputs as frozen, in a tree of its own."""
+    def _tensors(self, params: Mapping[str, Tensor]) -> Callable[[str], Tensor]:
+        """By name, what a pass at ``params`` is given."""
 
         def tensor(name: str) -> Tensor:
             known = params.get(name)
-            if known is None:
-                known = self.constants[name]
-                # a module that writes its buffers must not change the next pass
-                return known.clone() if name in self._buffers else known
-            return known
+            if known is not None:
+                return known
+            # a module that writes its buffers must not change the next pass
+            held = self.constants[name]
+            return held.clone() if name in self._buffers else held
 
-        tree = self._template.tree(tensor)
+        return tensor
+
+    def call(self, params: Mapping[str, Tensor]) -> Any:
+        """Raw outputs at ``params``; constants and inputs as frozen, in a tree of its own."""
+        tree = self._template.tree(self._tensors(params))
         self.tree = tree if tree.loss is not None else None
         held = [t for t in tree_leaves(self.x) if isinstance(t, Tensor)]
         written = self._written.known
@@ -225,10 +229,20 @@ class Snapshot:
         state = {**self.constants, **self.params}
         return repr(self._template.tree(state.__getitem__).model)
 
-    def own_loss(self) -> Any:
-        """The loss, in its first state, of the tree that the last pass ran on."""
-        assert self.tree is not None
+    def own_loss(self, loss: Any) -> Any:
+        """The loss in its first state, referring to the modules that the last pass ran on.
+
+        One that the model was not frozen with (:meth:`GGN.of`) is returned as it is.
+        """
+        if self._template.loss is None:
+            return loss
+        if self.tree is None:  # passes were made over parts of the samples
+            self.tree = self._template.tree(self._tensors(self.params))
         return self.tree.own_loss()
+
+    def own_names(self, tensors: Sequence[Tensor]) -> list[str]:
+        """Names of the user's own parameters among ``tensors``."""
+        return self._proof.own_names(tensors)
 
     def _called(self, params: Mapping[str, Tensor]) -> Any:
         """:meth:`call`, whose first failure names the operator and what the model was given."""
@@ -370,7 +384,7 @@ class Snapshot:
         part = self.part(samples)
         out = part._again()
         self.vector_outputs = part.vector_outputs
-        count = samples.stop - samples.start
+        count = len(range(*samples.indices(self.n_samples)))
         rows = f"{count} inputs must give {count} rows of outputs to be taken in chunks"
         v.require(out.shape[0] == count, self.where, rows, tuple(out.shape))
         return out

@@ -20,7 +20,7 @@ from catapult_ext.linops.base import LinearOperator
 from catapult_ext.linops.engines.choose import Options, checked_options
 from catapult_ext.linops.ggn import unpack
 from catapult_ext.linops.streamed.batches import Batches, crc
-from catapult_ext.linops.streamed.unwrap import own_copy
+from catapult_ext.linops.streamed.unwrap import plain_copy
 from catapult_ext.losses import Loss
 
 
@@ -64,7 +64,7 @@ class Streamed(LinearOperator):
         """The first pass over this rank's data: counts, normalisers, and what must agree."""
         if not isinstance(model, nn.Module):
             v.fail(self.name, "model must be a torch.nn.Module", type(model).__name__, TypeError)
-        self._model, self._loss = own_copy(model), loss
+        self._model, self._loss = plain_copy(model, loss)
         self._options: Options = options
         self.batches = Batches(data, self.name)
         self._operators = []

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-import copy
 from collections import OrderedDict
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from catapult_ext._module_copy import own_copy, unwrapped
 
-def own_copy(model: nn.Module) -> nn.Module:
-    """A copy of ``model`` that training does not change, freed of DDP and FSDP2 wrappers.
+
+def plain_copy(model: nn.Module, loss: Any) -> tuple[nn.Module, Any]:
+    """Copies of ``model`` and of a loss of it that training does not change, without wrappers.
 
     Sharded parameters are gathered, so that every rank of their mesh must call this.  Ties between
     parameters are kept.
@@ -18,10 +20,11 @@ def own_copy(model: nn.Module) -> nn.Module:
     Cost:
         P values, and for FSDP2 one all-gather of them.
     """
-    if isinstance(model, nn.parallel.DistributedDataParallel):
-        model = model.module
+    model = unwrapped(model)
     sharded = any(hasattr(p, "full_tensor") for p in model.parameters())
-    return _rebuilt(model, {}) if sharded else copy.deepcopy(model)
+    if sharded:
+        return _rebuilt(model, {}), loss
+    return own_copy(model, loss)
 
 
 def _rebuilt(module: nn.Module, memo: dict[int, nn.Module | Tensor]) -> nn.Module:
