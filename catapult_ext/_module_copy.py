@@ -409,7 +409,7 @@ _origins: weakref.WeakKeyDictionary[nn.Module, weakref.ref[nn.Module]] = weakref
 
 
 def origins(model: nn.Module) -> list[nn.Module]:
-    """The modules of which ``model`` is an :func:`own_copy`, one of another, as far as they live."""
+    """The living modules of which ``model`` is an :func:`own_copy`, one of another."""
     found = []
     while (ref := _origins.get(model)) is not None and (origin := ref()) is not None:
         found.append(origin)

@@ -44,7 +44,7 @@ def test_parameters_by_pattern_or_list(name, engine):
     assert kernel.linearization.snapshot.names == tuple(chosen)
     close(kernel.dense(), j @ j.T)
     close(kernel @ torch.ones(len(j), 2).double(), j @ (j.T @ torch.ones(len(j), 2).double()))
-    y = torch.zeros(kernel.linearization.outputs.shape).double()
+    y = torch.zeros(zoo.call(model, x).shape).double()
     assert cx.GGN(model, "half_mse", (x, y), params=chosen).shape == (j.shape[1],) * 2
     assert cx.Hessian(model, "half_mse", (x, y), params=chosen[0]).shape[0] < j.shape[1]
 
