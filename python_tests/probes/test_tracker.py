@@ -167,12 +167,14 @@ def test_activity_needs_no_forward_pass_of_its_own(monkeypatch):
     with tracker:
         assert tracker.probes[0]["inactive"] == want
     assert not calls
-    # frozen in chunks: no forward pass sees all samples
+    # frozen in chunks: the first pass of all samples, which checks the chunks, is the only one
     monkeypatch.setattr(
         "catapult_ext.probes.tracker.GGN", partial(cx.GGN, samples_at_once=len(x) // 2)
     )
-    with cx.CurvatureTracker(model, "half_mse", DATA.train) as chunked:
-        assert chunked.probes[0]["inactive"] == want
+    with cx.CurvatureTracker(model, "half_mse", DATA.train, every=1) as chunked:
+        assert not calls
+        chunked.step()
+    assert [probe["inactive"] for probe in chunked.probes] == [want, want]
     assert len(calls) == 1
 
 
