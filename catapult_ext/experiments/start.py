@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from catapult_ext import losses
+from catapult_ext._module_copy import own_copy
 from catapult_ext._validate import require
 from catapult_ext.data import Dataset
 from catapult_ext.experiments.curvature import TopSpace, top_curvature, top_space
@@ -78,7 +78,7 @@ def start(
     """
     resolved = losses.resolve(loss)
     require(resolved.convex, where, "loss must have a Gauss-Newton matrix", resolved.name)
-    model = copy.deepcopy(model).to(data.x_train.device)
+    model = own_copy(model).to(data.x_train.device)
     x, y = probe_set(data, recipe)
     still, tol = held_still(model, recipe, x), min(recipe.tol / 10, 1e-4)
     if recipe.top:

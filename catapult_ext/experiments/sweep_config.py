@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from dataclasses import dataclass
 from typing import Any
@@ -11,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from catapult_ext import losses
+from catapult_ext._module_copy import own_copy
 from catapult_ext._validate import fail, integers, require
 from catapult_ext.data import Dataset
 from catapult_ext.probes.observables import active_dropout
@@ -90,7 +90,7 @@ def check_problem(model: nn.Module, data: Dataset, loss: Any, linearised: bool) 
         squared = isinstance(resolved, losses.SquaredLoss)
         require(squared, WHERE, "linearised=True needs a squared loss", resolved.name)
     with torch.no_grad():
-        outputs = copy.deepcopy(model)(data.x_train)
+        outputs = own_copy(model)(data.x_train.clone())
     shape = tuple(outputs.shape) if isinstance(outputs, Tensor) else type(outputs).__name__
     wanted = (len(data.x_train), data.outputs)
     require(shape == wanted, WHERE, f"model must return outputs of shape {wanted}", shape)

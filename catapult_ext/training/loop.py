@@ -105,7 +105,8 @@ def steps(
     for number in range(count + 1):
         x, y = next(batches)
         with torch.enable_grad():
-            outputs = model(x)
+            # a model may write its inputs in place
+            outputs = model(x.clone() if isinstance(x, Tensor) else x)
             value = loss(outputs, y)
             height = value.item()
             diverged = not (math.isfinite(height) and height <= cut)
