@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-import time
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from catapult_ext._validate import array, require
 from catapult_ext.data import Dataset, as_dataset
 from catapult_ext.experiments.descent import descend, sweep_record
 from catapult_ext.experiments.linearised import linearised_sweep
+from catapult_ext.experiments.parts import Parts
 from catapult_ext.experiments.result import SweepResult
 from catapult_ext.experiments.start import Start, start
 from catapult_ext.experiments.storage import describe_loss
@@ -146,19 +147,24 @@ def run(
         "data": data.name,
         "data_digest": data.fingerprint(),
     }
+    work = functools.partial(_Sweep, config, model, data, resolved, progress)
     if group is not None:
         require(out is not None, WHERE, "group needs out, a run folder that all ranks see", out)
-        work = _Sweep(config, model, data, resolved, None, progress)
         return _shared(group, identity, work, out, fresh, title)
     if out is None:
-        return _Sweep(config, model, data, resolved, None, progress).result()
+        return work(Parts()).result()
     require_matplotlib()
     with RunFolder(out, identity, environment=environment(), fresh=fresh) as folder:
-        return _Sweep(config, model, data, resolved, folder, progress).reported(title)
+        return work(Parts(folder)).reported(title)
 
 
 def _shared(
-    group: Any, identity: dict[str, Any], work: _Sweep, out: Any, fresh: bool, title: str
+    group: Any,
+    identity: dict[str, Any],
+    work: Callable[[Parts], _Sweep],
+    out: Any,
+    fresh: bool,
+    title: str,
 ) -> SweepResult:
     """One sweep on all ranks of ``group``: rank 0 opens the folder first, and reports last."""
     require_matplotlib()
@@ -174,8 +180,8 @@ def _shared(
             joined=not first,
         ) as folder:
             ranks.tell("open")
-            work.folder, work.ranks = folder, ranks
-            result = work.reported(title) if first else work.result()
+            made = work(Parts(folder, ranks))
+            result = made.reported(title) if first else made.result()
             ranks.meet("end")
     return result
 
@@ -188,9 +194,8 @@ class _Sweep:
     model: nn.Module
     data: Dataset
     loss: losses.Loss
-    folder: RunFolder | None
     progress: Progress
-    ranks: Ranks | None = None
+    parts: Parts
 
     @property
     def recipe(self) -> Recipe:
@@ -201,89 +206,65 @@ class _Sweep:
 
     def reported(self, title: str) -> SweepResult:
         """:meth:`result`, written to the folder."""
-        assert self.folder is not None
+        assert self.parts.folder is not None
         result = self.result()
         self.progress.stage("writing the report")
-        result.write_reports(self.folder, title)
+        result.write_reports(self.parts.folder, title)
         return result
 
     def result(self) -> SweepResult:
-        initial = self._load("initial")
+        """Compute what is missing, alone or with the other ranks, and read all of it."""
         rates = self.config.c or self.config.eta or ()
         names = [f"rate_{i:04d}" for i in range(len(rates))]
-        parts = {n: self._load(n) for n in (*names, "linearised")}
-        wanted = [*names, "linearised"] if self.config.linearised else names
-        if initial is None or any(parts[n] is None for n in wanted):
-            initial = self._compute(initial, names, parts)
-        if self.ranks is not None:
-            self._gather(wanted, parts)
-        records: list[Any] = [parts[n] for n in names]
-        both = parts["linearised"]
-        linear = both["rates"] if self.config.linearised and both is not None else None
+        wanted = ["initial", *names, *(["linearised"] if self.config.linearised else [])]
+        missing = self.parts.missing(wanted)
+        if missing:
+            self._compute(names, missing)
+        if self.parts.ranks is not None:
+            self.progress.stage("waiting for the other ranks")
+        initial, *records = self.parts.collect(wanted)
+        linear = records.pop()["rates"] if self.config.linearised else None
         summary = summarise(initial, records, linear, self.config.steps)
-        path = None if self.folder is None else self.folder.path
+        path = None if self.parts.folder is None else self.parts.folder.path
         return SweepResult(self.config, summary, records, linear, path)
 
-    def _compute(
-        self, initial: dict[str, Any] | None, names: list[str], parts: dict[str, Any]
-    ) -> dict[str, Any]:
+    def _compute(self, names: list[str], missing: list[str]) -> None:
         self.progress.stage("the kernel at the start")
-        start = time.perf_counter()
-        problem, now = self._problem()
-        if initial is None:
-            initial = self._initial(now, start)
-        rates = self.config.rates(initial["lambda0"])
-        missing = [i for i, name in enumerate(names) if parts[name] is None]
-        self.progress.begin([c for c, _ in rates], self.config.steps, len(names) - len(missing))
-        for i in missing:
-            if not self._mine(names[i]):
-                continue
-            c, eta = rates[i]
-            self.progress.rate(i, c)
-            start = time.perf_counter()
+        problem, found = self._problem()
+        if "initial" in missing:
+            self.parts.compute({"initial": lambda: found})
+        (initial,) = self.parts.collect(["initial"])  # the same rates on all ranks
+        rates = dict(zip(names, self.config.rates(initial["lambda0"]), strict=True))
+
+        def job(index: int) -> dict[str, Any]:
+            c, eta = rates[names[index]]
+            self.progress.rate(index, c)
             made = descend(problem, eta, self.recipe, on_step=self._step)
-            record = {"c": c, **sweep_record(made, eta)}
-            parts[names[i]] = record = self._save(names[i], record, start)
-            self.progress.done(i, c, verdict_of(record, initial["lambda0"]).phase)
-        if self.config.linearised and parts["linearised"] is None and self._mine("linearised"):
+            return {"c": c, **sweep_record(made, eta)}
+
+        def linearised() -> dict[str, Any]:
             self.progress.stage("the net linearised at the start")
-            start = time.perf_counter()
-            etas = [eta for _, eta in rates]
-            linear = {"rates": linearised_sweep(problem, etas, self.config.steps)}
-            parts["linearised"] = self._save("linearised", linear, start)
-        return initial
+            etas = [eta for _, eta in rates.values()]
+            return {"rates": linearised_sweep(problem, etas, self.config.steps)}
 
-    def _initial(self, found: dict[str, Any], start: float) -> dict[str, Any]:
-        """The start as rank 0 found and stored it: the same rates on all ranks."""
-        if self.ranks is None or self.ranks.rank == 0:
-            found = self._save("initial", found, start)
-        if self.ranks is not None:
-            if self.ranks.rank == 0:
-                self.ranks.tell("initial")
-            self.ranks.wait("initial")
-            found = self._load("initial") or found
-        return found
+        def done(name: str, record: dict[str, Any]) -> None:
+            if name in rates:
+                phase = verdict_of(record, initial["lambda0"]).phase
+                self.progress.done(names.index(name), record["c"], phase)
 
-    def _mine(self, name: str) -> bool:
-        return self.ranks is None or self.ranks.claim(name)
+        left = [i for i, name in enumerate(names) if name in missing]
+        self.progress.begin(
+            [c for c, _ in rates.values()], self.config.steps, len(names) - len(left)
+        )
+        self.parts.done = done
+        self.parts.compute({names[i]: functools.partial(job, i) for i in left})
+        if "linearised" in missing:
+            self.parts.compute({"linearised": linearised})
 
     def _step(self, step: int, loss: float) -> None:
-        if self.ranks is not None:
-            self.ranks.check()
+        if self.parts.ranks is not None:
+            self.parts.ranks.check()
         self.progress.step(step, loss)
-
-    def _gather(self, wanted: list[str], parts: dict[str, Any]) -> None:
-        """Wait for all ranks, read what they stored, and note their times on rank 0."""
-        assert self.ranks is not None
-        self.progress.stage("waiting for the other ranks")
-        self.ranks.meet("parts")
-        for name in wanted:
-            parts[name] = parts[name] or self._load(name)
-        if self.folder is not None and self.ranks.rank == 0:
-            for name in ("initial", *wanted):
-                seconds = self.ranks.told(f"seconds/{name}")
-                if seconds is not None:
-                    self.folder.note_time(name, float(seconds))
 
     def _problem(self) -> tuple[Start, dict[str, Any]]:
         config, data = self.config, self.data
@@ -301,20 +282,3 @@ class _Sweep:
             "outputs": data.outputs,
         }
         return problem, initial
-
-    def _load(self, name: str) -> dict[str, Any] | None:
-        return None if self.folder is None else self.folder.load_part(name)
-
-    def _save(self, name: str, record: dict[str, Any], start: float) -> dict[str, Any]:
-        """Store a part; returned as read back, so that a resumed run sees exactly the same."""
-        if self.folder is None:
-            return record
-        self.folder.save_part(name, record)
-        seconds = time.perf_counter() - start
-        if self.ranks is None:
-            self.folder.note_time(name, seconds)
-        else:  # one file, which only rank 0 writes
-            self.ranks.tell(f"seconds/{name}", str(seconds))
-        stored = self.folder.load_part(name)
-        assert stored is not None
-        return stored

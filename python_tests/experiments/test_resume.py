@@ -9,7 +9,7 @@ import sys
 import pytest
 import torch
 
-from catapult_ext.experiments import DemoConfig, Progress, run_demo, storage
+from catapult_ext.experiments import DemoConfig, Progress, result, run_demo
 from catapult_ext.runs import RunFolderError
 
 CONFIG = DemoConfig(width=24, samples=24, steps=6, c=(0.5, 2.1, 4.0, 400.0))
@@ -18,7 +18,7 @@ CONFIG = DemoConfig(width=24, samples=24, steps=6, c=(0.5, 2.1, 4.0, 400.0))
 @pytest.fixture(scope="module", autouse=True)
 def draw_equal_pictures_once():
     """Drawing takes longer than these small sweeps."""
-    drawn, draw = {}, storage.sweep_figures
+    drawn, draw = {}, result.sweep_figures
 
     def cached(summary, records):
         key = json.dumps([summary, records])
@@ -27,7 +27,7 @@ def draw_equal_pictures_once():
         return drawn[key]
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(storage, "sweep_figures", cached)
+        patch.setattr(result, "sweep_figures", cached)
         yield
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, ExitStack
@@ -14,12 +13,11 @@ from catapult_ext._store import RunFolder, RunFolderError
 from catapult_ext._validate import fail
 from catapult_ext.data import Dataset
 from catapult_ext.data.files import data_folder
+from catapult_ext.experiments.parts import Parts, Record
 from catapult_ext.experiments.reproduce import datasets
 
-Record = dict[str, Any]
 
-
-class Context:
+class Context(Parts):
     """Hands out finished parts, computes and stores missing ones; a context manager.
 
     Args:
@@ -42,13 +40,11 @@ class Context:
         device: str = "cpu",
         ranks: Ranks | AbstractContextManager[Ranks] | None = None,
     ) -> None:
-        self.device = device
+        super().__init__(folder, ranks if isinstance(ranks, Ranks) else None)
+        self.device, self.data_dir, self.tell = device, data_dir, tell
         self.data_folder: Path | None = None
-        self.folder, self.data_dir, self.tell = folder, data_dir, tell
-        self._ranks = ranks if isinstance(ranks, Ranks) else None
         self._starter = None if isinstance(ranks, Ranks) else ranks
         self._started = ExitStack()
-        self._records: dict[str, Record] = {}
         self._sources: dict[str, dict[str, str | None]] = {}
 
     def __enter__(self) -> Context:
@@ -63,66 +59,23 @@ class Context:
 
     def parts(self, jobs: Mapping[str, Callable[[], Record]]) -> list[Record]:
         """The records of all ``jobs``, in their order; ranks share what is missing."""
-        missing = [name for name in jobs if self._load(name) is None]
+        missing = self.missing(jobs)
         if len(missing) > 1 and self._starter is not None:
-            self._ranks = self._started.enter_context(self._starter)
+            self.ranks = self._started.enter_context(self._starter)
             self._starter = None
         begin = time.perf_counter()
-        for name in missing:
-            if self._ranks is not None and not self._ranks.claim(name):
-                continue
-            self._compute(name, jobs[name])
-            self._report(name, missing, time.perf_counter() - begin)
-        return [self._wait(name) for name in jobs]
 
-    def _load(self, name: str) -> Record | None:
-        if self.folder is None:
-            return self._records.get(name)
-        return self.folder.load_part(name)
+        def report(name: str, _record: Record) -> None:
+            if self.tell is None:
+                return
+            seconds, done = time.perf_counter() - begin, sum(map(self.finished, missing))
+            left = seconds / done * (len(missing) - done)
+            text = f"{name} ({done}/{len(missing)} in {seconds:.1f} s"
+            self.tell(text + (f", about {left / 60:.1f} min left)" if left else ")"))
 
-    def _wait(self, name: str) -> Record:
-        """The record ``name``, which another rank may still be computing."""
-        if self._ranks is not None:
-            while not self._finished(name):
-                self._ranks.pause()
-            self._note(name)
-        record = self._load(name)  # floats as every later run sees them
-        assert record is not None
-        return record
-
-    def _finished(self, name: str) -> bool:
-        if self.folder is None:
-            return name in self._records
-        return self.folder.part_path(name).exists()
-
-    def _compute(self, name: str, compute: Callable[[], Record]) -> None:
-        begin, busy = time.perf_counter(), time.process_time()
-        record = compute()
-        took = [time.perf_counter() - begin, time.process_time() - busy]
-        if self.folder is None:
-            self._records[name] = record
-            return
-        helper = self._ranks if self._ranks is not None and self._ranks.rank > 0 else None
-        if helper is not None:  # rank 0 writes all times: it looks once the part is there
-            helper.tell(f"seconds/{name}", json.dumps(took))
-        self.folder.save_part(name, record)
-        if helper is None:
-            self.folder.note_time(name, *took)
-
-    def _note(self, name: str) -> None:
-        """Note the time of a part that another rank computed, on rank 0."""
-        assert self._ranks is not None
-        took = self._ranks.told(f"seconds/{name}") if self._ranks.rank == 0 else None
-        if took is not None and self.folder is not None:
-            self.folder.note_time(name, *json.loads(took))
-
-    def _report(self, name: str, missing: list[str], seconds: float) -> None:
-        if self.tell is None:
-            return
-        done = sum(map(self._finished, missing))
-        left = seconds / done * (len(missing) - done)
-        text = f"{name} ({done}/{len(missing)} in {seconds:.1f} s"
-        self.tell(text + (f", about {left / 60:.1f} min left)" if left else ")"))
+        self.done = report
+        self.compute({name: jobs[name] for name in missing})
+        return self.collect(jobs)
 
     def data(self, name: str, **settings: Any) -> Dataset:
         """:func:`datasets.load` with this run's data folder."""
@@ -151,7 +104,7 @@ class Context:
             wanted = f"data must be those of the finished parts in {self.folder.path}, {source} as "
             hint = " (or choose another --out, or pass --fresh to replace that run)"
             fail("reproduce", f"{wanted}{_text(held)}{hint}", _text(found), RunFolderError)
-        if self._ranks is None or self._ranks.rank == 0:
+        if self.ranks is None or self.ranks.rank == 0:
             self.folder.write_json("data.json", known | self._sources)
 
 
