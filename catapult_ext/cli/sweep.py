@@ -13,14 +13,6 @@ from catapult_ext.cli.console import launched_ranks, print_result, sweep_progres
 from catapult_ext.experiments.sweep import SweepConfig, run
 
 
-class DataName(str, Enum):
-    """Built-in data sets."""
-
-    digits = "digits"
-    digits28 = "digits28"
-    teacher = "teacher"
-
-
 class ModelName(str, Enum):
     """Built-in networks."""
 
@@ -51,7 +43,7 @@ def register(app: Any, typer: Any) -> None:
         name: str = option("sweep", help="Run folder under ./catapult-runs."),
         out: Path = option(None, help="Run folder (instead of --name)."),  # noqa: B008
         fresh: bool = option(False, "--fresh", help="Start anew in an existing run folder."),
-        data_name: DataName = option(DataName.digits, "--data", help="Data set."),  # noqa: B008
+        data_name: str = option("digits", "--data", help=", ".join(data.NAMES)),
         samples: int = option(512, help="Training samples."),
         model_name: ModelName = option(ModelName.fc, "--model", help="Network."),  # noqa: B008
         width: int = option(512, help="Hidden units, or channels of the CNN."),
@@ -74,13 +66,11 @@ def register(app: Any, typer: Any) -> None:
         chosen, plain = rates("sweep", "--c", c), rates("sweep", "--eta", eta)
         config = SweepConfig(c=chosen, eta=plain, steps=steps, linearised=linearised)
         image = model_name is ModelName.cnn
-        if image and data_name is DataName.teacher:
-            v.fail("sweep", "--model cnn needs images: --data digits or digits28", "teacher")
-        if data_name is DataName.teacher:
-            found = data.teacher(samples, seed=seed)
-        else:
-            size = 28 if data_name is DataName.digits28 else 8
-            found = data.digits(size, train=samples, flatten=not image)
+        drawn: dict[str, Any] = {"seed": seed} if data_name in data.SYNTHETIC else {}
+        found = data.named(data_name, train=samples, flatten=not image, **drawn)
+        fits = not image or (found.x_train.dim() == 4 and found.x_train.shape[1] == 1)
+        wanted = "--model cnn needs images of one channel, as --data digits or digits28"
+        v.require(fits, "sweep", wanted, data_name)
         settings: dict[str, Any] = {
             "activation_name": activation,
             "parameterisation": parameterisation,

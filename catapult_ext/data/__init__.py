@@ -8,11 +8,14 @@ from catapult_ext.data.dataset import Dataset, as_dataset
 from catapult_ext.data.digits import digits
 from catapult_ext.data.files import DataFileError
 from catapult_ext.data.gaussian import gaussian, synthetic_images
+from catapult_ext.data.named import NAMES, SYNTHETIC, named
 from catapult_ext.data.prepare import standardise
-from catapult_ext.data.standard import load, named, npz
+from catapult_ext.data.standard import load, npz
 from catapult_ext.data.teacher import teacher
 
 __all__ = [
+    "NAMES",
+    "SYNTHETIC",
     "Augment",
     "DataFileError",
     "Dataset",

@@ -23,6 +23,7 @@ class Dataset:
         x_test: (M, ...) inputs; M may be 0.
         y_test: (M, O) targets.
         classes: whether the targets are one-hot classes, so that accuracy means something.
+        source: digest of what the files of the data hold; None where there are none.
 
     Raises:
         TypeError: for a dtype other than float32/float64, or differing ones.
@@ -35,6 +36,7 @@ class Dataset:
     x_test: Tensor
     y_test: Tensor
     classes: bool = True
+    source: str | None = None
 
     def __post_init__(self) -> None:
         where = "data.Dataset"

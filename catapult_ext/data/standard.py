@@ -1,17 +1,15 @@
-"""Data sets by name: MNIST, Fashion-MNIST, CIFAR-10/100 from local files, .npz, built-in ones."""
+"""Data sets from local files: MNIST, Fashion-MNIST, CIFAR-10/100, and .npz archives."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 
 from catapult_ext import _validate as v
 from catapult_ext.data.dataset import Dataset
-from catapult_ext.data.digits import digits
 from catapult_ext.data.files import (
     DataFileError,
     data_folder,
@@ -20,17 +18,9 @@ from catapult_ext.data.files import (
     read_idx_pair,
     read_training_npz,
 )
-from catapult_ext.data.gaussian import gaussian, synthetic_images
 from catapult_ext.data.prepare import RawImages, prepare
-from catapult_ext.data.teacher import teacher
 
 FROM_FILES = ("mnist", "fashion-mnist", "cifar-10", "cifar-100")
-BUILT_IN: dict[str, Any] = {
-    "digits": digits,
-    "teacher": teacher,
-    "gaussian": gaussian,
-    "synthetic-images": synthetic_images,
-}
 MOST_CLASSES, MOST_TARGETS = 1 << 16, 1 << 31
 # Sub-folders of the data folder that are looked through, the folder itself last.
 PLACES = {
@@ -174,23 +164,3 @@ def _classes(path: Path | str, labels: Sequence[np.ndarray]) -> int:
     if count > MOST_CLASSES or targets > MOST_TARGETS:
         raise DataFileError(path, f"has class label {count - 1}: too many one-hot targets")
     return count
-
-
-def named(name: str, **settings: Any) -> Dataset:
-    """Any data set by name: ``load``'s, the built-in ones, or the path of an .npz file.
-
-    Raises:
-        TypeError: a setting that data set does not have.
-        ValueError: an unknown name.
-    """
-    if not isinstance(name, str):
-        v.fail("data.named", "name must be a string", type(name).__name__, TypeError)
-    if name in BUILT_IN:
-        return BUILT_IN[name](**settings)
-    if name.endswith(".npz"):
-        return npz(name, **settings)
-    known = (*BUILT_IN, *FROM_FILES, "a path ending in .npz")
-    v.require(
-        name in FROM_FILES, "data.named", f"name must be one of {', '.join(known)}", repr(name)
-    )
-    return load(name, **settings)

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from catapult_ext import data as datasets
 from catapult_ext._validate import array, dense, fail, require
 from catapult_ext.data.files import read_pt, read_training_npz, training_named
+from catapult_ext.data.named import NAMES
 from catapult_ext.eig import SpectralDensity, eigsh, spectral_density
 from catapult_ext.linops import GGN, NTK, Hessian
 from catapult_ext.probes import LearningRateWindow, learning_rate_window
@@ -36,14 +37,14 @@ def load_model(spec: str) -> nn.Module:
 
 
 def load_data(source: str, samples: int | None = None) -> tuple[Tensor, Tensor]:
-    """``(x, y)`` of an ``.npz`` or ``.pt`` file, ``digits``, ``digits28``, or a loader factory.
+    """``(x, y)`` of an ``.npz`` or ``.pt`` file, a data set by name, or a loader factory.
 
     Files hold ``x`` and ``y``, or ``x_train`` and ``y_train`` (``.pt``: a dictionary, or a pair,
     loaded with ``weights_only``).  A factory ``package.module:name`` returns a pair or an iterable
     of batches ``(x, y)``, which are joined.
 
     Args:
-        source: file, name or factory.
+        source: file, factory, or a name that :func:`~catapult_ext.data.named` takes.
         samples: take the first so many; None takes all there are.
 
     Raises:
@@ -52,9 +53,10 @@ def load_data(source: str, samples: int | None = None) -> tuple[Tensor, Tensor]:
         DataFileError: a file that is damaged or lacks the data.
     """
     require(samples is None or samples >= 1, _WHERE, "samples must be >= 1", samples)
-    if source in ("digits", "digits28"):
-        size = 28 if source == "digits28" else 8
-        pair: tuple[Any, Any] = datasets.digits(size, train=max(512, samples or 0)).train
+    pair: tuple[Any, Any]
+    if source in NAMES:
+        count = None if samples is None else max(512, samples)  # samples do not change the draw
+        pair = datasets.named(source, train=count).train
     elif ":" in source and not Path(source).exists():
         pair = _from_factory(source, samples)
     else:

@@ -10,7 +10,6 @@ import torch
 
 from catapult_ext import data
 from catapult_ext.experiments import reproduce as rp
-from catapult_ext.experiments.reproduce import datasets
 from catapult_ext.runs import RunFolderError
 
 TINY = {
@@ -79,23 +78,23 @@ def equal(a, b):
 
 def test_digits_and_files_are_those_of_the_loaders(tmp_path):
     shape = {"flatten": True, "standardisation": "pixel", "classes": (3, 8), "targets": "signed"}
-    found, digest = datasets.load("digits", train=20, test=9, **shape)
+    found = data.named("digits", train=20, test=9, **shape)
     assert equal(found, data.digits(train=20, test=9, **shape))
-    assert digest is None
-    assert datasets.load("digits", train=20)[0].x_train.dim() == 4
+    assert found.source is None
+    assert data.named("digits", train=20, flatten=False).x_train.dim() == 4
     folder = write_mnist(tmp_path / "a", 0)
     for more in ({}, {"flatten": True}, shape | {"standardisation": "image"}):
-        found, digest = datasets.load("mnist", folder, train=4, **more)
+        found = data.named("mnist", data_dir=folder, train=4, **more)
         assert equal(found, data.load("mnist", data_dir=folder, train=4, **more))
-        assert len(digest) == 16
+        assert len(found.source) == 16
 
 
 def test_subsets_and_classes_of_an_archive(archive):
     whole = data.npz(archive)
-    found, digest = datasets.load(str(archive))
+    found = data.named(str(archive))
     assert equal(found, whole)
-    assert digest == whole.fingerprint()
-    found, _ = datasets.load(str(archive), train=9, test=0, classes=(2, 1), targets="signed")
+    assert found.source == whole.fingerprint()
+    found = data.named(str(archive), train=9, test=0, classes=(2, 1), targets="signed")
     assert found.x_train.shape == (9, 1, 8, 8)
     assert len(found.x_test) == 0
     assert not found.classes

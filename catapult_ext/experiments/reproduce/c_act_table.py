@@ -18,7 +18,7 @@ from catapult_ext.experiments.reproduce.outcome import (
     Outcome,
     Panel,
     Row,
-    Series,
+    line,
     mean,
     median,
     standard_error,
@@ -294,9 +294,7 @@ def _claim_strong(rows: list[Row]) -> Claim:
 def _panel(rows: list[Row], s: Settings) -> Panel:
     series = []
     for i, activation in enumerate(s.activations):
-        kept = [r for r in rows if r["activation"] == activation and r["c_act"]]
-        error = [r["se"] or 0.0 for r in kept]
-        x, y = [float(r["depth"]) for r in kept], [r["c_act"] for r in kept]
+        kept = [r | {"c_act_se": r["se"]} for r in rows if r["activation"] == activation]
         style = "o-" if i < len(COLOURS) else "s--"  # the colours begin again
-        series.append(Series(activation, x, y, error, style))
+        series.append(line(activation, kept, "c_act", "depth", style))
     return Panel("Largest stable c (median of seeds)", "hidden layers", "c_act", series, ylog=True)

@@ -14,7 +14,9 @@ from catapult_ext.experiments.reproduce.outcome import (
     Outcome,
     Panel,
     Row,
+    averages,
     correlation,
+    line,
     mean,
     median,
     show,
@@ -121,12 +123,12 @@ def judged(
     rows = grid.by_rate(records)
     for row in rows:
         held = [r for r in records if r["c"] == row["c"]]
-        after = [grid.last(r, "test_accuracy", "final") for r in held]
         row["steps"] = held[0]["steps"]
-        row["final_accuracy"], row["final_accuracy_se"] = mean(after), standard_error(after)
+        after = [grid.last(r, "test_accuracy", "final") for r in held]
+        row |= averages({"final_accuracy": after})
     both = [
-        grid.accuracy_series(rows, "at equal eta * t"),
-        grid.accuracy_series(rows, "after the common final rate", "final_accuracy"),
+        line("at equal eta * t", rows, "test_accuracy"),
+        line("after the common final rate", rows, "final_accuracy"),
     ]
     panels = {
         "accuracy": Panel(

@@ -11,10 +11,10 @@ from typing import Any
 from catapult_ext._processes import Ranks
 from catapult_ext._store import RunFolder, RunFolderError
 from catapult_ext._validate import fail
-from catapult_ext.data import Dataset
+from catapult_ext.data import Dataset, named
 from catapult_ext.data.files import data_folder
+from catapult_ext.data.standard import FROM_FILES
 from catapult_ext.experiments.parts import Parts, Record
-from catapult_ext.experiments.reproduce import datasets
 
 
 class Context(Parts):
@@ -78,13 +78,14 @@ class Context(Parts):
         return self.collect(jobs)
 
     def data(self, name: str, **settings: Any) -> Dataset:
-        """:func:`datasets.load` with this run's data folder."""
-        found, digest = datasets.load(name, self.data_dir, **settings)
-        if digest is not None:
-            if name in datasets.FROM_FILES:
+        """:func:`~catapult_ext.data.named` with this run's data folder; images keep their shape."""
+        shape: dict[str, Any] = {"flatten": False} | settings
+        found = named(name, data_dir=self.data_dir, **shape, where="reproduce")
+        if found.source is not None:
+            if name in FROM_FILES:
                 self.data_folder = data_folder(self.data_dir)
             given = ", ".join(f"{k}={v}" for k, v in settings.items() if v is not None)
-            self._note_source(f"{name}({given})", digest)
+            self._note_source(f"{name}({given})", found.source)
         return found.to(self.device)
 
     def _note_source(self, source: str, digest: str) -> None:

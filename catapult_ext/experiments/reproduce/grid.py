@@ -14,10 +14,11 @@ from catapult_ext.experiments.reproduce.outcome import (
     Panel,
     Row,
     Series,
+    averages,
+    line,
     mean,
     median,
     show,
-    standard_error,
     with_error,
 )
 from catapult_ext.probes import Verdict, classify
@@ -100,7 +101,6 @@ def by_rate(records: list[Record], time: float | None = None) -> list[Row]:
         held = [r for r in records if r["c"] == c]
         good = [r for r in held if r["diverged_at"] < 0]
         ratio = [r["eta"] * v for r in good if (v := last(r, "lambda")) is not None]
-        accuracy = [last(r, "test_accuracy") for r in good]
         row: Row = {
             "c": c,
             "eta": mean(r["eta"] for r in held),
@@ -110,22 +110,17 @@ def by_rate(records: list[Record], time: float | None = None) -> list[Row]:
             "loss_rose": sum(r["rose_at"] >= 0 for r in held),
             "loss_peak_ratio": median([r["loss_peak"] / r["loss0"] for r in held]),
             "peak_step": median([r["loss_peak_at"] for r in held]),
-            "eta_lambda_end": mean(ratio),
-            "eta_lambda_end_se": standard_error(ratio),
+            **averages({"eta_lambda_end": ratio}),
             "eta_lambda_end_max": max(ratio, default=None),
             "lambda_ratio": mean(v / r["lambda0"] for r in good if (v := last(r, "lambda"))),
             "train_loss": mean(last(r, "train_loss") for r in good),
-            "test_accuracy": mean(accuracy),
-            "test_accuracy_se": standard_error(accuracy),
+            **averages({"test_accuracy": [last(r, "test_accuracy") for r in good]}),
             "inactive": mean(last(r, "inactive") for r in good),
         }
         if time is not None:
             at = [r["eta"] * v for r in good if (v := at_time(r, time, "lambda")) is not None]
-            row |= {
-                "eta_lambda_at_time": mean(at),
-                "eta_lambda_at_time_se": standard_error(at),
-                "eta_lambda_at_time_max": max(at, default=None),
-            }
+            row |= averages({"eta_lambda_at_time": at})
+            row["eta_lambda_at_time_max"] = max(at, default=None)
         rows.append(row)
     return rows
 
@@ -225,14 +220,11 @@ def marks(rows: list[Row]) -> dict[str, float]:
 
 def panel_lambda(rows: list[Row], key: str, title: str) -> Panel:
     """Draw eta * lambda against c with the bound 2."""
-    kept = [r for r in rows if r[key] is not None]
-    error = [r.get(f"{key}_se") or 0.0 for r in kept]
-    line = Series("mean over seeds", [r["c"] for r in kept], [r[key] for r in kept], error)
     return Panel(
         title,
         "c = eta * lambda_0",
         "eta * lambda",
-        [line],
+        [line("mean over seeds", rows, key)],
         xlog=True,
         vlines=marks(rows),
         hlines={"lambda = 2/eta": 2.0},
@@ -242,12 +234,11 @@ def panel_lambda(rows: list[Row], key: str, title: str) -> Panel:
 def panel_peak(rows: list[Row]) -> Panel:
     """Largest loss over the initial one against c, of the rates that never diverged."""
     kept = [r for r in rows if r["diverged"] == 0]
-    line = Series("median over seeds", [r["c"] for r in kept], [r["loss_peak_ratio"] for r in kept])
     return Panel(
         "Largest loss of the run over the initial loss",
         "c = eta * lambda_0",
         "peak / start",
-        [line],
+        [line("median over seeds", kept, "loss_peak_ratio")],
         xlog=True,
         ylog=True,
         vlines=marks(rows),
@@ -260,17 +251,10 @@ def panel_accuracy(rows: list[Row], title: str, label: str = "test accuracy") ->
         title,
         "c = eta * lambda_0",
         "test accuracy",
-        [accuracy_series(rows, label)],
+        [line(label, rows, "test_accuracy")],
         xlog=True,
         vlines=marks(rows),
     )
-
-
-def accuracy_series(rows: list[Row], label: str, key: str = "test_accuracy") -> Series:
-    """Accuracies with error bars against c."""
-    kept = [r for r in rows if r[key] is not None]
-    error = [r.get(f"{key}_se") or 0.0 for r in kept]
-    return Series(label, [r["c"] for r in kept], [r[key] for r in kept], error)
 
 
 def panel_losses(records: list[Record], title: str, seed: int = 0, steps: int = 60) -> Panel:

@@ -22,9 +22,10 @@ from catapult_ext.experiments.reproduce.outcome import (
     Panel,
     Row,
     Series,
+    averages,
+    line,
     mean,
     show,
-    standard_error,
 )
 from catapult_ext.experiments.reproduce.settings import setting
 from catapult_ext.models import build
@@ -106,12 +107,8 @@ def run(settings: Settings, context: Context) -> Outcome:
         _claim_max(rows, s.depth),
         _claim_order(cells),
     ]
-    series = []
-    for key in THRESHOLDS:
-        kept = [r for r in rows if r[key] is not None]
-        error = [r[f"{key}_se"] or 0.0 for r in kept]
-        x, y = [1 / r["width"] for r in kept], [r[key] for r in kept]
-        series.append(Series(f"{key}, here", x, y, error))
+    inverse = [r | {"x": 1 / r["width"]} for r in rows]
+    series = [line(f"{key}, here", inverse, key, "x") for key in THRESHOLDS]
     for i, key in enumerate(("c_loss", "c_sharp", "c_max")):
         x, y = [1 / w for w in PUBLISHED], [v[i] for v in PUBLISHED.values()]
         series.append(Series(f"{key}, published", x, y, style="x:"))
@@ -212,9 +209,7 @@ def _row(width: int, cells: list[dict[str, Any]]) -> Row:
         "seeds": len(cells),
         "sharpness": mean(c["sharpness"] for c in cells),
     }
-    for key in THRESHOLDS:
-        row[key] = mean(c[key] for c in cells)
-        row[f"{key}_se"] = standard_error(c[key] for c in cells)
+    row |= averages({key: [c[key] for c in cells] for key in THRESHOLDS})
     known = PUBLISHED.get(width)
     for i, key in enumerate(("c_loss", "c_sharp", "c_max")):
         row[f"published_{key}"] = None if known is None else known[i]

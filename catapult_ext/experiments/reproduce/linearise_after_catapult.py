@@ -18,10 +18,10 @@ from catapult_ext.experiments.reproduce.outcome import (
     Outcome,
     Panel,
     Row,
-    Series,
+    averages,
+    line,
     mean,
     show,
-    standard_error,
 )
 from catapult_ext.experiments.reproduce.settings import setting
 from catapult_ext.linops import freeze
@@ -92,11 +92,10 @@ def run(settings: Settings, context: Context) -> Outcome:
     )
     rows = [_row(c, [x for x in cells if x["c"] == c]) for c in s.c]
     claims = [_claim_same(rows), _claim_start(rows), _claim_settled(rows)]
-    both = []
-    for key, label in (("nonlinear", "non-linear"), ("linear", "linearised after the catapult")):
-        kept = [r for r in rows if r[key] is not None]
-        error = [r[f"{key}_se"] or 0.0 for r in kept]
-        both.append(Series(label, [r["c"] for r in kept], [r[key] for r in kept], error))
+    both = [
+        line("non-linear", rows, "nonlinear"),
+        line("linearised after the catapult", rows, "linear"),
+    ]
     panel = Panel(
         f"Test accuracy {s.steps} steps after the linearisation",
         "c = eta * lambda_0",
@@ -181,10 +180,7 @@ def _row(c: float, cells: list[dict[str, Any]]) -> Row:
         "eta_lambda_then_max": max(
             (x["eta_lambda"] for x in cells if x["eta_lambda"] is not None), default=None
         ),
-        "nonlinear": mean(a for a, _ in pairs),
-        "nonlinear_se": standard_error(a for a, _ in pairs),
-        "linear": mean(b for _, b in pairs),
-        "linear_se": standard_error(b for _, b in pairs),
+        **averages({"nonlinear": [a for a, _ in pairs], "linear": [b for _, b in pairs]}),
         "linear_diverged": sum(bool(x["linear_diverged"]) for x in cells),
         "start_diverged": sum(x["start_diverged"] for x in cells),
     }

@@ -16,11 +16,11 @@ from catapult_ext.experiments.reproduce.outcome import (
     Outcome,
     Panel,
     Row,
-    Series,
+    averages,
+    line,
     mean,
     show,
     slope,
-    standard_error,
 )
 from catapult_ext.experiments.reproduce.settings import setting
 from catapult_ext.experiments.stacked import StackedDense
@@ -181,9 +181,8 @@ def _quadratic(s: Settings, seed: int) -> dict[str, Any]:
 def _row(depth: int, c: float, records: list[Row]) -> Row:
     held = [r for r in records if r["depth"] == depth and r["c"] == c]
     row: Row = {"depth": depth, "c": c, "diverged": sum(r["diverged"] for r in held)}
-    for key in ("inactive", "norm_ratio", "eta_lambda"):
-        row[key] = mean(r[key] for r in held)
-        row[f"{key}_se"] = standard_error(r[key] for r in held)
+    keys = ("inactive", "norm_ratio", "eta_lambda")
+    row |= averages({key: [r[key] for r in held] for key in keys})
     worst = [r["eta_lambda"] for r in held if r["eta_lambda"] is not None]
     return row | {"eta_lambda_max": max(worst, default=None)}
 
@@ -278,10 +277,8 @@ def _claim_pure(pure: list[dict[str, Any]]) -> Claim:
 def _panel(s: Settings, rows: list[Row], key: str, title: str, ylabel: str) -> Panel:
     series = []
     for depth in s.depths:
-        kept = [r for r in rows if r["depth"] == depth and r[key] is not None]
-        error = [r[f"{key}_se"] or 0.0 for r in kept]
         name = f"{depth} hidden layer" + ("s" if depth > 1 else "")
-        series.append(Series(name, [r["c"] for r in kept], [r[key] for r in kept], error))
+        series.append(line(name, [r for r in rows if r["depth"] == depth], key))
     lines = {"2": 2.0} if key == "eta_lambda" else {}
     return Panel(
         title[0].upper() + title[1:],

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -58,6 +58,26 @@ class Outcome:
             + (f", {failed} do not" if failed else "")
             + (f", {open_} could not be decided" if open_ else "")
         )
+
+
+def line(label: str, rows: Iterable[Row], key: str, x: str = "c", style: str = "o-") -> Series:
+    """A column of a table against another one; rows without a value are left out.
+
+    Where the table has the column's standard errors, ``KEY_se``, they become error bars.
+    """
+    kept = [row for row in rows if row[key] is not None]
+    error = [row.get(f"{key}_se") or 0.0 for row in kept]
+    bars = error if any(f"{key}_se" in row for row in kept) else None
+    return Series(label, [row[x] for row in kept], [row[key] for row in kept], bars, style)
+
+
+def averages(columns: Mapping[str, Iterable[float | None]]) -> Row:
+    """The mean of every column, with its standard error under ``NAME_se``."""
+    row: Row = {}
+    for name, values in columns.items():
+        held = list(values)
+        row |= {name: mean(held), f"{name}_se": standard_error(held)}
+    return row
 
 
 def mean(values: Iterable[float | None]) -> float | None:

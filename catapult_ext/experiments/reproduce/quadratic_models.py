@@ -18,11 +18,11 @@ from catapult_ext.experiments.reproduce.outcome import (
     Panel,
     Row,
     Series,
-    mean,
+    averages,
+    line,
     median,
     show,
     slope,
-    standard_error,
 )
 from catapult_ext.experiments.reproduce.settings import setting
 from catapult_ext.toy import neural_quadratic
@@ -206,8 +206,7 @@ def _drops(before: Any, after: Any) -> Row:
 def _row(c: float, cells: list[dict[str, Any]]) -> Row:
     row: Row = {"c": c, "seeds": len(cells)}
     for name in gated.MODELS:
-        row[name] = mean(x[name] for x in cells)
-        row[f"{name}_se"] = standard_error(x[name] for x in cells)
+        row |= averages({name: [x[name] for x in cells]})
         row[f"{name}_diverged"] = sum(x[f"{name}_diverged"] for x in cells)
     return row
 
@@ -380,11 +379,9 @@ def _panel_peak(s: Settings, ones: list[Row]) -> Panel:
 
 
 def _panel_test(rows: list[Row]) -> Panel:
-    series = []
-    for name in gated.MODELS:
-        kept = [r for r in rows if r[name] is not None and not r[f"{name}_diverged"]]
-        error = [r[f"{name}_se"] or 0.0 for r in kept]
-        series.append(Series(name, [r["c"] for r in kept], [r[name] for r in kept], error))
+    series = [
+        line(name, [r for r in rows if not r[f"{name}_diverged"]], name) for name in gated.MODELS
+    ]
     return Panel(
         "Best test loss",
         "c = eta * lambda_0",

@@ -22,6 +22,7 @@ from catapult_ext.experiments.reproduce.outcome import (
     Panel,
     Row,
     Series,
+    line,
     mean,
     median,
     show,
@@ -359,11 +360,10 @@ def _claims_search(searches: list[Row]) -> list[Claim]:
 
 
 def _panel_largest(rows: list[Row]) -> Panel:
-    x = [float(r["warmup"]) for r in rows]
     series = [
-        Series("median of seeds", x, [r["largest_c"] for r in rows]),
-        Series("lowest", x, [r["lowest"] for r in rows], style="v:"),
-        Series("highest", x, [r["highest"] for r in rows], style="^:"),
+        line("median of seeds", rows, "largest_c", "warmup"),
+        line("lowest", rows, "lowest", "warmup", "v:"),
+        line("highest", rows, "highest", "warmup", "^:"),
     ]
     return Panel(
         "Largest target rate that trains",

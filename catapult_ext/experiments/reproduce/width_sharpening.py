@@ -18,7 +18,7 @@ from catapult_ext.experiments.reproduce.outcome import (
     Outcome,
     Panel,
     Row,
-    Series,
+    line,
     median,
     show,
     slope,
@@ -220,17 +220,12 @@ def _claim_gap(rows: list[Row]) -> Claim:
 
 
 def _panel_thresholds(rows: list[Row]) -> Panel:
-    series = []
-    for key in ("c_proj", "c_loss"):
-        kept = [r for r in rows if r[key] is not None]
-        x, y = [float(r["width"]) for r in kept], [r[key] for r in kept]
-        series.append(Series(f"{key} (median)", x, y))
+    series = [line(f"{key} (median)", rows, key, "width") for key in ("c_proj", "c_loss")]
     title = "Where the residual's top components and the loss begin to rise"
     return Panel(title, "width", "c = eta * lambda_0", series, xlog=True, hlines={"c = 2": 2.0})
 
 
 def _panel_gap(rows: list[Row]) -> Panel:
-    kept = [r for r in rows if r["hessian_gap"]]
-    x, y = [float(r["width"]) for r in kept], [r["hessian_gap"] for r in kept]
+    gap = line("median", [r for r in rows if r["hessian_gap"]], "hessian_gap", "width")
     title = "Relative gap between the top Hessian eigenvalue and lambda at the start"
-    return Panel(title, "width", "gap", [Series("median", x, y)], xlog=True, ylog=True)
+    return Panel(title, "width", "gap", [gap], xlog=True, ylog=True)

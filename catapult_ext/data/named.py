@@ -1,0 +1,138 @@
+"""Any data set by name, with the samples, targets and shape that are asked for."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from catapult_ext import _validate as v
+from catapult_ext.data.dataset import Dataset
+from catapult_ext.data.digits import digits
+from catapult_ext.data.gaussian import gaussian, synthetic_images
+from catapult_ext.data.prepare import check_classes, make_targets, standardise
+from catapult_ext.data.standard import FROM_FILES, load, npz
+from catapult_ext.data.teacher import teacher
+
+BUILT_IN: dict[str, Any] = {
+    "digits": digits,
+    "teacher": teacher,
+    "gaussian": gaussian,
+    "synthetic-images": synthetic_images,
+    "digits28": functools.partial(digits, 28),
+}
+SYNTHETIC = ("teacher", "gaussian", "synthetic-images")
+NAMES = (*BUILT_IN, *FROM_FILES, "a path ending in .npz")
+
+
+def named(
+    name: str,
+    *,
+    data_dir: Path | str | None = None,
+    train: int | None = None,
+    test: int | None = None,
+    classes: Any = None,
+    targets: str = "one-hot",
+    standardisation: str | None = None,
+    flatten: bool | None = None,
+    where: str = "data.named",
+    **own: Any,
+) -> Dataset:
+    """A data set by name, with the same arguments for all of them.
+
+    Args:
+        name: ``"digits"``, ``"digits28"``, ``"teacher"``, ``"gaussian"``, ``"synthetic-images"``,
+            a name that :func:`load` takes, or the path of an .npz file.
+        data_dir: folder of data files; see :func:`load`.
+        train: size of a random training subset; None for all, or a built-in set's default.
+        test: the same of the test set.
+        classes: keep only these labels; of a built-in set without digits, its own argument.
+        targets: ``"one-hot"``, or ``"signed"`` for two classes.
+        standardisation: as in :func:`standardise`; None for ``"global"`` of digits and data
+            files, and for the others as they are.
+        flatten: vectors also of images; None for the default of the set's own function.
+        where: the public function named in errors.
+        **own: arguments of the set's own function.
+
+    Returns:
+        The data set; its ``source`` is the digest of what its files hold, None for built-in sets.
+
+    Raises:
+        TypeError: a setting that data set does not have.
+        ValueError: an unknown name, more samples than there are, or classes of a set without.
+        DataFileError: a missing or damaged file.
+    """
+    if not isinstance(name, str):
+        v.fail("data.named", "name must be a string", type(name).__name__, TypeError)
+    known = name in (*BUILT_IN, *FROM_FILES) or name.endswith(".npz")
+    v.require(known, "data.named", f"name must be one of {', '.join(NAMES)}", repr(name))
+    chosen = isinstance(classes, Sequence) or targets != "one-hot"
+    shape: dict[str, Any] = {} if flatten is None else {"flatten": flatten}
+    labels: dict[str, Any] = {"classes": classes, "targets": targets}
+    counts: dict[str, Any] = {k: n for k, n in (("train", train), ("test", test)) if n is not None}
+    if name.startswith("digits"):
+        how = standardisation or "global"
+        return BUILT_IN[name](**counts, **labels, **shape, **own, standardisation=how)
+    if name in FROM_FILES:
+        # The last bits of standardised values depend on the number of threads; a digest must not.
+        data = load(name, data_dir=data_dir, **counts, **labels, **own, standardisation="none")
+        data = replace(data, source=data.fingerprint())
+        standardisation = standardisation or "global"
+    elif name in BUILT_IN:
+        takes = f"{', '.join(('digits', *FROM_FILES))} or an .npz file, whose classes can be chosen"
+        v.require(not chosen, where, f"data must be one of {takes}", repr(name))
+        own |= {} if classes is None else {"classes": classes}
+        data = BUILT_IN[name](**counts, **own)
+    else:
+        data = npz(name, **own)
+        data = replace(data, source=data.fingerprint())
+        if chosen:
+            data = _choose(where, name, data, classes, targets)
+        data = _draw(where, data, train, test)
+
+    def shaped(x: Tensor) -> Tensor:
+        if standardisation is not None and len(x):
+            x = standardise(x, data.x_train, standardisation)
+        return x.flatten(1) if flatten else x
+
+    return replace(data, x_train=shaped(data.x_train), x_test=shaped(data.x_test))
+
+
+def _choose(
+    where: str, name: str, data: Dataset, classes: Sequence[int] | None, targets: str
+) -> Dataset:
+    """The samples of some classes, with new targets."""
+    wanted = "data must have integer class labels to choose from"
+    v.require(data.classes, where, wanted, repr(name))
+    chosen = check_classes(where, classes, data.outputs, targets)
+
+    def part(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        label = y.argmax(dim=1)
+        kept = torch.isin(label, torch.tensor(chosen, device="cpu"))
+        return x[kept], make_targets(label[kept], chosen, targets, y.dtype)
+
+    parts = *part(*data.train), *part(*data.test)
+    return Dataset(data.name, *parts, classes=targets == "one-hot", source=data.source)
+
+
+def _draw(where: str, data: Dataset, train: int | None, test: int | None) -> Dataset:
+    """Random subsets, in the file's order where all samples are taken."""
+    rng = np.random.RandomState(0)
+
+    def part(kind: str, x: Tensor, y: Tensor, count: int | None) -> tuple[Tensor, Tensor]:
+        least = 1 if kind == "train" else 0
+        ok = count is None or least <= count <= len(x)
+        v.require(ok, where, f"{kind} must be in {least}..{len(x)} for this data", count)
+        if count is None:
+            return x, y
+        index = torch.from_numpy(rng.permutation(len(x))[:count])
+        return x[index], y[index]
+
+    parts = *part("train", *data.train, train), *part("test", *data.test, test)
+    return Dataset(data.name, *parts, classes=data.classes, source=data.source)
