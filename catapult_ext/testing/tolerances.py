@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -46,11 +47,18 @@ def allowed_error(
         args: its inputs in ``dtype``, as a tuple; nested lists of tensors are converted too.
         dtype: the working dtype.
         scale: bound of the sum of absolute values of the terms of one output entry.
+
+    Raises:
+        ValueError: the rule allows any error, because the naive composition is not finite where the
+            oracle is.
     """
     with one_thread():
         exact = reference(*cast(args, torch.float64))
         naive = reference(*args)
-    return exact, 2 * max_error(naive, exact) + 8 * torch.finfo(dtype).eps * scale
+    allowed = 2 * max_error(naive, exact) + 8 * torch.finfo(dtype).eps * scale
+    if not math.isfinite(allowed):
+        raise ValueError("allowed_error: the naive composition overflows, any result would pass")
+    return exact, allowed
 
 
 def cast(value: Any, dtype: torch.dtype) -> Any:

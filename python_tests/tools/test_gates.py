@@ -10,6 +10,9 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+
+from catapult_ext.testing import allowed_error
 
 ROOT = Path(__file__).resolve().parents[2]
 TOOLS = sorted((ROOT / "tools").iterdir())
@@ -132,6 +135,11 @@ def test_a_fuzzer_sees_a_planted_fault(monkeypatch, tmp_path):
     assert (tmp_path / "plain").exists()
 
 
+def test_a_tolerance_that_any_result_meets_is_refused():
+    with pytest.raises(ValueError, match="any result would pass"):
+        allowed_error(lambda x: x * x, (torch.tensor([1e30]),), torch.float32, 1.0)
+
+
 def test_the_smoke_run_refuses_an_unknown_op(capsys):
     assert tool("gpu_smoke").main(["emulated", "gramm"]) == 1
     assert "gramm: no such op" in capsys.readouterr().out
@@ -165,6 +173,19 @@ def test_no_script_loses_an_exit_status(path):
         inside = re.search(r"\$\((?!cd|date|mktemp|dirname)", line)
         assert not inside or re.match(r"\s*\w+=\$\(", line) or path.name == "with_sanitizer", line
         assert not re.search(r"mkdocs.*(-q\b|--quiet)", line), "-q hides warnings from --strict"
+
+
+def test_nightly_installs_what_its_tests_skip_without():
+    nightly = (ROOT / ".ci" / "nightly").read_text()
+    installed = re.search(r"'\.\[([\w,]+)\]'", nightly)[1].split(",")
+    extras = re.findall(r"^(\w+) = \[", section("project.optional-dependencies"), re.M)
+    assert set(installed) == set(extras) - {"lint", "docs", "experiments"}
+
+
+def section(name):
+    """The text of one table of pyproject.toml; Python 3.10 has no tomllib."""
+    text = (ROOT / "pyproject.toml").read_text()
+    return text[text.index(f"[{name}]") :].split("\n[")[0]
 
 
 def test_linters_and_documentation_tools_are_pinned_in_one_place():
