@@ -14,6 +14,10 @@ from torch.autograd import forward_ad
 FLOAT_DTYPES = (torch.float32, torch.float64)
 
 
+class NotFinite(ValueError):
+    """NaN or infinity where numbers are needed, as in training that diverges."""
+
+
 def fail(
     where: str, requirement: str, value: object, kind: type[Exception] = ValueError
 ) -> NoReturn:
@@ -25,6 +29,12 @@ def require(ok: bool, where: str, requirement: str, value: object) -> None:
     """Raise ValueError unless ``ok``."""
     if not ok:
         fail(where, requirement, value)
+
+
+def finite(ok: bool, where: str, name: str, value: object = "NaN or inf") -> None:
+    """Raise :class:`NotFinite` unless ``ok``."""
+    if not ok:
+        fail(where, f"{name} must be finite", value, NotFinite)
 
 
 def is_number(value: object) -> bool:

@@ -342,3 +342,9 @@ def test_docstrings_say_something_themselves(path):
         text = (ast.get_docstring(node) or "") if isinstance(node, kinds) else ""
         only_a_link = re.fullmatch(r"(See|As) (:\w+:)?`{1,2}[^`]+`{1,2}\.?", text)
         assert not only_a_link, f"{path}: {node.name}: {text}"
+
+
+def test_dispatch_modes_share_one_base_class():
+    """A mode that derives from torch's own imports the compiler, seconds, on its first use."""
+    users = [p for p in PY_FILES if "TorchDispatchMode" in p.read_text()]
+    assert users == [PACKAGE / "linops" / "model" / "dispatch_mode.py"]

@@ -180,9 +180,7 @@ class Krylov:
         rows = self.a.product(q.T).T.contiguous()
         self.matvecs += len(q)
         largest = max(abs(bound.item()) for bound in rows.aminmax())
-        v.require(
-            largest < float("inf"), self.where, "products with A must be finite", "NaN or inf"
-        )
+        v.finite(largest < float("inf"), self.where, "products with A")
         if self.scale == 0.0 and largest > 0:
             self.scale = 2.0 ** round(math.log2(largest))
         if self.scale > 0:

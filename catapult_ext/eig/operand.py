@@ -66,7 +66,7 @@ def _from_tensor(a: Tensor, where: str) -> Operand:
     matrix = a.detach()
     if matrix.layout != torch.strided:
         return Operand(a.shape[0], a.dtype, a.device, lambda q: matrix @ q, None)
-    v.require(bool(torch.isfinite(matrix).all()), where, "A must be finite", "NaN or inf")
+    v.finite(bool(torch.isfinite(matrix).all()), where, "A")
     scale = matrix.abs().max()
     skew = (matrix - matrix.T).abs().max()
     tolerance = 100 * torch.finfo(a.dtype).eps

@@ -50,7 +50,7 @@ def start_rows(v0: Tensor | None, a: Operand, where: str) -> Tensor:
         v.fail(where, "v0 must be real", v0.dtype, TypeError)
     fits = v0.dim() in (1, 2) and v0.shape[0] == a.n and v0.numel() > 0
     v.require(fits, where, f"v0 must be ({a.n},) or ({a.n}, j)", tuple(v0.shape))
-    v.require(bool(torch.isfinite(v0).all()), where, "v0 must be finite", "NaN or inf")
+    v.finite(bool(torch.isfinite(v0).all()), where, "v0")
     rows = v0.detach().reshape(a.n, -1).T.to(dtype=a.dtype, device=a.device)
     norms = rows.double().norm(dim=1, keepdim=True)
     v.require(bool((norms > 0).all()), where, "v0 must have no zero column", "one")

@@ -99,9 +99,7 @@ def _same_device(name: str, f: Tensor, y: Tensor) -> None:
 
 
 def _finite(name: str, y: Tensor) -> None:
-    v.require(
-        bool(torch.isfinite(y).all()), f"losses.{name}", "targets must be finite", "NaN or inf"
-    )
+    v.finite(bool(torch.isfinite(y).all()), f"losses.{name}", "targets")
 
 
 @dataclass(frozen=True, eq=False)

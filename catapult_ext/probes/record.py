@@ -46,7 +46,8 @@ class Row(Observables, total=False):
         errors: their error bounds.
         index_check: see :class:`~catapult_ext.EigshResult`.
         products: with the operator.
-        flags: ``checked``, ``missed`` (tol was not reached), ``diverged`` (values are NaN).
+        flags: ``checked``; ``missed``: an error is above tol; ``diverged``: inputs, outputs, the
+            loss or products are not finite, and the values are NaN.
         eta: learning rate.
         eta_lambda: eta times the top eigenvalue.
         sharpness: top Hessian eigenvalue; eta times that in ``self_stabilisation``.

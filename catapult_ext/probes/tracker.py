@@ -238,10 +238,9 @@ class CurvatureTracker:
         with torch.no_grad():
             try:
                 row = self._measure(self._selected(data))
-            except ValueError as error:
-                if "must be finite" not in str(error):
-                    raise
-                row = self._row([math.nan] * self.k)  # outputs or products are not finite
+            except v.NotFinite:
+                # training that diverges is no fault of the loop that is watched
+                row = self._row([math.nan] * self.k)
         self._last_probe = self.count
         self._costs.append(self.overhead.clock() - began)
         self.probes.append(row)

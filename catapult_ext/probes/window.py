@@ -172,16 +172,16 @@ def learning_rate_window(
         "measure": measure,
     }
     return LearningRateWindow(
-        lambda0,
-        error,
-        found.index_check,
-        eta_crit,
-        eta_crit * error / lambda0,
-        eta_c,
-        (low / 2 * eta_crit, high / 2 * eta_crit),
-        measured,
-        rule.name,
-        evidence,
+        lambda0=lambda0,
+        error=error,
+        index_check=found.index_check,
+        eta_crit=eta_crit,
+        eta_crit_error=eta_crit * error / lambda0,
+        eta_c=eta_c,
+        eta_max=(low / 2 * eta_crit, high / 2 * eta_crit),
+        eta_max_measured=measured,
+        rule=rule.name,
+        evidence=evidence,
     )
 
 

@@ -249,6 +249,21 @@ def test_a_run_that_diverges_goes_on(quantity, tmp_path):
     assert (tmp_path / "run" / "summary.csv").exists()
 
 
+def test_an_error_is_no_divergence_whatever_its_text():
+    class Broken(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.net = nn.Linear(64, 10)
+
+        def forward(self, x):
+            raise ValueError("the temperature must be finite")
+
+    tracker = cx.CurvatureTracker(Broken(), "half_mse", DATA.train, every=1)
+    with pytest.raises(ValueError, match="the temperature must be finite"):
+        tracker.step()
+    assert tracker.probes == []
+
+
 def test_norms_of_gradients_keep_to_a_third_of_a_budget(monkeypatch):
     """A clock that counts: a step takes 1, a norm 0.5; 0.1 / 3 a step pays for one in 15."""
     model, now = network(), [0.0]

@@ -12,9 +12,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from catapult_ext import _validate as v
+from catapult_ext.linops.model.dispatch_mode import DispatchMode
 from catapult_ext.linops.model.inputs import fresh_inputs
 from catapult_ext.linops.model.policy import frozen_context
 from catapult_ext.linops.model.proof import listed, reached
@@ -48,16 +48,12 @@ def output_curvature(
     return value, slope, second
 
 
-class _NoDraws(TorchDispatchMode):
+class _NoDraws(DispatchMode):
     """Refuses random numbers of torch, before they are drawn."""
 
     def __init__(self, where: str) -> None:
         super().__init__()
         self._where = where
-
-    @classmethod
-    def _should_skip_dynamo(cls) -> bool:
-        return False  # True makes torch import its compiler, seconds
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if torch.Tag.nondeterministic_seeded in func.tags:
@@ -106,7 +102,7 @@ def checked_loss(
     draws = is_known(loss) or snapshot.policy.dropout is not None
     with nullcontext() if draws else _NoDraws(where):
         value = loss_value(snapshot, loss, y, outputs)
-    v.require(bool(torch.isfinite(value)), where, "the loss must be finite", value.item())
+    v.finite(bool(torch.isfinite(value)), where, "the loss", value.item())
     v.require(value.requires_grad, where, "the loss must depend on the outputs", "a constant")
     if is_known(loss):
         return value

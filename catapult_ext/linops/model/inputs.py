@@ -37,7 +37,7 @@ def copied_inputs(value: Any, where: str, device: torch.device) -> Any:
         v.dense(where, "inputs", value)
         v.constant(where, {"inputs": value})
         v.require(value.numel() > 0, where, "inputs must not be empty", tuple(value.shape))
-        v.require(finite(value), where, "inputs must be finite", "NaN or inf")
+        v.finite(finite(value), where, "inputs")
         return wide(value.detach().clone())
     if isinstance(value, Mapping):
         return {k: copied_inputs(a, where, device) for k, a in value.items()}

@@ -304,12 +304,7 @@ class Snapshot:
         with frozen_context(), applied:
             out = self.outputs(self.params, tracer)
         self.observed = observed
-        v.require(
-            finite(out.detach()),
-            self.where,
-            "model outputs must be finite",
-            "NaN or inf",
-        )
+        v.finite(finite(out.detach()), self.where, "model outputs")
         v.require(
             out.requires_grad,
             self.where,
