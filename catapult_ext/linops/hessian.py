@@ -149,7 +149,10 @@ class Hessian(LinearOperator):
                 snapshot, self.loss, self._targets, linearization.outputs
             ):
                 linearization = checked(linearize(snapshot, GENERAL.engine), check)
-        return linearization.engine, linearization.hessian(self.loss, self._targets, self._hvp)
+        products = linearization.hessian(self.loss, self._targets, self._hvp)
+        if check:
+            products.check()
+        return linearization.engine, products
 
     def _matmat(self, vectors: Tensor) -> Tensor:
         try:

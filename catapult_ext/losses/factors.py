@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -32,6 +33,39 @@ class AutogradHessian(OutputHessian):
                 depends, f"losses.{name}", "the loss must depend on the outputs", "a constant"
             )
             (self._gradient,) = torch.autograd.grad(value, self._f, create_graph=True)
+            names = _own_functions(value)
+        if names:
+            self._check(fn, name, names)
+
+    def _check(self, fn: Callable[[Tensor], Tensor], name: str, functions: list[str]) -> None:
+        """Compare with central differences of the slope: autograd Functions may lose second ones.
+
+        Raises:
+            ValueError: another second derivative; names the functions.
+        """
+        f, eps = self._f.detach(), torch.finfo(self._f.dtype).eps
+        draw = torch.Generator().manual_seed(0)
+        d = torch.randn(f.shape, generator=draw, dtype=torch.float64, device="cpu").to(f)
+        d = d * f.square().mean().sqrt().clamp_min(1e-2)
+
+        def slope(at: Tensor) -> Tensor:
+            at = at.clone().requires_grad_()
+            with torch.inference_mode(False), torch.enable_grad():
+                return torch.autograd.grad(fn(at), at)[0]
+
+        steps = eps ** (1 / 3), eps ** (1 / 3) / 2
+        coarse, fine = ((slope(f + h * d) - slope(f - h * d)) / (2 * h) for h in steps)
+        found = self.hessian(d.reshape(len(f), -1, 1)).reshape(f.shape)
+        size = max(float(found.norm()), float(fine.norm()))
+        gap, spread = float((found - fine).norm()), 2 * float((fine - coarse).norm())
+        v.require(
+            gap <= max(1e-6, 10 * eps**0.5) * size + spread,
+            f"losses.{name}",
+            f"the second derivative of the loss must be that of its slope, through {functions[0]} "
+            "as well (write its backward with torch operations of what forward was given, keeping "
+            "no derivative in ctx)",
+            f"a difference of {gap / size:.1e} from central differences" if size else "zero",
+        )
 
     def hessian(self, u: Tensor) -> Tensor:
         """H_L u for u (N, O, K), by one backward pass per column."""
@@ -44,6 +78,22 @@ class AutogradHessian(OutputHessian):
             for k in range(u.shape[2])
         ]
         return torch.stack(columns, 2)
+
+
+def _own_functions(value: Tensor) -> list[str]:
+    """Autograd Functions written in Python in the graph of a loss."""
+    names: dict[str, None] = {}
+    seen: set[Any] = set()
+    stack: list[Any] = [value.grad_fn]
+    while stack:
+        node = stack.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        if isinstance(node, torch.autograd.function.BackwardCFunction):
+            names[f"autograd Function {type(node).__name__.removesuffix('Backward')}"] = None
+        stack.extend(n for n, _ in node.next_functions)
+    return list(names)
 
 
 class OutputFactor(OutputHessian):

@@ -20,6 +20,12 @@ from catapult_ext.linops.engines.base import (
     KernelPart,
     Linearization,
 )
+from catapult_ext.linops.engines.difference_proof import (
+    check_gradients,
+    check_second,
+    gradient_of,
+    suspects,
+)
 from catapult_ext.linops.engines.transpose_proof import Product, mismatch
 from catapult_ext.linops.model.memory_meter import LIMITS
 from catapult_ext.linops.model.policy import frozen_context
@@ -79,6 +85,19 @@ class AutogradLinearization(Linearization):
         """This engine with the tangent program that ``recorder`` has made of the pass."""
         tangents = recorder.finished(forward.raw)
         return cls(snapshot, forward.outputs, tangents, forward.why)
+
+    def check_derivatives(self) -> None:
+        """See :class:`~catapult_ext.linops.engines.base.Linearization`."""
+        check_gradients(self.snapshot, self._graph)
+
+    def check_second(self, seed: Tensor) -> None:
+        """See :class:`~catapult_ext.linops.engines.base.Linearization`."""
+        check_second(
+            self.snapshot,
+            suspects(self.snapshot, self._graph),
+            gradient_of(self.snapshot, lambda f: (f * seed).sum()),
+            lambda t: self.second(seed, t)[1],
+        )
 
     def vjp(self, u: Tensor) -> Tensor:
         """J' u: (N*O, K) to (P, K), one backward pass per column."""
@@ -243,6 +262,12 @@ class AutogradLinearization(Linearization):
 
         ``seed`` (N, O) is held for all calls: the graph of its backward pass is kept.
         """
+        why = self._why_not("backward of backward", self._pushed_with_graph)
+        if why:
+            raise RuntimeError(
+                f"catapult_ext.{self.snapshot.where}: an operation of the model has no second "
+                f"derivative: {why}"
+            )
         if self._seeded is None:
             self._seeded = self._pull(seed)
         used, kept, dummy = self._seeded

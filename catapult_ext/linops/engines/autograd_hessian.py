@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -9,7 +10,15 @@ from torch import Tensor
 
 from catapult_ext import _validate as v
 from catapult_ext.linops.engines.base import HessianProducts
+from catapult_ext.linops.engines.difference_proof import (
+    Suspects,
+    check_second,
+    gradient_of,
+    suspects,
+)
 from catapult_ext.linops.engines.loss_curvature import checked_loss, loss_value
+from catapult_ext.linops.engines.transpose_proof import differing
+from catapult_ext.linops.model.memory_meter import LIMITS
 from catapult_ext.linops.model.policy import frozen_context
 from catapult_ext.linops.model.snapshot import Snapshot, require_second_derivatives
 from catapult_ext.losses import Loss
@@ -17,11 +26,29 @@ from catapult_ext.losses import Loss
 MODES = ("reverse", "forward")
 
 
-class ReverseHVP(HessianProducts):
+class _OfGraph(HessianProducts):
+    """Products of one graph of model and loss."""
+
+    def __init__(self, snapshot: Snapshot, loss: Loss, y: Any) -> None:
+        self._snapshot, self._loss, self._y = snapshot, loss, y
+
+    def check(self) -> None:
+        """See :class:`~catapult_ext.linops.engines.base.HessianProducts`."""
+        suspected = suspects(self._snapshot, self.value, always=not self._loss.convex)
+        check_second(self._snapshot, suspected, self._gradient_at(), self.product)
+
+    def _gradient_at(self) -> Callable[[list[Tensor]], list[Tensor]]:
+        """The gradient of the loss as a function of the parameters, in blocks."""
+        snapshot = self._snapshot
+        return gradient_of(snapshot, lambda f: loss_value(snapshot, self._loss, self._y, f))
+
+
+class ReverseHVP(_OfGraph):
     """Forward and backward run once; a product is one backward through that backward."""
 
     def __init__(self, snapshot: Snapshot, loss: Loss, y: Any, outputs: Tensor) -> None:
-        self._snapshot, self._where = snapshot, snapshot.where
+        super().__init__(snapshot, loss, y)
+        self._where = snapshot.where
         self._leaves = list(snapshot.params.values())
         with frozen_context():
             self.value = checked_loss(snapshot, loss, y, outputs)
@@ -57,11 +84,11 @@ class ReverseHVP(HessianProducts):
             )
 
 
-class ForwardHVP(HessianProducts):
+class ForwardHVP(_OfGraph):
     """Tangents through the backward pass: keeps no graph, runs the forward pass every product."""
 
     def __init__(self, snapshot: Snapshot, loss: Loss, y: Any, outputs: Tensor) -> None:
-        self._snapshot, self._loss, self._y = snapshot, loss, y
+        super().__init__(snapshot, loss, y)
         self._leaves = list(snapshot.params.values())
         with frozen_context():
             self.value = checked_loss(snapshot, loss, y, outputs)
@@ -75,27 +102,41 @@ class ForwardHVP(HessianProducts):
         return self._gradient
 
     def product(self, vectors: Tensor) -> Tensor:
-        """H V for V (P, K); the first one looks whether H is symmetric, by two more."""
+        """H V for V (P, K); the first one is compared with double backward."""
         if not self._trusted:
-            self._check_symmetry()
+            self._compare()
             self._trusted = True
         return self._pushed(vectors)
 
-    def _check_symmetry(self) -> None:
-        """An operation whose forward formula is wrong shows (embedding with padding)."""
+    def _compare(self) -> None:
+        """Shows operations whose forward formulas are wrong, by every parameter."""
         snapshot, generator = self._snapshot, torch.Generator().manual_seed(0)
         pair = torch.randn(
             snapshot.n_params, 2, generator=generator, dtype=torch.float64, device="cpu"
         )
-        pair = pair.to(self._gradient)
-        (a, b), (ha, hb) = pair.double().T, self._pushed(pair).double().T
-        skew, size = a @ hb - b @ ha, a.norm() * hb.norm() + b.norm() * ha.norm()
+        first, second = pair.to(self._gradient).split(1, 1)
+        try:
+            reverse = ReverseHVP(snapshot, self._loss, self._y, snapshot.forward())
+            reverse.product(first)
+        except LIMITS:
+            raise
+        except RuntimeError:  # no double backward: by differences of the gradient
+            everything = Suspects(["torch's forward mode"], list(range(len(snapshot.names))))
+            check_second(snapshot, everything, self._gradient_at(), self._pushed)
+            return
+
+        def errors(t: Tensor) -> tuple[list[Tensor], list[Tensor]]:
+            right = reverse.product(t)
+            gap = self._pushed(t) - right
+            return snapshot.split(gap[:, 0]), snapshot.split(right[:, 0])
+
+        wrong = [snapshot.names[i] for i in differing(snapshot, errors, first, second)]
         v.require(
-            bool(skew.abs() <= 1e2 * torch.finfo(snapshot.dtype).eps * size),
+            not wrong,
             snapshot.where,
-            "hvp='forward' must give a symmetric matrix; torch's forward mode does not for this "
-            "model (leave hvp out)",
-            f"<u, H v> - <v, H u> = {skew.item():.1e}",
+            "hvp='forward' must give a symmetric matrix, that of double backward; torch's forward "
+            "mode does not for this model (leave hvp out)",
+            f"other rows by {', '.join(wrong[:3])}",
         )
 
     def _pushed(self, vectors: Tensor) -> Tensor:

@@ -87,6 +87,14 @@ class HessianProducts(ABC):
     def product(self, vectors: Tensor) -> Tensor:
         """H V for V (P, K)."""
 
+    def check(self) -> None:
+        """Compare with central differences where Python code brings derivatives of its own.
+
+        Raises:
+            RuntimeError: another second derivative; names the code.
+        """
+        return  # nothing to compare, unless an engine knows better
+
 
 class Recorder(Protocol):
     """Watches one forward pass for an engine that wants to be chosen by it."""
@@ -236,6 +244,24 @@ class Linearization(ABC):
     def product_bytes(self, graph: int) -> float:
         """Upper bound on the bytes of a product, where the forward pass keeps ``graph``."""
         return float(GRAPHS * graph + 8 * self.snapshot.bytes)
+
+    # Proofs.
+
+    def check_derivatives(self) -> None:
+        """Compare J' with central differences where Python code brings derivatives of its own.
+
+        Raises:
+            ValueError: J' is not the derivative of the outputs; names the code.
+        """
+        return  # nothing to compare, unless an engine knows better
+
+    def check_second(self, seed: Tensor) -> None:
+        """Compare :meth:`second` with central differences under the same condition.
+
+        Raises:
+            RuntimeError: another second derivative; names the code.
+        """
+        return  # nothing to compare, unless an engine knows better
 
     # Products.
 

@@ -57,8 +57,11 @@ class LinearizationBySamples(Linearization):
         super().__init__(snapshot, torch.cat([snapshot.plain_outputs(s) for s in self._slices]))
         if check:
             self._check_independence(room)
-        self._kind = type(make(snapshot.part(slice(0, 1))))
+        one = make(snapshot.part(slice(0, 1)))
+        self._kind = type(one)
         self.engine = self._kind.engine
+        if check:
+            one.check_derivatives()
 
     def _check_independence(self, room: int | None) -> None:
         """Routing of limited capacity, say, shows in none of the first few samples."""
@@ -97,6 +100,11 @@ class LinearizationBySamples(Linearization):
             use(s, piece)
             del piece
             return_freed_memory()
+
+    def check_first(self, slope: Tensor) -> None:
+        """Compare second derivatives of the first chunk with central differences, if in doubt."""
+        if self._check:
+            self._piece(self._slices[0]).check_second(slope[self._slices[0]])
 
     def _piece(self, s: slice) -> Linearization:
         piece = self._make(self.snapshot.part(s)).allowed(Allowance(workspace=self.workspace))
@@ -161,6 +169,10 @@ class StreamedHVP(HessianProducts):
     def gradient(self) -> Tensor:
         """dL/dtheta (P,), by one pass over the chunks."""
         return self._linearization.vjp(self._slope.reshape(-1, 1))[:, 0]
+
+    def check(self) -> None:
+        """See :class:`~catapult_ext.linops.engines.base.HessianProducts`."""
+        self._linearization.check_first(self._slope)
 
     def product(self, vectors: Tensor) -> Tensor:
         """H V for V (P, K)."""

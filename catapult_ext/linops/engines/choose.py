@@ -53,7 +53,8 @@ class Options(TypedDict, total=False):
         batch_stats: ``"frozen"`` or ``"coupled"`` for batch norms on batch statistics.
         dropout: ``"fixed"`` for one fixed draw of every random number.
         seed: of that draw.
-        check: compare two forward passes (one more forward); on by default.
+        check: compare two forward passes (one more forward), and derivatives behind Python code of
+            the model with central differences; on by default.
         memory_budget: bytes, or a text like ``"512 MiB"``, that the operator may take besides the
             model and data given to it; None: half of what is free.
         samples_at_once: samples linearized together; where they are fewer than N, every product
@@ -255,10 +256,11 @@ def checked(linearization: Linearization, check: bool) -> Linearization:
     """The same, after a second forward pass where ``check`` asks for it and it can show anything.
 
     Raises:
-        ValueError: the second pass gives other outputs.
+        ValueError: the second pass gives other outputs, or gradients are not their derivatives.
     """
     if check and not linearization.proven:
         linearization.snapshot.check_repeats(linearization.outputs)
+        linearization.check_derivatives()
     return linearization
 
 

@@ -64,6 +64,23 @@ def _by_transpose(snapshot: Snapshot, rows: int, product: Product, vjp: Transpos
         found = _pulled_back(snapshot, product, u)
         return [f - r for f, r in zip(found, right, strict=True)], right
 
+    return differing(snapshot, errors, first, second)
+
+
+def differing(
+    snapshot: Snapshot,
+    errors: Callable[[Tensor], tuple[list[Tensor], list[Tensor]]],
+    first: Tensor,
+    second: Tensor,
+) -> list[int]:
+    """Positions of the parameters whose blocks differ by more than rounding.
+
+    Args:
+        snapshot: the frozen model.
+        errors: differences of two products with a vector, and the right ones, in blocks.
+        first: a random vector.
+        second: another one, used where rounding has to be told from errors.
+    """
     one, right = errors(first)
     sizes = [r.double().norm().item() for r in right]
     exact = _EXACT * torch.finfo(snapshot.dtype).eps
