@@ -33,7 +33,7 @@ class _OfGraph(HessianProducts):
         self._snapshot, self._loss, self._y = snapshot, loss, y
 
     def check(self) -> None:
-        """See :class:`~catapult_ext.linops.engines.base.HessianProducts`."""
+        """Compare with central differences where Python code is in the graph of model or loss."""
         suspected = suspects(self._snapshot, self.value, always=not self._loss.convex)
         check_second(self._snapshot, suspected, self._gradient_at(), self.product)
 

@@ -171,7 +171,7 @@ class StreamedHVP(HessianProducts):
         return self._linearization.vjp(self._slope.reshape(-1, 1))[:, 0]
 
     def check(self) -> None:
-        """See :class:`~catapult_ext.linops.engines.base.HessianProducts`."""
+        """Compare the first chunk with central differences where Python code is in its graph."""
         self._linearization.check_first(self._slope)
 
     def product(self, vectors: Tensor) -> Tensor:
