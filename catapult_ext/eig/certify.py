@@ -143,29 +143,20 @@ class Inertia:
         below = len(self.matrix) - self.above(-level)
         return self.above(level) + below <= allowed
 
-    def beneath(self, theta: Tensor, spread: float, first: float) -> float:
-        """Bound of the eigenvalues of A compressed to the complement of j Ritz vectors.
-
-        If exactly j eigenvalues exceed c, and c is less than the j Ritz values, then the Schur
-        complement of A - c shows that the compression is at most ``c + |R|^2 / (theta_j - c)``.
+    def limit(self, count: int, lowest: float, first: float, size: float) -> float:
+        """A c below ``lowest`` that at most ``count`` eigenvalues exceed; inf where none is found.
 
         Args:
-            theta: (j,) Ritz values, descending.
-            spread: spectral norm of their residuals.
-            first: the c tried first; each further one is half as far from theta_j.
-
-        Returns:
-            The bound, or infinity where none of five c shows one.
+            count: eigenvalues that may lie above.
+            lowest: the Ritz value of rank ``count``.
+            first: the c tried first; each of four further ones is half as far from ``lowest``.
+            size: the largest Ritz value, for a first c where ``first`` is no use.
         """
-        lowest, largest = theta[-1].item(), theta.abs().max().item()
-        c = first if first < lowest else lowest - largest / 2
+        c = first if first < lowest else lowest - size / 2
         for _ in range(5):
-            distance = lowest - c
-            if distance <= spread:
-                break
-            if self.above(c) <= len(theta):
-                return c + spread**2 / distance
-            c = lowest - distance / 2
+            if self.above(c) <= count:
+                return c
+            c = (lowest + c) / 2
         return math.inf
 
     def above(self, shift: float) -> int:

@@ -115,13 +115,11 @@ def _mixed(A: Any, a: Operand, v0: Tensor | None, o: Options) -> Pairs:
     low = coarse_operand(A, o.where)
     guards = min(1 + o.k // 4, a.n - o.k)
     found = solve(low, v0, replace(o, tol=max(o.tol, _COARSE_TOL), guards=guards))
-    size = found.values.abs().max().item()
-    gap = max(0.0, found.values[-1].item() - found.ceiling) / size if size > 0 else 0.0
     block = torch.cat([found.x, found.guards]).to(dtype=a.dtype, device=a.device)
     exact = a.explicit is not None and a.n <= INERTIA_LIMIT
     index = "residual" if o.confidence is None else f"estimate({o.confidence:g})"
     index = "inertia" if exact else index
-    pairs = refine(a, block, o.k, gap, o.tol, index, o.where)
+    pairs = refine(a, block, o.k, found.gaps, o.tol, index, o.where)
     spent = found.matvecs + (0 if pairs is None else pairs.matvecs)
     if pairs is None or not pairs.converged or (exact and _hides(a, pairs, o)):
         pairs = solve(a, block[: o.k].T, o)

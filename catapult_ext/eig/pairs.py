@@ -52,4 +52,11 @@ class Pairs:
     scale: float
     index: str
     guards: Tensor  # (g, n) further Ritz vectors next to the wanted ones, no better than they came
-    ceiling: float  # what is known to bound the eigenvalues beyond them (inf: nothing; -inf: none)
+    following: list[float]  # bounds of the eigenvalues after the k-th and each guard (inf: unknown)
+
+    @property
+    def gaps(self) -> list[float]:
+        """Distances of what follows the k-th value from it, over the largest; 0 where unknown."""
+        size = self.values.abs().max().item()
+        lowest = self.values[-1].item()
+        return [max(0.0, lowest - bound) / size if size > 0 else 0.0 for bound in self.following]

@@ -234,7 +234,7 @@ def _finish(
         errors[rank] = error if error < 1e300 else math.inf
     errors = errors + floor
     counts = check if isinstance(check, Inertia) else None
-    guards, following = _guards(space, ritz, o, values.cpu(), rest, counts)
+    guards, following = _guards(space, ritz, o, values.cpu(), counts)
     return Pairs(
         values=values,
         x=x,
@@ -245,38 +245,34 @@ def _finish(
         scale=space.scale or 1.0,
         index="inertia" if exact else "residual" if check is None else f"random({o.confidence:g})",
         guards=guards,
-        ceiling=following,
+        following=following,
     )
 
 
 def _guards(
-    space: Krylov, ritz: _Ritz, o: Options, values: Tensor, rest: Tensor, counts: Inertia | None
-) -> tuple[Tensor, float]:
-    """Guards, and what is known of the eigenvalues beyond them; no products.
+    space: Krylov, ritz: _Ritz, o: Options, values: Tensor, counts: Inertia | None
+) -> tuple[Tensor, list[float]]:
+    """Guards, and bounds of the eigenvalues that follow the wanted and each guard; no products.
 
-    The next Ritz value and its residual say it only where the basis has converged that far; for
-    an explicit matrix the eigenvalues are counted.
+    The next Ritz value and its residual say where the next eigenvalue lies only as far as the
+    basis has converged; for an explicit matrix eigenvalues are counted.
     """
     theta, s, residual = ritz
-    following = [i for i, _ in wanted(theta, o.which, o.k + (o.guards or 0) + 1)][o.k :]
-    kept = following[: o.guards or 0]
     if o.guards is None:
-        return space.v.new_empty(0, space.a.n).double(), math.inf
-    reach = [theta[i].item() + residual[i].norm().item() for i in following]
+        return space.v.new_empty(0, space.a.n).double(), []
+    following = [i for i, _ in wanted(theta, o.which, o.k + o.guards + 1)][o.k :]
+    kept = following[: o.guards]
+    guards = space.vectors(s[:, kept])[0] if kept else space.v.new_empty(0, space.a.n).double()
     none = -math.inf if space.m >= space.a.n else math.inf
-    ceiling = reach[o.guards] if len(reach) > o.guards else none
-    guards = space.v.new_empty(0, space.a.n).double()
-    below = rest[:0]
-    if kept:
-        guards, products = space.vectors(s[:, kept])
-        below = products - (guards * products).sum(1, keepdim=True) * guards
+    reach = [theta[i].item() + residual[i].norm().item() for i in following]
+    reach += [none] * (o.guards + 1 - len(reach))
     if counts is None or space.m >= space.a.n:
-        return guards, ceiling
-    block = torch.cat([values, theta[kept]])
-    found = counts.beneath(block, _row_norm(torch.cat([rest, below])), ceiling)
-    if found >= values[-1].item():  # guards that have not converged: count without them
-        found = counts.beneath(values, _row_norm(rest), (reach or [none])[0])
-    return guards, found
+        return guards, reach
+    block, size = torch.cat([values, theta[kept]]), values.abs().max().item()
+    limits = [math.inf] * len(reach)
+    for j in {0, len(kept)}:
+        limits[j] = counts.limit(o.k + j, block[o.k + j - 1].item(), reach[j], size)
+    return guards, limits
 
 
 def _row_norm(rows: Tensor) -> float:
@@ -311,7 +307,7 @@ def _lapack(a: Operand, o: Options, scale: float, norm: float, matvecs: int) -> 
     x = vectors[:, chosen].T
     rest = x @ matrix - theta[chosen, None] * x
     floor = rounding(a.n, a.eps) * max(norm, on_host.abs().max().item())
-    ceiling = on_host[following[guards]].item() if len(following) > guards else -math.inf
+    beyond = [on_host[i].item() for i in following] + [-math.inf] * (guards + 1 - len(following))
     return Pairs(
         values=theta[chosen],
         x=x,
@@ -322,7 +318,7 @@ def _lapack(a: Operand, o: Options, scale: float, norm: float, matvecs: int) -> 
         scale=scale,
         index="inertia",
         guards=vectors[:, following[:guards]].T,
-        ceiling=ceiling,
+        following=beyond,
     )
 
 

@@ -26,8 +26,11 @@ class TopTracker:
     Every ``check_every``-th update, and any that misses ``tol`` or finds values moved by a quarter
     since, is a checked solve as :func:`catapult_ext.eigsh` makes it, warm-started
     (``index_check`` ``"random(p)"``).  The others cost k + guards products and a few more; their
-    ``index_check`` is ``"inherited"``: the errors suppose that what the last check found to lie
-    below the guards still does, at no less than half its distance from the k-th value.
+    ``index_check`` is ``"inherited"``: the errors suppose that the eigenvalues which the last check
+    found after the k-th (for an explicit matrix by counting) still lie below it, each at no less
+    than half of its distance then; relative to the values they are no smaller than the errors of
+    that check.  A new eigenvalue whose vector is orthogonal to all that is
+    carried is seen by the next check only.
 
     Args:
         k: number of pairs.
@@ -64,9 +67,11 @@ class TopTracker:
         self.confidence, self.seed = confidence, seed
         self.checks = 0
         self._block: Tensor | None = None  # (k + guards, n) rows
-        self._gap = 0.0  # k-th value less what lies below the guards, over the first, at that check
+        self._gaps: list[float] = []  # of the last check (Pairs.gaps)
+        self._least: Tensor | None = None  # its relative errors
         self._values: Tensor | None = None  # found by that check
         self._since = 0
+        self._converged = True  # the last check
 
     @property
     def warm(self) -> bool:
@@ -107,6 +112,7 @@ class TopTracker:
         if self._block is not None and self._block.shape[1] != a.n:
             self._block = None
         due = check or self._block is None or self._since + 1 >= self.check_every
+        due = due or not self._converged
         pairs = None if due else self._refined(a, k)
         if pairs is None or not pairs.converged or self._moved(pairs):
             pairs = self._checked(a, k, 0 if pairs is None else pairs.matvecs)
@@ -131,11 +137,16 @@ class TopTracker:
         pairs = solve(a, start, self._options(k, a))
         self.checks, self._since = self.checks + 1, 0
         self._values = pairs.values * pairs.scale
-        size = pairs.values.abs().max().item()
-        # nothing is known of what lies below guards whose basis has not converged: a gap of 0
-        self._gap = max(0.0, pairs.values[-1].item() - pairs.ceiling) / size if size > 0 else 0.0
+        self._gaps, self._converged = pairs.gaps, pairs.converged
+        # the check excludes hidden eigenvalues beyond its own errors, nearer ones it does not
+        self._least = pairs.errors / pairs.values.abs().cpu().clamp_min(1e-300)
         return replace(pairs, matvecs=pairs.matvecs + spent)
 
     def _refined(self, a: Operand, k: int) -> Pairs | None:
         assert self._block is not None
-        return refine(a, self._block, k, self._gap, self.tol, "inherited", _WHERE)
+        assert self._least is not None
+        pairs = refine(a, self._block, k, self._gaps, self.tol, "inherited", _WHERE)
+        if pairs is None:
+            return None
+        least = self._least * pairs.values.abs().cpu()
+        return replace(pairs, errors=torch.maximum(pairs.errors, least))
