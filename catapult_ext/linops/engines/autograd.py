@@ -30,10 +30,12 @@ from catapult_ext.linops.engines.transpose_proof import Product, mismatch
 from catapult_ext.linops.model.memory_meter import LIMITS
 from catapult_ext.linops.model.policy import frozen_context
 from catapult_ext.linops.model.snapshot import Snapshot, require_second_derivatives
-from catapult_ext.linops.tracing import parameter_kernel
+from catapult_ext.linops.tracing import parameter_kernel, parameter_rows
 from catapult_ext.linops.tracing.parameter_uses import Structured
 from catapult_ext.linops.tracing.tangent_program import TangentTracer
 from catapult_ext.losses import Loss
+
+_KEPT = 64 << 20  # bytes of a graph that is kept for further kernels
 
 
 class AutogradLinearization(Linearization):
@@ -61,6 +63,7 @@ class AutogradLinearization(Linearization):
         super().__init__(snapshot, self._graph)
         self.why = why or self.why
         self._leaves = list(snapshot.params.values())
+        self._uses: Structured | None = None
         self._program = None if tangents is None else tangents.program
         self._pullback: tuple[list[int], list[Tensor], Tensor] | None = None
         self._seeded: tuple[list[int], list[Tensor], Tensor] | None = None
@@ -204,8 +207,14 @@ class AutogradLinearization(Linearization):
         """Where parameters meet data, by one more forward pass; None where that is not known."""
         if self.snapshot.coarse:
             return None
-        found = Structured(self.snapshot)
-        return None if found.why else found
+        if self._uses is None:
+            found = Structured(self.snapshot)
+            if found.why:
+                return None
+            if self.allowance.budget is not None or found.bytes > _KEPT:
+                return found
+            self._uses = found  # with its graph: kernels, traces and diagonals take it again
+        return self._uses
 
     def kernel(self, other: Linearization | None, outputs: str) -> Tensor | None:
         """J J2' from the parameter uses; None where a use or the workspace does not allow it."""
@@ -318,7 +327,7 @@ class UsesPart:
 
     def gradient_bytes(self, outputs: str) -> int:
         """Bytes, for each sample, of the gradients of the largest group of uses."""
-        return parameter_kernel.gradient_bytes(self._found)
+        return parameter_rows.gradient_bytes(self._found)
 
 
 class TangentRecorder:

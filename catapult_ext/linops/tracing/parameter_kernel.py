@@ -2,108 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
 from math import prod
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from catapult_ext import ops
-from catapult_ext.linops.tracing.parameter_use_rules import Outer, Positions
+from catapult_ext.linops.tracing.parameter_rows import Sink, each_block
+from catapult_ext.linops.tracing.parameter_use_rules import Outer, Positions, Use
 from catapult_ext.linops.tracing.parameter_uses import Structured
 
-Group = tuple[list[int], list[int]]  # parameters and the uses that touch them
-Outers = Callable[[int, list[Tensor]], bool]
-Take = Callable[[list[Tensor], int, slice], None]
-
 _WHOLE = 96  # rows whose square product is not worth splitting
+_NATIVE = 1024  # rows that ops.gram takes at once: it makes a tensor of its own for the result
+_NARROW = 256  # columns that are joined with others before they are multiplied
 _FLOPS_PER_VALUE = 16.0  # a pass over a product in memory costs as much as these in a GEMM
-
-
-def _passes(sides: list[Structured], workspace: int) -> Iterator[list[Group]] | None:
-    """Groups whose gradients fit half the workspace together; None where one alone does not."""
-    item = sides[0].graph.element_size()
-
-    def bytes_of(group: Group) -> int:
-        return (
-            sum(s.n * s.outputs * prod(s.uses[k].out[1:]) for s in sides for k in group[1]) * item
-        )
-
-    groups = sides[0].groups()
-    if any(bytes_of(group) > workspace // 2 for group in groups):
-        return None
-
-    def batches() -> Iterator[list[Group]]:
-        some: list[Group] = []
-        total = 0
-        for group in groups:
-            size = bytes_of(group)
-            if some and total + size > workspace // 2:
-                yield some
-                some, total = [], 0
-            some.append(group)
-            total += size
-        if some:
-            yield some
-
-    return batches()
-
-
-def gradient_bytes(one: Structured) -> int:
-    """Of the largest group of uses, for one sample."""
-    item = one.graph.element_size()
-    sizes = (sum(prod(one.uses[k].out[1:]) for k in uses) for _, uses in one.groups())
-    return max(sizes, default=0) * one.outputs * item
-
-
-def each_block(
-    sides: list[Structured], workspace: int, take: Take, outer: Outers | None = None
-) -> bool:
-    """Hand blocks of Jacobian rows, one tensor (N, O, q) per side, to ``take``.
-
-    ``outer(uses, gradients)`` may take a group of one outer product instead; it says whether it
-    did.  False where the workspace does not suffice (nothing was handed out).
-    """
-    passes = _passes(sides, workspace)
-    if passes is None:
-        return False
-    item = sides[0].graph.element_size()
-    room = max(1, workspace // 8 // item)
-    total_rows = sum(s.n * s.outputs for s in sides)
-    sizes = [p.numel() for p in sides[0].leaves]
-    for members, uses in sides[0].groups():
-        derived = any(sides[0].is_derived(sides[0].uses[k]) for k in uses)
-        if derived and total_rows * sum(sizes[i] for i in members) * item > workspace // 2:
-            return False
-    for some in passes:
-        wanted = [k for _, uses in some for k in uses]
-        gradients = [dict(zip(wanted, s.gradients(wanted), strict=True)) for s in sides]
-        for members, uses in some:
-            parts = [[g[k] for k in uses] for g in gradients]
-            if outer is not None and len(uses) == 1 and outer(uses[0], [p[0] for p in parts]):
-                continue
-            if any(sides[0].is_derived(sides[0].uses[k]) for k in uses):
-                found = [
-                    s.leaf_rows(members, uses, p, room) for s, p in zip(sides, parts, strict=True)
-                ]
-                for i in found[0]:
-                    take([f[i] for f in found], i, slice(0, sizes[i]))
-                continue
-            target = sides[0].uses[uses[0]].target
-            rest = target[0].numel() if target.dim() else 1
-            step = max(1, room // (total_rows * rest))
-            length = len(target) if target.dim() else 1
-            for at in range(0, length, step):
-                lead = slice(at, min(at + step, length))
-                blocks = []
-                for s, p in zip(sides, parts, strict=True):
-                    block = s.rows(s.uses[uses[0]], p[0], lead, room)
-                    for k, g in zip(uses[1:], p[1:], strict=True):
-                        block = block + s.rows(s.uses[k], g, lead, room)
-                    blocks.append(block)
-                take(blocks, members[0], slice(lead.start * rest, lead.stop * rest))
-        del gradients
-    return True
 
 
 def kernel(one: Structured, two: Structured | None, outputs: str, workspace: int) -> Tensor | None:
@@ -112,29 +25,79 @@ def kernel(one: Structured, two: Structured | None, outputs: str, workspace: int
     Symmetric kernels are sums of Gram matrices, of which one triangle is computed.
     """
     sides = [one] if two is None else [one, two]
-    trace = outputs == "trace"
-    shape = [s.n if trace else s.n * s.outputs for s in (sides[0], sides[-1])]
-    theta = one.graph.new_zeros(shape, requires_grad=False)
-
-    def take(blocks: list[Tensor], at: int, place: slice) -> None:
-        left, right = (
-            b.reshape(n, -1) for b, n in zip((blocks[0], blocks[-1]), shape, strict=True)
-        )
-        if two is None:
-            _add_gram(theta, left)
-        else:
-            theta.addmm_(left, right.T)
-
-    def outer(k: int, gradients: list[Tensor]) -> bool:
-        uses = [s.uses[k] for s in sides]
-        return _by_factors(theta, uses, gradients, trace, workspace)
-
     with torch.no_grad():
-        if not each_block(sides, workspace, take, outer):
+        sink = _Kernel(sides, outputs == "trace", workspace)
+        if not each_block(sides, workspace, sink):
             return None
-        if two is None:
-            mirror_(theta)
-    return theta
+        return mirror_(sink.theta) if two is None else sink.theta
+
+
+class _Kernel(Sink):
+    """Adds up J J2' parameter by parameter; of a symmetric kernel the lower triangle at least."""
+
+    def __init__(self, sides: list[Structured], trace: bool, workspace: int) -> None:
+        self._sides, self._trace, self._workspace = sides, trace, workspace
+        self._symmetric = len(sides) == 1
+        self._n, self._outputs = [sides[0].n, sides[-1].n], sides[0].outputs
+        shape = [n if trace else n * self._outputs for n in self._n]
+        self.theta = sides[0].graph.new_zeros(shape, requires_grad=False)
+        # the sum over the parameters of a pass is a second matrix of this size
+        self.takes_outputs = self.theta.nbytes <= workspace // 8
+
+    def _uses(self, use: int) -> list[Use]:
+        return [s.uses[use] for s in self._sides]
+
+    def wants_factors(self, use: int) -> bool:
+        """Whether inner products of the factors take fewer flops than the rows."""
+        return _factors_pay(self._uses(use), self._n, self._outputs, self._trace)
+
+    def factors(self, use: int, gradients: list[Tensor]) -> None:
+        """Add the kernel of a use from inner products of its factors."""
+        _add_factors(self.theta, self._uses(use), gradients, self._trace, self._workspace)
+
+    def rows(self, blocks: list[Tensor], parameter: int, place: slice) -> None:
+        """Add the inner products of rows (N, O, q)."""
+        left = blocks[0].reshape(len(self.theta), -1)
+        if self._symmetric:
+            _add_gram(self.theta, left)
+        else:
+            self.theta.addmm_(left, blocks[1].reshape(self.theta.shape[1], -1).T)
+
+    def by_output(self, blocks: list[list[Tensor]], parameters: list[int]) -> None:
+        """Add the inner products of rows (O, N, q), whose sum alone is brought to the order (n, o)."""
+        joined = [_joined(side) for side in blocks]
+        n, n2 = self._n
+        o = self._outputs
+        if self._trace:
+            joined = [[block[k] for block in side for k in range(o)] for side in joined]
+            self.theta += _inner(joined)
+            return
+        total = _inner([[b.view(-1, b.shape[2]) for b in side] for side in joined])
+        self.theta.view(n, o, n2, o).add_(total.view(o, n, o, n2).permute(1, 0, 3, 2))
+
+
+def _joined(blocks: list[Tensor]) -> list[Tensor]:
+    """Blocks (O, N, q), the narrow ones as one: a product of few columns is all overhead."""
+    narrow = [b for b in blocks if b.shape[2] < _NARROW]
+    wide = [b for b in blocks if b.shape[2] >= _NARROW]
+    return wide + ([torch.cat(narrow, 2)] if narrow else [])
+
+
+def _inner(sides: list[list[Tensor]]) -> Tensor:
+    """Sum of the inner products of all rows over a list of blocks (rows, q), of one side or two."""
+    left, right = sides[0], sides[-1]
+    if left[0].device.type != "cpu":
+        total = left[0].new_zeros(len(left[0]), len(right[0]))
+        for a, b in zip(left, right, strict=True):
+            total.addmm_(a, b.T)
+        return total
+    factors: list[Any] = []
+    for side in sides:
+        one = side[0].new_ones(len(side[0]), 1)
+        factors += [[one] * len(side), [b.unsqueeze(1) for b in side]]
+    a, g, a2, g2 = factors if len(sides) == 2 else (*factors, None, None)
+    count = len(left)
+    return ops.gram(a, g, scale=[1] * count, bias=[0] * count, a2=a2, g2=g2)
 
 
 def gram(rows: Tensor) -> Tensor:
@@ -158,31 +121,51 @@ def mirror_(theta: Tensor) -> Tensor:
 
 def diagonal(one: Structured, workspace: int) -> Tensor | None:
     """Squared norms of the rows of J, (N*O,)."""
-    out = one.graph.new_zeros(one.n * one.outputs, requires_grad=False)
-
-    def take(blocks: list[Tensor], at: int, place: slice) -> None:
-        out.add_(blocks[0].square().sum(-1).view(-1))
-
     with torch.no_grad():
-        return out if each_block([one], workspace, take) else None
+        sink = _Diagonal(one)
+        return sink.out.view(-1) if each_block([one], workspace, sink) else None
+
+
+class _Diagonal(Sink):
+    """Adds up squared norms, (N, O)."""
+
+    def __init__(self, one: Structured) -> None:
+        self.out = one.graph.new_zeros(one.n, one.outputs, requires_grad=False)
+
+    def rows(self, blocks: list[Tensor], parameter: int, place: slice) -> None:
+        """Add the squared norms of rows (N, O, q)."""
+        self.out.add_(blocks[0].square().sum(-1))
 
 
 def jacobian(one: Structured, workspace: int) -> Tensor | None:
     """J (N*O, P)."""
-    sizes = [p.numel() for p in one.leaves]
-    starts = [sum(sizes[:i]) for i in range(len(sizes))]
-    out = one.graph.new_zeros(one.n, one.outputs, sum(sizes), requires_grad=False)
-
-    def take(blocks: list[Tensor], at: int, place: slice) -> None:
-        out[:, :, starts[at] + place.start : starts[at] + place.stop] = blocks[0]
-
     with torch.no_grad():
-        return out.view(-1, sum(sizes)) if each_block([one], workspace, take) else None
+        sink = _Jacobian(one)
+        if not each_block([one], workspace, sink):
+            return None
+        return sink.out.view(-1, sink.out.shape[2])
+
+
+class _Jacobian(Sink):
+    """Puts rows where they belong in J (N, O, P)."""
+
+    def __init__(self, one: Structured) -> None:
+        sizes = [p.numel() for p in one.leaves]
+        self._starts = [sum(sizes[:i]) for i in range(len(sizes))]
+        self.out = one.graph.new_zeros(one.n, one.outputs, sum(sizes), requires_grad=False)
+
+    def rows(self, blocks: list[Tensor], parameter: int, place: slice) -> None:
+        """Copy rows (N, O, q) to their columns of J."""
+        start = self._starts[parameter]
+        self.out[:, :, start + place.start : start + place.stop] = blocks[0]
 
 
 def _add_gram(theta: Tensor, rows: Tensor) -> None:
     """The lower triangle of theta += rows rows', and little of the upper one."""
-    n = len(rows)
+    n, q = rows.shape
+    if rows.device.type == "cpu" and n <= _NATIVE and q >= _NARROW:
+        theta.add_(_inner([[rows.contiguous()]]))
+        return
     if n <= _WHOLE:
         theta.addmm_(rows, rows.T)
         return
@@ -192,13 +175,27 @@ def _add_gram(theta: Tensor, rows: Tensor) -> None:
     _add_gram(theta[half:, half:], rows[half:])
 
 
-def _by_factors(
-    theta: Tensor, uses: list, gradients: list[Tensor], trace: bool, workspace: int
-) -> bool:
-    """Adds a use's kernel from inner products of its factors, where that takes fewer flops."""
-    use = uses[0]
+def _factors_pay(uses: list[Use], n: list[int], o: int, trace: bool) -> bool:
+    """Whether a use's kernel takes fewer flops from inner products of its factors."""
+    use, (n1, n2) = uses[0], n
     if not isinstance(use, Positions) or use.target.grad_fn is not None:
         return False
+    if isinstance(use, Outer) and use.positions == 1:
+        return True
+    s, s2 = use.positions, uses[-1].positions  # type: ignore[attr-defined]
+    width = prod(use.out[1:]) // s
+    pairs, entries = float(n1 * s * n2 * s2), use.target.numel()
+    inner = pairs * (2.0 * entries / width + (2.0 * o if trace else 2.0 * o * o) * width)
+    passes = pairs * (1 if trace else o * o) * _FLOPS_PER_VALUE
+    plain = (n1 + n2) / 2 * o * use.flops() + float(n1 * n2 * o) * entries * (1 if trace else o)
+    return inner + passes < plain
+
+
+def _add_factors(
+    theta: Tensor, uses: list[Any], gradients: list[Tensor], trace: bool, workspace: int
+) -> None:
+    """Adds a use's kernel from inner products of its factors."""
+    use = uses[0]
     if isinstance(use, Outer) and use.positions == 1:
         flat = [g.reshape(*g.shape[:2], -1) for g in gradients]
         a = [u.x[:, 0].contiguous() for u in uses]
@@ -206,21 +203,12 @@ def _by_factors(
         a2, g2 = (None, None) if len(uses) == 1 else (a[1:], g[1:])
         kind = "trace" if trace else "all"
         theta.add_(ops.gram(a[:1], g[:1], scale=[1], bias=[0], a2=a2, g2=g2, outputs=kind))
-        return True
+        return
     n, o, s = *gradients[0].shape[:2], use.positions
     n2, s2 = gradients[-1].shape[0], uses[-1].positions
     factors = [
         g.reshape(g.shape[0], o, u.positions, -1) for g, u in zip(gradients, uses, strict=True)
     ]
-    width = factors[0].shape[3]
-    pairs = float(n * s * n2 * s2)
-    inner = pairs * (2.0 * use.target.numel() / width + (2.0 * o if trace else 2.0 * o * o) * width)
-    passes = pairs * (1 if trace else o * o) * _FLOPS_PER_VALUE
-    plain = (n + n2) / 2 * o * use.flops() + float(n * n2 * o) * use.target.numel() * (
-        1 if trace else o
-    )
-    if inner + passes >= plain:
-        return False
     ways = (0, 2, 1, 3) if trace else (0, 1, 2, 3)
     right = factors[-1].permute(ways).reshape(n2 * s2 if trace else n2 * o * s2, -1)
     item = theta.element_size()
@@ -238,4 +226,3 @@ def _by_factors(
             product = (left.reshape(m * o * s, -1) @ right.T).view(m, o, s, n2, o, s2)
             part = (product * data.view(m, 1, s, n2, 1, s2)).sum((2, 5))
             theta[mine.start * o : mine.stop * o] += part.reshape(m * o, n2 * o)
-    return True

@@ -37,6 +37,29 @@ class Use(ABC):
         ``g`` (n, O, *out[1:]) belongs to ``samples``.
         """
 
+    by_output = True  # :meth:`add_rows` for every output costs no more than :meth:`rows` for all
+
+    def add_rows(self, g: Tensor, out: Tensor, first: bool) -> None:
+        """Write the rows of one output by the whole target to ``out`` (N, q), or add them there.
+
+        ``g`` (N, *out[1:]) is the derivative of that output; ``first`` says to write.
+        """
+        rows = self.rows(g.unsqueeze(1), slice(0, len(g)), slice(0, self.leads))[:, 0]
+        if first:
+            out.copy_(rows)
+        else:
+            out.add_(rows)
+
+    def total(self, g: Tensor) -> Tensor:
+        """The sum over all samples of the rows of one output, in the shape of the target."""
+        total = torch.zeros_like(self.target.detach())
+        step = max(1, (1 << 24) // max(1, total.numel() + self.scratch()))
+        for at in range(0, len(g), step):
+            some = slice(at, min(at + step, len(g)))
+            rows = self.rows(g[some].unsqueeze(1), some, slice(0, self.leads))
+            total += rows.sum((0, 1)).view_as(total)
+        return total
+
     def scratch(self) -> int:
         """Values per sample that :meth:`rows` makes beside g and its result."""
         return 0
@@ -88,6 +111,22 @@ class Outer(Positions):
             left = g[..., lead].transpose(2, 3).reshape(n, -1, x.shape[1])
             rows = left @ x
         return rows.reshape(n, o, -1)
+
+    def add_rows(self, g: Tensor, out: Tensor, first: bool) -> None:
+        """Write or add g_s x_s' summed over s (N, p * d), without a copy of ``g``."""
+        g = g.reshape(len(g), self.positions, -1)
+        pair = (self.x.mT, g) if self.transposed else (g.mT, self.x)
+        place = out.view(len(g), *self.target.shape)
+        if first:
+            torch.bmm(*pair, out=place)
+        else:
+            place.baddbmm_(*pair)
+
+    def total(self, g: Tensor) -> Tensor:
+        """The sum of the rows of all samples, as one product over samples and positions."""
+        x = self.x.reshape(-1, self.x.shape[2])
+        g = g.reshape(len(x), -1)
+        return x.T @ g if self.transposed else g.T @ x
 
     def saved(self) -> list[Tensor]:
         """The data x."""
@@ -157,6 +196,23 @@ class Convolution(Use):
     dilation: tuple[int, ...]
     groups: int
 
+    _kept: Tensor | None = None  # patches of all samples
+
+    @property
+    def by_output(self) -> bool:  # type: ignore[override]
+        """Whether patches do not overlap: then they are kept for all outputs, as large as x."""
+        return self.groups == 1 and prod(self.target.shape[2:]) <= prod(self.stride)
+
+    def add_rows(self, g: Tensor, out: Tensor, first: bool) -> None:
+        """Write or add the rows of one output (N, q), from patches made once."""
+        if self._kept is None:
+            self._kept = self.patches(slice(0, len(g)))[:, 0].mT.contiguous()
+        g, place = g.flatten(2), out.view(len(g), len(self.target), -1)
+        if first:
+            torch.bmm(g, self._kept, out=place)
+        else:
+            place.baddbmm_(g, self._kept)
+
     def patches(self, samples: slice) -> Tensor:
         """(n, groups, values of a patch, positions)."""
         x = self.x[samples]
@@ -214,6 +270,18 @@ class Broadcast(Use):
         flat = [i + 1 for i, size in enumerate(self.shape) if i and size == 1]
         g = g.sum(flat) if flat else g
         return g.reshape(n, o, self.leads, -1)[:, :, lead].reshape(n, o, -1)
+
+    def add_rows(self, g: Tensor, out: Tensor, first: bool) -> None:
+        """Write or add g times the data factor, summed where the parameter was broadcast."""
+        g = g if self.other is None else g * self.other
+        flat = [i for i, size in enumerate(self.shape) if i and size == 1]
+        place = out.view(len(g), *(size for size in self.shape[1:] if size != 1))
+        if first and flat:
+            torch.sum(g, flat, out=place)
+        elif first:
+            place.copy_(g)
+        else:
+            place.add_(g.sum(flat) if flat else g)
 
     def scratch(self) -> int:
         """Values of g times the other factor, for one sample."""

@@ -13,8 +13,11 @@ choice of Bu et al. (2022), here for exact kernels.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import prod
 from typing import Any
+from weakref import WeakKeyDictionary
 
+import numpy
 import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
@@ -24,7 +27,17 @@ from torch.utils.weak import WeakIdKeyDictionary
 from catapult_ext.linops.model.snapshot import Snapshot
 from catapult_ext.linops.tracing.parameter_use_rules import Use, uses_of
 
+_proven: WeakKeyDictionary[Snapshot, list[tuple[Any, ...]]] = WeakKeyDictionary()
+_HUGE = 4 << 20  # bytes from which NumPy asks the system for huge pages
 _VIEWS_OF_ONE = ("expand", "expand_as", "repeat", "broadcast_to")
+
+
+def _empty(count: int, like: Tensor) -> Tensor:
+    """Numbers to be written; on the CPU in huge pages, which cost a sixth of small ones."""
+    if like.device.type != "cpu" or count * like.element_size() < _HUGE:
+        return like.new_empty(count, requires_grad=False)
+    kind = numpy.float32 if like.dtype == torch.float32 else numpy.float64
+    return torch.from_numpy(numpy.empty(count, kind))
 
 
 class UseTracer(TorchFunctionMode):
@@ -119,7 +132,14 @@ class Structured:
         for use, versions in zip(self.uses, self._versions, strict=True):
             if [t._version for t in use.saved()] != versions:
                 return "it changes a saved tensor in place"
-        return self._check()
+        # the same parameters on the same inputs, used in the same way, are proven once
+        signature = [(type(use), tuple(use.target.shape), use.out) for use in self.uses]
+        if _proven.get(self.snapshot) == signature:
+            return ""
+        why = self._check()
+        if not why:
+            _proven[self.snapshot] = signature
+        return why
 
     def _parents(self, use: Use) -> list[int]:
         """Positions of the parameters that a derived target is made of."""
@@ -182,7 +202,7 @@ class Structured:
         sums = [torch.zeros_like(p) for p in self.leaves]
         totals: list[Tensor | None] = []
         for use, g in zip(self.uses, gradients, strict=True):
-            total = None if g is None else self._total(use, g)
+            total = None if g is None else use.total(g)
             totals.append(total)
             if total is None:
                 continue
@@ -203,16 +223,6 @@ class Structured:
                 return "it uses a parameter where no call shows it"
         return ""
 
-    def _total(self, use: Use, g: Tensor) -> Tensor:
-        """The sum of the rows of all samples by the target of ``use``, for one cotangent."""
-        total = torch.zeros_like(use.target.detach())
-        step = max(1, (1 << 24) // max(1, total.numel() + use.scratch()))
-        for at in range(0, self.n, step):
-            some = slice(at, min(at + step, self.n))
-            rows = use.rows(g[some].unsqueeze(1), some, slice(0, use.leads))
-            total += rows.sum((0, 1)).view_as(total)
-        return total
-
     def _terms(
         self, leaf: int, gradients: list[Tensor | None], totals: list[Tensor | None]
     ) -> Tensor:
@@ -221,7 +231,7 @@ class Structured:
         for use, g, total in zip(self.uses, gradients, totals, strict=True):
             if g is None or total is None or leaf not in self._touched(use):
                 continue
-            terms = self._total(use.absolute(), g.abs()).norm()
+            terms = use.absolute().total(g.abs()).norm()
             if self.is_derived(use):  # by what the way from the target to the parameter magnifies
                 part = next(p for i, p in self._pull(use, total.unsqueeze(0)) if i == leaf)
                 tiny = torch.finfo(terms.dtype).tiny
@@ -269,25 +279,57 @@ class Structured:
         """Whether the target is made of parameters, and not one itself."""
         return id(use) in self.parents
 
-    def gradients(self, uses: list[int]) -> list[Tensor]:
-        """Derivatives (N, O, ...) of all outputs by the results of ``uses``."""
-        chosen = [self.uses[k] for k in uses]
-        edges = list(dict.fromkeys(use.edge for use in chosen))
-        at = [edges.index(use.edge) for use in chosen]
-        out: list[Tensor | None] = [None] * len(edges)
-        shapes = {edges.index(use.edge): use.out for use in chosen}
+    def collect(
+        self, direct: list[list[int]], stored: list[int]
+    ) -> tuple[list[Tensor], dict[int, Tensor]]:
+        """Rows and gradients of all outputs, in one backward pass each.
+
+        Args:
+            direct: uses of one target each, whose rows are wanted.
+            stored: uses whose gradients are wanted.
+
+        Returns:
+            Rows (O, N, q) for every list of ``direct``, and gradients (N, O, ...) by use.
+        """
+        sizes = [self.uses[same[0]].target.numel() for same in direct]
+        blocks = [
+            piece.view(self.outputs, self.n, -1)
+            for piece in _empty(self.outputs * self.n * sum(sizes), self.graph).split(
+                [self.outputs * self.n * q for q in sizes]
+            )
+        ]
+        last = {self.uses[k].edge: k for k in stored}
+        wanted = [k for same in (*direct, stored) for k in same]
+        edges = list(dict.fromkeys(self.uses[k].edge for k in wanted))
+        kept: dict[Any, Tensor] = {}
         for o in range(self.outputs):
             seed = torch.zeros_like(self.graph)
             seed[:, o] = 1
             found = torch.autograd.grad(
                 self.graph, edges, seed, retain_graph=True, allow_unused=True
             )
-            for i, g in enumerate(found):
-                shape = shapes[i]
-                if out[i] is None:
-                    out[i] = self._room(g, shape)
-                out[i][:, o] = 0 if g is None else g.reshape(shape)  # type: ignore[index]
-        return [out[i] for i in at]  # type: ignore[misc]
+            by_edge = dict(zip(edges, found, strict=True))
+            for block, same in zip(blocks, direct, strict=True):
+                first = True
+                for use in (self.uses[k] for k in same):
+                    g = by_edge[use.edge]
+                    if g is not None:
+                        use.add_rows(g.reshape(use.out), block[o], first)
+                        first = False
+                if first:
+                    block[o] = 0
+            for edge, k in last.items():
+                g, out = by_edge[edge], self.uses[k].out
+                g = None if g is None else g.reshape(out)
+                if edge not in kept:
+                    kept[edge] = self._room(g, out)
+                kept[edge][:, o] = 0 if g is None else g
+        return blocks, {k: kept[self.uses[k].edge] for k in stored}
+
+    @property
+    def bytes(self) -> int:
+        """Of the results of all uses: about what the graph holds."""
+        return sum(prod(use.out) for use in self.uses) * self.graph.element_size()
 
     def _room(self, g: Tensor | None, shape: tuple[int, ...]) -> Tensor:
         """Empty (N, O, ...), outputs and channels innermost where channels are in ``g``."""
