@@ -7,7 +7,8 @@ from torch import nn
 
 import catapult_ext as cx
 
-WIDTH, BLOCKS, PATCH, HEADS, SAMPLES, OUTPUTS = 64, 4, 4, 4, 16, 10
+WIDTH, BLOCKS, HEADS = 64, 4, 4
+PATCH, SAMPLES, OUTPUTS = 4, 16, 10
 
 
 class Block(nn.Module):

@@ -64,7 +64,7 @@ class _Kernel(Sink):
             self.theta.addmm_(left, blocks[1].reshape(self.theta.shape[1], -1).T)
 
     def by_output(self, blocks: list[list[Tensor]], parameters: list[int]) -> None:
-        """Add the inner products of rows (O, N, q), whose sum alone is brought to the order (n, o)."""
+        """Add the inner products of rows (O, N, q); their sum is brought to the order (n, o)."""
         joined = [_joined(side) for side in blocks]
         n, n2 = self._n
         o = self._outputs
