@@ -2,10 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
-from catapult_ext.cli import demo, info, probe, reproduce, sweep, toy
+from catapult_ext.cli import demo, info, probe, reproduce, sweep, toy, toy_figures
 from catapult_ext.cli.console import load
+from catapult_ext.cli.options import as_command
+
+COMMANDS: tuple[Callable[..., None], ...] = (
+    demo.demo,
+    probe.probe,
+    probe.max_lr,
+    sweep.sweep,
+    reproduce.reproduce,
+    reproduce.compare,
+    info.info,
+)
+TOY_COMMANDS: tuple[Callable[..., None], ...] = (
+    toy_figures.diagram,
+    toy_figures.bifurcation,
+    toy_figures.figure,
+)
 
 
 def build_app() -> Any:
@@ -22,6 +39,11 @@ def build_app() -> Any:
         add_completion=False,
         pretty_exceptions_enable=False,
     )
-    for command in (demo, toy, probe, sweep, reproduce, info):
-        command.register(app, typer)
+    for function in COMMANDS:
+        app.command()(as_command(function, typer))
+    group = typer.Typer(invoke_without_command=True)
+    group.callback()(as_command(toy.toy, typer, default_of_group=True))
+    for function in TOY_COMMANDS:
+        group.command()(as_command(function, typer))
+    app.add_typer(group, name="toy")
     return app

@@ -4,26 +4,21 @@ from __future__ import annotations
 
 import importlib.metadata
 import platform
-from typing import Any
 
 from catapult_ext import build_info
 from catapult_ext.cli.console import load
 
 
-def register(app: Any, typer: Any) -> None:
-    """Add the command."""
-
-    @app.command()
-    def info() -> None:
-        """Show versions, compiler, instruction sets and devices."""
-        facts = {"python": platform.python_version(), **build_info()}
-        for package in ("numpy", "matplotlib", "rich", "typer", "scikit-learn"):
-            try:
-                facts[package] = importlib.metadata.version(package)
-            except importlib.metadata.PackageNotFoundError:
-                facts[package] = "not installed"
-        console = load("rich.console").Console()
-        width = max(len(name) for name in facts)
-        for name, value in facts.items():
-            text = ", ".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
-            console.print(f"{name:<{width}}  {text}", highlight=False, markup=False, soft_wrap=True)
+def info() -> None:
+    """Show versions, compiler, instruction sets and devices."""
+    facts = {"python": platform.python_version(), **build_info()}
+    for package in ("numpy", "matplotlib", "rich", "typer", "scikit-learn"):
+        try:
+            facts[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            facts[package] = "not installed"
+    console = load("rich.console").Console()
+    width = max(len(name) for name in facts)
+    for name, value in facts.items():
+        text = ", ".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
+        console.print(f"{name:<{width}}  {text}", highlight=False, markup=False, soft_wrap=True)

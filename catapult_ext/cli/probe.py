@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from catapult_ext import losses
 from catapult_ext.cli.console import load, picture_path
+from catapult_ext.cli.options import Argument, Option
 from catapult_ext.experiments import probing
 from catapult_ext.probes import LearningRateWindow, learning_rate_window
 
@@ -35,53 +36,49 @@ def _print_window(window: LearningRateWindow) -> None:
     console.print("\n" + window.advice(), highlight=False)
 
 
-def register(app: Any, typer: Any) -> None:
-    """Add the commands."""
-    option, argument = typer.Option, typer.Argument
+def probe(
+    model: Annotated[str, Argument("package.module:factory, called without arguments.")],
+    data: Annotated[
+        str, Option("FILE.npz or FILE.pt (x, y), digits, digits28, or module:factory of a loader.")
+    ] = "digits",
+    loss: Annotated[str, Option(", ".join(losses.NAMED))] = "half_mse",
+    k: Annotated[int, Option("Eigenvalues of each operator.")] = 3,
+    samples: Annotated[int, Option("First so many samples.")] = 512,
+    tol: Annotated[float, Option("Relative error of the eigenvalues.")] = 1e-3,
+    out: Annotated[Path | None, Option("Write the spectrum's picture here (PNG).")] = None,
+    seed: Annotated[int, Option("Of random vectors.")] = 0,
+) -> None:
+    """Show how curved a model is: top of NTK, GGN and Hessian, and its learning rates."""
+    net, known, pair = _problem(model, data, loss, samples)
+    if out is not None:
+        picture_path("probe", out)
+    result = probing.probe(net, known, pair, k=k, tol=tol, density=out is not None, seed=seed)
+    box = load("rich.box").SIMPLE_HEAD
+    table = load("rich.table").Table(title=model, header_style="bold", box=box)
+    for name in result.rows[0]:
+        table.add_column(name, justify="right")
+    for row in result.rows:
+        table.add_row(*(f"{v:.5g}" if isinstance(v, float) else str(v) for v in row.values()))
+    load("rich.console").Console().print(table)
+    _print_window(result.window)
+    if out is not None and result.density is not None:
+        from catapult_ext.figures.curvature import density_png
 
-    @app.command()
-    def probe(
-        model: str = argument(..., help="package.module:factory, called without arguments."),
-        data: str = option(
-            "digits",
-            help="FILE.npz or FILE.pt (x, y), digits, digits28, or module:factory of a loader.",
-        ),
-        loss: str = option("half_mse", help=", ".join(losses.NAMED)),
-        k: int = option(3, help="Eigenvalues of each operator."),
-        samples: int = option(512, help="First so many samples."),
-        tol: float = option(1e-3, help="Relative error of the eigenvalues."),
-        out: Path = option(None, help="Write the spectrum's picture here (PNG)."),  # noqa: B008
-        seed: int = option(0, help="Of random vectors."),
-    ) -> None:
-        """Show how curved a model is: top of NTK, GGN and Hessian, and its learning rates."""
-        net, known, pair = _problem(model, data, loss, samples)
-        if out is not None:
-            picture_path("probe", out)
-        result = probing.probe(net, known, pair, k=k, tol=tol, density=out is not None, seed=seed)
-        box = load("rich.box").SIMPLE_HEAD
-        table = load("rich.table").Table(title=model, header_style="bold", box=box)
-        for name in result.rows[0]:
-            table.add_column(name, justify="right")
-        for row in result.rows:
-            table.add_row(*(f"{v:.5g}" if isinstance(v, float) else str(v) for v in row.values()))
-        load("rich.console").Console().print(table)
-        _print_window(result.window)
-        if out is not None and result.density is not None:
-            from catapult_ext.figures.curvature import density_png
+        density = result.density
+        out.write_bytes(density_png(density.low, density.high, density.density, "Hessian"))
+        print(f"\nPicture: {out}")
 
-            density = result.density
-            out.write_bytes(density_png(density.low, density.high, density.density, "Hessian"))
-            print(f"\nPicture: {out}")
 
-    @app.command(name="max-lr")
-    def max_lr(
-        model: str = argument(..., help="package.module:factory, called without arguments."),
-        data: str = option("digits", help="As of catapult-ext probe."),
-        loss: str = option("half_mse", help=", ".join(losses.NAMED)),
-        samples: int = option(512, help="First so many samples."),
-        measure: int = option(0, help="Steps of training runs that measure eta_max; 0: estimate."),
-        seed: int = option(0, help="Of random vectors."),
-    ) -> None:
-        """Show how large a learning rate a model stands, and what happens above which rate."""
-        net, known, pair = _problem(model, data, loss, samples)
-        _print_window(learning_rate_window(net, known, pair, measure=measure, seed=seed))
+def max_lr(
+    model: Annotated[str, Argument("package.module:factory, called without arguments.")],
+    data: Annotated[str, Option("As of catapult-ext probe.")] = "digits",
+    loss: Annotated[str, Option(", ".join(losses.NAMED))] = "half_mse",
+    samples: Annotated[int, Option("First so many samples.")] = 512,
+    measure: Annotated[
+        int, Option("Steps of training runs that measure eta_max; 0: estimate.")
+    ] = 0,
+    seed: Annotated[int, Option("Of random vectors.")] = 0,
+) -> None:
+    """Show how large a learning rate a model stands, and what happens above which rate."""
+    net, known, pair = _problem(model, data, loss, samples)
+    _print_window(learning_rate_window(net, known, pair, measure=measure, seed=seed))

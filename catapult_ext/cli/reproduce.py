@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import ast
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from catapult_ext import _validate as v
 from catapult_ext.cli.console import load, resumable
+from catapult_ext.cli.options import Argument, Option
 from catapult_ext.experiments import reproduce as experiments
 from catapult_ext.experiments.workers import cores
 
@@ -81,55 +82,56 @@ def _print_done(done: experiments.Reproduction) -> None:
         console.print(f"\nReport: {done.path / 'report.html'}", highlight=False, soft_wrap=True)
 
 
-def register(app: Any, typer: Any) -> None:
-    """Add the commands."""
-    option, argument = typer.Option, typer.Argument
+def reproduce(
+    name: Annotated[str | None, Argument("Experiment; without one, the list of them.")] = None,
+    scale: Annotated[
+        str, Option("smoke (seconds), cpu (two cores) or full (the paper's).")
+    ] = "cpu",
+    out: Annotated[Path | None, Option("Run folder; default ./catapult-runs/NAME-SCALE.")] = None,
+    data_dir: Annotated[
+        Path | None, Option("Folder of data files; default $CATAPULT_DATA.")
+    ] = None,
+    fresh: Annotated[bool, Option("Start again in an existing run folder.", "--fresh")] = False,
+    device: Annotated[str, Option("Where to train, such as cuda.")] = "cpu",
+    workers: Annotated[
+        int | None, Option("Processes that share the cores; default one per core at cpu scale.")
+    ] = None,
+    settings: Annotated[
+        list[str] | None, Option("key=value, such as seeds=3 or c=1,3,8.", "--set")
+    ] = None,
+) -> None:
+    """Run one experiment of the paper and judge its claims."""
+    if name is None:
+        _print_names()
+        return
+    changed = changes(name, scale, settings or [])
+    folder = out if out is not None else Path("catapult-runs") / f"{name}-{scale}"
+    if workers is None:
+        workers = cores() if scale == "cpu" and device == "cpu" else 1
+    console = load("rich.console").Console(stderr=True)
 
-    @app.command()
-    def reproduce(
-        name: str = argument(None, help="Experiment; without one, the list of them."),
-        scale: str = option("cpu", help="smoke (seconds), cpu (two cores) or full (the paper's)."),
-        out: Path = option(None, help="Run folder; default ./catapult-runs/NAME-SCALE."),  # noqa: B008
-        data_dir: Path = option(None, help="Folder of data files; default $CATAPULT_DATA."),  # noqa: B008
-        fresh: bool = option(False, "--fresh", help="Start anew in an existing run folder."),
-        device: str = option("cpu", help="Where to train, such as cuda."),
-        workers: int = option(
-            None, help="Processes that share the cores; default one per core at cpu scale."
-        ),
-        settings: list[str] = option([], "--set", help="key=value, such as seeds=3 or c=1,3,8."),  # noqa: B008
-    ) -> None:
-        """Run one experiment of the paper and judge its claims."""
-        if name is None:
-            _print_names()
-            return
-        changed = changes(name, scale, settings)
-        folder = out if out is not None else Path("catapult-runs") / f"{name}-{scale}"
-        if workers is None:
-            workers = cores() if scale == "cpu" and device == "cpu" else 1
-        console = load("rich.console").Console(stderr=True)
+    def tell(line: str) -> None:
+        console.print(line, highlight=False, style="dim")
 
-        def tell(line: str) -> None:
-            console.print(line, highlight=False, style="dim")
+    with resumable("parts"):
+        done = experiments.reproduce(
+            name,
+            scale,
+            out=folder,
+            data_dir=data_dir,
+            fresh=fresh,
+            device=device,
+            tell=tell,
+            workers=workers,
+            **changed,
+        )
+    _print_done(done)
 
-        with resumable("parts"):
-            done = experiments.reproduce(
-                name,
-                scale,
-                out=folder,
-                data_dir=data_dir,
-                fresh=fresh,
-                device=device,
-                tell=tell,
-                workers=workers,
-                **changed,
-            )
-        _print_done(done)
 
-    @app.command()
-    def compare(
-        first: Path = argument(..., help="Run folder."),  # noqa: B008
-        second: Path = argument(..., help="Run folder."),  # noqa: B008
-    ) -> None:
-        """Set two finished reproductions side by side: settings and claims that differ."""
-        rows = experiments.compare(first, second)
-        _print_table(rows, f"{first} and {second}", ["what", "first", "second", "same"])
+def compare(
+    first: Annotated[Path, Argument("Run folder.")],
+    second: Annotated[Path, Argument("Run folder.")],
+) -> None:
+    """Set two finished reproductions side by side: settings and claims that differ."""
+    rows = experiments.compare(first, second)
+    _print_table(rows, f"{first} and {second}", ["what", "first", "second", "same"])

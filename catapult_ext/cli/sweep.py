@@ -5,11 +5,12 @@ from __future__ import annotations
 from contextlib import nullcontext
 from enum import Enum
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from catapult_ext import _validate as v
 from catapult_ext import data, losses, models
 from catapult_ext.cli.console import launched_ranks, print_result, sweep_progress
+from catapult_ext.cli.options import Option
 from catapult_ext.experiments.sweep import SweepConfig, run
 
 
@@ -32,74 +33,70 @@ def rates(command: str, option: str, text: str | None) -> tuple[float, ...] | No
     return found
 
 
-def register(app: Any, typer: Any) -> None:
-    """Add the command."""
-    option = typer.Option
+def sweep(
+    c: Annotated[str | None, Option("Learning rates in units of 1/lambda_0: 0.5,1,2.1,3")] = None,
+    eta: Annotated[str | None, Option("Learning rates as they are (instead of --c).")] = None,
+    name: Annotated[str, Option("Run folder under ./catapult-runs.")] = "sweep",
+    out: Annotated[Path | None, Option("Run folder (instead of --name).")] = None,
+    fresh: Annotated[bool, Option("Start again in an existing run folder.", "--fresh")] = False,
+    data_name: Annotated[str, Option(", ".join(data.NAMES), "--data")] = "digits",
+    samples: Annotated[int, Option("Training samples.")] = 512,
+    model_name: Annotated[ModelName, Option("Network.", "--model")] = ModelName.fc,
+    width: Annotated[int, Option("Hidden units, or channels of the CNN.")] = 512,
+    depth: Annotated[int, Option("Hidden layers of the fully connected network.")] = 3,
+    activation: Annotated[str, Option(", ".join(models.ACTIVATIONS))] = "relu",
+    parameterisation: Annotated[str, Option("ntk or standard.")] = "ntk",
+    init: Annotated[
+        str | None, Option("Named initialisation; default normal (ntk), he (standard).")
+    ] = None,
+    steps: Annotated[int, Option("Full-batch gradient steps of every learning rate.")] = 200,
+    loss: Annotated[
+        str, Option(", ".join(losses.NAMED) + "; half_mse: 1/2N sum, half_mse_mean: 1/2NO sum.")
+    ] = "half_mse",
+    linearised: Annotated[bool, Option("Also sweep the linearised net.", "--linearised")] = False,
+    seed: Annotated[int, Option("Of weights and data.")] = 0,
+) -> None:
+    """Train one network at many learning rates and follow its curvature.
 
-    @app.command()
-    def sweep(
-        c: str = option(None, help="Learning rates in units of 1/lambda_0: 0.5,1,2.1,3"),
-        eta: str = option(None, help="Learning rates as they are (instead of --c)."),
-        name: str = option("sweep", help="Run folder under ./catapult-runs."),
-        out: Path = option(None, help="Run folder (instead of --name)."),  # noqa: B008
-        fresh: bool = option(False, "--fresh", help="Start anew in an existing run folder."),
-        data_name: str = option("digits", "--data", help=", ".join(data.NAMES)),
-        samples: int = option(512, help="Training samples."),
-        model_name: ModelName = option(ModelName.fc, "--model", help="Network."),  # noqa: B008
-        width: int = option(512, help="Hidden units, or channels of the CNN."),
-        depth: int = option(3, help="Hidden layers of the fully connected network."),
-        activation: str = option("relu", help=", ".join(models.ACTIVATIONS)),
-        parameterisation: str = option("ntk", help="ntk or standard."),
-        init: str = option(None, help="Named initialisation; default normal (ntk), he (standard)."),
-        steps: int = option(200, help="Full-batch gradient steps of every learning rate."),
-        loss: str = option(
-            "half_mse",
-            help=", ".join(losses.NAMED) + "; half_mse: 1/2N sum, half_mse_mean: 1/2NO sum.",
-        ),
-        linearised: bool = option(False, "--linearised", help="Also sweep the linearised net."),
-        seed: int = option(0, help="Of weights and data."),
-    ) -> None:
-        """Train one network at many learning rates and follow its curvature.
-
-        Started by torchrun, the ranks share out the rates.
-        """
-        chosen, plain = rates("sweep", "--c", c), rates("sweep", "--eta", eta)
-        config = SweepConfig(c=chosen, eta=plain, steps=steps, linearised=linearised)
-        image = model_name is ModelName.cnn
-        drawn: dict[str, Any] = {"seed": seed} if data_name in data.SYNTHETIC else {}
-        found = data.named(data_name, train=samples, flatten=not image, **drawn)
-        fits = not image or (found.x_train.dim() == 4 and found.x_train.shape[1] == 1)
-        wanted = "--model cnn needs images of one channel, as --data digits or digits28"
-        v.require(fits, "sweep", wanted, data_name)
-        settings: dict[str, Any] = {
-            "activation_name": activation,
-            "parameterisation": parameterisation,
-            "init": init,
-            "seed": seed,
-        }
-        if image:
-            side = found.x_train.shape[-1]
-            model = models.small_cnn(side, found.outputs, channels=width, **settings)
-        else:
-            features = found.x_train.shape[1]
-            model = models.fully_connected(
-                features, found.outputs, width=width, depth=depth, **settings
+    Started by torchrun, the ranks share out the rates.
+    """
+    chosen, plain = rates("sweep", "--c", c), rates("sweep", "--eta", eta)
+    config = SweepConfig(c=chosen, eta=plain, steps=steps, linearised=linearised)
+    image = model_name is ModelName.cnn
+    drawn: dict[str, Any] = {"seed": seed} if data_name in data.SYNTHETIC else {}
+    found = data.named(data_name, train=samples, flatten=not image, **drawn)
+    fits = not image or (found.x_train.dim() == 4 and found.x_train.shape[1] == 1)
+    wanted = "--model cnn needs images of one channel, as --data digits or digits28"
+    v.require(fits, "sweep", wanted, data_name)
+    settings: dict[str, Any] = {
+        "activation_name": activation,
+        "parameterisation": parameterisation,
+        "init": init,
+        "seed": seed,
+    }
+    if image:
+        side = found.x_train.shape[-1]
+        model = models.small_cnn(side, found.outputs, channels=width, **settings)
+    else:
+        features = found.x_train.shape[1]
+        model = models.fully_connected(
+            features, found.outputs, width=width, depth=depth, **settings
+        )
+    folder = out if out is not None else Path("catapult-runs") / name
+    title = f"Learning-rate sweep: {model_name.value} on {found.name}"
+    with launched_ranks() as (group, talks):
+        bars = sweep_progress() if talks else nullcontext(None)
+        with bars as progress:
+            result = run(
+                config,
+                model,
+                found,
+                loss,
+                out=folder,
+                fresh=fresh,
+                title=title,
+                progress=progress,
+                group=group,
             )
-        folder = out if out is not None else Path("catapult-runs") / name
-        title = f"Learning-rate sweep: {model_name.value} on {found.name}"
-        with launched_ranks() as (group, talks):
-            bars = sweep_progress() if talks else nullcontext(None)
-            with bars as progress:
-                result = run(
-                    config,
-                    model,
-                    found,
-                    loss,
-                    out=folder,
-                    fresh=fresh,
-                    title=title,
-                    progress=progress,
-                    group=group,
-                )
-        if talks:
-            print_result(result, title)
+    if talks:
+        print_result(result, title)

@@ -37,6 +37,27 @@ def test_info_shows_what_the_binary_can_do(capsys):
     assert build_info()["torch"] in out
 
 
+def test_commands_are_functions_that_can_be_called(capsys, tmp_path):
+    from catapult_ext.cli import toy
+
+    toy.toy(c="0.5,2.5,9", steps=20, samples=4, out=tmp_path / "called")
+    called = capsys.readouterr().out
+    options = ["--c", "0.5,2.5,9", "--steps", "20", "--samples", "4", "--out", tmp_path / "typed"]
+    code, typed, err = run(capsys, "toy", *options)
+    assert code == 0, err
+    assert typed == called.replace("called", "typed")
+    tables = [(tmp_path / name / "summary.csv").read_bytes() for name in ("called", "typed")]
+    assert tables[0] == tables[1]
+
+
+def test_the_group_runs_its_own_command_only_without_a_subcommand(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    code, out, err = run(capsys, "toy", "figure", "plane", "--out", tmp_path / "plane.png")
+    assert code == 0, err
+    assert out == f"Picture: {tmp_path / 'plane.png'}\n"
+    assert not (tmp_path / "catapult-runs").exists()
+
+
 def test_python_m_is_the_same_command():
     command = [sys.executable, "-m", "catapult_ext", "--help"]
     result = subprocess.run(command, capture_output=True, text=True)
