@@ -249,7 +249,7 @@ class Copier:
         for name in _names(value.__code__):
             item = value.__globals__.get(name)
             kind = type(item)
-            calls = isinstance(item, types.FunctionType) and item.__globals__ is value.__globals__
+            calls = isinstance(item, types.FunctionType) and item.__module__ == value.__module__
             if kind not in _CONSTANTS and (id(item) in self.memo or calls or kind in _CONTAINERS):
                 copied = self(item)
                 if copied is not item:
@@ -294,11 +294,11 @@ class Copier:
         """A module that copies itself (scripted ones do); its tensors are then set one by one."""
         out = value.__deepcopy__({})  # type: ignore[operator]
         places = [
-            (path, group, name, self.memo[id(tensor)])
+            (path, group, name, self(tensor))
             for path, part in value.named_modules(remove_duplicate=False)
             for group in ("_parameters", "_buffers")
             for name, tensor in getattr(part, group).items()
-            if id(tensor) in self.memo
+            if tensor is not None
         ]
         if all(isinstance(place[-1], Tensor) for place in places):
             return _set_places(out, places)

@@ -44,7 +44,7 @@ def top_space(
     found = eigsh(kernel, k=min(k, kernel.shape[0]), tol=tol)
     ratios = tuple((found.eigenvalues / found.eigenvalues[0]).tolist())
     if isinstance(loss, losses.SquaredLoss):
-        m = loss.normaliser(model(x), y)
+        m = loss.normaliser(model(x.clone()), y)
         value, error = float(found.eigenvalues[0]) / m, float(found.errors[0]) / m
         return TopSpace(value, error, found.eigenvectors[:, :1], ratios, found.eigenvectors)
     return TopSpace(*top_curvature(model, loss, x, y, None, tol), ratios, found.eigenvectors)
@@ -61,7 +61,7 @@ def top_curvature(
     """
     if isinstance(loss, losses.SquaredLoss):
         found = eigsh(NTK(model, x), tol=tol, v0=v0, confidence=CONFIDENCE)
-        m = loss.normaliser(model(x), y)
+        m = loss.normaliser(model(x.clone()), y)
     else:
         found = eigsh(GGN(model, loss, (x, y)), tol=tol, v0=v0, confidence=CONFIDENCE)
         m = 1.0

@@ -46,7 +46,7 @@ def linearised_sweep(
             f"catapult_ext.experiments: linearised=True needs a squared loss, got {loss.name}"
         )
     model.load_state_dict(problem.state)
-    outputs = model(x)
+    outputs = model(x.clone())
     m = loss.normaliser(outputs, y)
     kernel = NTK(model, x)
     product = kernel.dense() if kernel.shape[0] <= DENSE_UP_TO else kernel

@@ -115,5 +115,5 @@ def outputs_of(model: nn.Module, x: Tensor, count: int | None = EVALUATED_AT_ONC
     """Outputs without gradients, ``count`` samples at a time where no sample sees another."""
     coupled = model.training or any(type(m).__name__ == "CoupledBatchNorm" for m in model.modules())
     if count is None or len(x) <= count or coupled:
-        return model(x)
-    return torch.cat([model(part) for part in x.split(count)])
+        return model(x.clone())
+    return torch.cat([model(part.clone()) for part in x.split(count)])

@@ -18,6 +18,7 @@ from catapult_ext.linops.engines.loss_curvature import (
     checked_loss,
     is_known,
 )
+from catapult_ext.linops.model.inputs import fresh_inputs
 from catapult_ext.linops.model.policy import frozen_context
 from catapult_ext.linops.model_operator import ModelOperator
 from catapult_ext.losses import Loss, OutputFactor, resolve
@@ -81,7 +82,7 @@ class GGN(ModelOperator):
         if not is_known(loss):
             with frozen_context():
                 checked_loss(snapshot, loss, y, f.clone().requires_grad_(), of_outputs=_OF_OUTPUTS)
-            loss = bound_loss(snapshot, loss)
+            loss, y = bound_loss(snapshot, loss), fresh_inputs(y, Tensor.clone)
             if not loss.convex and snapshot.vector_outputs:
                 f = f.squeeze(1)  # a callable gets the outputs as the model returns them
         with snapshot.policy.seeded(snapshot.device):

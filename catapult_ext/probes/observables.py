@@ -109,8 +109,9 @@ def activity(model: nn.Module, x: Tensor) -> tuple[Tensor, Activity | None]:
 
 
 def weight_norm(model: nn.Module) -> float:
-    """Euclidean norm of all parameters, accumulated in float64."""
-    norms = [vector_norm(p.detach(), dtype=torch.float64) for p in model.parameters()]
+    """Euclidean norm of all floating-point parameters, accumulated in float64."""
+    floating = [p.detach() for p in model.parameters() if p.is_floating_point()]
+    norms = [vector_norm(p, dtype=torch.float64) for p in floating]
     return float(vector_norm(torch.stack(norms))) if norms else 0.0
 
 

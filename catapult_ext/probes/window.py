@@ -230,10 +230,8 @@ def _first_step(
     model: nn.Module, loss: Loss, x: Any, y: Any, rule: Rule, guess: float
 ) -> tuple[float | None, dict[str, float]]:
     """Rate at which the loss after one step equals that before: doubling, then bisection."""
-    model = own_copy(model)
-    start, direction = _gradients(model, loss, x, y)
+    start, direction = _gradients(own_copy(model), loss, x, y)
     weights = training.moved(model)
-    held = [p.clone() for p in weights]
     penalty = rule.l2 / 2
     if rule.l2:
         direction = [d + rule.l2 * p for d, p in zip(direction, weights, strict=True)]
@@ -246,10 +244,12 @@ def _first_step(
     def rises(eta: float) -> bool:
         nonlocal passes
         passes += 1
-        for p, p0, d in zip(weights, held, direction, strict=True):
+        stepped = own_copy(model)  # models that cache what they make of parameters start afresh
+        after = training.moved(stepped)
+        for p, p0, d in zip(after, weights, direction, strict=True):
             p.copy_(p0 - eta * d)
-        value = loss(_outputs(model, x), y).item()
-        value += penalty * sum(float(p.square().sum()) for p in weights)
+        value = loss(_outputs(stepped, x), y).item()
+        value += penalty * sum(float(p.square().sum()) for p in after)
         return not value <= start
 
     bracket = _bracketed(rises, guess / 4)
@@ -334,7 +334,7 @@ def _measured(
     a layer dies (:class:`~catapult_ext.probes.Verdict`).
     """
     optimizer = torch.optim.SGD(model.parameters(), lr=1.0) if optimizer is None else optimizer
-    first, _ = _gradients(model, loss, x, y)
+    first, _ = _gradients(own_copy(model), loss, x, y)
     cut = divergence_cut(first, hidden_width(model), lambda0)
 
     def diverges(eta: float) -> bool:

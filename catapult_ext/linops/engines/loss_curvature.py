@@ -144,8 +144,8 @@ def parameters_seen(snapshot: Snapshot, value: Tensor, outputs: Tensor) -> list[
         "a loss must reach the model's parameters through its own closure, arguments or modules",
         f"{listed(past)} of another reference (a function it calls, a class)",
     )
-    mine = {id(p): name for name, p in snapshot.params.items()}
-    return [mine[id(t)] for t in leaves if id(t) in mine]
+    ids = {id(t) for t in leaves}
+    return [name for name, p in snapshot.params.items() if id(p) in ids]
 
 
 def check_layout(snapshot: Snapshot, loss: Loss, y: Any, outputs: Tensor) -> None:
