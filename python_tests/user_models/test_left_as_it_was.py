@@ -158,7 +158,8 @@ class Breaks(nn.Module):
 
     def __init__(self, how):
         super().__init__()
-        self.a, self.o, self.how, self.log = nn.Linear(4, 4), nn.Linear(4, 2), how, []
+        self.a, self.o = nn.Linear(4, 4), nn.Linear(4, 2)
+        self.how, self.log = how, []
         self.register_buffer("count", torch.zeros(()))
         self.a.register_forward_hook(lambda _, given, out: self.log.append(out))
 
