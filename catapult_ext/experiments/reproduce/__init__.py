@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from catapult_ext.experiments.reproduce.outcome import Claim, Outcome
+from catapult_ext.experiments.reproduce.outcome import Claim, Experiment, Outcome, Reproduction
 from catapult_ext.experiments.reproduce.registry import (
     SCALES,
-    Experiment,
-    Reproduction,
     experiment,
     names,
     reproduce,

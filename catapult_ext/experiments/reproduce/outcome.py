@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from catapult_ext.figures.line_panel import Panel
@@ -58,6 +59,30 @@ class Outcome:
             + (f", {failed} do not" if failed else "")
             + (f", {open_} could not be decided" if open_ else "")
         )
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """One experiment: ``run(settings, context)`` gives its :class:`Outcome`."""
+
+    name: str
+    title: str
+    source: str
+    settings: dict[str, Any]
+    run: Callable[[Any, Any], Outcome]
+
+
+@dataclass(frozen=True)
+class Reproduction:
+    """A finished experiment: outcome, settings, device, run folder and data folder, if any."""
+
+    experiment: Experiment
+    scale: str
+    settings: Any
+    outcome: Outcome
+    path: Path | None
+    device: str = "cpu"
+    data_folder: Path | None = None
 
 
 def line(label: str, rows: Iterable[Row], key: str, x: str = "c", style: str = "o-") -> Series:

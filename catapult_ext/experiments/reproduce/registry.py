@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import importlib
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,7 @@ from catapult_ext._processes import Ranks
 from catapult_ext._store import RunFolder, environment
 from catapult_ext._validate import fail, integers, require
 from catapult_ext.experiments.reproduce.context import Context
-from catapult_ext.experiments.reproduce.outcome import Outcome
+from catapult_ext.experiments.reproduce.outcome import Experiment, Reproduction
 from catapult_ext.experiments.reproduce.report import write_report
 from catapult_ext.experiments.reproduce.settings import check
 from catapult_ext.experiments.workers import helped
@@ -42,30 +41,6 @@ MODULES = {
     "meltzer-sparsity": "meltzer_sparsity",
     "warmup": "warmup",
 }
-
-
-@dataclass(frozen=True)
-class Experiment:
-    """One experiment: ``run(settings, context)`` gives its :class:`Outcome`."""
-
-    name: str
-    title: str
-    source: str
-    settings: dict[str, Any]
-    run: Callable[[Any, Context], Outcome]
-
-
-@dataclass(frozen=True)
-class Reproduction:
-    """A finished experiment: outcome, settings, device, run folder and data folder, if any."""
-
-    experiment: Experiment
-    scale: str
-    settings: Any
-    outcome: Outcome
-    path: Path | None
-    device: str = "cpu"
-    data_folder: Path | None = None
 
 
 def names() -> list[str]:

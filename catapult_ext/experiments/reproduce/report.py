@@ -6,15 +6,12 @@ import dataclasses
 import json
 import shlex
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from catapult_ext._store import RunFolder, RunFolderError
-from catapult_ext.experiments.reproduce.outcome import Claim, Row
+from catapult_ext.experiments.reproduce.outcome import Claim, Reproduction, Row
 from catapult_ext.experiments.reproduce.page import page
 from catapult_ext.figures.line_panel import draw_panel
-
-if TYPE_CHECKING:
-    from catapult_ext.experiments.reproduce.registry import Reproduction
 
 HOLDS = {True: "holds", False: "does not hold", None: "undecided"}
 
