@@ -6,12 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from catapult_ext._store import RunFolder
 from catapult_ext.experiments.summary import closing, verdict_of
 from catapult_ext.experiments.sweep_config import SweepConfig
-from catapult_ext.figures.sweep import CAPTIONS, overview, sweep_figures
+from catapult_ext.figures.sweep import overview
 from catapult_ext.probes import Verdict
-from catapult_ext.runs import report
+from catapult_ext.runs.report import cell, phase_cell
 
 
 @dataclass(frozen=True)
@@ -82,46 +81,27 @@ class SweepResult:
             figure.savefig(path, dpi=150)
         return figure
 
-    def write_reports(self, folder: RunFolder, title: str) -> None:
-        """Write summary.json, summary.csv, the pictures and report.html of a finished sweep."""
-        folder.write_json("summary.json", self.summary)
-        folder.write_csv("summary.csv", self.rows)
-        figures = sweep_figures(self.summary, self.records)
-        for name, png in figures.items():
-            folder.write_bytes(f"fig_{name}.png", png)
-        page = report.page(
-            title,
-            [self.closing()],
-            self.table(),
-            {CAPTIONS[name]: png for name, png in figures.items()},
-            {"Configuration": folder.config, "Environment": folder.started_in},
-        )
-        folder.write_bytes("report.html", page.encode())
-
 
 def _cells(row: dict[str, Any]) -> dict[str, str]:
-    def text(value: float | None, form: str = "{:.3g}") -> str:
-        return "" if value is None else form.format(value)
-
     rose = "" if row["loss_rose_at"] is None else f"x{row['loss_peak']:.3g}"
     cells = {
-        "c": text(row["c"], "{:.4g}"),
-        "eta": text(row["eta"], "{:.4g}"),
-        "phase": " ".join((row["phase"], *(f"({f})" for f in row["flags"].split()))),
-        "proj. growth": text(row["projection_peak"], "x{:.3g}"),
+        "c": cell(row["c"], "{:.4g}"),
+        "eta": cell(row["eta"], "{:.4g}"),
+        "phase": phase_cell(row),
+        "proj. growth": cell(row["projection_peak"], "x{:.3g}"),
         "loss peak": rose,
-        "loss end": text(row["loss_end"]),
-        "lambda end": text(row["lambda_end"]),
-        "eta*lam. end": text(row["eta_lambda_end"], "{:.2f}"),
-        "train acc.": text(row["train_accuracy"], "{:.1%}"),
-        "test acc.": text(row["test_accuracy"], "{:.1%}"),
-        "inactive": text(row["inactive"], "{:.0%}"),
-        "|theta|": text(row["weight_norm_end"], "{:.4g}"),
+        "loss end": cell(row["loss_end"]),
+        "lambda end": cell(row["lambda_end"]),
+        "eta*lam. end": cell(row["eta_lambda_end"], "{:.2f}"),
+        "train acc.": cell(row["train_accuracy"], "{:.1%}"),
+        "test acc.": cell(row["test_accuracy"], "{:.1%}"),
+        "inactive": cell(row["inactive"], "{:.0%}"),
+        "|theta|": cell(row["weight_norm_end"], "{:.4g}"),
     }
     if row["phase"] == "divergent":
         cells["loss end"] = f"step {row['diverged_at']}: out"
     if "linearised_projection_peak" in row:
         out = row["linearised_diverged_at"]
-        grown = text(row["linearised_projection_peak"], "x{:.3g}")
+        grown = cell(row["linearised_projection_peak"], "x{:.3g}")
         cells["linearised growth"] = grown if out is None else f"step {out}: out"
     return cells

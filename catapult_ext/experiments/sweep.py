@@ -22,11 +22,12 @@ from catapult_ext.experiments.linearised import linearised_sweep
 from catapult_ext.experiments.parts import Parts
 from catapult_ext.experiments.result import SweepResult
 from catapult_ext.experiments.start import Start, start
-from catapult_ext.experiments.storage import describe_loss
 from catapult_ext.experiments.summary import summarise, verdict_of
-from catapult_ext.experiments.sweep_config import WHERE, SweepConfig, check_problem
+from catapult_ext.experiments.sweep_config import WHERE, SweepConfig, check_problem, describe_loss
 from catapult_ext.figures.style import require_matplotlib
+from catapult_ext.figures.sweep import CAPTIONS, sweep_figures
 from catapult_ext.probes import hidden_width
+from catapult_ext.runs import report
 from catapult_ext.training import Recipe
 
 
@@ -209,7 +210,8 @@ class _Sweep:
         assert self.parts.folder is not None
         result = self.result()
         self.progress.stage("writing the report")
-        result.write_reports(self.parts.folder, title)
+        pictures = sweep_figures(result.summary, result.records)
+        report.write(self.parts.folder, title, result, pictures, CAPTIONS)
         return result
 
     def result(self) -> SweepResult:

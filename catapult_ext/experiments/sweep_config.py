@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from dataclasses import dataclass
 from typing import Any
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 
 from catapult_ext import losses
 from catapult_ext._module_copy import own_copy
+from catapult_ext._store import update_digest
 from catapult_ext._validate import fail, integers, require
 from catapult_ext.data import Dataset
 from catapult_ext.probes.observables import active_dropout
@@ -96,3 +98,22 @@ def check_problem(model: nn.Module, data: Dataset, loss: Any, linearised: bool) 
     require(shape == wanted, WHERE, f"model must return outputs of shape {wanted}", shape)
     resolved.targets(outputs, data.y_train)
     return resolved
+
+
+def describe_loss(loss: Any) -> Any:
+    """A loss as JSON values: its name, or the class and every setting of a loss module."""
+    if isinstance(loss, str):
+        return loss
+    settings: dict[str, Any] = {"type": getattr(loss, "name", type(loss).__name__)}
+    for name, value in sorted(getattr(loss, "__dict__", {}).items()):
+        if isinstance(value, (bool, int, float, str)):
+            settings[name] = value
+    for name, value in getattr(loss, "_buffers", {}).items():
+        if isinstance(value, Tensor):
+            digest = hashlib.sha256()
+            update_digest(digest, name, value)
+            settings[name] = digest.hexdigest()[:16]
+    inner = getattr(loss, "module", None)
+    if isinstance(loss, losses.Loss) and inner is not None:
+        settings["module"] = describe_loss(inner)
+    return settings

@@ -130,15 +130,8 @@ def run_toy(
     identity = {"experiment": "toy", "version": 1, **dataclasses.asdict(config)}
     with RunFolder(out, identity, environment=environment(), fresh=fresh) as folder:
         result = ToyResult(config, trajectory, summary, folder.path)
-        folder.write_json("summary.json", summary)
-        folder.write_csv("summary.csv", summary["rates"])
-        figures = toy_figures(summary, records)
-        for name, png in figures.items():
-            folder.write_bytes(f"fig_{name}.png", png)
-        pictures = {"Loss, curvature along the way, and curvature at the end": figures["toy"]}
-        appendix = {"Configuration": folder.config, "Environment": folder.started_in}
-        page = report.page(TITLE, [result.closing()], result.table(), pictures, appendix)
-        folder.write_bytes("report.html", page.encode())
+        captions = {"toy": "Loss, curvature along the way, and curvature at the end"}
+        report.write(folder, TITLE, result, toy_figures(summary, records), captions)
     return result
 
 
@@ -186,17 +179,14 @@ def _row(c: float, record: dict[str, Any], verdict: Verdict) -> dict[str, Any]:
 
 
 def _cells(row: dict[str, Any]) -> dict[str, str]:
-    def text(value: float | None, form: str = "{:.3g}") -> str:
-        return "" if value is None else form.format(value)
-
-    end = text(row["loss_end"])
+    end = report.cell(row["loss_end"])
     return {
-        "c": text(row["c"], "{:.4g}"),
-        "eta": text(row["eta"], "{:.4g}"),
-        "phase": " ".join((row["phase"], *(f"({f})" for f in row["flags"].split()))),
+        "c": report.cell(row["c"], "{:.4g}"),
+        "eta": report.cell(row["eta"], "{:.4g}"),
+        "phase": report.phase_cell(row),
         "loss peak": f"x{row['loss_peak']:.3g}" if row["loss_rose_at"] is not None else "",
         "peak at": str(row["loss_peak_at"]) if row["loss_rose_at"] is not None else "",
         "loss end": end or f"step {row['diverged_at']}: out",
-        "lambda end": text(row["lambda_end"]),
-        "eta*lam. end": text(row["eta_lambda_end"]),
+        "lambda end": report.cell(row["lambda_end"]),
+        "eta*lam. end": report.cell(row["eta_lambda_end"]),
     }

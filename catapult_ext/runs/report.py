@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from html import escape
 from typing import Any
 
+from catapult_ext._store import RunFolder
 from catapult_ext.runs.html import document, figure
 
 _STYLE = """
@@ -44,6 +46,42 @@ def page(
         text = json.dumps(value, indent=1, sort_keys=True)
         parts.append(f"<h2>{escape(heading)}</h2><pre>{escape(text)}</pre>")
     return document(title, parts, _STYLE)
+
+
+def write(
+    folder: RunFolder,
+    title: str,
+    result: Any,
+    pictures: dict[str, bytes],
+    captions: Mapping[str, str],
+) -> None:
+    """Write summary.json, summary.csv, the pictures and report.html of a finished run.
+
+    Args:
+        folder: of the run.
+        title: heading of the page.
+        result: has ``summary``, whose ``rates`` are the rows, ``closing()`` and ``table()``.
+        pictures: PNG bytes by name.
+        captions: of the pictures on the page, by name.
+    """
+    folder.write_json("summary.json", result.summary)
+    folder.write_csv("summary.csv", result.summary["rates"])
+    for name, png in pictures.items():
+        folder.write_bytes(f"fig_{name}.png", png)
+    shown = {captions[name]: png for name, png in pictures.items()}
+    facts = {"Configuration": folder.config, "Environment": folder.started_in}
+    text = page(title, [result.closing()], result.table(), shown, facts)
+    folder.write_bytes("report.html", text.encode())
+
+
+def cell(value: float | None, form: str = "{:.3g}") -> str:
+    """A number of a table as short text; nothing for None."""
+    return "" if value is None else form.format(value)
+
+
+def phase_cell(row: Mapping[str, Any]) -> str:
+    """The phase of a row, with its flags in brackets."""
+    return " ".join((row["phase"], *(f"({flag})" for flag in row["flags"].split())))
 
 
 def _table(rows: list[dict[str, str]]) -> str:

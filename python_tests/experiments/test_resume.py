@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import subprocess
 import sys
@@ -9,7 +10,7 @@ import sys
 import pytest
 import torch
 
-from catapult_ext.experiments import DemoConfig, Progress, result, run_demo
+from catapult_ext.experiments import DemoConfig, Progress, run_demo
 from catapult_ext.runs import RunFolderError
 
 CONFIG = DemoConfig(width=24, samples=24, steps=6, c=(0.5, 2.1, 4.0, 400.0))
@@ -18,7 +19,8 @@ CONFIG = DemoConfig(width=24, samples=24, steps=6, c=(0.5, 2.1, 4.0, 400.0))
 @pytest.fixture(scope="module", autouse=True)
 def draw_equal_pictures_once():
     """Drawing takes longer than these small sweeps."""
-    drawn, draw = {}, result.sweep_figures
+    module = importlib.import_module("catapult_ext.experiments.sweep")
+    drawn, draw = {}, module.sweep_figures
 
     def cached(summary, records):
         key = json.dumps([summary, records])
@@ -27,7 +29,7 @@ def draw_equal_pictures_once():
         return drawn[key]
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(result, "sweep_figures", cached)
+        patch.setattr(module, "sweep_figures", cached)
         yield
 
 

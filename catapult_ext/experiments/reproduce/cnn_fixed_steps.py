@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 
-from catapult_ext.experiments.descent import Recipe, Start, start
+from catapult_ext.experiments.descent import Recipe
 from catapult_ext.experiments.reproduce import grid
 from catapult_ext.experiments.reproduce.accuracy import AccuracySettings
 from catapult_ext.experiments.reproduce.context import Context
@@ -46,11 +47,8 @@ def run(settings: Settings, context: Context) -> Outcome:
         probe_factor=4.0,
         probe_samples=s.probe_samples,
     )
-
-    def make(seed: int) -> Start:
-        return start(s.network(data, seed), data, s.loss, recipe)
-
-    records = grid.run_grid(context, s.model, make, s.c, s.seeds, recipe)
+    problem = grid.Problem(functools.partial(s.network, data), data, s.loss)
+    records = grid.run_grid(context, s.model, problem, s.c, s.seeds, recipe)
     rows = grid.by_rate(records)
     stable = median(grid.largest_stable(records))
     claims = [

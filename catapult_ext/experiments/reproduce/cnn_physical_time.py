@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from catapult_ext.experiments.descent import Recipe, Start, start
+from catapult_ext.experiments.descent import Recipe
 from catapult_ext.experiments.reproduce import grid
 from catapult_ext.experiments.reproduce.accuracy import AccuracySettings
 from catapult_ext.experiments.reproduce.context import Context
@@ -99,12 +100,8 @@ def judged(
     """Train the grid at equal eta * t; ``judge`` gets the rows by rate and all records."""
     s = settings
     data = s.load(context)
-    bare = Recipe(steps=1, probe_samples=s.probe_samples)
-    first = context.part(
-        "lambda0",
-        lambda: {"value": start(s.network(data, 0), data, s.loss, bare).lambda0},
-    )
-    critical = 2 / (first["value"] + s.l2)
+    problem = grid.Problem(functools.partial(s.network, data), data, s.loss)
+    critical = 2 / (problem.lambda0(context, probe_samples=s.probe_samples) + s.l2)
     recipe = Recipe(
         time=s.time * critical,
         batch=s.batch,
@@ -115,11 +112,7 @@ def judged(
         probe_factor=8.0,
         probe_samples=s.probe_samples,
     )
-
-    def make(seed: int) -> Start:
-        return start(s.network(data, seed), data, s.loss, recipe)
-
-    records = grid.run_grid(context, s.model, make, s.c, s.seeds, recipe)
+    records = grid.run_grid(context, s.model, problem, s.c, s.seeds, recipe)
     rows = grid.by_rate(records)
     for row in rows:
         held = [r for r in records if r["c"] == row["c"]]

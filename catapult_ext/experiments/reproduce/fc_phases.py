@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
-from catapult_ext.experiments.descent import Recipe, Start, start
+from catapult_ext.experiments.descent import Recipe
 from catapult_ext.experiments.reproduce import grid
 from catapult_ext.experiments.reproduce.context import Context
 from catapult_ext.experiments.reproduce.outcome import Claim, Outcome, Row, median, show
@@ -67,8 +68,8 @@ def run(settings: Settings, context: Context) -> Outcome:
         steps=s.steps, batch=s.batch, probe_times=(s.read_at,), probe_samples=s.probe_samples
     )
 
-    def make(seed: int) -> Start:
-        model = build(
+    def network(seed: int) -> Any:
+        return build(
             "fc",
             data.x_train.shape[1:],
             data.outputs,
@@ -77,9 +78,9 @@ def run(settings: Settings, context: Context) -> Outcome:
             activation_name=s.activation,
             seed=seed,
         )
-        return start(model, data, s.loss, recipe)
 
-    records = grid.run_grid(context, "fc", make, s.c, s.seeds, recipe)
+    problem = grid.Problem(network, data, s.loss)
+    records = grid.run_grid(context, "fc", problem, s.c, s.seeds, recipe)
     rows = grid.by_rate(records, s.read_at)
     stable = grid.largest_stable(records)
     claims = [

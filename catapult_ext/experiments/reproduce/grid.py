@@ -5,9 +5,13 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
-from catapult_ext.experiments.descent import Recipe, Start, train
+from torch import nn
+
+from catapult_ext.data import Dataset
+from catapult_ext.experiments.descent import Recipe, Start, start, train
 from catapult_ext.experiments.reproduce.context import Context
 from catapult_ext.experiments.reproduce.outcome import (
     Claim,
@@ -26,10 +30,28 @@ from catapult_ext.probes import Verdict, classify
 Record = dict[str, Any]
 
 
+@dataclass(frozen=True)
+class Problem:
+    """What the runs of a grid train: ``network`` of a seed on ``data`` with ``loss``."""
+
+    network: Callable[[int], nn.Module]
+    data: Dataset
+    loss: str
+
+    def start(self, recipe: Recipe, seed: int) -> Start:
+        """The network of a seed at its start."""
+        return start(self.network(seed), self.data, self.loss, recipe)
+
+    def lambda0(self, context: Context, **settings: Any) -> float:
+        """The first seed's lambda_0, a part of the run; ``settings`` are a recipe's."""
+        recipe = Recipe(steps=1, **settings)
+        return context.part("lambda0", lambda: {"value": self.start(recipe, 0).lambda0})["value"]
+
+
 def run_grid(
     context: Context,
     label: str,
-    make: Callable[[int], Start],
+    problem: Problem,
     cs: Sequence[float],
     seeds: int,
     recipe: Recipe,
@@ -39,17 +61,17 @@ def run_grid(
     Args:
         context: of the experiment.
         label: prefix of the parts' names.
-        make: the network and data of a seed at their start; called only where a part is missing,
-            and only the latest seed's are kept.
+        problem: what is trained; started only where a part is missing, and only the latest seed's
+            start is kept.
         cs: learning rates in units of 1 / (lambda_0 + l2), each seed with its own lambda_0.
         seeds: number of seeds.
         recipe: how to train.
     """
-    started = functools.lru_cache(maxsize=1)(make)
+    started = functools.lru_cache(maxsize=1)(functools.partial(problem.start, recipe))
 
     def compute(seed: int, c: float) -> Record:
-        problem = started(seed)
-        record = train(problem, problem.eta(c, recipe), recipe, seed=seed)
+        start = started(seed)
+        record = train(start, start.eta(c, recipe), recipe, seed=seed)
         return {"seed": seed, **record, "c": c}
 
     return context.parts(

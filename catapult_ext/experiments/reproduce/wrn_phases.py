@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from catapult_ext.experiments.descent import Recipe, Start, start
+from catapult_ext.experiments.descent import Recipe
 from catapult_ext.experiments.reproduce import grid
 from catapult_ext.experiments.reproduce.context import Context
 from catapult_ext.experiments.reproduce.outcome import Claim, Outcome, Panel, Series
@@ -77,11 +77,9 @@ def run(settings: Settings, context: Context) -> Outcome:
     def network(seed: int) -> Any:
         return build(s.model, data.x_train.shape[1:], data.outputs, norm=s.norm, seed=seed)
 
-    bare = Recipe(steps=1, probe_samples=s.probe_samples, batch_stats=s.batch_stats)
-    first = context.part(
-        "lambda0", lambda: {"value": start(network(0), data, s.loss, bare).lambda0}
-    )
-    time = s.read_at * 2 / first["value"]
+    problem, held = grid.Problem(network, data, s.loss), s.batch_stats
+    first = problem.lambda0(context, probe_samples=s.probe_samples, batch_stats=held)
+    time = s.read_at * 2 / first
     recipe = Recipe(
         steps=s.steps,
         batch=s.batch,
@@ -89,11 +87,7 @@ def run(settings: Settings, context: Context) -> Outcome:
         probe_samples=s.probe_samples,
         batch_stats=s.batch_stats,
     )
-
-    def make(seed: int) -> Start:
-        return start(network(seed), data, s.loss, recipe)
-
-    records = grid.run_grid(context, "wrn", make, s.c, s.seeds, recipe)
+    records = grid.run_grid(context, "wrn", problem, s.c, s.seeds, recipe)
     rows = grid.by_rate(records, time)
     stable = grid.largest_stable(records)
     middle = grid.median(stable)
@@ -113,7 +107,7 @@ def run(settings: Settings, context: Context) -> Outcome:
         "accuracy": grid.panel_accuracy(rows, f"Test accuracy after {s.steps} steps"),
     }
     notes = [
-        f"{s.model}, norm {s.norm}: lambda_0 = {first['value']:.4g} on {s.probe_samples} training "
+        f"{s.model}, norm {s.norm}: lambda_0 = {first:.4g} on {s.probe_samples} training "
         f"samples with {s.batch_stats} batch statistics. Largest stable c of the seeds: "
         + ", ".join(f"{c:g}" for c in stable)
         + "."
