@@ -345,3 +345,44 @@ def test_scan_in_place(dtype):
     torch.manual_seed(0)
     tol = 1e-4 if dtype == torch.float32 else 1e-9
     check_products(Scan().to(dtype), random(4, 6).to(dtype), torch.zeros(4, 2, dtype=dtype), tol)
+
+
+def proofs_of(monkeypatch):
+    """Counts the proofs that run from now on."""
+    from catapult_ext.linops.engines import autograd
+
+    ran, plain = [], autograd.mismatch
+    monkeypatch.setattr(autograd, "mismatch", lambda *a: (ran.append(1), plain(*a))[1])
+    return ran
+
+
+def test_a_proof_serves_later_passes_of_a_model(monkeypatch):
+    ran = proofs_of(monkeypatch)
+    model, x, u = Sandwich(lambda h: h.square().tanh()).double(), random(4, 3), random(8)
+    for _ in range(3):
+        cx.NTK(model, x, engine="autograd") @ u
+        with torch.no_grad():
+            model.a.weight += 0.1
+    assert len(ran) == 1
+    cx.NTK(model, x[:3], engine="autograd") @ u[:6]  # other shapes
+    model.function = lambda h: h.sin()  # other operations
+    cx.NTK(model, x, engine="autograd") @ u
+    assert len(ran) == 3
+
+
+def test_no_proof_of_a_branch_that_was_closed(monkeypatch):
+    """A gate at zero hides what lies behind it, and Python code may hide anything."""
+    ran = proofs_of(monkeypatch)
+    torch.manual_seed(0)
+    model, x = Branch(6, nn.Parameter(torch.zeros(1)), lambda h: h.square()).double(), random(4, 6)
+    t = random(sum(p.numel() for p in model.parameters()))
+    cx.Jacobian(model, x) @ t
+    with torch.no_grad():
+        model.scale += 0.5
+    j = jacobian(model, x)
+    assert (cx.Jacobian(model, x) @ t - j @ t).norm() <= 1e-10 * (j @ t).norm()
+    assert len(ran) == 2
+    model.function = Swish.apply
+    for _ in range(2):
+        cx.Jacobian(model, x) @ t
+    assert len(ran) > 3

@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
+from functools import cached_property
 from typing import Any, ClassVar
 
 import torch
@@ -24,6 +25,7 @@ from catapult_ext.linops.engines.difference_proof import (
     check_gradients,
     check_second,
     gradient_of,
+    nodes_of,
     suspects,
 )
 from catapult_ext.linops.engines.transpose_proof import Product, mismatch
@@ -137,7 +139,7 @@ class AutogradLinearization(Linearization):
         """
         if self._program is not None and self._proven():
             return self._replayed(t)
-        if not self._why_not("backward of backward", self._pushed_with_graph):
+        if not self._why_not("backward of backward", self._pushed_with_graph, self._signature):
             return self._backward_of_backward(t)
         return self._rows_of_jacobian() @ t
 
@@ -157,16 +159,40 @@ class AutogradLinearization(Linearization):
         """
         program = self._program
         assert program is not None
-        if self._why_not("replay", lambda t: program(t, graph=True)):
+        if self._why_not("replay", lambda t: program(t, graph=True), program.signature):
             self._program = None
         return self._program is not None
 
-    def _why_not(self, route: str, product: Product) -> str:
-        """Why a way to J t is wrong, proven once per model; empty where it is right."""
+    def _why_not(self, route: str, product: Product, signature: int | None = None) -> str:
+        """Why a way to J t is wrong, proven once per model; empty where it is right.
+
+        A proof of the same operations holds for later passes of the same model, unless Python code
+        may hide others, or a parameter had no gradient that could have shown an error.
+        """
         known, key = self.snapshot.proofs, (route, self.snapshot.coarse)
-        if key not in known:
-            known[key] = mismatch(self.snapshot, self.rows, product, self.vjp)
+        if key in known:
+            return known[key]
+        fact = (*key, signature)
+        if signature is not None and fact in self.snapshot.facts:
+            known[key] = ""
+            return ""
+        sizes: list[float] = []
+
+        def vjp(u: Tensor) -> Tensor:
+            out = self.vjp(u)
+            sizes.extend(float(b.norm()) for b in self.snapshot.split(out[:, 0]))
+            return out
+
+        known[key] = mismatch(self.snapshot, self.rows, product, vjp)
+        shown = min(sizes) > torch.finfo(self.dtype).eps * max(sizes)
+        if not known[key] and shown and signature is not None and self.snapshot.observed.plain:
+            self.snapshot.facts.add(fact)
         return known[key]
+
+    @cached_property
+    def _signature(self) -> int:
+        """A number for the kinds of operations in the graph, in order."""
+        return hash(tuple(type(n).__name__ for n in nodes_of([self._graph.grad_fn])))
 
     def _rows_of_jacobian(self) -> Tensor:
         """J (N*O, P) by one backward pass a row, kept for further products."""
@@ -271,7 +297,7 @@ class AutogradLinearization(Linearization):
 
         ``seed`` (N, O) is held for all calls: the graph of its backward pass is kept.
         """
-        why = self._why_not("backward of backward", self._pushed_with_graph)
+        why = self._why_not("backward of backward", self._pushed_with_graph, self._signature)
         if why:
             raise RuntimeError(
                 f"catapult_ext.{self.snapshot.where}: an operation of the model has no second "

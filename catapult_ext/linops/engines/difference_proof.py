@@ -55,7 +55,7 @@ def suspects(snapshot: Snapshot, graph: Tensor, always: bool = False) -> Suspect
         return Suspects([], [])
     names = dict.fromkeys(seen.scaled)
     found: list[Any] = []
-    for node in _nodes([graph.grad_fn]):
+    for node in nodes_of([graph.grad_fn]):
         if isinstance(node, torch.autograd.function.BackwardCFunction):
             name = type(node).__name__.removesuffix("Backward")
             hook = name == "BackwardHookFunction"
@@ -69,14 +69,15 @@ def suspects(snapshot: Snapshot, graph: Tensor, always: bool = False) -> Suspect
     leaves = list(snapshot.params.values())
     if seen.scaled:
         return Suspects(list(names), list(range(len(leaves))))
-    reached = {id(n.variable) for n in _nodes([graph.grad_fn]) if hasattr(n, "variable")}
-    through = {id(n.variable) for n in _nodes(found) if hasattr(n, "variable")}
+    reached = {id(n.variable) for n in nodes_of([graph.grad_fn]) if hasattr(n, "variable")}
+    through = {id(n.variable) for n in nodes_of(found) if hasattr(n, "variable")}
     through |= {id(t) for t in seen.hooked}
     below = [i for i, p in enumerate(leaves) if id(p) in through or id(p) not in reached]
     return Suspects(list(names), below)
 
 
-def _nodes(roots: Sequence[Any]) -> list[Any]:
+def nodes_of(roots: Sequence[Any]) -> list[Any]:
+    """All nodes of the graphs that end in ``roots``."""
     seen: dict[Any, None] = {}
     stack = [r for r in roots if r is not None]
     while stack:

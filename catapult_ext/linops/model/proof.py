@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from catapult_ext.linops.model.snapshot import Snapshot
 
 _proven: weakref.WeakKeyDictionary[nn.Module, set[int]] = weakref.WeakKeyDictionary()
+_facts: weakref.WeakKeyDictionary[nn.Module, dict[int, set[Any]]] = weakref.WeakKeyDictionary()
 
 
 @dataclass(frozen=True)
@@ -80,6 +81,7 @@ class Proof:
         self._model, self._forward = weakref.ref(model), forward
         self._originals = {name: weakref.ref(tensor) for name, tensor in names.values()}
         self._done = False
+        self.facts: set[Any] = set()  # what engines have proven of this kind of pass
 
     def check(self, snapshot: Snapshot, outputs: Tensor) -> None:
         """Compare what ``outputs`` reach with the parameters of ``snapshot``.
@@ -94,6 +96,7 @@ class Proof:
         derived = snapshot._template.has_derived
         key = self._key(model, snapshot)
         known = _proven.setdefault(model, set())
+        self.facts = _facts.setdefault(model, {}).setdefault(key, set())
         if derived or key not in known:
             found = reached(outputs)
             self._check_leaves(snapshot, found, derived)

@@ -215,6 +215,11 @@ class Snapshot:
         return out
 
     @property
+    def facts(self) -> set[Any]:
+        """Proofs of engines that hold for every pass of this kind: model, shapes, modes, hooks."""
+        return self._proof.facts
+
+    @property
     def writes_inputs(self) -> bool:
         """Whether the model writes its inputs in place, so that every pass takes copies."""
         return bool(self._written.known)

@@ -56,6 +56,7 @@ class TangentTracer(DispatchMode):
         """Forget what was recorded."""
         self.why = ""
         self.program: Program | None = None
+        self._signature = 0
         self._slots = WeakTensorKeyDictionary()
         self._count = 0
         self._steps: list[Step] = []
@@ -127,6 +128,7 @@ class TangentTracer(DispatchMode):
         # the version of what is written in place goes up when this call has returned
         self._saved += [(t, t._version + (t is written)) for t in saved]
         self._steps.append(Step(list(slots), results, made))
+        self._signature = hash((self._signature, call.func))
 
     def finish(self, output: Any) -> None:
         """Make ``program`` of the finished forward pass, whose result was ``output``."""
@@ -136,13 +138,14 @@ class TangentTracer(DispatchMode):
         if not self.why and any(t._version != version for t, version in self._saved):
             self.why = "it changes a saved tensor in place"
         if not self.why and end is not None:
-            self.program = Program(len(self._leaves), self._steps, end)
+            self.program = Program(len(self._leaves), self._steps, end, self._signature)
 
 
 class Program:
     """The tangent program of one forward pass: from leaf tangents to that of the result."""
 
-    def __init__(self, leaves: int, steps: list[Step], end: int) -> None:
+    def __init__(self, leaves: int, steps: list[Step], end: int, signature: int) -> None:
+        self.signature = signature  # of the operations in order
         needed, kept = {end}, []
         for step in reversed(steps):
             reads = {s for s in step.inputs if s is not None}
