@@ -61,6 +61,11 @@ class AutogradLinearization(Linearization):
             tangents = TangentTracer(list(snapshot.params.values()))
             outputs = snapshot.forward(tangents)
             tangents.finish(snapshot.take_raw_output())
+        if snapshot.composes():
+            tangents = None if tangents is None else TangentTracer(list(snapshot.params.values()))
+            outputs = snapshot.forward(tangents)
+            if tangents is not None:
+                tangents.finish(snapshot.take_raw_output())
         self._graph = outputs
         super().__init__(snapshot, self._graph)
         self.why = why or self.why

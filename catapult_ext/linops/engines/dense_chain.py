@@ -71,6 +71,8 @@ class DenseChainLinearization(Linearization):
         cls, snapshot: Snapshot, recorder: ChainRecorder, forward: ForwardPass
     ) -> DenseChainLinearization | None:
         """This engine where the recorded pass is a chain of dense layers; else None."""
+        if snapshot.probe == "hessian" and snapshot.observed.second:
+            return None  # its second derivative is made by composition
         chain = recorder.tracer.result(forward.raw)
         return None if chain is None else cls(snapshot, forward.outputs, chain)
 

@@ -13,6 +13,14 @@ from torch import Tensor
 aten: Any = torch.ops.aten
 # position of the argument that divides gradients by the number of times that a row is used
 _SCALED_BY_FREQUENCY = {aten.embedding.default: 3, aten._embedding_bag.default: 3}
+_WRONG_THIRD = {aten.native_layer_norm_backward.default}
+_NO_SECOND = {
+    aten.hardsigmoid.default,
+    aten.hardsigmoid_.default,
+    aten._cdist_forward.default,
+    aten._pdist_forward.default,
+    aten._embedding_bag.default,
+}
 _NARROW = (torch.float32, torch.float16, torch.bfloat16)
 
 
@@ -23,6 +31,8 @@ class Observed:
         hidden: an operation ran without grad mode, as inside an autograd Function.
         hooked: tensors whose gradients were given a hook.
         scaled: names of operations whose gradients are divided by frequencies.
+        third: the pass has differentiated an operation whose third derivative torch has wrong.
+        second: an operation has no second derivative in torch.
         eps: the rounding unit of the least precise floating-point result.
     """
 
@@ -30,6 +40,7 @@ class Observed:
         self.hidden = False
         self.hooked: list[Tensor] = []
         self.scaled: list[str] = []
+        self.third = self.second = False
         self.eps = torch.finfo(dtype).eps
         self._dtype = dtype
 
@@ -44,6 +55,10 @@ class Observed:
             self.hidden = True
         if isinstance(out, Tensor) and out.dtype is not self._dtype and out.dtype in _NARROW:
             self.eps = max(self.eps, torch.finfo(out.dtype).eps)
+        if func in _WRONG_THIRD:
+            self.third = True
+        elif func in _NO_SECOND:
+            self.second = True
         at = _SCALED_BY_FREQUENCY.get(func)
         if at is not None and len(args) > at and args[at]:
             self.scaled.append(f"{func.name().split('::')[1]}(scale_grad_by_freq=True)")

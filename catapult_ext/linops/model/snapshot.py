@@ -18,6 +18,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from catapult_ext import _validate as v
 from catapult_ext.linops.model.channels_last import prefer_channels_last
+from catapult_ext.linops.model.composed import Composed, Composition
 from catapult_ext.linops.model.inputs import (
     HALF,
     Inputs,
@@ -123,6 +124,7 @@ class Snapshot:
         self.coarse = False  # forward passes in bfloat16 (autocast)
         # by (route, ``coarse``): why products by that route are wrong, "" where they are right
         self.proofs: dict[tuple[str, bool], str] = {}
+        self._composition = Composition()
         self.observed = Observed(self.dtype)  # of the last forward pass with graph
         self.channels_last = False  # images and filters run so
         self.vector_outputs = False  # set by the forward pass: outputs (N,) shown as (N, 1)
@@ -201,7 +203,8 @@ class Snapshot:
 
         x = fresh_inputs(self.x, taken)
         before = [t._version for t in given]
-        out = tree.run(x)
+        with Composed() if self._composition.on else nullcontext():
+            out = tree.run(x)
         if [t._version for t in given] != before:
             if written is False:
                 v.fail(
@@ -213,6 +216,15 @@ class Snapshot:
         elif written is None:
             self._written.known = False
         return out
+
+    def composes(self) -> bool:
+        """Whether the last pass with graph has to run again: composed, from now on."""
+        seen = self.observed
+        needed = seen.third or (seen.second and self.probe == "hessian")
+        if self._composition.on or not needed:
+            return False
+        self._composition.on = True
+        return True
 
     @property
     def facts(self) -> set[Any]:
