@@ -41,10 +41,20 @@ def _empty(count: int, like: Tensor) -> Tensor:
 
 
 class UseTracer(TorchFunctionMode):
-    """Finds every use of a parameter, or of a tensor made of parameters alone, with data."""
+    """Finds every use of a parameter, or of a tensor made of parameters alone, with data.
 
-    def __init__(self, snapshot: Snapshot) -> None:
+    Args:
+        snapshot: the model.
+        constants: take constants with N rows for data, where they meet parameters alone.
+
+    Attributes:
+        met_constants: whether there were any.
+    """
+
+    def __init__(self, snapshot: Snapshot, constants: bool = False) -> None:
         super().__init__()
+        self._constants = constants
+        self.met_constants = False
         self.uses: list[Use] = []
         self.versions: list[list[int]] = []  # of what each use saved, when it was made
         self.why = ""
@@ -66,6 +76,8 @@ class UseTracer(TorchFunctionMode):
         given = [t for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)]
         like = {id(t) for t in given if id(t) in self._like}
         data = any(t in self._data for t in given)
+        if like and not data and any(self._per_sample(t) for t in given):
+            self.met_constants, data = True, self._constants
         if like and not data:
             self._derived(func, out, given, like)
         if data:
@@ -73,6 +85,10 @@ class UseTracer(TorchFunctionMode):
             if like and not self.why:
                 self._record(func, args, kwargs, out, like)
         return out
+
+    def _per_sample(self, t: Tensor) -> bool:
+        """A constant with as many rows as there are samples (token types made of a buffer)."""
+        return id(t) not in self._like and t.dim() > 0 and t.shape[0] == self._n
 
     def _record(self, func: Any, args: Any, kwargs: Any, out: Any, like: set[int]) -> None:
         if all(t.numel() == 0 for t in tree_leaves(out) if isinstance(t, Tensor)):
@@ -113,14 +129,17 @@ class Structured:
 
     def __init__(self, snapshot: Snapshot) -> None:
         self.snapshot = snapshot
-        tracer = UseTracer(snapshot)
-        self.graph = snapshot.forward(tracer)
-        snapshot.take_raw_output()
-        self.uses, self.why = tracer.uses, tracer.why
-        self.n, self.outputs = self.graph.shape
-        self._versions = tracer.versions
-        self.leaves = list(snapshot.params.values())
-        self.why = self.why or self._refusal()
+        for constants in (False, True):
+            tracer = UseTracer(snapshot, constants)
+            self.graph = snapshot.forward(tracer)
+            snapshot.take_raw_output()
+            self.uses = tracer.uses
+            self.n, self.outputs = self.graph.shape
+            self._versions = tracer.versions
+            self.leaves = list(snapshot.params.values())
+            self.why = tracer.why or self._refusal()
+            if not self.why or not tracer.met_constants:
+                break
 
     def _refusal(self) -> str:
         if self.n != self.snapshot.n_samples:
