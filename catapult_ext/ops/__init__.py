@@ -4,8 +4,9 @@ from catapult_ext.ops.gram import gram
 from catapult_ext.ops.lanczos_dense import LanczosDense, lanczos_dense
 from catapult_ext.ops.lanczos_step import lanczos_step
 from catapult_ext.ops.ntk_matvec import ntk_matvec
-from catapult_ext.ops.toy_gd import ToyRecord, toy_gd
+from catapult_ext.ops.toy_gd import toy_gd
 from catapult_ext.ops.toy_gd_reduced import toy_gd_reduced
+from catapult_ext.ops.toy_model import ToyRecord
 from catapult_ext.ops.toy_scalar import toy_scalar
 from catapult_ext.ops.tridiag_eigh import tridiag_eigh
 

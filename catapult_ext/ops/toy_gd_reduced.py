@@ -7,7 +7,7 @@ from torch import Tensor
 
 from catapult_ext import _native, _validate
 from catapult_ext.ops._registry import register
-from catapult_ext.ops.toy_gd import (
+from catapult_ext.ops.toy_model import (
     ToyRecord,
     check_problem,
     check_rates,

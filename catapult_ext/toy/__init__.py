@@ -2,16 +2,8 @@
 
 from __future__ import annotations
 
-from catapult_ext.ops.toy_gd import ACTIVATIONS
+from catapult_ext.ops.toy_model import ACTIVATIONS
 from catapult_ext.toy.bifurcation import Bifurcation, bifurcation
-from catapult_ext.toy.companions import (
-    QuadraticModel,
-    QuadraticRun,
-    neural_quadratic,
-    quadratic_net,
-    second_order_regression,
-)
-from catapult_ext.toy.initial import ReducedState, draw_reduced, draw_weights
 from catapult_ext.toy.maps import (
     PHASE_NAMES,
     ScalarRuns,
@@ -20,12 +12,20 @@ from catapult_ext.toy.maps import (
     state_of,
     uv_step,
 )
-from catapult_ext.toy.observables import OBSERVABLES
+from catapult_ext.toy.observer import OBSERVABLES
 from catapult_ext.toy.phase_diagram import PhaseDiagram, phase_diagram
+from catapult_ext.toy.quadratic_models import (
+    QuadraticModel,
+    QuadraticRun,
+    neural_quadratic,
+    quadratic_net,
+    second_order_regression,
+)
 from catapult_ext.toy.rules import Stop
 from catapult_ext.toy.schedules import drop, staircase, warm_up
 from catapult_ext.toy.simulate import simulate
 from catapult_ext.toy.trajectory import Trajectory
+from catapult_ext.toy.weights import ReducedState, draw_reduced, draw_weights
 
 __all__ = [
     "ACTIVATIONS",

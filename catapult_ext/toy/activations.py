@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from catapult_ext.ops.toy_gd import parse_activation
+from catapult_ext.ops.toy_model import parse_activation
 
 
 class Activation(NamedTuple):

@@ -12,7 +12,7 @@ from torch import Tensor
 from catapult_ext import _validate, ops
 from catapult_ext._store import RunFolder
 from catapult_ext.figures.phase_diagrams import plot_bifurcation
-from catapult_ext.toy.rows import Arrays, Progress, RowTable, save_npz
+from catapult_ext.toy.row_table import Arrays, Progress, RowTable, save_npz
 
 CHUNK = 1 << 20  # kept values computed at a time: 16 MB
 

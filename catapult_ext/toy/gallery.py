@@ -11,8 +11,8 @@ import torch
 
 from catapult_ext import _validate, ops
 from catapult_ext.figures.style import BLACK, BLUE, GREEN, GREY, ORANGE, RED, new_figure, save_png
-from catapult_ext.toy.companions import neural_quadratic, second_order_regression
 from catapult_ext.toy.maps import run_scalar
+from catapult_ext.toy.quadratic_models import neural_quadratic, second_order_regression
 
 COLOURS = (BLUE, ORANGE, RED, GREEN, BLACK)
 

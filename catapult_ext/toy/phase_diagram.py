@@ -15,7 +15,7 @@ from catapult_ext import _validate
 from catapult_ext._store import RunFolder
 from catapult_ext.figures.phase_diagrams import plot_phase_diagram
 from catapult_ext.toy.maps import PHASE_NAMES, ScalarRuns, run_scalar
-from catapult_ext.toy.rows import Arrays, Progress, RowTable, save_npz
+from catapult_ext.toy.row_table import Arrays, Progress, RowTable, save_npz
 
 _WHERE = "toy.phase_diagram"
 LANES = 1 << 17  # points computed at a time: about 15 MB of state

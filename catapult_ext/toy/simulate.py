@@ -9,12 +9,11 @@ import torch
 from torch import Tensor
 
 from catapult_ext import _validate
-from catapult_ext.ops.toy_gd import check_schedule
+from catapult_ext.ops.toy_model import check_schedule
 from catapult_ext.toy.activations import find_activation
-from catapult_ext.toy.direct import Task
-from catapult_ext.toy.engine import Engine
+from catapult_ext.toy.initial_states import make_initial_states
 from catapult_ext.toy.network import Network
-from catapult_ext.toy.observables import check_observe
+from catapult_ext.toy.observer import check_observe
 from catapult_ext.toy.problem import (
     Data,
     Span,
@@ -30,7 +29,8 @@ from catapult_ext.toy.problem import (
     whole_space,
 )
 from catapult_ext.toy.rules import Batches, Rule, Schedule, Stop, check_stop
-from catapult_ext.toy.start import make_start
+from catapult_ext.toy.simulator import Simulator
+from catapult_ext.toy.task import Task
 from catapult_ext.toy.trajectory import Trajectory
 
 FORMS = ("auto", "direct", "reduced", "scalar")
@@ -119,7 +119,7 @@ def simulate(
         ``stop``, and activations on more than 1024 samples run as batched torch, at 6 W D N flops
         and several passes over (W, N) (direct), or 6 r^2 in a dozen torch calls (reduced); a record
         of observables costs about 9 N^3 besides (see
-        :class:`~catapult_ext.toy.observables.Observer`).
+        :class:`~catapult_ext.toy.observer.Observer`).
 
     Example:
         >>> x, y = torch.randn(20, 5), torch.randn(20)
@@ -166,18 +166,18 @@ def simulate(
     # L2 shrinks the part of U outside the span too: the weight norm must follow it.
     span = whole_space(data) if bool(rule.decay.any()) else span_of(data)
     form = _choose_form(where, form, network, task, span.x.shape[1])
-    start = make_start(where, form, size, span.basis, seeds, weights)
+    initial = make_initial_states(where, form, size, span.basis, seeds, weights)
     if form != "direct":
         task = _in_span(task, span)
     _validate.require(k <= len(task.data.x), where, f"k must be in [1, {len(task.data.x)}]", k)
-    engine = Engine(form, network, start)
+    simulator = Simulator(form, network, initial)
     if eta is None:
-        rule = rule._replace(eta=rule.eta.to(data.x.device) / engine.top(task.data)[:, None])
+        rule = rule._replace(eta=rule.eta.to(data.x.device) / simulator.top(task.data)[:, None])
     rule = rule.to(data.x)
-    record = engine.run(task._replace(rule=rule))
+    record = simulator.run(task._replace(rule=rule))
     norm, observed = record.weight_norm, record.observed
-    if start.outside is not None:
-        outside = start.outside.to(norm)[:, None]
+    if initial.outside is not None:
+        outside = initial.outside.to(norm)[:, None]
         norm = torch.hypot(norm, outside)
         if "imbalance" in observed:
             observed["imbalance"] += outside.square()

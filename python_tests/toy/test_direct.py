@@ -264,7 +264,8 @@ def test_chunks_do_not_matter(data, monkeypatch):
               "activation": "gelu", "momentum": [0.1, 0.2, 0.3], "l2": [0.0, 0.1, 0.2],
               "seed": [1, 2, 3], "batch_size": 3, "test": (x[:4], y[:4])}  # fmt: skip
     whole = cx.toy.simulate(**kwargs)
-    monkeypatch.setattr(importlib.import_module("catapult_ext.toy.engine"), "TORCH_CHUNK_BYTES", 1)
+    simulator = importlib.import_module("catapult_ext.toy.simulator")
+    monkeypatch.setattr(simulator, "TORCH_CHUNK_BYTES", 1)
     parts = cx.toy.simulate(**kwargs)
     for name in ("loss", "weight_norm", "curvature", "test_loss"):
         assert relative(getattr(parts, name), getattr(whole, name)) <= 1e-12

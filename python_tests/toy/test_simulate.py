@@ -112,7 +112,7 @@ def test_chunks_do_not_matter(data, monkeypatch):
     x, y = data
     kwargs = {"width": 50, "x": x, "y": y, "steps": 10, "c": [0.5, 1.5, 2.5, 3.0, 9.0]}
     whole = [cx.toy.simulate(form=form, **kwargs).loss for form in ("direct", "reduced")]
-    module = importlib.import_module("catapult_ext.toy.engine")
+    module = importlib.import_module("catapult_ext.toy.simulator")
     monkeypatch.setattr(module, "FUSED_CHUNK_BYTES", 4000)
     parts = [cx.toy.simulate(form=form, **kwargs).loss for form in ("direct", "reduced")]
     assert all(torch.equal(a, b) for a, b in zip(whole, parts, strict=True))

@@ -5,7 +5,11 @@ import torch
 from torch.func import jacrev
 
 from catapult_ext import toy
-from catapult_ext.toy.companions import neural_quadratic, quadratic_net, second_order_regression
+from catapult_ext.toy.quadratic_models import (
+    neural_quadratic,
+    quadratic_net,
+    second_order_regression,
+)
 
 
 def randn(*shape, seed=0):

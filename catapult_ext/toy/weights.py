@@ -1,4 +1,4 @@
-"""Initial states of the toy model: Gaussian weights, or their exact law at any width."""
+"""Gaussian weights of the toy model, or their exact law at any width; their closed state."""
 
 from __future__ import annotations
 

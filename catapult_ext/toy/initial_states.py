@@ -1,4 +1,4 @@
-"""Where the replicas of a simulation start: weights, turned weights, or the closed state."""
+"""Initial states of the replicas: weights, turned weights, or the closed state."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from catapult_ext import _validate
-from catapult_ext.toy.initial import draw_rotated, draw_weights, reduce_weights, rotate_weights
+from catapult_ext.toy.weights import draw_rotated, draw_weights, reduce_weights, rotate_weights
 
 # Below this many entries U is drawn itself, so that every form starts from the same weights.
 DRAW_LIMIT = 1 << 18
@@ -19,7 +19,7 @@ DIRECT_LIMIT = 1 << 32
 
 
 @dataclass(frozen=True)
-class Start:
+class InitialStates:
     """One initial state for all replicas (``count`` = 1) or one each."""
 
     count: int
@@ -42,14 +42,14 @@ class Start:
         return [torch.stack(parts) for parts in zip(*map(state, range(first, last)), strict=True)]
 
 
-def make_start(
+def make_initial_states(
     where: str,
     form: str,
     width: float,
     basis: Tensor,
     seeds: list[int],
     weights: tuple[Tensor, Tensor] | None,
-) -> Start:
+) -> InitialStates:
     """From given ``weights`` (B, W, D), (B, W), or drawn; in the span of the data if reduced.
 
     Args:
@@ -78,13 +78,13 @@ def make_start(
             f"the direct form needs W * D <= {DIRECT_LIMIT}; width must be smaller",
             width,
         )
-        return Start(count, source)
+        return InitialStates(count, source)
     if weights is None and width * inputs > DRAW_LIMIT:
         states = [_drawn(width, inputs, rank, seed) for seed in seeds]
     else:
         states = [_projected(*source(i), basis) for i in range(count)]
     outside = torch.tensor([rest for _, _, rest in states], dtype=torch.float64, device="cpu")
-    return Start(count, lambda i: states[i][:2], outside)
+    return InitialStates(count, lambda i: states[i][:2], outside)
 
 
 def _projected(U: Tensor, v: Tensor, basis: Tensor) -> tuple[Tensor, Tensor, float]:

@@ -1,4 +1,4 @@
-"""The engines of ``toy.simulate``: fused kernels or batched torch, over chunks of the replicas."""
+"""Runs a task of ``toy.simulate`` by fused kernels or batched torch, in chunks of replicas."""
 
 from __future__ import annotations
 
@@ -9,12 +9,13 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from catapult_ext import _validate, ops
-from catapult_ext.toy.direct import Record, Task, descend
+from catapult_ext.toy.direct import descend
+from catapult_ext.toy.initial_states import InitialStates
 from catapult_ext.toy.maps import state_of
 from catapult_ext.toy.network import Network
 from catapult_ext.toy.problem import Data
 from catapult_ext.toy.rules import Rule, Schedule
-from catapult_ext.toy.start import Start
+from catapult_ext.toy.task import Record, Task
 
 FUSED_CHUNK_BYTES = 1 << 27  # of replicated state at a time, for the fused kernels
 # With an activation: the curvature's N x N matrix is for LAPACK beyond, and on CUDA N sums for each
@@ -24,12 +25,12 @@ TORCH_CHUNK_BYTES = 1 << 24  # of state and temporaries, for the batched engine:
 
 
 @dataclass(frozen=True)
-class Engine:
+class Simulator:
     """Runs a task from ``start`` in one form: "direct", "reduced" or "scalar"."""
 
     form: str
     network: Network
-    start: Start
+    start: InitialStates
 
     def run(self, task: Task) -> Record:
         """One record of all replicas."""
