@@ -386,3 +386,70 @@ def test_no_proof_of_a_branch_that_was_closed(monkeypatch):
     for _ in range(2):
         cx.Jacobian(model, x) @ t
     assert len(ran) > 3
+
+
+class Approximate(torch.autograd.Function):
+    """tanh, whose backward pass is right to the tolerance of a solver."""
+
+    @staticmethod
+    def forward(ctx, x):
+        ctx.save_for_backward(x)
+        return x.tanh()
+
+    @staticmethod
+    def backward(ctx, g):
+        (x,) = ctx.saved_tensors
+        with torch.no_grad():
+            return 1.0005 * g * (1 - x.tanh().square())
+
+
+class Adjoint(torch.autograd.Function):
+    """An integrated vector field; backward integrates the adjoint, by the module itself."""
+
+    @staticmethod
+    def forward(ctx, field, steps, z, *params):
+        ctx.field, ctx.steps, ctx.params = field, steps, params
+        with torch.no_grad():
+            for _ in range(steps):
+                middle = z + field(z) / (2 * steps)
+                z = z + field(middle) / steps
+        ctx.save_for_backward(z)
+        return z
+
+    @staticmethod
+    def backward(ctx, g):
+        (z,), steps = ctx.saved_tensors, ctx.steps
+        total = [torch.zeros_like(p) for p in ctx.params]
+
+        def field(z, a):
+            with torch.enable_grad():
+                z = z.detach().requires_grad_()
+                out = ctx.field(z)
+                return out.detach(), torch.autograd.grad(out, (z, *ctx.params), a)
+
+        for _ in range(steps):
+            out, (back, *_) = field(z, g)
+            middle, slope = z - out / (2 * steps), g + back / (2 * steps)
+            out, (back, *rest) = field(middle, slope)
+            z, g = z - out / steps, g + back / steps
+            total = [t + r / steps for t, r in zip(total, rest, strict=True)]
+        return None, None, g, *total
+
+
+class Flow(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.field = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 3))
+        self.o = nn.Linear(3, 2)
+
+    def forward(self, x):
+        return self.o(Adjoint.apply(self.field, 20, x, *self.field.parameters()))
+
+
+@pytest.mark.parametrize("make", [Flow, lambda: Sandwich(Approximate.apply)])
+def test_adjoints_that_are_right_to_a_tolerance(make):
+    torch.manual_seed(0)
+    model, x = make().double(), random(4, 3)
+    check_products(model, x, torch.zeros(4, 2, dtype=torch.float64))
+    with pytest.raises(RuntimeError, match=r"Hessian: .*(Adjoint|Approximate|second derivative)"):
+        cx.Hessian(model, nn.CrossEntropyLoss(), (x, torch.tensor([0, 1, 0, 1])))

@@ -170,3 +170,62 @@ def test_float64_models_with_float32_inside(kind, operator):
         found = cx.eigsh(make(), 2, tol=tol)
         assert ((found.eigenvalues - right).abs() <= found.errors + 1e-7 * right[0]).all()
         assert found.errors.max() <= max(3 * tol, 1e-4) * right[0]
+
+
+class Autocast(nn.Module):
+    """A model whose forward pass, or its first half, runs under autocast."""
+
+    def __init__(self, body, whole, outputs):
+        super().__init__()
+        self.body, self.whole, self.outputs = body, whole, outputs
+
+    def forward(self, x):
+        half = len(self.body) if self.whole else len(self.body) // 2
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            x = self.body[:half](x)
+        if not self.whole:
+            x = self.body[half:](x.float())
+        return x.to(self.outputs)
+
+
+def mlp():
+    return nn.Sequential(nn.Linear(3, 8), nn.GELU(), nn.Linear(8, 2)), torch.randn(16, 3)
+
+
+def cnn():
+    body = (nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(16, 2))
+    return nn.Sequential(*body), torch.randn(8, 1, 4, 4)
+
+
+@pytest.mark.parametrize("outputs", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("whole", [True, False])
+@pytest.mark.parametrize("build", [mlp, cnn])
+def test_autocast_inside_forward(build, whole, outputs):
+    torch.manual_seed(0)
+    body, x = build()
+    y, loss = torch.arange(len(x)) % 2, nn.CrossEntropyLoss()
+    model = Autocast(body, whole, outputs)
+    right = cx.NTK(body, x).dense()
+    kernel = cx.NTK(model, x)
+    v = torch.randn(len(right))
+    for found, exact in (
+        (kernel.dense(), right),
+        (kernel @ v, right @ v),
+        (kernel.diagonal(), right.diagonal()),
+    ):
+        assert (found - exact).norm() <= 0.02 * exact.norm()
+    operators = (
+        lambda m: cx.NTK(m, x),
+        lambda m: cx.GGN(m, loss, (x, y)),
+        lambda m: cx.Hessian(m, loss, (x, y)),
+    )
+    for make in operators:
+        found, exact = cx.eigsh(make(model)), cx.eigsh(make(body)).eigenvalues
+        assert (found.eigenvalues - exact).abs() <= found.errors + 0.02 * exact
+        assert found.errors <= 0.05 * exact
+    window = cx.learning_rate_window(model, loss, (x, y)).eta_crit
+    exact = cx.learning_rate_window(body, loss, (x, y)).eta_crit
+    assert window == pytest.approx(exact, rel=0.03)
+    tracker = cx.CurvatureTracker(model, loss, (x, y))
+    tracker.start()
+    assert tracker.probes[0]["values"][0] == pytest.approx(2 / exact, rel=0.03)

@@ -165,8 +165,8 @@ class ChainTracer(TorchFunctionMode):
     def _linear(self, x: Tensor, weight: Tensor, bias: Tensor | None, out: Tensor) -> bool:
         follows = x is self._chain.output
         first = not self._chain.layers and not x.requires_grad
-        if x.dim() != 2 or not (follows or first):
-            return False
+        if x.dim() != 2 or not (follows or first) or not out.dtype == x.dtype == weight.dtype:
+            return False  # as under autocast inside the forward pass
         w = self._known.get(id(weight), None if weight.requires_grad else _Scaled(weight, None, 1))
         if w is None or not self._take(w):
             return False
