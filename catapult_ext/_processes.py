@@ -46,7 +46,7 @@ class Group:
 
     Attributes:
         rank, size: of this process, of the group.
-        bytes: name of the collective -> payload handed to it so far by this rank.
+        bytes: name of the collective -> payload that this rank has sent so far.
     """
 
     def __init__(self, group: Any, where: str) -> None:

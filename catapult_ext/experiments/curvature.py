@@ -11,8 +11,8 @@ from catapult_ext import losses
 from catapult_ext.eig import eigsh
 from catapult_ext.linops import GGN, NTK, Hessian
 
-# Along a run the last eigenvector is the start, so a lighter check that nothing larger hides
-# beside it is enough: it saves a third of the products. The start of the sweep is checked fully.
+# Along a run the last eigenvector is the start, so a lighter check that no larger eigenvalue was
+# missed is enough: it saves a third of the products. The start of the sweep is checked fully.
 CONFIDENCE = 0.9
 
 

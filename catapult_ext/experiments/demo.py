@@ -50,8 +50,8 @@ def run_demo(
     Args:
         config: settings; default :class:`DemoConfig`.
         out: run folder, or None for memory only.
-        fresh: start anew in a folder that holds an earlier run.
-        progress: told what happens.
+        fresh: start again in a folder that holds an earlier run.
+        progress: called with what happens.
 
     Returns:
         The sweep's result; ``.closing()`` says what was found.

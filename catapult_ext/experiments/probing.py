@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from catapult_ext import _validate as v
 from catapult_ext import data as datasets
-from catapult_ext._validate import array, dense, fail, require
 from catapult_ext.data.files import read_pt, read_training_npz, training_named
 from catapult_ext.data.named import NAMES
 from catapult_ext.eig import SpectralDensity, eigsh, spectral_density
@@ -32,7 +32,7 @@ def load_model(spec: str) -> nn.Module:
     """
     model = _made("MODEL", spec)
     if not isinstance(model, nn.Module):
-        fail(_WHERE, "the factory must return a torch.nn.Module", type(model).__name__, TypeError)
+        v.fail(_WHERE, "the factory must return a torch.nn.Module", type(model).__name__, TypeError)
     return model
 
 
@@ -45,14 +45,14 @@ def load_data(source: str, samples: int | None = None) -> tuple[Tensor, Tensor]:
 
     Args:
         source: file, factory, or a name that :func:`~catapult_ext.data.named` takes.
-        samples: take the first so many; None takes all there are.
+        samples: take at most this number, the first ones; None takes all.
 
     Raises:
         TypeError: data that are no tensors.
         ValueError: another kind of source, no samples, or x and y of different lengths.
         DataFileError: a file that is damaged or lacks the data.
     """
-    require(samples is None or samples >= 1, _WHERE, "samples must be >= 1", samples)
+    v.require(samples is None or samples >= 1, _WHERE, "samples must be >= 1", samples)
     pair: tuple[Any, Any]
     if source in NAMES:
         count = None if samples is None else max(512, samples)  # samples do not change the draw
@@ -64,24 +64,24 @@ def load_data(source: str, samples: int | None = None) -> tuple[Tensor, Tensor]:
     for name, value in zip("xy", pair, strict=True):
         if not isinstance(value, Tensor):
             kind = type(value).__name__
-            fail(_WHERE, f"{name} of {source} must be a torch.Tensor", kind, TypeError)
-        dense(_WHERE, f"{name} of {source}", value)
-        require(value.dim() > 0, _WHERE, f"{name} of {source} must hold a row a sample", value)
+            v.fail(_WHERE, f"{name} of {source} must be a torch.Tensor", kind, TypeError)
+        v.dense(_WHERE, f"{name} of {source}", value)
+        v.require(value.dim() > 0, _WHERE, f"{name} of {source} must hold a row a sample", value)
     x, y = pair
     ok = len(x) == len(y) > 0
     wanted = f"x and y of {source} must hold the same number of samples, at least one"
-    require(ok, _WHERE, wanted, (len(x), len(y)))
+    v.require(ok, _WHERE, wanted, (len(x), len(y)))
     return x[:samples], y[:samples]
 
 
 def _from_file(path: Path) -> tuple[Any, Any]:
-    require(path.is_file(), _WHERE, "DATA must be a file, digits or module:factory", path)
-    require(path.suffix in (".npz", ".pt", ".pth"), _WHERE, "DATA must end in .npz or .pt", path)
+    v.require(path.is_file(), _WHERE, "DATA must be a file, digits or module:factory", path)
+    v.require(path.suffix in (".npz", ".pt", ".pth"), _WHERE, "DATA must end in .npz or .pt", path)
     if path.suffix == ".npz":
         arrays = read_training_npz(path)
         # torch knows no numbers of the other byte order.
         pair = (arrays[n].astype(arrays[n].dtype.newbyteorder("=")) for n in ("x_train", "y_train"))
-        x, y = (array(_WHERE, f"numbers of {path}", value) for value in pair)
+        x, y = (v.array(_WHERE, f"numbers of {path}", value) for value in pair)
         return x, y
     held = read_pt(path)
     if isinstance(held, (tuple, list)) and len(held) == 2:
@@ -98,21 +98,21 @@ def _from_factory(source: str, samples: int | None) -> tuple[Any, Any]:
         return made[0], made[1]
     wanted = f"{source} must return (x, y) or batches (x, y) of tensors"
     if not isinstance(made, Iterable):
-        fail(_WHERE, wanted, type(made).__name__, TypeError)
+        v.fail(_WHERE, wanted, type(made).__name__, TypeError)
     batches: list[Any] = []
     for batch in made:
         pair = isinstance(batch, (tuple, list)) and len(batch) == 2
         if not pair or not all(isinstance(part, Tensor) and part.dim() for part in batch):
-            fail(_WHERE, wanted, f"a batch of type {type(batch).__name__}", TypeError)
+            v.fail(_WHERE, wanted, f"a batch of type {type(batch).__name__}", TypeError)
         batches.append(batch)
         if samples is not None and sum(len(x) for x, _ in batches) >= samples:
             break
-    require(bool(batches), _WHERE, wanted, "none")
+    v.require(bool(batches), _WHERE, wanted, "none")
     xs, ys = zip(*batches, strict=True)
     try:
         return torch.cat(xs), torch.cat(ys)
     except RuntimeError as error:
-        fail(_WHERE, f"the batches of {source} must fit together", error)
+        v.fail(_WHERE, f"the batches of {source} must fit together", error)
         raise
 
 
@@ -120,7 +120,7 @@ def _made(kind: str, spec: str) -> Any:
     """What the factory ``package.module:factory`` returns."""
     place, _, name = spec.partition(":")
     named = all(part.isidentifier() for part in (*place.split("."), name))
-    require(named, _WHERE, f"{kind} must be package.module:factory", spec)
+    v.require(named, _WHERE, f"{kind} must be package.module:factory", spec)
     if str(Path.cwd()) not in sys.path:
         sys.path.insert(0, str(Path.cwd()))
     try:
@@ -128,12 +128,12 @@ def _made(kind: str, spec: str) -> Any:
     except ModuleNotFoundError as error:
         if not f"{place}.".startswith(f"{error.name}."):
             raise  # a module that this one needs
-        fail(_WHERE, f"{kind} must name a module that can be imported", place)
+        v.fail(_WHERE, f"{kind} must name a module that can be imported", place)
     factory = getattr(module, name, None)
     if callable(factory):
         return factory()
     held = type(factory).__name__ if hasattr(module, name) else "no such name"
-    fail(_WHERE, f"{kind}: module {place} must have a function {name}", held)
+    v.fail(_WHERE, f"{kind}: module {place} must have a function {name}", held)
 
 
 @dataclass(frozen=True, eq=False)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from catapult_ext._validate import require
+from catapult_ext import _validate as v
 from catapult_ext.models import NTKLinear
 from catapult_ext.probes.observables import ONE_SIDED
 
@@ -54,16 +54,16 @@ class StackedDense:
     def __init__(self, models: Sequence[nn.Sequential], x: Tensor, y: Tensor) -> None:
         where = "experiments.StackedDense"
         first = [m for m in models[0] if isinstance(m, NTKLinear)]
-        require(all(m.bias is None for m in first), where, "layers must have no bias", models[0])
+        v.require(all(m.bias is None for m in first), where, "layers must have no bias", models[0])
         fits = y.dim() == 2 and y.shape[1] == first[-1].out_features
-        require(fits, where, "y must have a column per output", tuple(y.shape))
+        v.require(fits, where, "y must have a column per output", tuple(y.shape))
         self.x, self.y = x, y
         self.activation = next(
             (m for m in models[0] if not isinstance(m, NTKLinear)), nn.Identity()
         )
         self.scales = [m.scale for m in first]
         chains = [[m for m in net if isinstance(m, NTKLinear)] for net in models]
-        require(
+        v.require(
             all(len(chain) == len(first) for chain in chains),
             where,
             "depths must agree",

@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from catapult_ext import _validate as v
 from catapult_ext import losses
 from catapult_ext._module_copy import own_copy
-from catapult_ext._validate import require
 from catapult_ext.data import Dataset
 from catapult_ext.experiments.curvature import TopSpace, top_curvature, top_space
 from catapult_ext.models import with_batch_stats
@@ -77,7 +77,7 @@ def start(
         ValueError: a loss without Gauss-Newton matrix, or a model that does not fit the data.
     """
     resolved = losses.resolve(loss)
-    require(resolved.convex, where, "loss must have a Gauss-Newton matrix", resolved.name)
+    v.require(resolved.convex, where, "loss must have a Gauss-Newton matrix", resolved.name)
     model = own_copy(model).to(data.x_train.device)
     x, y = probe_set(data, recipe)
     still, tol = held_still(model, recipe, x), min(recipe.tol / 10, 1e-4)
@@ -85,7 +85,7 @@ def start(
         top = top_space(still, resolved, x, y, recipe.top, tol)
     else:
         top = TopSpace(*top_curvature(still, resolved, x, y, None, tol))
-    require(top.lambda0 > 0, where, "lambda_0 must be > 0 (a constant model?)", top.lambda0)
+    v.require(top.lambda0 > 0, where, "lambda_0 must be > 0 (a constant model?)", top.lambda0)
     state = {name: v.detach().clone() for name, v in model.state_dict().items()}
     # The loss that training sees first, with the batch statistics it uses.
     seen = model if recipe.batch_stats is None else with_batch_stats(model, "coupled")

@@ -12,10 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from catapult_ext import _validate as v
 from catapult_ext import losses
 from catapult_ext._processes import Ranks
 from catapult_ext._store import RunFolder, environment, weights_digest
-from catapult_ext._validate import array, require
 from catapult_ext.data import Dataset, as_dataset
 from catapult_ext.experiments.descent import descend, sweep_record
 from catapult_ext.experiments.linearised import linearised_sweep
@@ -75,11 +75,11 @@ def sweep(
         steps: gradient steps of every rate.
         loss: see :func:`catapult_ext.losses.resolve`; lambda is the
             top eigenvalue of its Gauss-Newton matrix.
-        out: run folder: every finished rate is stored at once, a killed sweep goes on where it
+        out: run folder: every finished rate is stored at once, a killed sweep resumes where it
             was, and the summary, pictures and a report are written at the end (this needs the
             extra ``experiments``). None keeps the results in memory only.
-        fresh: start anew in a folder that holds an earlier run.
-        progress: told what happens.
+        fresh: start again in a folder that holds an earlier run.
+        progress: called with what happens.
         group: None, ``"world"`` or a torch.distributed group, whose ranks share out the rates;
             every rank makes the same call with the same ``out``, which all must see.
         **settings: the other fields of :class:`SweepConfig`.
@@ -118,8 +118,8 @@ def sweep(
 
 def _rates(name: str, values: object) -> tuple[float, ...]:
     """A sequence, array or tensor of rates as floats."""
-    held = array(WHERE, name, values, torch.float64)
-    require(held.dim() == 1, WHERE, f"{name} must be a list of rates", tuple(held.shape))
+    held = v.array(WHERE, name, values, torch.float64)
+    v.require(held.dim() == 1, WHERE, f"{name} must be a list of rates", tuple(held.shape))
     return tuple(held.tolist())
 
 
@@ -150,7 +150,7 @@ def run(
     }
     work = functools.partial(_Sweep, config, model, data, resolved, progress)
     if group is not None:
-        require(out is not None, WHERE, "group needs out, a run folder that all ranks see", out)
+        v.require(out is not None, WHERE, "group needs out, a run folder that all ranks see", out)
         return _shared(group, identity, work, out, fresh, title)
     if out is None:
         return work(Parts()).result()

@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from catapult_ext import _validate as v
 from catapult_ext import losses
 from catapult_ext._module_copy import own_copy
 from catapult_ext._store import update_digest
-from catapult_ext._validate import fail, integers, require
 from catapult_ext.data import Dataset
 from catapult_ext.probes.observables import active_dropout
 
@@ -22,7 +22,7 @@ WHERE = "sweep"
 
 @dataclass(frozen=True)
 class SweepConfig:
-    """Settings of a sweep; model, loss and data come beside it.
+    """Settings of a sweep; model, loss and data are arguments of their own.
 
     Attributes:
         c: learning rates in units of 1 / lambda_0 (give these or ``eta``), > 0.
@@ -46,19 +46,21 @@ class SweepConfig:
 
     def __post_init__(self) -> None:
         if (self.c is None) == (self.eta is None):
-            fail(WHERE, "give either c or eta", f"c={self.c}, eta={self.eta}", TypeError)
+            v.fail(WHERE, "give either c or eta", f"c={self.c}, eta={self.eta}", TypeError)
         name, rates = ("c", self.c) if self.c is not None else ("eta", self.eta)
         assert rates is not None
-        require(len(rates) > 0, WHERE, f"{name} must hold at least one learning rate", rates)
+        v.require(len(rates) > 0, WHERE, f"{name} must hold at least one learning rate", rates)
         for rate in rates:
-            require(math.isfinite(rate) and rate > 0, WHERE, f"{name} must be finite and > 0", rate)
-        require(len(set(rates)) == len(rates), WHERE, f"{name} must hold distinct rates", rates)
-        integers(WHERE, steps=self.steps)
-        require(self.steps >= 1, WHERE, "steps must be >= 1", self.steps)
-        require(self.probe_factor > 1, WHERE, "probe_factor must be > 1", self.probe_factor)
-        require(0 < self.tol < 1, WHERE, "tol must be in (0, 1)", self.tol)
-        require(self.top is None or self.top >= 1, WHERE, "top must be >= 1", self.top)
-        require(self.cut is None or self.cut > 0, WHERE, "cut must be > 0", self.cut)
+            v.require(
+                math.isfinite(rate) and rate > 0, WHERE, f"{name} must be finite and > 0", rate
+            )
+        v.require(len(set(rates)) == len(rates), WHERE, f"{name} must hold distinct rates", rates)
+        v.integers(WHERE, steps=self.steps)
+        v.require(self.steps >= 1, WHERE, "steps must be >= 1", self.steps)
+        v.require(self.probe_factor > 1, WHERE, "probe_factor must be > 1", self.probe_factor)
+        v.require(0 < self.tol < 1, WHERE, "tol must be in (0, 1)", self.tol)
+        v.require(self.top is None or self.top >= 1, WHERE, "top must be >= 1", self.top)
+        v.require(self.cut is None or self.cut > 0, WHERE, "cut must be > 0", self.cut)
 
     def rates(self, lambda0: float) -> list[tuple[float, float]]:
         """(c, eta) of every learning rate, ascending."""
@@ -76,26 +78,26 @@ def check_problem(model: nn.Module, data: Dataset, loss: Any, linearised: bool) 
             (N, O), or a loss that the sweep cannot follow.
     """
     if not isinstance(model, nn.Module):
-        fail(WHERE, "model must be a torch.nn.Module", type(model).__name__, TypeError)
+        v.fail(WHERE, "model must be a torch.nn.Module", type(model).__name__, TypeError)
     for name, p in model.named_parameters():
         if not p.is_floating_point():
-            fail(WHERE, f"parameter {name} must have a floating dtype", p.dtype, TypeError)
+            v.fail(WHERE, f"parameter {name} must have a floating dtype", p.dtype, TypeError)
         if p.dtype != data.x_train.dtype:
-            fail(WHERE, f"parameter {name} must have the dtype of the data", p.dtype, TypeError)
-        require(bool(torch.isfinite(p).all()), WHERE, f"parameter {name} must be finite", "nan")
-    require(any(p.requires_grad for p in model.parameters()), WHERE, "model needs parameters", 0)
+            v.fail(WHERE, f"parameter {name} must have the dtype of the data", p.dtype, TypeError)
+        v.require(bool(torch.isfinite(p).all()), WHERE, f"parameter {name} must be finite", "nan")
+    v.require(any(p.requires_grad for p in model.parameters()), WHERE, "model needs parameters", 0)
     dropout = active_dropout(model)
-    require(dropout is None, WHERE, "dropout makes every step random: call model.eval()", dropout)
+    v.require(dropout is None, WHERE, "dropout makes every step random: call model.eval()", dropout)
     resolved = losses.resolve(loss)
-    require(resolved.convex, WHERE, "loss must have a Gauss-Newton matrix", resolved.name)
+    v.require(resolved.convex, WHERE, "loss must have a Gauss-Newton matrix", resolved.name)
     if linearised:
         squared = isinstance(resolved, losses.SquaredLoss)
-        require(squared, WHERE, "linearised=True needs a squared loss", resolved.name)
+        v.require(squared, WHERE, "linearised=True needs a squared loss", resolved.name)
     with torch.no_grad():
         outputs = own_copy(model)(data.x_train.clone())
     shape = tuple(outputs.shape) if isinstance(outputs, Tensor) else type(outputs).__name__
     wanted = (len(data.x_train), data.outputs)
-    require(shape == wanted, WHERE, f"model must return outputs of shape {wanted}", shape)
+    v.require(shape == wanted, WHERE, f"model must return outputs of shape {wanted}", shape)
     resolved.targets(outputs, data.y_train)
     return resolved
 

@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from catapult_ext import _validate as v
 from catapult_ext._store import RunFolder, environment
-from catapult_ext._validate import require
 from catapult_ext.data.prepare import random_state
 from catapult_ext.figures.style import require_matplotlib
 from catapult_ext.figures.sweep import toy_figures
@@ -45,8 +45,8 @@ class ToyConfig:
 
     def __post_init__(self) -> None:
         for name in ("samples", "in_features", "steps"):
-            require(getattr(self, name) >= 1, "toy", f"{name} must be >= 1", getattr(self, name))
-        require(len(set(self.c)) == len(self.c) > 0, "toy", "c must hold distinct rates", self.c)
+            v.require(getattr(self, name) >= 1, "toy", f"{name} must be >= 1", getattr(self, name))
+        v.require(len(set(self.c)) == len(self.c) > 0, "toy", "c must hold distinct rates", self.c)
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from catapult_ext._validate import require
+from catapult_ext import _validate as v
 from catapult_ext.training.batches import Augmentation
 
 
@@ -61,18 +61,18 @@ class Recipe:
     def __post_init__(self) -> None:
         where = "experiments.Recipe"
         given = (self.steps is None) != (self.time is None)
-        require(given, where, "give either steps or time", (self.steps, self.time))
-        require(self.steps is None or self.steps >= 1, where, "steps must be >= 1", self.steps)
+        v.require(given, where, "give either steps or time", (self.steps, self.time))
+        v.require(self.steps is None or self.steps >= 1, where, "steps must be >= 1", self.steps)
         ok = self.time is None or (math.isfinite(self.time) and self.time > 0)
-        require(ok, where, "time must be finite and > 0", self.time)
-        require(self.batch is None or self.batch >= 1, where, "batch must be >= 1", self.batch)
-        require(0 <= self.momentum < 1, where, "momentum must be in [0, 1)", self.momentum)
-        require(self.l2 >= 0, where, "l2 must be >= 0", self.l2)
+        v.require(ok, where, "time must be finite and > 0", self.time)
+        v.require(self.batch is None or self.batch >= 1, where, "batch must be >= 1", self.batch)
+        v.require(0 <= self.momentum < 1, where, "momentum must be in [0, 1)", self.momentum)
+        v.require(self.l2 >= 0, where, "l2 must be >= 0", self.l2)
         ok = (self.final_rate is None) == (self.final_steps == 0)
-        require(ok, where, "final_rate and final_steps go together", self.final_steps)
-        require(self.probe_factor > 1, where, "probe_factor must be > 1", self.probe_factor)
+        v.require(ok, where, "final_rate and final_steps go together", self.final_steps)
+        v.require(self.probe_factor > 1, where, "probe_factor must be > 1", self.probe_factor)
         ok = self.top == 0 or (self.batch is None and self.augment is None)
-        require(ok, where, "top needs full-batch steps without augmentation", self.top)
+        v.require(ok, where, "top needs full-batch steps without augmentation", self.top)
 
     def steps_at(self, eta: float) -> int:
         """Steps of the first stage at ``eta``."""

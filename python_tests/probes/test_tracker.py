@@ -350,3 +350,24 @@ def test_a_step_without_batch_is_refused():
     tracker = cx.CurvatureTracker(network(), "half_mse")
     with pytest.raises(ValueError, match="batch is needed"):
         tracker.step()
+
+
+def test_rows_of_all_users_are_of_one_type():
+    """Trackers, sweeps and runs record keys of Row; a sweep has a column for every observable."""
+    from catapult_ext.experiments.descent import Recipe, start, train
+    from catapult_ext.probes.record import Observables, Row, columns
+
+    with cx.CurvatureTracker(network(), "half_mse", DATA.train) as tracker:
+        pass
+    recipe = Recipe(steps=1)
+    problem = start(network(), DATA, "half_mse", recipe)
+    probes = train(problem, problem.eta(1.0, recipe), recipe)["probes"]
+    for row in (*tracker.probes, *probes):
+        assert set(row) <= set(Row.__annotations__)
+    observed = {"probe_steps", *Observables.__annotations__}
+    assert set(columns([])) == observed
+    record = cx.sweep(network(), DATA, c=[1.0], steps=1).records[0]
+    assert observed <= set(record)
+    assert record["probe_steps"] == [0, 1]
+    # a key that no row has yet is a column without values
+    assert columns([{"step": 3}], ["step", "drift"]) == {"step": [3], "drift": [None]}

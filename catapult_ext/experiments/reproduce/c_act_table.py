@@ -9,8 +9,8 @@ from typing import Any
 
 import torch
 
+from catapult_ext import _validate as v
 from catapult_ext import models
-from catapult_ext._validate import require
 from catapult_ext.data import Dataset
 from catapult_ext.experiments.reproduce.context import Context
 from catapult_ext.experiments.reproduce.outcome import (
@@ -192,7 +192,7 @@ class _Problem:
         ).to(self.data.x_train.device)
         alone = StackedDense([self.model], *self.data.train)
         self.lambda0 = alone.top_eigenvalue().item()
-        require(self.lambda0 > 0, "reproduce", "lambda_0 must be > 0 (dead units?)", self.lambda0)
+        v.require(self.lambda0 > 0, "reproduce", "lambda_0 must be > 0 (dead units?)", self.lambda0)
         with torch.no_grad():
             loss0 = alone.losses().item()
         self.cut = divergence_cut(loss0, s.width, self.lambda0)

@@ -8,9 +8,9 @@ from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
 from typing import Any
 
+from catapult_ext import _validate as v
 from catapult_ext._processes import Ranks
 from catapult_ext._store import RunFolder, RunFolderError
-from catapult_ext._validate import fail
 from catapult_ext.data import Dataset, named
 from catapult_ext.data.files import data_folder
 from catapult_ext.data.standard import FROM_FILES
@@ -104,7 +104,7 @@ class Context(Parts):
         if isinstance(held, dict) and held.get("digest") != digest:
             wanted = f"data must be those of the finished parts in {self.folder.path}, {source} as "
             hint = " (or choose another --out, or pass --fresh to replace that run)"
-            fail("reproduce", f"{wanted}{_text(held)}{hint}", _text(found), RunFolderError)
+            v.fail("reproduce", f"{wanted}{_text(held)}{hint}", _text(found), RunFolderError)
         if self.ranks is None or self.ranks.rank == 0:
             self.folder.write_json("data.json", known | self._sources)
 

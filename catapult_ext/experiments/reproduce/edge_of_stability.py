@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from catapult_ext import _validate as v
 from catapult_ext import losses
-from catapult_ext._validate import require
 from catapult_ext.data import Dataset
 from catapult_ext.experiments.curvature import top_sharpness
 from catapult_ext.experiments.reproduce.context import Context
@@ -143,7 +143,7 @@ def _hover(s: Settings, data: Dataset, ratio: float, beta: float, seed: int) -> 
     """Loss at every step and the sharpness at every few."""
     model, loss = _network(s, data, s.depth, seed), losses.resolve("half_mse")
     top, vector = top_sharpness(model, loss, *data.train, None, 1e-3)
-    require(top > 0, "reproduce", "the initial sharpness must be > 0 (constant inputs?)", top)
+    v.require(top > 0, "reproduce", "the initial sharpness must be > 0 (constant inputs?)", top)
     eta = 2 * (1 + beta) / (ratio * top)
     curve: list[float] = []
     probes: list[Observed] = [{"step": 0, "sharpness": top}]

@@ -10,9 +10,9 @@ from typing import Any
 
 import torch
 
+from catapult_ext import _validate as v
 from catapult_ext._processes import Ranks
 from catapult_ext._store import RunFolder, environment
-from catapult_ext._validate import fail, integers, require
 from catapult_ext.experiments.reproduce.context import Context
 from catapult_ext.experiments.reproduce.outcome import Experiment, Reproduction
 from catapult_ext.experiments.reproduce.report import write_report
@@ -55,7 +55,7 @@ def experiment(name: str) -> Experiment:
         ValueError: unknown name.
     """
     if name not in MODULES:
-        fail("reproduce", f"name must be one of {', '.join(MODULES)}", repr(name))
+        v.fail("reproduce", f"name must be one of {', '.join(MODULES)}", repr(name))
     module = importlib.import_module(f"{__package__}.{MODULES[name]}")
     return Experiment(name, module.TITLE, module.SOURCE, module.SETTINGS, module.run)
 
@@ -78,11 +78,11 @@ def reproduce(
         name: one of :func:`names`.
         scale: ``"smoke"`` (seconds: shows that it works, decides little), ``"cpu"`` (two cores,
             built-in data) or ``"full"`` (the paper's setting: a GPU and a data folder).
-        out: run folder: every part is stored when done, a killed run goes on where it was, and
+        out: run folder: every part is stored when done, a killed run resumes where it was, and
             claims.json, tables, pictures and report.html are written. None keeps it in memory.
-        data_dir: folder of data files; default CATAPULT_DATA. A run goes on with the data it was
+        data_dir: folder of data files; default CATAPULT_DATA. A run resumes with the data it was
             begun with only, whose digest data.json keeps.
-        fresh: start anew in a folder that holds an earlier run.
+        fresh: start again in a folder that holds an earlier run.
         tell: called with a line of text whenever a part is done.
         device: where to train, such as ``"cuda"``; part of the run's identity.
         workers: processes that share the parts and the processor's cores; more than one needs
@@ -97,18 +97,18 @@ def reproduce(
     """
     chosen = experiment(name)
     if scale not in SCALES:
-        fail("reproduce", f"scale must be one of {', '.join(SCALES)}", repr(scale))
+        v.fail("reproduce", f"scale must be one of {', '.join(SCALES)}", repr(scale))
     settings = chosen.settings[scale]
     unknown = set(changes) - {f.name for f in dataclasses.fields(settings)}
     if unknown:
         held = ", ".join(f.name for f in dataclasses.fields(settings))
-        fail("reproduce", f"settings of {name} are {held}", ", ".join(sorted(unknown)), TypeError)
+        v.fail("reproduce", f"settings of {name} are {held}", ", ".join(sorted(unknown)), TypeError)
     tuples = {k: tuple(v) if isinstance(v, list) else v for k, v in changes.items()}
     settings = dataclasses.replace(settings, **tuples)
     check(name, settings)
-    integers("reproduce", workers=workers)
-    require(workers >= 1, "reproduce", "workers must be >= 1", workers)
-    require(workers == 1 or out is not None, "reproduce", "workers > 1 needs out", out)
+    v.integers("reproduce", workers=workers)
+    v.require(workers >= 1, "reproduce", "workers must be >= 1", workers)
+    v.require(workers == 1 or out is not None, "reproduce", "workers > 1 needs out", out)
     _require_device(device)
     if out is None:
         context = Context(None, data_dir, tell, device)
@@ -136,12 +136,12 @@ def reproduce(
 def _require_device(device: str) -> None:
     """Fail before a run folder is made where nothing could be computed."""
     if not isinstance(device, str):
-        fail("reproduce", "device must be a string", repr(device), TypeError)
+        v.fail("reproduce", "device must be a string", repr(device), TypeError)
     try:
         torch.ones(1, device=device).item()
     except Exception as error:  # torch answers with errors of half a dozen types
         why = str(error).splitlines()[0].split(". ")[0]
-        fail("reproduce", f"device must be one that torch can use here ({why})", repr(device))
+        v.fail("reproduce", f"device must be one that torch can use here ({why})", repr(device))
 
 
 def _share(

@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from catapult_ext import _validate as v
 from catapult_ext import losses
-from catapult_ext._validate import require
 from catapult_ext.data import Dataset
 from catapult_ext.experiments.curvature import top_sharpness
 from catapult_ext.experiments.reproduce.context import Context
@@ -134,7 +134,7 @@ def _first(s: Settings, data: Dataset, seed: int) -> tuple[nn.Module, float, Ten
         seed=seed,
     ).to(data.x_train)
     top, vector = _sharpness(s, model, data, None)
-    require(top > 0, "reproduce", "the initial sharpness must be > 0 (dead units?)", top)
+    v.require(top > 0, "reproduce", "the initial sharpness must be > 0 (dead units?)", top)
     return model, top, vector
 
 
