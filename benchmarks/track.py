@@ -139,7 +139,7 @@ def accuracy(case: Case) -> dict[str, Any]:
                 "true": true,
                 "miss": abs(value - true) / true,
                 "bound": error / true,
-                "checked": row["index_check"] != "inherited",
+                "checked": "checked" in row["flags"],
                 "products": row["products"],
                 "forwards": tracker._costs[-1] / forward,
                 "eta_lambda": row["eta_lambda"],

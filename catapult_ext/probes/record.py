@@ -44,7 +44,8 @@ class Row(Observables, total=False):
         train_loss: on the training set, with the set's own batch statistics.
         values: top eigenvalues, descending.
         errors: their error bounds.
-        index_check: see :class:`~catapult_ext.EigshResult`.
+        index_check: see :class:`~catapult_ext.EigshResult`; a tracker's reads ``inherited since
+            step n`` where the last checked probe was made after n steps.
         products: with the operator.
         flags: ``checked``; ``missed``: an error is above tol; ``diverged``: inputs, outputs, the
             loss or products are not finite, and the values are NaN.

@@ -18,6 +18,7 @@ from catapult_ext.linops.ggn import DualGGN
 from catapult_ext.losses import SquaredLoss, resolve
 from catapult_ext.models import batch_stats_held, with_batch_stats
 from catapult_ext.probes import free
+from catapult_ext.probes.jumps import Jumps
 from catapult_ext.probes.observables import Activity, ActivityWatch, activity, weight_norm
 from catapult_ext.probes.overhead import Overhead
 from catapult_ext.probes.record import Row, write_run
@@ -68,7 +69,9 @@ class CurvatureTracker:
         kernel_samples: compare the trace kernel of so many probe samples with that at the first
             probe (drift); 0 for none.
         batch_stats: what batch normalisation means, ``models.BATCH_STATS``.  Dropout is off.
-        check_every: see :class:`~catapult_ext.TopTracker`.
+        check_every: see :class:`~catapult_ext.TopTracker`.  Where the loss or the norm of the
+            gradient exceeds twice the largest value since the probe before the last one, a checked
+            probe is made at once (with ``budget``: as soon as it pays for one).
         seed: of random vectors.
         out: run folder to write at the end; needs to be new or ``fresh``.
         fresh: replace an earlier run in ``out``.
@@ -157,6 +160,9 @@ class CurvatureTracker:
         self._costs: list[float] = []
         self._norms = 0.0  # seconds spent on the norms of gradients
         self._last_probe = 0
+        self._last_check = 0
+        self._jumps = Jumps()
+        self._jumped = False
         self._kernel: Tensor | None = None
         self._open = False
 
@@ -200,6 +206,8 @@ class CurvatureTracker:
             gradient = self._squared_gradient()
             value = loss.item() if isinstance(loss, Tensor) else float(loss)
             self._free.follow(self.count, value, gradient, eta, plain)
+            norm = None if gradient is None else math.sqrt(gradient)
+            self._jumped |= self._jumps.follow(loss=value, gradient=norm)
         self.count += 1
         made = None
         if self._due():
@@ -222,14 +230,13 @@ class CurvatureTracker:
         return value
 
     def _due(self) -> bool:
+        waited = self._jumped or self.count - self._last_probe >= self.every
         if self.overhead.budget is None:
-            first = not self.probes
-            return first or self.count - self._last_probe >= self.every
+            return waited or not self.probes
         if self.count < _TIMED_STEPS:
             return False
         if not self.probes:
             return True
-        waited = self.count - self._last_probe >= self.every
         return waited and self.overhead.affords(max(self._costs))
 
     @no_autocast()
@@ -242,6 +249,8 @@ class CurvatureTracker:
                 # training that diverges is no fault of the loop that is watched
                 row = self._row([math.nan] * self.k)
         self._last_probe = self.count
+        self._jumps.probed()
+        self._jumped = False
         self._costs.append(self.overhead.clock() - began)
         self.probes.append(row)
         smallest = (row["eta"] or 0.0) * row["values"][-1]
@@ -292,10 +301,14 @@ class CurvatureTracker:
         with ActivityWatch(held) as watch:  # in the forward pass that freezes the model
             operator = self._operator(held, x, y, **options)
         followed = self._followed(operator)
-        found = self._top.update(followed)
+        found = self._top.update(followed, check=self._jumped)
+        inherited = found.index_check == "inherited"
+        self._last_check = self._last_check if inherited else self.count
         row = self._row(found.eigenvalues.tolist())
         row["errors"], row["products"] = found.errors.tolist(), found.matvecs
         row["index_check"], row["flags"] = found.index_check, self._flags(found)
+        if inherited:
+            row["index_check"] = f"inherited since step {self._last_check}"
         row["top_shares"] = self._shares(operator, followed, found, y)
         if isinstance(x, Tensor):
             if watch.watches:
