@@ -149,7 +149,7 @@ class Tally:
         lines = ["| check | solves | eigenvalues | errors too small | largest miss over error |"]
         lines.append("|---|---|---|---|---|")
         for name, c in sorted(self.counts.items()):
-            lines.append(f"| {name} | {c.solves} | {c.values} | {c.wrong} | {c.worst:.2g} |")
+            lines.append(f"| {name} | {c.solves} | {c.values} | {c.wrong} | {c.worst:.3g} |")
         return "\n".join(lines)
 
     def verify(self):
