@@ -348,3 +348,14 @@ def test_dispatch_modes_share_one_base_class():
     """A mode that derives from torch's own imports the compiler, seconds, on its first use."""
     users = [p for p in PY_FILES if "TorchDispatchMode" in p.read_text()]
     assert users == [PACKAGE / "linops" / "model" / "dispatch_mode.py"]
+
+
+@pytest.mark.parametrize("path", PY_FILES, ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_argument_checks_are_imported_in_one_way(path):
+    """As ``v``; by the whole name in ops and toy, where v is a vector or a layer's weights."""
+    wanted = None if part_of(path) in {"ops", "toy"} else "v"
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom):
+            assert node.module != "catapult_ext._validate", f"{path}: import the module"
+            names = [a.asname for a in node.names if a.name == "_validate"]
+            assert names in ([], [wanted]), f"{path}: import _validate as {wanted}"

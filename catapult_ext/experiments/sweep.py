@@ -23,12 +23,14 @@ from catapult_ext.experiments.parts import Parts
 from catapult_ext.experiments.result import SweepResult
 from catapult_ext.experiments.start import Start, start
 from catapult_ext.experiments.summary import summarise, verdict_of
-from catapult_ext.experiments.sweep_config import WHERE, SweepConfig, check_problem, describe_loss
+from catapult_ext.experiments.sweep_config import SweepConfig, check_problem, describe_loss
 from catapult_ext.figures.style import require_matplotlib
 from catapult_ext.figures.sweep import CAPTIONS, sweep_figures
 from catapult_ext.probes import hidden_width
 from catapult_ext.runs import report
 from catapult_ext.training import Recipe
+
+_WHERE = "sweep"
 
 
 class Progress:
@@ -107,7 +109,7 @@ def sweep(
     return run(
         config,
         model,
-        as_dataset(data, WHERE),
+        as_dataset(data, _WHERE),
         loss,
         out=out,
         fresh=fresh,
@@ -118,8 +120,8 @@ def sweep(
 
 def _rates(name: str, values: object) -> tuple[float, ...]:
     """A sequence, array or tensor of rates as floats."""
-    held = v.array(WHERE, name, values, torch.float64)
-    v.require(held.dim() == 1, WHERE, f"{name} must be a list of rates", tuple(held.shape))
+    held = v.array(_WHERE, name, values, torch.float64)
+    v.require(held.dim() == 1, _WHERE, f"{name} must be a list of rates", tuple(held.shape))
     return tuple(held.tolist())
 
 
@@ -150,7 +152,7 @@ def run(
     }
     work = functools.partial(_Sweep, config, model, data, resolved, progress)
     if group is not None:
-        v.require(out is not None, WHERE, "group needs out, a run folder that all ranks see", out)
+        v.require(out is not None, _WHERE, "group needs out, a run folder that all ranks see", out)
         return _shared(group, identity, work, out, fresh, title)
     if out is None:
         return work(Parts()).result()
@@ -169,7 +171,7 @@ def _shared(
 ) -> SweepResult:
     """One sweep on all ranks of ``group``: rank 0 opens the folder first, and reports last."""
     require_matplotlib()
-    with Ranks.of(group, WHERE) as ranks:
+    with Ranks.of(group, _WHERE) as ranks:
         first = ranks.rank == 0
         if not first:
             ranks.wait("open")
@@ -270,7 +272,7 @@ class _Sweep:
 
     def _problem(self) -> tuple[Start, dict[str, Any]]:
         config, data = self.config, self.data
-        problem = start(self.model, data, self.loss, self.recipe, cut=config.cut, where=WHERE)
+        problem = start(self.model, data, self.loss, self.recipe, cut=config.cut, where=_WHERE)
         model, top = problem.model, problem.top
         initial = {
             "lambda0": top.lambda0,

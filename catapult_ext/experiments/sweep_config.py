@@ -17,7 +17,7 @@ from catapult_ext._store import update_digest
 from catapult_ext.data import Dataset
 from catapult_ext.probes.observables import active_dropout
 
-WHERE = "sweep"
+_WHERE = "sweep"
 
 
 @dataclass(frozen=True)
@@ -46,21 +46,21 @@ class SweepConfig:
 
     def __post_init__(self) -> None:
         if (self.c is None) == (self.eta is None):
-            v.fail(WHERE, "give either c or eta", f"c={self.c}, eta={self.eta}", TypeError)
+            v.fail(_WHERE, "give either c or eta", f"c={self.c}, eta={self.eta}", TypeError)
         name, rates = ("c", self.c) if self.c is not None else ("eta", self.eta)
         assert rates is not None
-        v.require(len(rates) > 0, WHERE, f"{name} must hold at least one learning rate", rates)
+        v.require(len(rates) > 0, _WHERE, f"{name} must hold at least one learning rate", rates)
         for rate in rates:
             v.require(
-                math.isfinite(rate) and rate > 0, WHERE, f"{name} must be finite and > 0", rate
+                math.isfinite(rate) and rate > 0, _WHERE, f"{name} must be finite and > 0", rate
             )
-        v.require(len(set(rates)) == len(rates), WHERE, f"{name} must hold distinct rates", rates)
-        v.integers(WHERE, steps=self.steps)
-        v.require(self.steps >= 1, WHERE, "steps must be >= 1", self.steps)
-        v.require(self.probe_factor > 1, WHERE, "probe_factor must be > 1", self.probe_factor)
-        v.require(0 < self.tol < 1, WHERE, "tol must be in (0, 1)", self.tol)
-        v.require(self.top is None or self.top >= 1, WHERE, "top must be >= 1", self.top)
-        v.require(self.cut is None or self.cut > 0, WHERE, "cut must be > 0", self.cut)
+        v.require(len(set(rates)) == len(rates), _WHERE, f"{name} must hold distinct rates", rates)
+        v.integers(_WHERE, steps=self.steps)
+        v.require(self.steps >= 1, _WHERE, "steps must be >= 1", self.steps)
+        v.require(self.probe_factor > 1, _WHERE, "probe_factor must be > 1", self.probe_factor)
+        v.require(0 < self.tol < 1, _WHERE, "tol must be in (0, 1)", self.tol)
+        v.require(self.top is None or self.top >= 1, _WHERE, "top must be >= 1", self.top)
+        v.require(self.cut is None or self.cut > 0, _WHERE, "cut must be > 0", self.cut)
 
     def rates(self, lambda0: float) -> list[tuple[float, float]]:
         """(c, eta) of every learning rate, ascending."""
@@ -78,26 +78,27 @@ def check_problem(model: nn.Module, data: Dataset, loss: Any, linearised: bool) 
             (N, O), or a loss that the sweep cannot follow.
     """
     if not isinstance(model, nn.Module):
-        v.fail(WHERE, "model must be a torch.nn.Module", type(model).__name__, TypeError)
+        v.fail(_WHERE, "model must be a torch.nn.Module", type(model).__name__, TypeError)
     for name, p in model.named_parameters():
         if not p.is_floating_point():
-            v.fail(WHERE, f"parameter {name} must have a floating dtype", p.dtype, TypeError)
+            v.fail(_WHERE, f"parameter {name} must have a floating dtype", p.dtype, TypeError)
         if p.dtype != data.x_train.dtype:
-            v.fail(WHERE, f"parameter {name} must have the dtype of the data", p.dtype, TypeError)
-        v.require(bool(torch.isfinite(p).all()), WHERE, f"parameter {name} must be finite", "nan")
-    v.require(any(p.requires_grad for p in model.parameters()), WHERE, "model needs parameters", 0)
+            v.fail(_WHERE, f"parameter {name} must have the dtype of the data", p.dtype, TypeError)
+        v.require(bool(torch.isfinite(p).all()), _WHERE, f"parameter {name} must be finite", "nan")
+    v.require(any(p.requires_grad for p in model.parameters()), _WHERE, "model needs parameters", 0)
     dropout = active_dropout(model)
-    v.require(dropout is None, WHERE, "dropout makes every step random: call model.eval()", dropout)
+    text = "dropout makes every step random: call model.eval()"
+    v.require(dropout is None, _WHERE, text, dropout)
     resolved = losses.resolve(loss)
-    v.require(resolved.convex, WHERE, "loss must have a Gauss-Newton matrix", resolved.name)
+    v.require(resolved.convex, _WHERE, "loss must have a Gauss-Newton matrix", resolved.name)
     if linearised:
         squared = isinstance(resolved, losses.SquaredLoss)
-        v.require(squared, WHERE, "linearised=True needs a squared loss", resolved.name)
+        v.require(squared, _WHERE, "linearised=True needs a squared loss", resolved.name)
     with torch.no_grad():
         outputs = own_copy(model)(data.x_train.clone())
     shape = tuple(outputs.shape) if isinstance(outputs, Tensor) else type(outputs).__name__
     wanted = (len(data.x_train), data.outputs)
-    v.require(shape == wanted, WHERE, f"model must return outputs of shape {wanted}", shape)
+    v.require(shape == wanted, _WHERE, f"model must return outputs of shape {wanted}", shape)
     resolved.targets(outputs, data.y_train)
     return resolved
 

@@ -16,7 +16,6 @@ from catapult_ext.experiments.reproduce.context import Context
 from catapult_ext.experiments.reproduce.outcome import (
     Claim,
     Outcome,
-    Panel,
     Row,
     line,
     mean,
@@ -25,7 +24,7 @@ from catapult_ext.experiments.reproduce.outcome import (
 )
 from catapult_ext.experiments.reproduce.settings import setting
 from catapult_ext.experiments.stacked import StackedDense
-from catapult_ext.figures.line_panel import COLOURS
+from catapult_ext.figures.line_panel import COLOURS, Panel
 from catapult_ext.probes import divergence_cut
 from catapult_ext.probes.phases import DEAD_FRACTION
 

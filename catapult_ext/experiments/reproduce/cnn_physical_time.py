@@ -13,7 +13,6 @@ from catapult_ext.experiments.reproduce.context import Context
 from catapult_ext.experiments.reproduce.outcome import (
     Claim,
     Outcome,
-    Panel,
     Row,
     averages,
     correlation,
@@ -23,6 +22,7 @@ from catapult_ext.experiments.reproduce.outcome import (
     show,
     standard_error,
 )
+from catapult_ext.figures.line_panel import Panel
 
 TITLE = "CNN at equal physical time"
 SOURCE = (

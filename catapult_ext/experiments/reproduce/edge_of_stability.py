@@ -18,14 +18,13 @@ from catapult_ext.experiments.reproduce.context import Context
 from catapult_ext.experiments.reproduce.outcome import (
     Claim,
     Outcome,
-    Panel,
     Row,
-    Series,
     mean,
     show,
 )
 from catapult_ext.experiments.reproduce.self_stabilisation import follow
 from catapult_ext.experiments.reproduce.settings import setting
+from catapult_ext.figures.line_panel import Panel, Series
 from catapult_ext.models import build
 from catapult_ext.probes.record import Row as Observed
 from catapult_ext.probes.record import columns

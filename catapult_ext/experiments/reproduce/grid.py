@@ -15,9 +15,7 @@ from catapult_ext.experiments.descent import Recipe, Start, start, train
 from catapult_ext.experiments.reproduce.context import Context
 from catapult_ext.experiments.reproduce.outcome import (
     Claim,
-    Panel,
     Row,
-    Series,
     averages,
     line,
     mean,
@@ -25,6 +23,7 @@ from catapult_ext.experiments.reproduce.outcome import (
     show,
     with_error,
 )
+from catapult_ext.figures.line_panel import Panel, Series
 from catapult_ext.probes import Verdict, classify
 
 Record = dict[str, Any]

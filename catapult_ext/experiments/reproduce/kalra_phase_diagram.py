@@ -19,15 +19,14 @@ from catapult_ext.experiments.reproduce.context import Context
 from catapult_ext.experiments.reproduce.outcome import (
     Claim,
     Outcome,
-    Panel,
     Row,
-    Series,
     averages,
     line,
     mean,
     show,
 )
 from catapult_ext.experiments.reproduce.settings import setting
+from catapult_ext.figures.line_panel import Panel, Series
 from catapult_ext.models import build
 from catapult_ext.training import Descent, drawn, moved, steps
 

@@ -16,7 +16,6 @@ from catapult_ext.experiments.reproduce.context import Context
 from catapult_ext.experiments.reproduce.outcome import (
     Claim,
     Outcome,
-    Panel,
     Row,
     averages,
     line,
@@ -24,6 +23,7 @@ from catapult_ext.experiments.reproduce.outcome import (
     show,
 )
 from catapult_ext.experiments.reproduce.settings import setting
+from catapult_ext.figures.line_panel import Panel
 from catapult_ext.linops import freeze
 from catapult_ext.losses import SquaredLoss
 from catapult_ext.models import build

@@ -14,7 +14,6 @@ from catapult_ext.experiments.reproduce.context import Context
 from catapult_ext.experiments.reproduce.outcome import (
     Claim,
     Outcome,
-    Panel,
     Row,
     averages,
     line,
@@ -24,6 +23,7 @@ from catapult_ext.experiments.reproduce.outcome import (
 )
 from catapult_ext.experiments.reproduce.settings import setting
 from catapult_ext.experiments.stacked import StackedDense
+from catapult_ext.figures.line_panel import Panel
 from catapult_ext.models import fully_connected
 from catapult_ext.probes import divergence_cut
 from catapult_ext.toy import quadratic_net

@@ -8,8 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from catapult_ext.figures.line_panel import Panel
-from catapult_ext.figures.line_panel import Series as Series
+from catapult_ext.figures.line_panel import Panel, Series
 
 Row = dict[str, Any]
 

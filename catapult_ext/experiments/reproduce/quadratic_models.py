@@ -15,9 +15,7 @@ from catapult_ext.experiments.reproduce.context import Context
 from catapult_ext.experiments.reproduce.outcome import (
     Claim,
     Outcome,
-    Panel,
     Row,
-    Series,
     averages,
     line,
     median,
@@ -25,6 +23,7 @@ from catapult_ext.experiments.reproduce.outcome import (
     slope,
 )
 from catapult_ext.experiments.reproduce.settings import setting
+from catapult_ext.figures.line_panel import Panel, Series
 from catapult_ext.toy import neural_quadratic
 
 TITLE = "quadratic models beside the net"

@@ -9,7 +9,7 @@ import typing
 from collections.abc import Mapping
 from typing import Any
 
-from catapult_ext import _validate
+from catapult_ext import _validate as v
 
 _ONE = {int: "an int", float: "a finite number", str: "a word", bool: "True or False"}
 _MANY = {int: "distinct ints", float: "finite numbers", str: "distinct words"}
@@ -48,9 +48,9 @@ def check(experiment: str, settings: Any) -> None:
         wanted = _wanted(kind, many, rule) + (" or None" if optional else "")
         problem = "reproduce", f"{field.name} of {experiment} must be {wanted}", repr(value)
         values = value if many else (value,)
-        if not isinstance(values, tuple) or not all(_is(v, kind) for v in values):
-            _validate.fail(*problem, TypeError)
-        _validate.require(_in_range(values, kind, rule), *problem)
+        if not isinstance(values, tuple) or not all(_is(x, kind) for x in values):
+            v.fail(*problem, TypeError)
+        v.require(_in_range(values, kind, rule), *problem)
 
 
 def _wanted(kind: type, many: bool, rule: Mapping[str, Any]) -> str:
@@ -75,10 +75,10 @@ def _in_range(values: tuple[Any, ...], kind: type, rule: Mapping[str, Any]) -> b
         return False
     if kind in USUAL:
         least, above = rule.get("least", -float("inf")), rule.get("above", -float("inf"))
-        inside = (least <= v and above < v < rule.get("below", float("inf")) for v in values)
-        if not all(abs(v) <= sys.float_info.max for v in values) or not all(inside):
+        inside = (least <= x and above < x < rule.get("below", float("inf")) for x in values)
+        if not all(abs(x) <= sys.float_info.max for x in values) or not all(inside):
             return False
-    names = {f"{v:g}" if kind is float else v for v in values}  # as the parts are called
+    names = {f"{x:g}" if kind is float else x for x in values}  # as the parts are called
     ordered = not rule.get("ascending") or all(a < b for a, b in itertools.pairwise(values))
     some = "some_below" not in rule or min(values) < rule["some_below"]
     return len(names) == len(values) and ordered and some

@@ -16,13 +16,12 @@ from catapult_ext.experiments.reproduce.context import Context
 from catapult_ext.experiments.reproduce.outcome import (
     Claim,
     Outcome,
-    Panel,
     Row,
-    Series,
     mean,
     show,
     standard_error,
 )
+from catapult_ext.figures.line_panel import Panel, Series
 from catapult_ext.linops import NTK
 from catapult_ext.models import build
 from catapult_ext.training import Descent, drawn, full_batch, moved, steps

@@ -19,9 +19,7 @@ from catapult_ext.experiments.reproduce.context import Context
 from catapult_ext.experiments.reproduce.outcome import (
     Claim,
     Outcome,
-    Panel,
     Row,
-    Series,
     line,
     mean,
     median,
@@ -30,6 +28,7 @@ from catapult_ext.experiments.reproduce.outcome import (
     with_error,
 )
 from catapult_ext.experiments.reproduce.settings import setting
+from catapult_ext.figures.line_panel import Panel, Series
 from catapult_ext.models import build
 from catapult_ext.probes import accuracy, divergence_cut
 from catapult_ext.training import Descent, drawn, moved, steps

@@ -8,8 +8,12 @@ from typing import Any
 from catapult_ext.experiments.descent import Recipe
 from catapult_ext.experiments.reproduce import grid
 from catapult_ext.experiments.reproduce.context import Context
-from catapult_ext.experiments.reproduce.outcome import Claim, Outcome, Panel, Series
+from catapult_ext.experiments.reproduce.outcome import (
+    Claim,
+    Outcome,
+)
 from catapult_ext.experiments.reproduce.settings import setting
+from catapult_ext.figures.line_panel import Panel, Series
 from catapult_ext.models import build
 
 TITLE = "three phases of a Wide ResNet"
