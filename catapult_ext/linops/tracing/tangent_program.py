@@ -56,7 +56,7 @@ class TangentTracer(DispatchMode):
         """Forget what was recorded."""
         self.why = ""
         self.program: Program | None = None
-        self._signature = 0
+        self._signature, self._own_rules = 0, True
         self._slots = WeakTensorKeyDictionary()
         self._count = 0
         self._steps: list[Step] = []
@@ -121,7 +121,8 @@ class TangentTracer(DispatchMode):
             self.why = f"it draws random numbers in {call.func}"
             return
         try:
-            made, saved = TANGENT_RULES.get(call.func._overloadpacket, by_formula)(call)
+            rule = TANGENT_RULES.get(call.func._overloadpacket)
+            made, saved = by_formula(call) if rule is None else rule(call)
         except (TypeError, ValueError, IndexError) as error:  # a form of the call not foreseen
             self.why = f"it calls {call.func} with other arguments ({error})"
             return
@@ -129,6 +130,7 @@ class TangentTracer(DispatchMode):
         self._saved += [(t, t._version + (t is written)) for t in saved]
         self._steps.append(Step(list(slots), results, made))
         self._signature = hash((self._signature, call.func))
+        self._own_rules = self._own_rules and rule is not None
 
     def finish(self, output: Any) -> None:
         """Make ``program`` of the finished forward pass, whose result was ``output``."""
@@ -138,14 +140,18 @@ class TangentTracer(DispatchMode):
         if not self.why and any(t._version != version for t, version in self._saved):
             self.why = "it changes a saved tensor in place"
         if not self.why and end is not None:
-            self.program = Program(len(self._leaves), self._steps, end, self._signature)
+            self.program = Program(len(self._leaves), self._steps, end)
+            self.program.signature = self._signature
+            self.program.own_rules = self._own_rules
 
 
 class Program:
     """The tangent program of one forward pass: from leaf tangents to that of the result."""
 
-    def __init__(self, leaves: int, steps: list[Step], end: int, signature: int) -> None:
-        self.signature = signature  # of the operations in order
+    signature = 0  # of the operations in order
+    own_rules = False  # no operation takes torch's formula
+
+    def __init__(self, leaves: int, steps: list[Step], end: int) -> None:
         needed, kept = {end}, []
         for step in reversed(steps):
             reads = {s for s in step.inputs if s is not None}
