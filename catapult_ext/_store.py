@@ -19,6 +19,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from catapult_ext._native import build_info
+
 FORMAT = "catapult_ext run 1"
 _OWN_FILES = (
     *("summary.json", "summary.csv", "timing.json", "report.html", "fig_*.png"),
@@ -87,10 +89,8 @@ def weights_digest(model: nn.Module) -> str:
 
 def environment() -> dict[str, Any]:
     """Versions and threads: noted with the results, no part of a run's identity."""
-    from catapult_ext import __version__
-
     return {
-        "catapult_ext": __version__,
+        "catapult_ext": build_info()["version"],
         "torch": torch.__version__,
         "python": platform.python_version(),
         "threads": torch.get_num_threads(),

@@ -18,8 +18,9 @@ PY_FILES = sorted(PACKAGE.rglob("*.py"))
 
 # Layers from the bottom up; a module may import from layers below its own, and from its own folder.
 LAYERS = [
-    {"_validate", "_deprecated", "_autocast", "_module_copy", "_C", "_store", "_processes"},
-    {"_native", "figures"},
+    {"_validate", "_deprecated", "_autocast", "_module_copy", "_C", "_processes"},
+    {"_native"},
+    {"_store", "figures"},
     {"ops", "reference"},
     {"losses"},
     {"linops", "eig", "runs"},
@@ -32,6 +33,12 @@ LAYERS = [
 FORBIDDEN = {("linops", "eig"), ("eig", "linops"), ("reference", "ops"), ("reference", "_native")}
 ALLOWED = {("testing", "ops"), ("testing", "reference"), ("testing", "_native")}
 ALLOWED |= {("toy", "probes"), ("probes", "models"), ("linops", "models"), ("data", "models")}
+
+
+# Inside linops from the bottom up: its base class, rooms, the operators on top, data in batches.
+LINOPS = ["base", "model", "tracing", "engines", "explicit", "operators", "streamed"]
+# Loops of imports that are allowed: none.
+CYCLES = []
 
 
 def layer(name):
@@ -142,6 +149,119 @@ def test_imports(path):
             )
             continue
         assert theirs < mine, f"{path}: {part} (layer {mine}) may not import {other} ({theirs})"
+
+
+def import_graph():
+    """The modules that each module imports, inside functions and for annotations too.
+
+    ``from package import name`` counts as ``package.name`` where that is a module, and as
+    ``package`` elsewhere.  Names are those below ``catapult_ext``, which is "" itself.
+    """
+    named = {}
+    for path in PY_FILES:
+        parts = path.relative_to(PACKAGE).with_suffix("").parts
+        named[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
+    known = {*named, "_C"}
+    graph = {}
+    for module, path in named.items():
+        found = set()
+        for name in imported_names(path):
+            while name and name not in known:
+                name = name.rpartition(".")[0]
+            found.add(name)
+        graph[module] = found - {module}
+    graph["_C"] = set()
+    return graph
+
+
+def imported_names(path):
+    """What a module imports of this package, as ``linops.base.LinearOperator``."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: imports are absolute"
+            names = [f"{node.module}.{alias.name}" for alias in node.names]
+        else:
+            continue
+        yield from (n.partition(".")[2] for n in names if n.split(".")[0] == "catapult_ext")
+
+
+def cycles(graph):
+    """Sets of modules that reach each other, by removal of modules without imports or importers."""
+    left = {module: set(found) for module, found in graph.items()}
+    while True:
+        needed = set().union(*left.values()) if left else set()
+        loose = {m for m, found in left.items() if not found or m not in needed}
+        if not loose:
+            break
+        left = {m: found - loose for m, found in left.items() if m not in loose}
+
+    def reach(start):
+        seen, stack = set(), [start]
+        while stack:
+            for other in left[stack.pop()] - seen:
+                seen.add(other)
+                stack.append(other)
+        return seen
+
+    reached = {module: reach(module) for module in left}
+    loops = [{n for n in left if m in reached[n] and n in reached[m]} for m in left]
+    return [loop for i, loop in enumerate(loops) if loop and loop not in loops[:i]]
+
+
+def test_cycles_are_seen():
+    graph = {
+        "a": {"b"},
+        "b": {"c", "d"},
+        "c": {"a"},
+        "d": {"e"},
+        "e": {"f"},
+        "f": {"e"},
+        "g": {"a"},
+    }
+    assert cycles(graph) == [{"a", "b", "c"}, {"e", "f"}]
+    assert cycles({"a": {"b", "c"}, "b": {"c"}, "c": set()}) == []
+
+
+def test_no_module_imports_in_a_circle():
+    assert cycles(import_graph()) == CYCLES
+
+
+def linops_room(module):
+    """The place of ``linops.engines.base`` or ``linops.ntk`` in the order of rooms."""
+    first = module.split(".")[1]
+    return LINOPS.index(first if first in LINOPS else "operators")
+
+
+def linops_graph():
+    """Imports between the modules of linops; its ``__init__`` gathers the public names."""
+    return {
+        module: {other for other in found if other.startswith("linops.")}
+        for module, found in import_graph().items()
+        if module.startswith("linops.")
+    }
+
+
+def test_imports_inside_linops_go_one_way():
+    for module, found in linops_graph().items():
+        above = [other for other in found if linops_room(other) > linops_room(module)]
+        assert not above, f"{module} imports {above}, of a room above its own ({LINOPS})"
+
+
+def test_linops_is_flat_and_has_few_things_on_top():
+    graph, lengths = linops_graph(), {}
+
+    def chain(module):
+        if module not in lengths:
+            lengths[module] = max(map(chain, graph[module]), key=len, default=[])
+            lengths[module] = [module, *lengths[module]]
+        return lengths[module]
+
+    longest = max(map(chain, graph), key=len)
+    assert len(longest) <= 8, " -> ".join(longest)
+    top = {path.name for path in (PACKAGE / "linops").iterdir() if path.name != "__pycache__"}
+    assert len(top) <= 15, sorted(top)
 
 
 @pytest.mark.parametrize("path", PY_FILES, ids=lambda p: str(p.relative_to(PACKAGE)))

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
-from catapult_ext import _validate as v
 from catapult_ext._autocast import no_autocast
 from catapult_ext.linops.base import Dual
 from catapult_ext.linops.engines.base import Linearization
@@ -18,23 +16,13 @@ from catapult_ext.linops.engines.loss_curvature import (
     checked_loss,
     is_known,
 )
-from catapult_ext.linops.model.inputs import fresh_inputs
-from catapult_ext.linops.model.policy import frozen_context
+from catapult_ext.linops.model.inputs import fresh_inputs, unpack
+from catapult_ext.linops.model.pass_context import frozen_context
 from catapult_ext.linops.model_operator import ModelOperator
 from catapult_ext.losses import Loss, OutputFactor, resolve
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
-
-
-def unpack(data: object, where: str) -> tuple[Any, Any]:
-    """``(x, y)`` or a clear error."""
-    if not isinstance(data, Sequence) or isinstance(data, str) or len(data) != 2:
-        shown = f"{type(data).__name__}" + (
-            f" of {len(data)}" if isinstance(data, Sequence) else ""
-        )
-        v.fail(where, "data must be a pair (x, y)", shown, TypeError)
-    return data[0], data[1]
 
 
 _OF_OUTPUTS = "(take cx.Hessian, or add the curvature of a penalty to this operator by .shift())"

@@ -25,8 +25,8 @@ from catapult_ext.linops.engines.choose import (
 from catapult_ext.linops.engines.loss_curvature import loss_sees_parameters
 from catapult_ext.linops.engines.plan import Plan
 from catapult_ext.linops.engines.planner import Planner
-from catapult_ext.linops.ggn import unpack
-from catapult_ext.linops.model.channels_last import in_any_layout, plain_layout
+from catapult_ext.linops.model.channels_last import in_any_layout, set_plain_layout
+from catapult_ext.linops.model.inputs import unpack
 from catapult_ext.linops.model.memory_meter import LIMITS
 from catapult_ext.linops.model.snapshot import Snapshot
 from catapult_ext.losses import Loss, resolve
@@ -160,7 +160,7 @@ class Hessian(LinearOperator):
         except LIMITS:
             raise
         except Exception:  # torch's forward mode refuses channels last of some operations
-            if self._hvp != "forward" or not plain_layout(self.snapshot):
+            if self._hvp != "forward" or not set_plain_layout(self.snapshot):
                 raise
         self.engine, self._products = self._built(self._plan)
         return self._products.product(vectors)

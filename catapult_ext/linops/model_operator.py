@@ -9,7 +9,7 @@ from catapult_ext._deprecated import warn_renamed
 from catapult_ext.linops.base import LinearOperator
 from catapult_ext.linops.engines.base import Linearization
 from catapult_ext.linops.engines.plan import Plan
-from catapult_ext.linops.model.snapshot import Probe
+from catapult_ext.linops.model.fixed_model import Probe
 
 if TYPE_CHECKING:
     from typing_extensions import Self

@@ -29,9 +29,9 @@ from catapult_ext.linops.engines.difference_proof import (
     suspects,
 )
 from catapult_ext.linops.engines.transpose_proof import Product, mismatch
+from catapult_ext.linops.model.fixed_model import FixedModel
+from catapult_ext.linops.model.graphs import require_second_derivatives
 from catapult_ext.linops.model.memory_meter import LIMITS
-from catapult_ext.linops.model.policy import frozen_context
-from catapult_ext.linops.model.snapshot import Snapshot, require_second_derivatives
 from catapult_ext.linops.tracing import parameter_kernel, parameter_rows
 from catapult_ext.linops.tracing.parameter_uses import Structured
 from catapult_ext.linops.tracing.tangent_program import TangentTracer
@@ -52,7 +52,7 @@ class AutogradLinearization(Linearization):
 
     def __init__(
         self,
-        snapshot: Snapshot,
+        snapshot: FixedModel,
         outputs: Tensor | None = None,
         tangents: TangentTracer | None = None,
         why: str = "",
@@ -77,20 +77,20 @@ class AutogradLinearization(Linearization):
         self._jacobian: Tensor | None = None
 
     @classmethod
-    def build(cls, snapshot: Snapshot) -> AutogradLinearization:
+    def build(cls, snapshot: FixedModel) -> AutogradLinearization:
         """This engine by one forward pass, recorded unless it serves a Hessian."""
         if snapshot.probe == "hessian":  # needs the graph alone, and no tangent program
             return cls(snapshot, snapshot.forward())
         return cls(snapshot)
 
     @classmethod
-    def recorder(cls, snapshot: Snapshot) -> TangentRecorder | None:
+    def recorder(cls, snapshot: FixedModel) -> TangentRecorder | None:
         """A recorder of tangents, which accepts any model."""
         return TangentRecorder(snapshot)
 
     @classmethod
     def from_pass(
-        cls, snapshot: Snapshot, recorder: TangentRecorder, forward: ForwardPass
+        cls, snapshot: FixedModel, recorder: TangentRecorder, forward: ForwardPass
     ) -> AutogradLinearization:
         """This engine with the tangent program that ``recorder`` has made of the pass."""
         tangents = recorder.finished(forward.raw)
@@ -272,7 +272,7 @@ class AutogradLinearization(Linearization):
         return UsesPart.of(self.snapshot.part(samples), self.workspace)
 
     @classmethod
-    def part_of(cls, snapshot: Snapshot, workspace: int) -> KernelPart | None:
+    def part_of(cls, snapshot: FixedModel, workspace: int) -> KernelPart | None:
         """The parameter uses of all samples of ``snapshot``, by one forward pass."""
         return UsesPart.of(snapshot, workspace)
 
@@ -338,7 +338,7 @@ class UsesPart:
         self.outputs = found.graph.detach()
 
     @classmethod
-    def of(cls, part: Snapshot, workspace: int = WORKSPACE) -> UsesPart | None:
+    def of(cls, part: FixedModel, workspace: int = WORKSPACE) -> UsesPart | None:
         """None where uses are not known, or samples are not independent."""
         coupled = part.policy.batch_stats is not None or part.policy.dropout is not None
         if coupled or part.coarse:
@@ -373,7 +373,7 @@ class TangentRecorder:
     altered = False
     likely = False
 
-    def __init__(self, snapshot: Snapshot) -> None:
+    def __init__(self, snapshot: FixedModel) -> None:
         leaves = list(snapshot.params.values())
         self._tracer = None if snapshot.probe == "hessian" else TangentTracer(leaves)
         self.cheap = self._tracer is None
@@ -396,7 +396,7 @@ class TorchLinearization(AutogradLinearization):
     hvp_modes = None
     second_of_chunks = False
 
-    def __init__(self, snapshot: Snapshot) -> None:
+    def __init__(self, snapshot: FixedModel) -> None:
         super().__init__(snapshot, snapshot.forward())
         self._trusted = False  # the tangents were seen to be the transpose of the gradients
         names = snapshot.names
@@ -406,11 +406,7 @@ class TorchLinearization(AutogradLinearization):
 
         leaves = [p.detach() for p in self._leaves]
         try:
-            with (
-                frozen_context(),
-                snapshot.policy.applied(snapshot.where, snapshot.device, refuse=False),
-                warnings.catch_warnings(),
-            ):
+            with snapshot.aside(), warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # of torch's own tracing
                 _, self._tangent = torch.func.linearize(of_params, *leaves)
         except Exception as error:
@@ -420,16 +416,16 @@ class TorchLinearization(AutogradLinearization):
             ) from error
 
     @classmethod
-    def recorder(cls, snapshot: Snapshot) -> None:
+    def recorder(cls, snapshot: FixedModel) -> None:
         """None: its set-up takes seconds, so that it serves by name alone."""
 
     @classmethod
-    def build(cls, snapshot: Snapshot) -> TorchLinearization:
+    def build(cls, snapshot: FixedModel) -> TorchLinearization:
         """This engine by ``torch.func.linearize``."""
         return cls(snapshot)
 
     @classmethod
-    def build_to_measure(cls, snapshot: Snapshot) -> AutogradLinearization:
+    def build_to_measure(cls, snapshot: FixedModel) -> AutogradLinearization:
         """The autograd engine, which keeps as much."""
         return AutogradLinearization.build(snapshot)
 

@@ -18,9 +18,10 @@ from catapult_ext.linops.engines.difference_proof import (
 )
 from catapult_ext.linops.engines.loss_curvature import checked_loss, loss_value
 from catapult_ext.linops.engines.transpose_proof import differing
+from catapult_ext.linops.model.fixed_model import FixedModel
+from catapult_ext.linops.model.graphs import require_second_derivatives
 from catapult_ext.linops.model.memory_meter import LIMITS
-from catapult_ext.linops.model.policy import frozen_context
-from catapult_ext.linops.model.snapshot import Snapshot, require_second_derivatives
+from catapult_ext.linops.model.pass_context import frozen_context
 from catapult_ext.losses import Loss
 
 MODES = ("reverse", "forward")
@@ -29,7 +30,7 @@ MODES = ("reverse", "forward")
 class _OfGraph(HessianProducts):
     """Products of one graph of model and loss."""
 
-    def __init__(self, snapshot: Snapshot, loss: Loss, y: Any) -> None:
+    def __init__(self, snapshot: FixedModel, loss: Loss, y: Any) -> None:
         self._snapshot, self._loss, self._y = snapshot, loss, y
 
     def check(self) -> None:
@@ -46,7 +47,7 @@ class _OfGraph(HessianProducts):
 class ReverseHVP(_OfGraph):
     """Forward and backward run once; a product is one backward through that backward."""
 
-    def __init__(self, snapshot: Snapshot, loss: Loss, y: Any, outputs: Tensor) -> None:
+    def __init__(self, snapshot: FixedModel, loss: Loss, y: Any, outputs: Tensor) -> None:
         super().__init__(snapshot, loss, y)
         self._where = snapshot.where
         self._leaves = list(snapshot.params.values())
@@ -87,7 +88,7 @@ class ReverseHVP(_OfGraph):
 class ForwardHVP(_OfGraph):
     """Tangents through the backward pass: keeps no graph, runs the forward pass every product."""
 
-    def __init__(self, snapshot: Snapshot, loss: Loss, y: Any, outputs: Tensor) -> None:
+    def __init__(self, snapshot: FixedModel, loss: Loss, y: Any, outputs: Tensor) -> None:
         super().__init__(snapshot, loss, y)
         self._leaves = list(snapshot.params.values())
         with frozen_context():
@@ -151,8 +152,7 @@ class ForwardHVP(_OfGraph):
 
         def column(k: int) -> tuple[Tensor, ...]:
             tangents = tuple(snapshot.split(vectors[:, k].contiguous()))
-            policy = snapshot.policy.applied(snapshot.where, snapshot.device, refuse=False)
-            with frozen_context(), policy, no_second_derivative(snapshot.where):
+            with snapshot.aside(), no_second_derivative(snapshot.where):
                 return torch.func.jvp(gradient, points, tangents)[1]
 
         return snapshot.columns(vectors.shape[1], column)

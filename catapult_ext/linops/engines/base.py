@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from catapult_ext.linops.engines.plan import Plan
-from catapult_ext.linops.model.snapshot import Snapshot
+from catapult_ext.linops.model.fixed_model import FixedModel
 from catapult_ext.losses import Loss
 
 if TYPE_CHECKING:
@@ -162,7 +162,7 @@ class Linearization(ABC):
     kernel_too_large: bool = False
 
     def __init__(
-        self, snapshot: Snapshot, outputs: Tensor, allowance: Allowance | None = None
+        self, snapshot: FixedModel, outputs: Tensor, allowance: Allowance | None = None
     ) -> None:
         self.snapshot = snapshot
         self.outputs = outputs.detach()
@@ -174,7 +174,7 @@ class Linearization(ABC):
     # How an engine is made and chosen.
 
     @classmethod
-    def build(cls, snapshot: Snapshot) -> Linearization:
+    def build(cls, snapshot: FixedModel) -> Linearization:
         """This engine for a snapshot, with one forward pass where one is enough.
 
         Raises:
@@ -183,24 +183,24 @@ class Linearization(ABC):
         return cls(snapshot, snapshot.forward())
 
     @classmethod
-    def build_to_measure(cls, snapshot: Snapshot) -> Linearization:
+    def build_to_measure(cls, snapshot: FixedModel) -> Linearization:
         """What stands for this engine where a plan measures a few samples."""
         return cls.build(snapshot)
 
     @classmethod
-    def recorder(cls, snapshot: Snapshot) -> Recorder | None:
+    def recorder(cls, snapshot: FixedModel) -> Recorder | None:
         """A watcher of the forward pass of ``engine=None``; None: served by name alone."""
         return None
 
     @classmethod
     def from_pass(
-        cls, snapshot: Snapshot, recorder: Any, forward: ForwardPass
+        cls, snapshot: FixedModel, recorder: Any, forward: ForwardPass
     ) -> Linearization | None:
         """This engine of a pass that its ``recorder`` watched; None where ``recorder.why``."""
         return None
 
     @classmethod
-    def part_of(cls, snapshot: Snapshot, workspace: int) -> KernelPart | None:
+    def part_of(cls, snapshot: FixedModel, workspace: int) -> KernelPart | None:
         """A part with all samples of ``snapshot``; None where they cannot be taken apart."""
         whole = cls.build(snapshot).allowed(Allowance(workspace=workspace))
         return whole.part(slice(0, whole.n_samples))

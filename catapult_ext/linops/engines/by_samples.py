@@ -17,12 +17,12 @@ from catapult_ext.linops.engines.base import (
 )
 from catapult_ext.linops.engines.freed_memory import return_freed_memory
 from catapult_ext.linops.engines.loss_curvature import output_curvature
+from catapult_ext.linops.model.fixed_model import FixedModel
 from catapult_ext.linops.model.memory_meter import LIMITS, Meter
 from catapult_ext.linops.model.policy import check_repeats
-from catapult_ext.linops.model.snapshot import Snapshot
 from catapult_ext.losses import Loss
 
-Make = Callable[[Snapshot], Linearization]
+Make = Callable[[FixedModel], Linearization]
 
 
 class LinearizationBySamples(Linearization):
@@ -45,7 +45,7 @@ class LinearizationBySamples(Linearization):
 
     def __init__(
         self,
-        snapshot: Snapshot,
+        snapshot: FixedModel,
         samples: int,
         make: Make,
         check: bool = True,

@@ -22,9 +22,10 @@ from catapult_ext.linops.engines.loss_curvature import is_known
 from catapult_ext.linops.engines.plan import Plan, parse_budget
 from catapult_ext.linops.engines.planner import Planner
 from catapult_ext.linops.model.channels_last import in_any_layout
+from catapult_ext.linops.model.fixed_model import FixedModel, Probe
 from catapult_ext.linops.model.memory_meter import OverBudget
 from catapult_ext.linops.model.policy import Policy
-from catapult_ext.linops.model.snapshot import Hook, Inputs, Probe, Snapshot
+from catapult_ext.linops.model.snapshot import Hook, Inputs, Snapshot
 from catapult_ext.losses import Loss
 
 if TYPE_CHECKING:
@@ -173,7 +174,7 @@ def freeze(
     engine, check = options.get("engine"), options.get("check", True)
     snapshot = take_snapshot(model, x, where, options, probe, loss)
 
-    def measured(part: Snapshot) -> Linearization:
+    def measured(part: FixedModel) -> Linearization:
         return automatic(part) if engine is None else ENGINES[engine].build_to_measure(part)
 
     planner = planner_of(snapshot, options, measured)
@@ -210,14 +211,14 @@ def freeze(
     )
 
 
-def linearize(snapshot: Snapshot, engine: str | None) -> Linearization:
+def linearize(snapshot: FixedModel, engine: str | None) -> Linearization:
     """The linearization by a named engine, or by the first one that accepts the model."""
     if snapshot.coarse:
         return GENERAL.build(snapshot)
     return automatic(snapshot) if engine is None else ENGINES[engine].build(snapshot)
 
 
-def automatic(snapshot: Snapshot) -> Linearization:
+def automatic(snapshot: FixedModel) -> Linearization:
     """The linearization by the first engine of the table that accepts a recorded forward pass.
 
     All recorders watch one pass.  A second one is run where the model looked like one that the
@@ -277,9 +278,9 @@ def planned(options: Options) -> bool:
 
 
 def planner_of(
-    snapshot: Snapshot,
+    snapshot: FixedModel,
     options: Options,
-    build: Callable[[Snapshot], Linearization],
+    build: Callable[[FixedModel], Linearization],
     samples: int | None = None,
 ) -> Planner:
     """The planner of ``snapshot`` under the caller's budget and chunks."""
@@ -293,7 +294,7 @@ def planner_of(
 
 
 def within_budget(
-    snapshot: Snapshot,
+    snapshot: FixedModel,
     options: Options,
     planner: Planner,
     limit: float,

@@ -15,7 +15,7 @@ from catapult_ext import ops
 from catapult_ext.linops.engines.base import ForwardPass, Linearization
 from catapult_ext.linops.engines.dense_chain_hessian import DenseChainHVP
 from catapult_ext.linops.engines.dense_layers import covers_all, layers_of, masked, scaled_
-from catapult_ext.linops.model.snapshot import Snapshot
+from catapult_ext.linops.model.fixed_model import FixedModel
 from catapult_ext.linops.tracing.dense_chain import Chain, ChainTracer, plausible
 from catapult_ext.losses import Loss
 
@@ -30,7 +30,7 @@ class DenseChainLinearization(Linearization):
     memory_margin = 1.1  # measured on ten models: few and large pieces
     hvp_modes = ()
 
-    def __init__(self, snapshot: Snapshot, outputs: Tensor, chain: Chain) -> None:
+    def __init__(self, snapshot: FixedModel, outputs: Tensor, chain: Chain) -> None:
         super().__init__(snapshot, outputs)
         # second slopes need the graph of the activations, which no other product does
         self._chain = chain if snapshot.probe == "hessian" else None
@@ -44,7 +44,7 @@ class DenseChainLinearization(Linearization):
         self._grams: list[Tensor | None] | None = None
 
     @classmethod
-    def build(cls, snapshot: Snapshot) -> DenseChainLinearization:
+    def build(cls, snapshot: FixedModel) -> DenseChainLinearization:
         """This engine by one traced forward pass.
 
         Raises:
@@ -62,13 +62,13 @@ class DenseChainLinearization(Linearization):
         return cls(snapshot, outputs, chain)
 
     @classmethod
-    def recorder(cls, snapshot: Snapshot) -> ChainRecorder:
+    def recorder(cls, snapshot: FixedModel) -> ChainRecorder:
         """A recorder that proves during the pass whether the model is a chain."""
         return ChainRecorder(snapshot)
 
     @classmethod
     def from_pass(
-        cls, snapshot: Snapshot, recorder: ChainRecorder, forward: ForwardPass
+        cls, snapshot: FixedModel, recorder: ChainRecorder, forward: ForwardPass
     ) -> DenseChainLinearization | None:
         """This engine where the recorded pass is a chain of dense layers; else None."""
         if snapshot.probe == "hessian" and snapshot.observed.second:
@@ -205,7 +205,7 @@ class ChainRecorder:
 
     cheap = True
 
-    def __init__(self, snapshot: Snapshot) -> None:
+    def __init__(self, snapshot: FixedModel) -> None:
         self.tracer = ChainTracer(snapshot.params)
         self.likely = plausible(snapshot.model)
 

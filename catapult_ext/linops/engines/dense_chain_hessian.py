@@ -25,7 +25,7 @@ from catapult_ext.linops.engines.dense_layers import (
     values_after,
 )
 from catapult_ext.linops.engines.loss_curvature import output_curvature
-from catapult_ext.linops.model.policy import frozen_context
+from catapult_ext.linops.model.pass_context import frozen_context
 from catapult_ext.linops.tracing.dense_chain import Chain
 from catapult_ext.losses import Loss
 

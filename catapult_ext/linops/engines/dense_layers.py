@@ -12,7 +12,7 @@ from itertools import accumulate
 import torch
 from torch import Tensor
 
-from catapult_ext.linops.model.snapshot import Snapshot
+from catapult_ext.linops.model.fixed_model import FixedModel
 from catapult_ext.linops.tracing.dense_chain import Chain
 
 
@@ -40,7 +40,7 @@ class DenseLayer:
         return self.bias_scale**2 if self.bias_at is not None else 0.0
 
 
-def layers_of(snapshot: Snapshot, chain: Chain) -> list[DenseLayer]:
+def layers_of(snapshot: FixedModel, chain: Chain) -> list[DenseLayer]:
     """The layers of ``chain`` in order, without its graph."""
     ends = accumulate(snapshot.sizes)
     places = {

@@ -8,8 +8,7 @@ that lie below such code, or that no gradient reaches, all with about the same e
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,8 +16,7 @@ import torch
 from torch import Tensor
 
 from catapult_ext import _validate as v
-from catapult_ext.linops.model.policy import frozen_context
-from catapult_ext.linops.model.snapshot import Snapshot
+from catapult_ext.linops.model.fixed_model import FixedModel
 
 Blocks = list[Tensor]
 
@@ -47,7 +45,7 @@ class Suspects:
         return ", ".join(self.names[:4]) + more
 
 
-def suspects(snapshot: Snapshot, graph: Tensor, always: bool = False) -> Suspects:
+def suspects(snapshot: FixedModel, graph: Tensor, always: bool = False) -> Suspects:
     """Python code in ``graph``, made by the last forward pass of ``snapshot``.
 
     The graph is walked where that pass gave a reason, or ``always``.
@@ -90,7 +88,7 @@ def nodes_of(roots: Sequence[Any]) -> list[Any]:
     return list(seen)
 
 
-def check_gradients(snapshot: Snapshot, graph: Tensor) -> None:
+def check_gradients(snapshot: FixedModel, graph: Tensor) -> None:
     """Raise ValueError where backward passes of ``graph`` give no derivative of the outputs.
 
     Cost: none without Python code in the graph; else a backward and four forward passes.
@@ -107,7 +105,7 @@ def check_gradients(snapshot: Snapshot, graph: Tensor) -> None:
         d = _direction(snapshot, suspected.below, right, generator)
 
         def projected(blocks: Blocks, u: Tensor = u) -> Blocks:
-            with _pass(snapshot):
+            with snapshot.aside():
                 return [(u.double() * _outputs(snapshot, blocks).detach().double()).sum()]
 
         coarse, fine = _differences(snapshot, d, projected)
@@ -129,7 +127,7 @@ def check_gradients(snapshot: Snapshot, graph: Tensor) -> None:
 
 
 def check_second(
-    snapshot: Snapshot,
+    snapshot: FixedModel,
     suspected: Suspects,
     gradient: Callable[[Blocks], Blocks],
     product: Callable[[Tensor], Tensor],
@@ -172,11 +170,11 @@ def check_second(
     )
 
 
-def _tolerance(snapshot: Snapshot, least: float) -> float:
+def _tolerance(snapshot: FixedModel, least: float) -> float:
     return max(least, 10 * snapshot.observed.eps**0.5)
 
 
-def _step(snapshot: Snapshot) -> float:
+def _step(snapshot: FixedModel) -> float:
     """Relative to the parameters: where rounding and curvature spoil a difference alike."""
     return min(0.05, snapshot.observed.eps ** (1 / 3))
 
@@ -200,7 +198,7 @@ def _normal(like: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def _direction(
-    snapshot: Snapshot, below: list[int], right: Blocks | None, generator: torch.Generator
+    snapshot: FixedModel, below: list[int], right: Blocks | None, generator: torch.Generator
 ) -> Blocks:
     """A move of the parameters ``below``, of their own size, with about equal effects."""
     leaves = list(snapshot.params.values())
@@ -220,7 +218,7 @@ def _direction(
 
 
 def _differences(
-    snapshot: Snapshot, d: Blocks, function: Callable[[Blocks], Blocks]
+    snapshot: FixedModel, d: Blocks, function: Callable[[Blocks], Blocks]
 ) -> tuple[Blocks, Blocks]:
     """Central differences of ``function`` along ``d`` with a step and with half of it."""
     at = [p.detach() for p in snapshot.params.values()]
@@ -234,30 +232,18 @@ def _differences(
     return found[0], found[1]
 
 
-@contextmanager
-def _pass(snapshot: Snapshot) -> Iterator[None]:
-    """Around a pass of the proof, which is not the one that products belong to."""
-    kept = snapshot.tree
-    policy = snapshot.policy.applied(snapshot.where, snapshot.device, refuse=False)
-    try:
-        with torch.inference_mode(False), frozen_context(), policy:
-            yield
-    finally:
-        snapshot.tree = kept
-
-
-def _outputs(snapshot: Snapshot, blocks: Blocks) -> Tensor:
+def _outputs(snapshot: FixedModel, blocks: Blocks) -> Tensor:
     """Outputs (N, O) at other parameters, with a graph, as the pass that is differentiated."""
     return snapshot.outputs(dict(zip(snapshot.names, blocks, strict=True)))
 
 
 def gradient_of(
-    snapshot: Snapshot, scalar: Callable[[Tensor], Tensor]
+    snapshot: FixedModel, scalar: Callable[[Tensor], Tensor]
 ) -> Callable[[Blocks], Blocks]:
     """Blocks of the gradient of ``scalar`` of the outputs, at given blocks of parameters."""
 
     def gradient(blocks: Blocks) -> Blocks:
-        with _pass(snapshot):
+        with snapshot.aside():
             value = scalar(_outputs(snapshot, blocks))
             grads = torch.autograd.grad(value, blocks, allow_unused=True)
         return _filled(grads, blocks)

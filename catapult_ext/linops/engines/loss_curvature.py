@@ -15,10 +15,10 @@ from torch import Tensor
 
 from catapult_ext import _validate as v
 from catapult_ext.linops.model.dispatch_mode import DispatchMode
+from catapult_ext.linops.model.fixed_model import FixedModel
+from catapult_ext.linops.model.graphs import listed, reached
 from catapult_ext.linops.model.inputs import fresh_inputs
-from catapult_ext.linops.model.policy import frozen_context
-from catapult_ext.linops.model.proof import listed, reached
-from catapult_ext.linops.model.snapshot import Snapshot
+from catapult_ext.linops.model.pass_context import frozen_context
 from catapult_ext.losses import (
     AutogradHessian,
     BinaryCrossEntropy,
@@ -37,7 +37,7 @@ def is_known(loss: Loss) -> bool:
 
 
 def output_curvature(
-    snapshot: Snapshot, loss: Loss, y: Any, outputs: Tensor
+    snapshot: FixedModel, loss: Loss, y: Any, outputs: Tensor
 ) -> tuple[Tensor, Tensor, AutogradHessian]:
     """The loss, its slope dL/df (N, O) and its second derivative at detached outputs (N, O)."""
     with frozen_context():
@@ -66,12 +66,12 @@ class _NoDraws(DispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-def bound_loss(snapshot: Snapshot, loss: Loss) -> Loss:
+def bound_loss(snapshot: FixedModel, loss: Loss) -> Loss:
     """The loss as a copy that refers to the modules of the last pass, where it may refer to any."""
     return loss if is_known(loss) else snapshot.own_loss(loss)
 
 
-def loss_value(snapshot: Snapshot, loss: Loss, y: Any, outputs: Tensor) -> Tensor:
+def loss_value(snapshot: FixedModel, loss: Loss, y: Any, outputs: Tensor) -> Tensor:
     """The loss of outputs (N, O); a callable gets them as the model returns them."""
     check_layout(snapshot, loss, y, outputs)
     if is_known(loss):
@@ -82,7 +82,7 @@ def loss_value(snapshot: Snapshot, loss: Loss, y: Any, outputs: Tensor) -> Tenso
 
 
 def checked_loss(
-    snapshot: Snapshot, loss: Loss, y: Any, outputs: Tensor, *, of_outputs: str = ""
+    snapshot: FixedModel, loss: Loss, y: Any, outputs: Tensor, *, of_outputs: str = ""
 ) -> Tensor:
     """The same, finite, with a graph and the same twice, or a clear error.
 
@@ -125,7 +125,7 @@ def checked_loss(
     return value
 
 
-def loss_sees_parameters(snapshot: Snapshot, loss: Loss, y: Any, outputs: Tensor) -> bool:
+def loss_sees_parameters(snapshot: FixedModel, loss: Loss, y: Any, outputs: Tensor) -> bool:
     """Whether the loss depends on parameters otherwise than through ``outputs`` (no graph)."""
     if is_known(loss):
         return False
@@ -134,7 +134,7 @@ def loss_sees_parameters(snapshot: Snapshot, loss: Loss, y: Any, outputs: Tensor
         return bool(parameters_seen(snapshot, checked_loss(snapshot, loss, y, f), f))
 
 
-def parameters_seen(snapshot: Snapshot, value: Tensor, outputs: Tensor) -> list[str]:
+def parameters_seen(snapshot: FixedModel, value: Tensor, outputs: Tensor) -> list[str]:
     """Names of parameters on which the loss depends otherwise than through the outputs."""
     leaves = reached(value, outputs).leaves
     past = snapshot.own_names(leaves)
@@ -148,7 +148,7 @@ def parameters_seen(snapshot: Snapshot, value: Tensor, outputs: Tensor) -> list[
     return [name for name, p in snapshot.params.items() if id(p) in ids]
 
 
-def check_layout(snapshot: Snapshot, loss: Loss, y: Any, outputs: Tensor) -> None:
+def check_layout(snapshot: FixedModel, loss: Loss, y: Any, outputs: Tensor) -> None:
     """Refuse targets (N, 1) for outputs (N,) and the reverse, which torch broadcasts to (N, N)."""
     if not isinstance(loss, (SquaredLoss, BinaryCrossEntropy)) or not isinstance(y, Tensor):
         return

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from catapult_ext import _validate as v
 from catapult_ext.linops.engines.base import Linearization
 from catapult_ext.linops.engines.plan import Plan, same, show_bytes
+from catapult_ext.linops.model.fixed_model import FixedModel
 from catapult_ext.linops.model.memory_meter import LIMITS, Meter, OverBudget, Usage
-from catapult_ext.linops.model.snapshot import Snapshot
 
 _PARAMETER_MARGIN = 1.1  # resident over counted bytes of parameters: few and large pieces
 _FIXED = 8 << 20
@@ -50,7 +50,7 @@ class Costs:
         return Costs(setup=setup, first=first, following=following)
 
 
-Build = Callable[[Snapshot], Linearization]
+Build = Callable[[FixedModel], Linearization]
 
 
 def sample_product(linearization: Linearization) -> Callable[[], object]:
@@ -64,7 +64,7 @@ def sample_product(linearization: Linearization) -> Callable[[], object]:
     return lambda: linearization.vjp(linearization.jvp(t))
 
 
-def measure(part: Snapshot, build: Build, limit: float | None) -> tuple[Linearization, Costs]:
+def measure(part: FixedModel, build: Build, limit: float | None) -> tuple[Linearization, Costs]:
     """Linearize ``part`` and multiply twice under a meter."""
     with Meter(part.tensors(), limit, work=True) as meter:
         linearization = build(part)
@@ -92,7 +92,7 @@ class Planner:
 
     def __init__(
         self,
-        snapshot: Snapshot,
+        snapshot: FixedModel,
         build: Build,
         budget: int,
         samples: int | None = None,

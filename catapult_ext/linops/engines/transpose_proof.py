@@ -13,8 +13,8 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from catapult_ext.linops.model.fixed_model import FixedModel
 from catapult_ext.linops.model.memory_meter import OverBudget
-from catapult_ext.linops.model.snapshot import Snapshot
 
 Product = Callable[[Sequence[Tensor]], Tensor | None]  # blocks of t to J t, with graph
 Transposed = Callable[[Tensor], Tensor]  # u (N*O, 1) to J' u (P, 1)
@@ -23,7 +23,7 @@ _EXACT = 1e2  # rounding units by which two ways to one block may differ
 _TERMS = 4.0  # rounding units of the largest block that any block may be off by
 
 
-def mismatch(snapshot: Snapshot, rows: int, product: Product, vjp: Transposed) -> str:
+def mismatch(snapshot: FixedModel, rows: int, product: Product, vjp: Transposed) -> str:
     """Why ``product`` is not the transpose of ``vjp``; an empty text where it is.
 
     Cost: a product with graph, a backward pass through it, and one backward pass of the model;
@@ -55,7 +55,7 @@ def _random(count: int, rows: int, like: Tensor) -> list[Tensor]:
     ]
 
 
-def _by_transpose(snapshot: Snapshot, rows: int, product: Product, vjp: Transposed) -> list[int]:
+def _by_transpose(snapshot: FixedModel, rows: int, product: Product, vjp: Transposed) -> list[int]:
     """Positions of the parameters whose blocks differ."""
     first, second = _random(2, rows, next(iter(snapshot.params.values())))
 
@@ -68,7 +68,7 @@ def _by_transpose(snapshot: Snapshot, rows: int, product: Product, vjp: Transpos
 
 
 def differing(
-    snapshot: Snapshot,
+    snapshot: FixedModel,
     errors: Callable[[Tensor], tuple[list[Tensor], list[Tensor]]],
     first: Tensor,
     second: Tensor,
@@ -102,7 +102,7 @@ def _is_rounding(one: Tensor, two: Tensor, both: Tensor) -> bool:
     return bool(4 * defect >= largest)
 
 
-def _pulled_back(snapshot: Snapshot, product: Product, u: Tensor) -> list[Tensor]:
+def _pulled_back(snapshot: FixedModel, product: Product, u: Tensor) -> list[Tensor]:
     """The transpose of ``product`` times u, in blocks."""
     generator = torch.Generator().manual_seed(1)
     with torch.inference_mode(False), torch.enable_grad():
@@ -119,7 +119,7 @@ def _pulled_back(snapshot: Snapshot, product: Product, u: Tensor) -> list[Tensor
     return [torch.zeros_like(p) if g is None else g for p, g in zip(t, found, strict=True)]
 
 
-def _by_pairs(snapshot: Snapshot, rows: int, product: Product, vjp: Transposed) -> list[int]:
+def _by_pairs(snapshot: FixedModel, rows: int, product: Product, vjp: Transposed) -> list[int]:
     """The same by <u, J t> = <J' u, t> for t in one block after another: a product each."""
     (u,) = _random(1, rows, next(iter(snapshot.params.values())))
     right = snapshot.split(vjp(u)[:, 0])

@@ -23,8 +23,8 @@ from catapult_ext._store import update_digest
 from catapult_ext.linops.engines.base import KernelPart, Linearization
 from catapult_ext.linops.engines.plan import parse_budget, same, show_bytes
 from catapult_ext.linops.explicit.kernel_file import KernelFile
+from catapult_ext.linops.model.fixed_model import FixedModel
 from catapult_ext.linops.model.memory_meter import Meter
-from catapult_ext.linops.model.snapshot import Snapshot
 
 _SMALL = 256 << 20
 _ROOM = 1 << 29  # bytes that tiles use at most
@@ -264,7 +264,7 @@ class Tiles:
         return facts, probe
 
 
-def _facts(snapshot: Snapshot) -> dict[str, Any]:
+def _facts(snapshot: FixedModel) -> dict[str, Any]:
     """The model's structure, weights and the options that change its derivatives."""
     weights = hashlib.sha256()
     for name, value in (*snapshot.params.items(), *snapshot.constants.items()):
@@ -281,7 +281,7 @@ def _facts(snapshot: Snapshot) -> dict[str, Any]:
     }
 
 
-def _digest_of_inputs(snapshot: Snapshot) -> str:
+def _digest_of_inputs(snapshot: FixedModel) -> str:
     leaves, structure = tree_flatten(snapshot.x)
     digest = hashlib.sha256(str(structure).encode())
     for leaf in leaves:

@@ -1,8 +1,8 @@
-"""Inputs held still: checked copies, and what every pass is given of them."""
+"""Inputs of a model at fixed values: checked copies, and those that each pass receives."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -55,6 +55,20 @@ def fresh_inputs(value: Any, tensor: Callable[[Tensor], Tensor]) -> Any:
     if isinstance(value, (tuple, list)):
         return _like(value, [fresh_inputs(a, tensor) for a in value])
     return value if isinstance(value, _PLAIN) else Copier()(value)
+
+
+def unpack(data: object, where: str) -> tuple[Any, Any]:
+    """Inputs and targets of ``data``.
+
+    Raises:
+        TypeError: it is no pair.
+    """
+    if not isinstance(data, Sequence) or isinstance(data, str) or len(data) != 2:
+        shown = f"{type(data).__name__}" + (
+            f" of {len(data)}" if isinstance(data, Sequence) else ""
+        )
+        v.fail(where, "data must be a pair (x, y)", shown, TypeError)
+    return data[0], data[1]
 
 
 def _like(value: Any, items: list[Any]) -> Any:

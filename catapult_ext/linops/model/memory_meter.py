@@ -78,6 +78,10 @@ class Meter(DispatchMode):
         self._marked, self.peak = (self.live, self.flops, self.traffic), self.live
         return out
 
+    def note(self, func: Any, args: Any, out: Any) -> None:
+        """Count the results of an operation; as a note of ``Policy.applied``."""
+        self.take(out)
+
     def take(self, out: Any) -> None:
         """Count the storages of an operation's results until they are freed."""
         for t in (out,) if isinstance(out, Tensor) else tree_leaves(out):

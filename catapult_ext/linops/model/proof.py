@@ -12,8 +12,7 @@ from __future__ import annotations
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -21,49 +20,14 @@ from torch.utils._pytree import tree_leaves
 
 from catapult_ext import _validate as v
 from catapult_ext._module_copy import origins
+from catapult_ext.linops.model.fixed_model import FixedModel
+from catapult_ext.linops.model.graphs import Reached, listed, reached
 from catapult_ext.linops.model.inputs import fresh_inputs
+from catapult_ext.linops.model.pass_context import policed
 from catapult_ext.linops.model.pass_tree import Template
-from catapult_ext.linops.model.policy import frozen_context
-
-if TYPE_CHECKING:
-    from catapult_ext.linops.model.snapshot import Snapshot
 
 _proven: weakref.WeakKeyDictionary[nn.Module, set[int]] = weakref.WeakKeyDictionary()
 _facts: weakref.WeakKeyDictionary[nn.Module, dict[int, set[Any]]] = weakref.WeakKeyDictionary()
-
-
-@dataclass(frozen=True)
-class Reached:
-    """Everything that a graph leads to.
-
-    Attributes:
-        leaves: tensors that require grad.
-        functions: names of the autograd Functions written in Python.
-    """
-
-    leaves: list[Tensor]
-    functions: list[str]
-
-
-def reached(outputs: Tensor, *stops: Tensor) -> Reached:
-    """Leaves and Python functions in the graph of ``outputs``, not beyond ``stops``."""
-    leaves: list[Tensor] = []
-    functions: list[str] = []
-    if outputs.grad_fn is None:
-        return Reached([outputs] if outputs.requires_grad else [], [])
-    seen = {stop.grad_fn for stop in stops}
-    stack: list[Any] = [outputs.grad_fn]
-    while stack:
-        node = stack.pop()
-        if node in seen:
-            continue
-        seen.add(node)
-        if hasattr(node, "variable"):
-            leaves.append(node.variable)
-        elif isinstance(node, torch.autograd.function.BackwardCFunction):
-            functions.append(type(node).__name__.removesuffix("Backward"))
-        stack.extend(n for n, _ in node.next_functions if n is not None)
-    return Reached(leaves, functions)
 
 
 class Proof:
@@ -83,8 +47,13 @@ class Proof:
         self._done = False
         self.facts: set[Any] = set()  # what engines have proven of this kind of pass
 
-    def check(self, snapshot: Snapshot, outputs: Tensor) -> None:
+    def check(self, snapshot: FixedModel, outputs: Tensor, derived: bool) -> None:
         """Compare what ``outputs`` reach with the parameters of ``snapshot``.
+
+        Args:
+            snapshot: the model of the pass.
+            outputs: of the pass, with graph.
+            derived: attributes of the user's model hold tensors with graphs.
 
         Raises:
             ValueError: outputs that depend on none of its parameters, or on parameters of the
@@ -93,7 +62,6 @@ class Proof:
         model = self._model()
         if self._done or model is None:
             return
-        derived = snapshot._template.has_derived
         key = self._key(model, snapshot)
         known = _proven.setdefault(model, set())
         self.facts = _facts.setdefault(model, {}).setdefault(key, set())
@@ -105,7 +73,7 @@ class Proof:
             known.add(key)
         self._done = True
 
-    def _key(self, model: nn.Module, snapshot: Snapshot) -> int:
+    def _key(self, model: nn.Module, snapshot: FixedModel) -> int:
         shapes = [(t.shape, t.dtype) for t in tree_leaves(snapshot.x) if isinstance(t, Tensor)]
         hooks = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
         modules = [
@@ -125,7 +93,7 @@ class Proof:
             own += origin.named_parameters()
         return [name for name, t in own if t is not None and id(t) in ids]
 
-    def _check_leaves(self, snapshot: Snapshot, found: Reached, derived: bool) -> None:
+    def _check_leaves(self, snapshot: FixedModel, found: Reached, derived: bool) -> None:
         past = self.own_names(found.leaves)
         way = "give the model itself to forward=, and reach parameters through its modules"
         if derived:
@@ -163,7 +131,7 @@ class Proof:
         hooks = any(m._backward_hooks or m._backward_pre_hooks for m in model.modules())
         return bool(found.functions) or hooks
 
-    def _compare_gradients(self, model: nn.Module, snapshot: Snapshot, outputs: Tensor) -> None:
+    def _compare_gradients(self, model: nn.Module, snapshot: FixedModel, outputs: Tensor) -> None:
         """J'u of the pass against that of a copy that holds the user's own parameters."""
         seeded = torch.Generator().manual_seed(0)
         u = torch.randn(outputs.shape, generator=seeded, dtype=torch.float64, device="cpu")
@@ -209,7 +177,7 @@ class Proof:
                     p._backward_hooks = hooks
 
     def _gradients(
-        self, model: nn.Module, snapshot: Snapshot, originals: dict[str, Tensor], u: Tensor
+        self, model: nn.Module, snapshot: FixedModel, originals: dict[str, Tensor], u: Tensor
     ) -> tuple[Tensor | None, ...]:
         names = {id(t): (n, t) for n, ref in self._originals.items() if (t := ref()) is not None}
         template = Template(model, self._forward, None, names, backward_hooks=True)
@@ -217,14 +185,13 @@ class Proof:
         def tensor(name: str) -> Tensor:
             return originals[name] if name in originals else snapshot.constants[name].clone()
 
-        applied = snapshot.policy.applied(snapshot.where, snapshot.device)
-        with frozen_context(), applied:
+        with policed(snapshot.policy, snapshot.where, snapshot.device):
             out = template.tree(tensor).run(fresh_inputs(snapshot.x, torch.Tensor.clone))
             chosen = [originals[name] for name in snapshot.names]
             return torch.autograd.grad(out, chosen, u.reshape(out.shape).to(out), allow_unused=True)
 
     @staticmethod
-    def _refuse_moved(snapshot: Snapshot, names: list[str]) -> None:
+    def _refuse_moved(snapshot: FixedModel, names: list[str]) -> None:
         v.require(
             not names,
             snapshot.where,
@@ -235,7 +202,7 @@ class Proof:
 
 
 def _different(
-    snapshot: Snapshot, mine: tuple[Tensor | None, ...], theirs: tuple[Tensor | None, ...]
+    snapshot: FixedModel, mine: tuple[Tensor | None, ...], theirs: tuple[Tensor | None, ...]
 ) -> list[str]:
     """Names of parameters whose gradients differ by more than rounding explains."""
     pairs = [
@@ -249,8 +216,3 @@ def _different(
         for name, (a, b) in zip(snapshot.names, pairs, strict=True)
         if not float((a - b).norm()) <= 1e-2 * eps**0.25 * float(b.norm()) + 1e3 * eps * whole
     ]
-
-
-def listed(names: list[str]) -> str:
-    """The first names of a list, and how many more there are."""
-    return ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")

@@ -10,15 +10,23 @@ import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from fnmatch import fnmatchcase
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import _disable_current_modes
 from torch.utils._pytree import tree_leaves, tree_map
 
 from catapult_ext import _validate as v
-from catapult_ext.linops.model.channels_last import prefer_channels_last
+from catapult_ext.linops.model.channels_last import (
+    LayoutProof,
+    OtherLayout,
+    same_in_either_layout,
+    set_channels_last,
+    set_plain_layout,
+)
 from catapult_ext.linops.model.composed import Composed, Composition
+from catapult_ext.linops.model.fixed_model import FixedModel, Probe
 from catapult_ext.linops.model.inputs import (
     HALF,
     Inputs,
@@ -30,11 +38,11 @@ from catapult_ext.linops.model.inputs import (
 )
 from catapult_ext.linops.model.memory_meter import LIMITS, Meter
 from catapult_ext.linops.model.observed import Observed
+from catapult_ext.linops.model.pass_context import Note, policed
 from catapult_ext.linops.model.pass_tree import Template, Tree
-from catapult_ext.linops.model.policy import Policy, check_modules, check_repeats, frozen_context
+from catapult_ext.linops.model.policy import Policy, check_modules, check_repeats
 from catapult_ext.linops.model.proof import Proof
 
-Probe = Literal["kernel", "parameter", "hessian"]
 Hook = Callable[[nn.Module, Any], Tensor]
 
 
@@ -57,7 +65,7 @@ def _selected(names: list[str], params: str | Sequence[str] | None, where: str) 
     return [n for n in names if any(fnmatchcase(n, pattern) for pattern in patterns)]
 
 
-class Snapshot:
+class Snapshot(FixedModel):
     """A module at fixed parameters and inputs.
 
     Args:
@@ -97,7 +105,7 @@ class Snapshot:
         inside = torch._C._functorch.peek_interpreter_stack() is not None
         needs = "must be built outside torch.func transforms (it is not differentiable)"
         v.require(not inside, where, needs, "a call inside one")
-        self.policy = policy or Policy()
+        self.policy: Policy = policy or Policy()
         self.policy.check(where)
         # a compiled module has the same parameters, and traces badly under the modes used here
         model = check_modules(getattr(model, "_orig_mod", model), where, self.policy)
@@ -128,8 +136,9 @@ class Snapshot:
         self.observed = Observed(self.dtype)  # of the last forward pass with graph
         self.channels_last = False  # images and filters run so
         self.vector_outputs = False  # set by the forward pass: outputs (N,) shown as (N, 1)
+        self._layout = LayoutProof()
         if self.device.type == "cpu" and any(len(s) == 4 for s in self.shapes):
-            prefer_channels_last(self)
+            set_channels_last(self)
 
     def _take_state(
         self, model: nn.Module, params: str | Sequence[str] | None
@@ -315,10 +324,13 @@ class Snapshot:
         return out.unsqueeze(1) if out.dim() == 1 else out
 
     def forward(self, tracer: AbstractContextManager[Any] | None = None) -> Tensor:
-        """One policed forward pass with graph; outputs (N, O), finite, depending on parameters."""
+        """One policed forward pass with graph; outputs (N, O), finite, depending on parameters.
+
+        The first one also proves on which tensors the outputs depend, and that channels last serve.
+        """
         observed = Observed(self.dtype)
-        applied = self.policy.applied(self.where, self.device, meter=self.meter, observed=observed)
-        with frozen_context(), applied:
+        notes = (observed.take,) if self.meter is None else (self.meter.note, observed.take)
+        with self._policed(notes=notes), observed.hooks():
             out = self.outputs(self.params, tracer)
         self.observed = observed
         v.finite(finite(out.detach()), self.where, "model outputs")
@@ -328,37 +340,63 @@ class Snapshot:
             "model outputs must depend on a trainable parameter",
             "outputs without a graph (is there a torch.no_grad() or detach() in forward?)",
         )
-        self._proof.check(self, out)
+        self._proof.check(self, out, self._template.has_derived)
         self._template.forget_graphs()
+        if self.channels_last and not self._layout.done:
+            self._prove_layout(out.detach())
         return out
+
+    def _policed(self, refuse: bool = True, notes: Sequence[Note] = ()) -> Any:
+        return policed(self.policy, self.where, self.device, refuse=refuse, notes=notes)
+
+    def _prove_layout(self, outputs: Tensor) -> None:
+        """Compare ``outputs`` of channels last with those of the plain layout, on two samples.
+
+        Where samples depend on each other, two samples are compared in both layouts.  Of one
+        sample, every view of channels last exists, so that two are needed.
+
+        Raises:
+            OtherLayout: the outputs differ.
+        """
+        few = slice(0, min(2, self.n_samples))
+        some = self.part(few)
+        plain = copy.copy(some)
+        set_plain_layout(plain)
+        # the caller may measure what its own passes take
+        with _disable_current_modes(), self.aside(), torch.no_grad():
+            right = plain.outputs(plain.params)
+            good = same_in_either_layout(right, outputs[few])
+            good = good or same_in_either_layout(right, some.outputs(some.params))
+        if not good:
+            raise OtherLayout("catapult_ext: channels last change the outputs")
+        self._layout.done = True
 
     def check_repeats(self, outputs: Tensor) -> None:
         """Raise ValueError unless a second forward pass gives ``outputs`` again."""
-        check_repeats(outputs.detach(), self._again(), self.where)
+        # the first pass has refused what is refused: without a watcher, this one is faster
+        check_repeats(outputs.detach(), self._again(refuse=False), self.where)
 
-    def _again(self) -> Tensor:
-        """Outputs of one more pass, which leaves :attr:`tree` as it is."""
+    @contextmanager
+    def aside(self, refuse: bool = False) -> Iterator[None]:
+        """Around passes that no product belongs to; :attr:`tree` is afterwards as it was."""
         kept = self.tree
-        applied = self.policy.applied(self.where, self.device)
         try:
-            with frozen_context(), applied, torch.no_grad():
+            with torch.inference_mode(False), self._policed(refuse):
+                yield
+        finally:
+            self.tree = kept
+
+    def _again(self, refuse: bool = True) -> Tensor:
+        """Outputs of one more pass."""
+        try:
+            with self.aside(refuse), torch.no_grad():
                 return self.outputs(self.params)
         except RuntimeError as error:
             if "does not require grad" not in str(error):
                 raise
-        finally:
-            self.tree = kept
         # it differentiates by its inputs, which needs a graph
-        with frozen_context(), self.policy.applied(self.where, self.device):
-            out = self.outputs(self.params).detach()
-        self.tree = kept
-        return out
-
-    @property
-    def n_samples(self) -> int:
-        """N by the inputs: the leading size of the first tensor among them."""
-        sizes = (t.shape[0] for t in tree_leaves(self.x) if isinstance(t, Tensor) and t.dim())
-        return next(sizes, 1)
+        with self.aside(refuse):
+            return self.outputs(self.params).detach()
 
     def part(self, samples: slice) -> Snapshot:
         """The same model on some of the samples; parameters and constants are shared."""
@@ -401,66 +439,7 @@ class Snapshot:
         v.require(out.shape[0] == count, self.where, rows, tuple(out.shape))
         return out
 
-    def tensors(self) -> list[Tensor]:
-        """All tensors of the snapshot: parameters, constants and inputs."""
-        inputs = [t for t in tree_leaves(self.x) if isinstance(t, Tensor)]
-        return [*self.params.values(), *self.constants.values(), *inputs]
-
-    @property
-    def bytes(self) -> int:
-        """Total size of :meth:`tensors`."""
-        return sum(t.numel() * t.element_size() for t in self.tensors())
-
-    @property
-    def itemsize(self) -> int:
-        """Bytes of one number of the operator's dtype."""
-        return next(iter(self.params.values())).element_size()
-
     def take_raw_output(self) -> Any:
         """What the model returned in the last traced forward pass; handed out once."""
         out, self._raw = self._raw, None
         return out
-
-    def split(self, vector: Tensor) -> list[Tensor]:
-        """A flat (P,) vector as views of the parameters' shapes."""
-        return [a.view(s) for a, s in zip(vector.split(self.sizes), self.shapes, strict=True)]
-
-    def join(self, grads: list[Tensor | None] | tuple[Tensor | None, ...]) -> Tensor:
-        """Per-parameter tensors as one flat (P,) vector; None (an unused parameter) is zero."""
-        blocks = [
-            p.new_zeros(p.numel())
-            if g is None
-            else (g.to_dense() if g.is_sparse else g).reshape(-1)
-            for g, p in zip(grads, self.params.values(), strict=True)
-        ]
-        return torch.cat([b.detach() for b in blocks])
-
-    def columns(self, count: int, column: Callable[[int], Any]) -> Tensor:
-        """(P, count) whose column k joins the per-parameter tensors ``column(k)``."""
-        if count == 1:  # no second copy of what may be the largest tensor of all
-            return self.join(column(0)).unsqueeze(1)
-        out = torch.empty(count, self.n_params, dtype=self.dtype, device=self.device)
-        for k in range(count):
-            out[k] = self.join(column(k))
-        return out.T
-
-
-def require_second_derivatives(grads: list[Tensor], where: str) -> None:
-    """Refuse gradient graphs that pass a backward marked ``once_differentiable``.
-
-    torch marks its result with a node that raises, but off the path to the parameters, so that a
-    second backward towards them would leave the term out silently.
-    """
-    seen: set[Any] = set()
-    stack: list[Any] = [g.grad_fn for g in grads if g.grad_fn is not None]
-    while stack:
-        node = stack.pop()
-        if node in seen:
-            continue
-        seen.add(node)
-        if node.name() == "torch::autograd::Error":
-            raise RuntimeError(
-                f"catapult_ext.{where}: an operation of the model has no second derivative: its "
-                "backward is marked once_differentiable"
-            )
-        stack.extend(n for n, _ in node.next_functions if n is not None)

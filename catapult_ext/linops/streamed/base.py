@@ -18,7 +18,7 @@ from catapult_ext import _validate as v
 from catapult_ext._processes import Group
 from catapult_ext.linops.base import LinearOperator
 from catapult_ext.linops.engines.choose import Options, checked_options
-from catapult_ext.linops.ggn import unpack
+from catapult_ext.linops.model.inputs import unpack
 from catapult_ext.linops.streamed.batches import Batches, crc
 from catapult_ext.linops.streamed.unwrap import plain_copy
 from catapult_ext.losses import Loss

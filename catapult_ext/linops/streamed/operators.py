@@ -11,8 +11,9 @@ from torch import Tensor, nn
 from catapult_ext import _validate as v
 from catapult_ext.linops.base import Dual, LinearOperator
 from catapult_ext.linops.engines.choose import Options
-from catapult_ext.linops.ggn import GGN, DualGGN, unpack
+from catapult_ext.linops.ggn import GGN, DualGGN
 from catapult_ext.linops.hessian import Hessian
+from catapult_ext.linops.model.inputs import unpack
 from catapult_ext.linops.ntk import NTK
 from catapult_ext.linops.streamed.base import Streamed
 from catapult_ext.losses import Loss, OutputFactor, resolve

@@ -24,10 +24,10 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakIdKeyDictionary
 
-from catapult_ext.linops.model.snapshot import Snapshot
+from catapult_ext.linops.model.fixed_model import FixedModel
 from catapult_ext.linops.tracing.parameter_use_rules import Use, uses_of
 
-_proven: WeakKeyDictionary[Snapshot, list[tuple[Any, ...]]] = WeakKeyDictionary()
+_proven: WeakKeyDictionary[FixedModel, list[tuple[Any, ...]]] = WeakKeyDictionary()
 _HUGE = 4 << 20  # bytes from which NumPy asks the system for huge pages
 _VIEWS_OF_ONE = ("expand", "expand_as", "repeat", "broadcast_to")
 
@@ -51,7 +51,7 @@ class UseTracer(TorchFunctionMode):
         met_constants: whether there were any.
     """
 
-    def __init__(self, snapshot: Snapshot, constants: bool = False) -> None:
+    def __init__(self, snapshot: FixedModel, constants: bool = False) -> None:
         super().__init__()
         self._constants = constants
         self.met_constants = False
@@ -127,7 +127,7 @@ class Structured:
     :meth:`groups` serve the kernels below.
     """
 
-    def __init__(self, snapshot: Snapshot) -> None:
+    def __init__(self, snapshot: FixedModel) -> None:
         self.snapshot = snapshot
         for constants in (False, True):
             tracer = UseTracer(snapshot, constants)

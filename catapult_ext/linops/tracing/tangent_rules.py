@@ -15,7 +15,8 @@ import torch.autograd.forward_ad as forward_ad
 from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_map_only, tree_unflatten
 
-from catapult_ext.linops.model.policy import SHARED_STATE, weight_norm
+from catapult_ext.linops.model.pass_context import weight_norm
+from catapult_ext.linops.model.policy import SHARED_STATE
 
 aten: Any = torch.ops.aten
 Rule = Callable[[list[Tensor | None]], Any]  # tangents of tensor arguments to those of results
