@@ -23,6 +23,28 @@ def max_error(got: Tensor, exact: Tensor) -> float:
     return float(torch.nan_to_num(difference, nan=torch.inf).max())
 
 
+def assert_close(
+    got: Tensor, exact: Tensor, tolerance: float = 1e-10, scale: float | Tensor | None = None
+) -> None:
+    """Demand equal shapes and entries within ``tolerance`` times the largest exact one.
+
+    Args:
+        got: the result; NaN is never close.
+        exact: what it should be.
+        tolerance: relative to the largest |exact|, or to ``scale``.
+        scale: what the errors are relative to instead, where ``exact`` is small by cancellation.
+
+    Raises:
+        AssertionError: another shape, or an entry too far away.
+    """
+    if got.shape != exact.shape:
+        raise AssertionError(f"shapes differ: {tuple(got.shape)} and {tuple(exact.shape)}")
+    limit = tolerance * max(float(exact.abs().max() if scale is None else scale), 1e-300)
+    error = float((got - exact).abs().max())
+    if not error <= limit:
+        raise AssertionError(f"an entry is {error:.3g} away, allowed is {limit:.3g}")
+
+
 @contextmanager
 def one_thread() -> Iterator[None]:
     """Run torch on one thread: the small problems of tests cost less than waking a team."""

@@ -2,6 +2,7 @@
 
 import os
 import sys
+from functools import partial
 from itertools import pairwise
 
 import pytest
@@ -12,6 +13,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 import catapult_ext as cx
 from catapult_ext.models import resnet
+from catapult_ext.testing.tolerances import assert_close
 
 CUTS = {1: [0, 23], 2: [0, 16, 23], 3: [0, 5, 5, 23], 4: [0, 11, 12, 23, 23]}
 
@@ -34,9 +36,7 @@ def data():
     )
 
 
-def close(got, exact, tolerance=1e-12):
-    assert got.shape == exact.shape, (got.shape, exact.shape)
-    assert (got - exact).abs().max() <= tolerance * exact.abs().max()
+close = partial(assert_close, tolerance=1e-12)
 
 
 def shard(value, rank, cuts):

@@ -1,24 +1,14 @@
 """The Jacobian, its transpose, and sums and multiples of operators, against dense matrices."""
 
-import importlib.util
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
+from linops import zoo
 from torch import nn
 
 import catapult_ext as cx
 from catapult_ext.linops import LinearOperator
-
-spec = importlib.util.spec_from_file_location("zoo", Path(__file__).with_name("zoo.py"))
-zoo = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(zoo)
-
-
-def close(got, exact, tolerance=1e-10):
-    assert got.shape == exact.shape
-    assert (got - exact).abs().max() <= tolerance * exact.abs().max()
+from catapult_ext.testing.tolerances import assert_close as close
 
 
 def random(*shape):

@@ -1,19 +1,14 @@
 """Engines answer for themselves: one from outside the package, the table, and old names."""
 
-import importlib.util
-from pathlib import Path
-
 import pytest
 import torch
+from linops import zoo
 from torch import nn
 
 import catapult_ext as cx
 from catapult_ext.linops.engines import choose
 from catapult_ext.linops.engines.base import Linearization
-
-spec = importlib.util.spec_from_file_location("zoo", Path(__file__).with_name("zoo.py"))
-zoo = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(zoo)
+from catapult_ext.testing.tolerances import assert_close as close
 
 
 class RowByRow(Linearization):
@@ -42,10 +37,6 @@ def row_by_row(monkeypatch):
     """The table with that engine in it, for one test."""
     monkeypatch.setattr(choose, "ENGINES", dict(choose.ENGINES))
     return cx.linops.register_engine(RowByRow)
-
-
-def close(got, exact):
-    assert (got - exact).abs().max() <= 1e-10 * exact.abs().max()
 
 
 @pytest.mark.parametrize("name", ["kinked", "conv", "tied"])

@@ -1,25 +1,24 @@
 """Kernels in files: the same numbers and bytes however often the work was killed; else refused."""
 
-import importlib.util
 import json
 import os
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from linops import zoo
 from torch import nn
 
 import catapult_ext as cx
 from catapult_ext.linops import KernelFileError
 from catapult_ext.linops.engines.base import Allowance
 from catapult_ext.linops.explicit.tiles import Tiles
+from catapult_ext.testing.tolerances import assert_close
 
-spec = importlib.util.spec_from_file_location("zoo", Path(__file__).with_name("zoo.py"))
-zoo = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(zoo)
 WORKER = Path(__file__).with_name("write_kernel.py")
 FORMS = [("flat", "all"), ("blocks", "all"), ("flat", "trace")]
 
@@ -29,9 +28,7 @@ def small_tiles(monkeypatch, edge):
     monkeypatch.setattr(Tiles, "_cut", lambda self: {**cut(self), "edge": edge})
 
 
-def close(got, exact, tolerance=1e-11):
-    assert got.shape == exact.shape
-    assert (got - exact).abs().max() <= tolerance * exact.abs().max()
+close = partial(assert_close, tolerance=1e-11)
 
 
 def build(name="kinked"):

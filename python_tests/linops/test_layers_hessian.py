@@ -1,18 +1,13 @@
 """Hessian products from frozen activations against torch.func, for every activation and loss."""
 
-import importlib.util
-from pathlib import Path
-
 import pytest
 import torch
+from linops import zoo
 from torch import nn
 
 import catapult_ext as cx
 from catapult_ext.models import Abs, Erf
-
-spec = importlib.util.spec_from_file_location("zoo", Path(__file__).with_name("zoo.py"))
-zoo = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(zoo)
+from catapult_ext.testing.tolerances import assert_close as close
 
 ACTIVATIONS = [nn.ReLU, nn.LeakyReLU, nn.ReLU6, nn.ELU, nn.SELU, nn.CELU, nn.GELU, nn.SiLU, nn.Mish]
 ACTIVATIONS += [nn.Tanh, nn.Sigmoid, nn.Softplus, nn.Softsign, nn.LogSigmoid, nn.Tanhshrink]
@@ -33,11 +28,6 @@ LOSSES = {
 
 def random(*shape, seed=1):
     return torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
-
-
-def close(got, exact):
-    assert got.shape == exact.shape
-    assert (got - exact).abs().max() <= 1e-10 * exact.abs().max().clamp_min(1e-300)
 
 
 def hessian(model, x, value):

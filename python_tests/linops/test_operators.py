@@ -1,18 +1,13 @@
 """NTK, GGN and Hessian of a zoo of models against brute force, by every engine that can."""
 
-import importlib.util
-from pathlib import Path
-
 import pytest
 import torch
+from linops import zoo
 from torch import nn
 
 import catapult_ext as cx
 from catapult_ext.linops.model.pass_tree import Tree
-
-spec = importlib.util.spec_from_file_location("zoo", Path(__file__).with_name("zoo.py"))
-zoo = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(zoo)
+from catapult_ext.testing.tolerances import assert_close as close
 
 CASES = [
     (name, engine)
@@ -22,12 +17,6 @@ CASES = [
 ]
 LINEARIZED = ("gpt", "smooth", "unused", "conv", "tied", "counting", "functional", "frozen_parts")
 CASES += [(name, "linearize") for name in LINEARIZED]
-
-
-def close(got, exact, scale=None):
-    scale = exact.abs().max() if scale is None else scale
-    assert got.shape == exact.shape
-    assert (got - exact).abs().max() <= 1e-10 * max(scale, 1e-300)
 
 
 def random(*shape):

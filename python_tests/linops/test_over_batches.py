@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import catapult_ext as cx
+from catapult_ext.testing.tolerances import assert_close
 
 SIZES = [7, 1, 12, 3]
 TOTAL = sum(SIZES)
@@ -51,9 +53,7 @@ LOSSES = {
 }
 
 
-def close(got, exact, tolerance=1e-12):
-    assert got.shape == exact.shape
-    assert (got - exact).abs().max() <= tolerance * exact.abs().max()
+close = partial(assert_close, tolerance=1e-12)
 
 
 def pairs(x, y):

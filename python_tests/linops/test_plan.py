@@ -1,6 +1,5 @@
 """Memory budgets: chunks give the numbers of the whole, predictions hold, refusals are clear."""
 
-import importlib.util
 import json
 import subprocess
 import sys
@@ -8,20 +7,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from linops import zoo
 from torch import nn
 
 import catapult_ext as cx
 from catapult_ext.linops.engines.plan import parse_budget
+from catapult_ext.testing.tolerances import assert_close as close
 
-spec = importlib.util.spec_from_file_location("zoo", Path(__file__).with_name("zoo.py"))
-zoo = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(zoo)
 MEASURE = Path(__file__).with_name("measure_memory.py")
-
-
-def close(got, exact, tolerance=1e-10):
-    assert got.shape == exact.shape
-    assert (got - exact).abs().max() <= tolerance * exact.abs().max()
 
 
 def random(*shape):

@@ -1,25 +1,16 @@
 """Options of the operators: parameter subsets, outputs hook, precision, batch norm, dropout."""
 
 import copy
-import importlib.util
-from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
+from linops import zoo
 from torch import nn
 from torch.nn.utils import parametrizations
 
 import catapult_ext as cx
-
-spec = importlib.util.spec_from_file_location("zoo", Path(__file__).with_name("zoo.py"))
-zoo = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(zoo)
-
-
-def close(got, exact, tolerance=1e-10):
-    assert got.shape == exact.shape
-    assert (got - exact).abs().max() <= tolerance * exact.abs().max()
+from catapult_ext.testing.tolerances import assert_close as close
 
 
 def batch_norm_net():

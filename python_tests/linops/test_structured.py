@@ -1,10 +1,10 @@
 """Kernels from the uses of every parameter, against one backward pass per output."""
 
-import importlib.util
-from pathlib import Path
+from functools import partial
 
 import pytest
 import torch
+from linops import zoo
 from torch import nn
 
 import catapult_ext as cx
@@ -12,10 +12,7 @@ from catapult_ext.linops.engines.base import Allowance
 from catapult_ext.linops.engines.choose import take_snapshot
 from catapult_ext.linops.tracing import parameter_kernel
 from catapult_ext.linops.tracing.parameter_uses import Structured
-
-spec = importlib.util.spec_from_file_location("zoo", Path(__file__).with_name("zoo.py"))
-zoo = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(zoo)
+from catapult_ext.testing.tolerances import assert_close
 
 UNKNOWN = {
     "vit": "multi_head_attention_forward",
@@ -25,9 +22,7 @@ UNKNOWN = {
 }
 
 
-def close(got, exact, tolerance=1e-12):
-    assert got.shape == exact.shape
-    assert (got - exact).abs().max() <= tolerance * exact.abs().max()
+close = partial(assert_close, tolerance=1e-12)
 
 
 def uses(model, x, **options):

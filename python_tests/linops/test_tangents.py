@@ -1,11 +1,10 @@
 """The recorded tangent program against the backward of the backward pass, and what it refuses."""
 
-import importlib.util
 import threading
-from pathlib import Path
 
 import pytest
 import torch
+from linops import zoo
 from torch import nn
 
 import catapult_ext as cx
@@ -13,10 +12,6 @@ from catapult_ext.linops.engines.autograd import AutogradLinearization
 from catapult_ext.linops.model.policy import Policy
 from catapult_ext.linops.model.snapshot import Snapshot
 from catapult_ext.linops.tracing.tangent_program import TangentTracer
-
-spec = importlib.util.spec_from_file_location("zoo", Path(__file__).with_name("zoo.py"))
-zoo = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(zoo)
 
 
 def recorded(model, x, **options):

@@ -1,22 +1,13 @@
 """Models of the transformers package, made from small configurations, against brute force."""
 
-import importlib.util
-from pathlib import Path
-
 import pytest
 import torch
+from linops import zoo
 
 import catapult_ext as cx
+from catapult_ext.testing.tolerances import assert_close as close
 
 transformers = pytest.importorskip("transformers", reason="Transformers is not installed")
-spec = importlib.util.spec_from_file_location("zoo", Path(__file__).with_name("zoo.py"))
-zoo = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(zoo)
-
-
-def close(got, exact):
-    assert got.shape == exact.shape
-    assert (got - exact).abs().max() <= 1e-10 * exact.abs().max()
 
 
 def gpt2(attention):

@@ -1,24 +1,15 @@
 """Preconditioned operators, the empirical Fisher matrix, checkpointed models, every loss."""
 
-import importlib.util
 import warnings
-from pathlib import Path
 
 import pytest
 import torch
+from linops import zoo
 from torch import nn
 from torch.utils.checkpoint import checkpoint, checkpoint_sequential
 
 import catapult_ext as cx
-
-spec = importlib.util.spec_from_file_location("zoo", Path(__file__).with_name("zoo.py"))
-zoo = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(zoo)
-
-
-def close(got, exact, tolerance=1e-10):
-    assert got.shape == exact.shape
-    assert (got - exact).abs().max() <= tolerance * exact.abs().max()
+from catapult_ext.testing.tolerances import assert_close as close
 
 
 def random(*shape):
