@@ -16,6 +16,7 @@ from catapult_ext.linops.engines.loss_curvature import (
     checked_loss,
     is_known,
 )
+from catapult_ext.linops.model.habits import other_generators
 from catapult_ext.linops.model.inputs import fresh_inputs, unpack
 from catapult_ext.linops.model.pass_context import frozen_context
 from catapult_ext.linops.model_operator import ModelOperator
@@ -73,7 +74,7 @@ class GGN(ModelOperator):
             loss, y = bound_loss(snapshot, loss), fresh_inputs(y, Tensor.clone)
             if not loss.convex and snapshot.vector_outputs:
                 f = f.squeeze(1)  # a callable gets the outputs as the model returns them
-        with snapshot.policy.seeded(snapshot.device):
+        with snapshot.policy.seeded(snapshot.device), other_generators():
             self.factor = loss.output_hessian(f, loss.targets(f, y))
         self.shape = (linearization.n_params, linearization.n_params)
 

@@ -2,10 +2,12 @@
 
 import copy
 import importlib.util
+import random as python_random
 import sys
 import threading
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -208,3 +210,35 @@ def test_a_generator_that_cannot_be_copied_is_named():
     with pytest.raises((TypeError, ValueError), match="Python generator"):
         cx.NTK(model, hard.vectors())
     assert next(model.factors) == 0
+
+
+class Drawing(nn.Linear):
+    """Draws random numbers past torch: they matter, or a layer is dropped in training alone."""
+
+    def __init__(self, draw, matters):
+        super().__init__(4, 2)
+        self.draw, self.matters = draw, matters
+
+    def forward(self, x):
+        factor = self.draw()
+        return super().forward(x) * (factor if self.matters else 1)
+
+
+def of_python():
+    return python_random.random()
+
+
+def of_numpy():
+    return np.random.random()
+
+
+@pytest.mark.parametrize("draw", [of_python, of_numpy])
+def test_random_numbers_of_python_and_numpy(draw):
+    x = hard.vectors()
+    before = python_random.getstate(), np.random.get_state()[1].tolist(), np.random.get_state()[2]
+    with pytest.raises(ValueError, match="two forward passes must give the same outputs"):
+        cx.NTK(Drawing(draw, True).double(), x, engine="autograd")
+    kernel = cx.NTK(Drawing(draw, False).double(), x, engine="autograd")
+    assert kernel.diagonal().min() > 0
+    after = python_random.getstate(), np.random.get_state()[1].tolist(), np.random.get_state()[2]
+    assert before == after

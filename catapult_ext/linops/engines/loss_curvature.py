@@ -17,6 +17,7 @@ from catapult_ext import _validate as v
 from catapult_ext.linops.model.dispatch_mode import DispatchMode
 from catapult_ext.linops.model.fixed_model import FixedModel
 from catapult_ext.linops.model.graphs import listed, reached
+from catapult_ext.linops.model.habits import other_generators
 from catapult_ext.linops.model.inputs import fresh_inputs
 from catapult_ext.linops.model.pass_context import frozen_context
 from catapult_ext.losses import (
@@ -100,13 +101,14 @@ def checked_loss(
     """
     where = snapshot.where
     draws = is_known(loss) or snapshot.policy.dropout is not None
-    with nullcontext() if draws else _NoDraws(where):
-        value = loss_value(snapshot, loss, y, outputs)
-    v.finite(bool(torch.isfinite(value)), where, "the loss", value.item())
-    v.require(value.requires_grad, where, "the loss must depend on the outputs", "a constant")
-    if is_known(loss):
-        return value
-    again = loss_value(snapshot, loss, y, outputs).detach()
+    with other_generators() if not is_known(loss) else nullcontext():
+        with nullcontext() if draws else _NoDraws(where):
+            value = loss_value(snapshot, loss, y, outputs)
+        v.require(bool(torch.isfinite(value)), where, "the loss must be finite", value.item())
+        v.require(value.requires_grad, where, "the loss must depend on the outputs", "a constant")
+        if is_known(loss):
+            return value
+        again = loss_value(snapshot, loss, y, outputs).detach()
     bound = 5e-5 * abs(value.item()) + torch.finfo(value.dtype).tiny
     v.require(
         abs(value.item() - again.item()) <= bound,

@@ -74,10 +74,3 @@ def unpack(data: object, where: str) -> tuple[Any, Any]:
 def _like(value: Any, items: list[Any]) -> Any:
     """A sequence of the same kind; a named tuple takes its fields one by one."""
     return type(value)(*items) if hasattr(value, "_fields") else type(value)(items)
-
-
-class WrittenInputs:
-    """Whether the model writes its inputs in place: seen in the first pass, shared by parts."""
-
-    def __init__(self) -> None:
-        self.known: bool | None = None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -192,24 +191,10 @@ class _Replaced:
 
 
 @contextmanager
-def _other_generators() -> Iterator[None]:
-    """The random numbers of Python and NumPy, as they were after."""
-    numpy = sys.modules.get("numpy")
-    state, others = random.getstate(), None if numpy is None else numpy.random.get_state()
-    try:
-        yield
-    finally:
-        random.setstate(state)
-        if numpy is not None:
-            numpy.random.set_state(others)
-
-
-@contextmanager
 def frozen_context() -> Iterator[None]:
     """Gradients on and autocast off in any caller's mode; kernels that have derivatives."""
     from torch.nn.attention import SDPBackend, sdpa_kernel
 
     grad = (torch.inference_mode(False), torch.enable_grad())
-    rest = (_Replaced(), no_autocast(), _other_generators())
-    with grad[0], grad[1], sdpa_kernel(SDPBackend.MATH), rest[0], rest[1], rest[2]:
+    with grad[0], grad[1], sdpa_kernel(SDPBackend.MATH), _Replaced(), no_autocast():
         yield

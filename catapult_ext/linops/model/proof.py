@@ -22,11 +22,12 @@ from catapult_ext import _validate as v
 from catapult_ext._module_copy import origins
 from catapult_ext.linops.model.fixed_model import FixedModel
 from catapult_ext.linops.model.graphs import Reached, listed, reached
+from catapult_ext.linops.model.habits import Habits, other_generators
 from catapult_ext.linops.model.inputs import fresh_inputs
 from catapult_ext.linops.model.pass_context import policed
 from catapult_ext.linops.model.pass_tree import Template
 
-_proven: weakref.WeakKeyDictionary[nn.Module, set[int]] = weakref.WeakKeyDictionary()
+_proven: weakref.WeakKeyDictionary[nn.Module, dict[int, Habits]] = weakref.WeakKeyDictionary()
 _facts: weakref.WeakKeyDictionary[nn.Module, dict[int, set[Any]]] = weakref.WeakKeyDictionary()
 
 
@@ -47,7 +48,7 @@ class Proof:
         self._done = False
         self.facts: set[Any] = set()  # what engines have proven of this kind of pass
 
-    def check(self, snapshot: FixedModel, outputs: Tensor, derived: bool) -> None:
+    def check(self, snapshot: FixedModel, outputs: Tensor, derived: bool, habits: Habits) -> None:
         """Compare what ``outputs`` reach with the parameters of ``snapshot``.
 
         Args:
@@ -63,15 +64,20 @@ class Proof:
         if self._done or model is None:
             return
         key = self._key(model, snapshot)
-        known = _proven.setdefault(model, set())
+        known = _proven.setdefault(model, {})
         self.facts = _facts.setdefault(model, {}).setdefault(key, set())
         if derived or key not in known:
             found = reached(outputs)
             self._check_leaves(snapshot, found, derived)
             if self._needs_gradients(model, found):
                 self._compare_gradients(model, snapshot, outputs)
-            known.add(key)
+            known[key] = habits
         self._done = True
+
+    def recalled(self, snapshot: FixedModel) -> Habits | None:
+        """What earlier passes of the same kind showed."""
+        model = self._model()
+        return None if model is None else _proven.get(model, {}).get(self._key(model, snapshot))
 
     def _key(self, model: nn.Module, snapshot: FixedModel) -> int:
         shapes = [(t.shape, t.dtype) for t in tree_leaves(snapshot.x) if isinstance(t, Tensor)]
@@ -185,7 +191,7 @@ class Proof:
         def tensor(name: str) -> Tensor:
             return originals[name] if name in originals else snapshot.constants[name].clone()
 
-        with policed(snapshot.policy, snapshot.where, snapshot.device):
+        with policed(snapshot.policy, snapshot.where, snapshot.device), other_generators():
             out = template.tree(tensor).run(fresh_inputs(snapshot.x, torch.Tensor.clone))
             chosen = [originals[name] for name in snapshot.names]
             return torch.autograd.grad(out, chosen, u.reshape(out.shape).to(out), allow_unused=True)

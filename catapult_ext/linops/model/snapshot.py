@@ -27,10 +27,10 @@ from catapult_ext.linops.model.channels_last import (
 )
 from catapult_ext.linops.model.composed import Composed, Composition
 from catapult_ext.linops.model.fixed_model import FixedModel, Probe
+from catapult_ext.linops.model.habits import Habits, later_random_numbers, other_generators
 from catapult_ext.linops.model.inputs import (
     HALF,
     Inputs,
-    WrittenInputs,
     copied_inputs,
     finite,
     fresh_inputs,
@@ -120,7 +120,7 @@ class Snapshot(FixedModel):
             self.x = copied_inputs(x, where, self.device)
             self._template = Template(model, forward, loss, names)
         self._proof = Proof(model, forward, names)
-        self._written = WrittenInputs()
+        self.habits = self._proof.recalled(self) or Habits()
         self.tree: Tree | None = None  # of the last pass, while a loss may refer to it
         self.names = tuple(self.params)
         self.shapes = tuple(p.shape for p in self.params.values())
@@ -197,8 +197,10 @@ class Snapshot(FixedModel):
         """Raw outputs at ``params``; constants and inputs as frozen, in a tree of its own."""
         tree = self._template.tree(self._tensors(params))
         self.tree = tree if tree.loss is not None else None
-        held = [t for t in tree_leaves(self.x) if isinstance(t, Tensor)]
-        written = self._written.known
+        x = self.x
+        leaves = [x] if isinstance(x, Tensor) else tree_leaves(x)
+        held = [t for t in leaves if isinstance(t, Tensor)]
+        written = self.habits.writes_inputs
         # parts are views of the inputs of all samples
         apart = written or (written is None and any(t._base is not None for t in held))
         backup = self.x
@@ -212,7 +214,8 @@ class Snapshot(FixedModel):
 
         x = fresh_inputs(self.x, taken)
         before = [t._version for t in given]
-        with Composed() if self._composition.on else nullcontext():
+        composed = Composed() if self._composition.on else nullcontext()
+        with other_generators(self.habits), composed:
             out = tree.run(x)
         if [t._version for t in given] != before:
             if written is False:
@@ -221,9 +224,9 @@ class Snapshot(FixedModel):
                     "the model must write its inputs in place in every pass or in none",
                     "a pass that did after one that did not",
                 )
-            self._written.known, self.x = True, backup
+            self.habits.writes_inputs, self.x = True, backup
         elif written is None:
-            self._written.known = False
+            self.habits.writes_inputs = False
         return out
 
     def composes(self) -> bool:
@@ -243,7 +246,7 @@ class Snapshot(FixedModel):
     @property
     def writes_inputs(self) -> bool:
         """Whether the model writes its inputs in place, so that every pass takes copies."""
-        return bool(self._written.known)
+        return bool(self.habits.writes_inputs)
 
     @property
     def model(self) -> nn.Module:
@@ -340,7 +343,7 @@ class Snapshot(FixedModel):
             "model outputs must depend on a trainable parameter",
             "outputs without a graph (is there a torch.no_grad() or detach() in forward?)",
         )
-        self._proof.check(self, out, self._template.has_derived)
+        self._proof.check(self, out, self._template.has_derived, self.habits)
         self._template.forget_graphs()
         if self.channels_last and not self._layout.done:
             self._prove_layout(out.detach())
@@ -373,8 +376,10 @@ class Snapshot(FixedModel):
 
     def check_repeats(self, outputs: Tensor) -> None:
         """Raise ValueError unless a second forward pass gives ``outputs`` again."""
-        # the first pass has refused what is refused: without a watcher, this one is faster
-        check_repeats(outputs.detach(), self._again(refuse=False), self.where)
+        with later_random_numbers(self.habits):
+            # the first pass has refused what is refused: without a watcher, this one is faster
+            again = self._again(refuse=False)
+        check_repeats(outputs.detach(), again, self.where)
 
     @contextmanager
     def aside(self, refuse: bool = False) -> Iterator[None]:

@@ -1,0 +1,66 @@
+"""What the first pass of a model shows, and random numbers that are not torch's."""
+
+from __future__ import annotations
+
+import random
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass
+class Habits:
+    """What the first pass of a model showed, and later ones need not look for; None: not known.
+
+    Attributes:
+        writes_inputs: it writes its inputs in place.
+        draws: it draws random numbers of Python or NumPy.
+    """
+
+    writes_inputs: bool | None = None
+    draws: bool | None = None
+
+
+def _moved(now: Any, before: Any) -> bool:
+    """Whether the state of NumPy's generator changed: its position, its key or a kept Gaussian."""
+    return now[2:] != before[2:] or bool((now[1] != before[1]).any())
+
+
+@contextmanager
+def other_generators(habits: Habits | None = None) -> Iterator[None]:
+    """The random numbers of Python and NumPy, as they were after.
+
+    ``habits`` notes whether any were drawn; where it knows that none are, nothing is saved.
+    """
+    if habits is not None and habits.draws is False:
+        yield
+        return
+    numpy = sys.modules.get("numpy")
+    python = random.getstate()
+    others = None if numpy is None else numpy.random.get_state()
+    try:
+        yield
+    finally:
+        moved = random.getstate() != python
+        if moved:
+            random.setstate(python)
+        if numpy is not None and _moved(numpy.random.get_state(), others):
+            numpy.random.set_state(others)
+            moved = True
+        if habits is not None:
+            habits.draws = bool(habits.draws) or moved
+
+
+@contextmanager
+def later_random_numbers(habits: Habits) -> Iterator[None]:
+    """Other random numbers of Python and NumPy inside, for models that draw any."""
+    if not habits.draws:
+        yield
+        return
+    with other_generators():
+        random.random()
+        if "numpy" in sys.modules:
+            sys.modules["numpy"].random.random()
+        yield
