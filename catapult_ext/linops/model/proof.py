@@ -55,6 +55,7 @@ class Proof:
             snapshot: the model of the pass.
             outputs: of the pass, with graph.
             derived: attributes of the user's model hold tensors with graphs.
+            habits: what the pass showed, remembered for later ones of this kind.
 
         Raises:
             ValueError: outputs that depend on none of its parameters, or on parameters of the
