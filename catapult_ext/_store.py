@@ -13,8 +13,10 @@ import json
 import math
 import os
 import platform
+import re
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 from torch import Tensor, nn
@@ -57,19 +59,72 @@ def _digest(value: Any) -> str:
     return hashlib.sha256(canonical(value).encode()).hexdigest()
 
 
-def write_atomically(path: Path, data: bytes) -> None:
-    """Write to a temporary neighbour, flush to disk, rename: readers see all of it or nothing."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+@contextlib.contextmanager
+def writing(path: Path | str) -> Iterator[None]:
+    """Turn an OSError of what runs inside into one error that names the file and the reason.
+
+    Raises:
+        RunFolderError: ``path`` cannot be written.
+    """
     try:
-        with open(temporary, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
+        yield
     except OSError as error:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
-        raise RunFolderError(f"catapult_ext.runs: cannot write {path}: {error.strerror}") from error
+        reason = error.strerror or str(error)
+        raise RunFolderError(f"catapult_ext.runs: cannot write {path}: {reason}") from error
+
+
+@contextlib.contextmanager
+def atomic(path: Path) -> Iterator[IO[bytes]]:
+    """A temporary neighbour to write to, which takes the place of ``path`` once it is on disk.
+
+    Readers see all of the new content or the old one; after an error nothing is left behind.
+
+    Raises:
+        RunFolderError: the file cannot be written.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with writing(path):
+        try:
+            with open(temporary, "wb") as file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                temporary.unlink()
+            raise
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """Write ``data`` to ``path`` as :func:`atomic` does.
+
+    Raises:
+        RunFolderError: the file cannot be written.
+    """
+    with atomic(path) as file:
+        file.write(data)
+
+
+def allocate(file: IO[bytes], size: int) -> None:
+    """Take ``size`` bytes of disk for an open file, so that writing to its map cannot fail later.
+
+    A map of a file with holes ends the process by a bus error when the disk is full.
+
+    Raises:
+        OSError: the disk has no such room.
+    """
+    if hasattr(os, "posix_fallocate"):
+        os.posix_fallocate(file.fileno(), 0, size)
+    else:
+        file.truncate(size)
+
+
+def later_format(held: object, own: str) -> bool:
+    """Whether ``held`` names a later version of the format ``own`` ("... 1")."""
+    kind, _, number = own.rpartition(" ")
+    found = re.fullmatch(rf"{re.escape(kind)} (\d+)", held) if isinstance(held, str) else None
+    return found is not None and int(found[1]) > int(number)
 
 
 def update_digest(digest: hashlib._Hash, name: str, value: Tensor) -> None:
@@ -128,7 +183,7 @@ class RunFolder:
         fresh: bool = False,
         joined: bool = False,
     ) -> None:
-        self.path = Path(path)
+        self.path = Path(path).absolute()  # the process may change its folder during the run
         self.config = clean(config)
         self.hash = config_hash(config)
         self.environment = clean(environment or {})
@@ -153,10 +208,14 @@ class RunFolder:
                 f"catapult_ext.runs: cannot write the run folder {self.path}: {error.strerror}"
             ) from error
         try:
-            held = self._accept(fresh, joined)  # another process may have begun here since
-        except RunFolderError:
+            self._begin(fresh, joined)
+        except BaseException:
             self.close()
             raise
+
+    def _begin(self, fresh: bool, joined: bool) -> None:
+        """Resume or begin the run, once the folder is locked."""
+        held = self._accept(fresh, joined)  # another process may have begun here since
         self._sweep_temporaries()
         if held is not None and (fresh or held.get("hash") != self.hash):
             self._forget()
@@ -197,6 +256,11 @@ class RunFolder:
         """The config.json that is there, None for a missing or empty folder; else an error."""
         path = self.path / "config.json"
         try:
+            if self.path.is_symlink() and not self.path.exists():
+                raise RunFolderError(
+                    f"catapult_ext.runs: {self.path} is a symbolic link to {os.readlink(self.path)}"
+                    ", which does not exist; make that folder or choose another --out"
+                )
             if not self.path.exists():
                 return None
             if not self.path.is_dir():
@@ -217,6 +281,12 @@ class RunFolder:
             ) from error
         except (ValueError, RecursionError):
             document = None
+        if isinstance(document, dict) and later_format(document.get("format"), FORMAT):
+            raise RunFolderError(
+                f"catapult_ext.runs: {path} was written by a later version of catapult_ext (format "
+                f"{document['format']!r}, this version knows {FORMAT!r}); the folder is left "
+                "untouched; upgrade, or choose another --out"
+            )
         if not isinstance(document, dict) or document.get("format") != FORMAT:
             raise RunFolderError(
                 f"catapult_ext.runs: {path} was not written by catapult_ext or is damaged; the "
@@ -230,11 +300,17 @@ class RunFolder:
         return document
 
     def _forget(self) -> None:
-        for pattern in _OWN_FILES:
-            for path in self.path.glob(pattern):
+        found = [path for pattern in _OWN_FILES for path in self.path.glob(pattern)]
+        found += self._part_files()
+        for path in found:  # before anything is removed
+            if path.is_dir() and not path.is_symlink():
+                raise RunFolderError(
+                    f"catapult_ext.runs: {path} is a folder where a run has a file; nothing was "
+                    "removed; move it away, or choose another --out"
+                )
+        for path in found:
+            with writing(path):
                 path.unlink()
-        for path in self._part_files():
-            path.unlink()
 
     def _sweep_temporaries(self) -> None:
         """Remove what a killed process left half-written; only we hold the lock."""
@@ -263,7 +339,7 @@ class RunFolder:
         """The stored record, or None if this piece is not finished.
 
         Raises:
-            RunFolderError: the file is damaged or belongs to another run.
+            RunFolderError: the file is damaged, belongs to another run or cannot be read.
         """
         path = self.part_path(name)
         try:
@@ -273,6 +349,11 @@ class RunFolder:
             run = document["run"]
         except FileNotFoundError:
             return None
+        except OSError as error:
+            raise RunFolderError(
+                f"catapult_ext.runs: cannot read {path}: {error.strerror}; move it away to have "
+                "this part done again"
+            ) from error
         except (ValueError, KeyError, TypeError, RecursionError):  # UnicodeDecodeError: ValueError
             intact, run, record = False, None, None
         if not intact or run != self.hash:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shlex
 import sys
@@ -12,6 +13,9 @@ from typing import Any
 
 from catapult_ext import _validate as v
 from catapult_ext.experiments import Progress, SweepResult, ToyResult
+
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
+_WIDTH = 80  # of a terminal that says it has no columns
 
 
 class MissingExtra(RuntimeError):
@@ -31,11 +35,35 @@ def load(name: str) -> Any:
         ) from error
 
 
+def console(*, stderr: bool = False) -> Any:
+    """A console of rich; 80 columns wide where the environment says 0, in which nothing shows."""
+    given = os.environ.get("COLUMNS", "")
+    width = _WIDTH if given.isdigit() and int(given) == 0 else None
+    return load("rich.console").Console(stderr=stderr, width=width)
+
+
 @contextmanager
 def report_errors() -> Iterator[None]:
-    """Print the package's own errors as one line and exit with 1, without a traceback."""
+    """Print the package's own errors as one line and exit with 1, without a traceback.
+
+    A standard output that cannot be written to, as on a full disk, is one of them.
+    """
     try:
-        yield
+        try:
+            yield
+        finally:
+            if sys.stdout is not None:
+                sys.stdout.flush()  # here, and not when the interpreter ends
+    except BrokenPipeError:  # the reader has what it wanted
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115
+        sys.exit(1)
+    except OSError as error:
+        # an error that names a file is not one of the output
+        if error.filename is not None or error.errno not in _NO_ROOM:
+            raise
+        print(f"error: catapult-ext: cannot write the output: {error.strerror}", file=sys.stderr)
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115  (what is buffered cannot be written)
+        sys.exit(1)
     except (ValueError, TypeError, RuntimeError) as error:
         message = str(error)
         if not message.startswith(("catapult_ext", "catapult-ext")):
@@ -52,7 +80,7 @@ def resumable(finished: str) -> Iterator[None]:
     except KeyboardInterrupt:
         # Following the advice with --fresh would throw away what is finished.
         command = shlex.join(["catapult-ext", *(a for a in sys.argv[1:] if a != "--fresh")])
-        load("rich.console").Console(stderr=True).print(
+        console(stderr=True).print(
             f"\nInterrupted. Finished {finished} are stored; go on with:\n  {command}",
             highlight=False,
             markup=False,
@@ -73,7 +101,7 @@ def sweep_progress() -> Iterator[Progress]:
         rich.TimeElapsedColumn(),
         rich.TextColumn("left"),
         rich.TimeRemainingColumn(elapsed_when_finished=False),
-        console=load("rich.console").Console(stderr=True),
+        console=console(stderr=True),
     )
     with resumable("learning rates"), bars:
         yield _Bars(bars)
@@ -133,7 +161,7 @@ class _Bars(Progress):
 
 def print_result(result: SweepResult | ToyResult, title: str) -> None:
     """The table of an experiment, the closing paragraph and where the files are, on stdout."""
-    console = load("rich.console").Console()
+    shown = console()
     colours = {"lazy": "blue", "catapult": "dark_orange", "divergent": "bright_black"}
     box = load("rich.box").SIMPLE_HEAD
     table = load("rich.table").Table(
@@ -141,15 +169,15 @@ def print_result(result: SweepResult | ToyResult, title: str) -> None:
     )
     rows = result.table()
     hidden = (
-        () if console.width >= 120 else ("eta", "lambda end", "train acc.", "|theta|", "inactive")
+        () if shown.width >= 120 else ("eta", "lambda end", "train acc.", "|theta|", "inactive")
     )
     names = [name for name in rows[0] if name not in hidden]
     for name in names:
         table.add_column(name.replace(" ", "\n", 1), justify="right")
     for row in rows:
         table.add_row(*(row[n] for n in names), style=colours[row["phase"].split()[0]])
-    console.print(table)
-    console.print(result.closing(), highlight=False)
+    shown.print(table)
+    shown.print(result.closing(), highlight=False)
     if result.path is not None:
         report = f"\nReport: {result.path / 'report.html'}"
-        console.print(report, highlight=False, markup=False, soft_wrap=True)
+        shown.print(report, highlight=False, markup=False, soft_wrap=True)

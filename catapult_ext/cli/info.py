@@ -6,7 +6,7 @@ import importlib.metadata
 import platform
 
 from catapult_ext import build_info
-from catapult_ext.cli.console import load
+from catapult_ext.cli.console import console
 
 
 def info() -> None:
@@ -17,8 +17,8 @@ def info() -> None:
             facts[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:
             facts[package] = "not installed"
-    console = load("rich.console").Console()
+    shown = console()
     width = max(len(name) for name in facts)
     for name, value in facts.items():
         text = ", ".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
-        console.print(f"{name:<{width}}  {text}", highlight=False, markup=False, soft_wrap=True)
+        shown.print(f"{name:<{width}}  {text}", highlight=False, markup=False, soft_wrap=True)

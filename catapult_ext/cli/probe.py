@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from catapult_ext import losses
-from catapult_ext.cli.console import load, picture_path
+from catapult_ext._store import write_atomically
+from catapult_ext.cli.console import console, load, picture_path
 from catapult_ext.cli.options import Argument, Option
 from catapult_ext.experiments import probing
 from catapult_ext.probes import LearningRateWindow, learning_rate_window
@@ -18,7 +19,7 @@ def _problem(model: str, data: str, loss: str, samples: int | None) -> tuple[Any
 
 
 def _print_window(window: LearningRateWindow) -> None:
-    console = load("rich.console").Console()
+    shown = console()
     low, high = window.eta_max
     lines = [
         f"lambda_0  {window.lambda0:.5g} +- {window.error:.2g} ({window.index_check})",
@@ -32,8 +33,8 @@ def _print_window(window: LearningRateWindow) -> None:
         low, high = window.eta_max_measured
         lines.append(f"eta_max   {low:.4g} to {high:.4g} (measured)")
     for line in lines:
-        console.print(line, highlight=False, soft_wrap=True)
-    console.print("\n" + window.advice(), highlight=False)
+        shown.print(line, highlight=False, soft_wrap=True)
+    shown.print("\n" + window.advice(), highlight=False)
 
 
 def probe(
@@ -59,13 +60,14 @@ def probe(
         table.add_column(name, justify="right")
     for row in result.rows:
         table.add_row(*(f"{v:.5g}" if isinstance(v, float) else str(v) for v in row.values()))
-    load("rich.console").Console().print(table)
+    console().print(table)
     _print_window(result.window)
     if out is not None and result.density is not None:
         from catapult_ext.figures.curvature import density_png
 
         density = result.density
-        out.write_bytes(density_png(density.low, density.high, density.density, "Hessian"))
+        picture = density_png(density.low, density.high, density.density, "Hessian")
+        write_atomically(out, picture)
         print(f"\nPicture: {out}")
 
 

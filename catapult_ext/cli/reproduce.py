@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from catapult_ext import _validate as v
-from catapult_ext.cli.console import load, resumable
+from catapult_ext.cli.console import console, load, resumable
 from catapult_ext.cli.options import Argument, Option
 from catapult_ext.experiments import reproduce as experiments
 from catapult_ext.experiments.workers import cores
@@ -59,7 +59,7 @@ def _print_table(rows: list[dict[str, Any]], title: str, order: list[str]) -> No
     for row in rows:
         mark = row.get("verdict", row.get("same"))
         table.add_row(*(str(row[n]) for n in order), style=colours.get(str(mark)))
-    load("rich.console").Console().print(table)
+    console().print(table)
 
 
 def _print_names() -> None:
@@ -71,15 +71,15 @@ def _print_names() -> None:
 
 
 def _print_done(done: experiments.Reproduction) -> None:
-    console = load("rich.console").Console()
+    shown = console()
     rows = experiments.claim_rows(done.outcome.claims)
     title = f"{done.experiment.name}: {done.experiment.title} ({done.scale})"
     _print_table(rows, title, ["claim", "predicted", "measured", "verdict"])
     for note in done.outcome.notes:
-        console.print(note, highlight=False)
-    console.print(done.outcome.verdict + ".", highlight=False)
+        shown.print(note, highlight=False)
+    shown.print(done.outcome.verdict + ".", highlight=False)
     if done.path is not None:
-        console.print(f"\nReport: {done.path / 'report.html'}", highlight=False, soft_wrap=True)
+        shown.print(f"\nReport: {done.path / 'report.html'}", highlight=False, soft_wrap=True)
 
 
 def reproduce(
@@ -108,10 +108,10 @@ def reproduce(
     folder = out if out is not None else Path("catapult-runs") / f"{name}-{scale}"
     if workers is None:
         workers = cores() if scale == "cpu" and device == "cpu" else 1
-    console = load("rich.console").Console(stderr=True)
+    shown = console(stderr=True)
 
     def tell(line: str) -> None:
-        console.print(line, highlight=False, style="dim")
+        shown.print(line, highlight=False, style="dim")
 
     with resumable("parts"):
         done = experiments.reproduce(

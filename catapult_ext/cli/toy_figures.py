@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Annotated
 
 from catapult_ext import _validate as v
-from catapult_ext.cli.console import load, picture_path, resumable
+from catapult_ext.cli.console import console, load, picture_path, resumable
 from catapult_ext.cli.options import Argument, Option
 
 RUNS = Path("catapult-runs")
@@ -23,7 +23,7 @@ def row_progress() -> Iterator[Callable[[int, int], None]]:
         rich.BarColumn(),
         rich.MofNCompleteColumn(),
         rich.TimeRemainingColumn(),
-        console=load("rich.console").Console(stderr=True),
+        console=console(stderr=True),
     )
     with resumable("rows"), bars:
         task = bars.add_task("rows", visible=False)  # no bar above a refusal

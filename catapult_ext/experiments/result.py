@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from catapult_ext._store import writing
 from catapult_ext.experiments.summary import closing, verdict_of
 from catapult_ext.experiments.sweep_config import SweepConfig
 from catapult_ext.figures.sweep import overview
@@ -74,11 +75,13 @@ class SweepResult:
         """Overview of the sweep as a matplotlib Figure; saved to ``path`` where given.
 
         Raises:
-            RuntimeError: matplotlib is missing; the message names the extra.
+            RuntimeError: matplotlib is missing (the message names the extra), or ``path`` cannot be
+                written.
         """
         figure = overview(self.summary, self.records)
         if path is not None:
-            figure.savefig(path, dpi=150)
+            with writing(path):
+                figure.savefig(path, dpi=150)
         return figure
 
 

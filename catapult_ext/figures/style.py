@@ -7,6 +7,8 @@ import io
 from pathlib import Path
 from typing import Any
 
+from catapult_ext._store import write_atomically, writing
+
 # Okabe-Ito colours: distinct for colour-blind readers; line styles and markers say the same again.
 BLUE = "#0072B2"
 ORANGE = "#E69F00"
@@ -95,9 +97,14 @@ def svg(figure: Any) -> bytes:
 
 
 def save_png(figure: Any, path: Path, dpi: int = 110) -> Path:
-    """Write a figure as PNG, and the folders above it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(png(figure, dpi))
+    """Write a figure as PNG, and the folders above it.
+
+    Raises:
+        RunFolderError: the file cannot be written.
+    """
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, png(figure, dpi))
     return path
 
 

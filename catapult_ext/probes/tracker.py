@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from catapult_ext import _validate as v
 from catapult_ext._autocast import no_autocast
+from catapult_ext._store import writing
 from catapult_ext.eig import EigshResult, TopTracker
 from catapult_ext.linops import GGN, NTK, Hessian
 from catapult_ext.linops.ggn import DualGGN
@@ -150,7 +151,8 @@ class CurvatureTracker:
         self.tol = tol
         self.optimizer, self.grow_at, self.max_k = optimizer, grow_at, max_k
         self.kernel_samples, self.batch_stats = kernel_samples, batch_stats
-        self.out, self.fresh, self.seed = out, fresh, seed
+        self.out = None if out is None else Path(out).absolute()  # the loop may change its folder
+        self.fresh, self.seed = fresh, seed
         self.overhead = Overhead(budget)
         self.probes: list[Row] = []
         self.count = 0
@@ -402,7 +404,8 @@ class CurvatureTracker:
         """Eigenvalues with 2/eta, and the loss, against the step: a matplotlib Figure.
 
         Raises:
-            RuntimeError: matplotlib is missing; the message names the extra.
+            RuntimeError: matplotlib is missing (the message names the extra), or ``path`` cannot be
+                written.
         """
         from catapult_ext.figures.curvature import curvature_figure
 
@@ -410,7 +413,8 @@ class CurvatureTracker:
             [dict(row) for row in self.probes], self.steps_seen, self.quantity
         )
         if path is not None:
-            figure.savefig(path, dpi=150)
+            with writing(path):
+                figure.savefig(path, dpi=150)
         return figure
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-import os
+import io
+import math
 import zipfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from catapult_ext._store import RunFolder
+from catapult_ext._store import RunFolder, allocate, atomic, writing
 
 Progress = Callable[[int, int], None]
 Arrays = dict[str, np.ndarray]
@@ -47,7 +48,11 @@ class RowTable:
     def stored(self, folder: RunFolder) -> Arrays:
         """Rows go into mapped files of the folder; a part file holds the checksum of finished ones.
 
-        Rows that are not as they were finished are computed anew.
+        Rows that are not as they were finished are computed again.
+
+        Raises:
+            RunFolderError: a file cannot be written, or the disk has no room for all of them; the
+                latter before the first row is computed.
         """
         arrays: Arrays = {
             name: _mapped(folder.path / f"{name}.npy", np.dtype(kind), (self.rows, *shape))
@@ -58,9 +63,10 @@ class RowTable:
             finished = folder.load_part(name)
             if finished is None or finished != _record(arrays, part):
                 self._fill(arrays, part)
-                for array in arrays.values():
+                for field, array in arrays.items():
                     assert isinstance(array, np.memmap)
-                    array.flush()
+                    with writing(folder.path / f"{field}.npy"):
+                        array.flush()
                 folder.save_part(name, _record(arrays, part))
             self._report(part)
         return arrays
@@ -86,9 +92,21 @@ def _mapped(path: Path, kind: np.dtype, shape: tuple[int, ...]) -> np.memmap:
         fits = (held.dtype, held.shape) == (kind, shape)
     except Exception:  # NumPy's header parser answers damaged bytes with errors of many types
         fits = False
-    if fits:
+    header = io.BytesIO()
+    fields = {"descr": np.lib.format.dtype_to_descr(kind), "fortran_order": False, "shape": shape}
+    np.lib.format.write_array_header_1_0(header, fields)
+    size = len(header.getvalue()) + math.prod(shape) * kind.itemsize
+    with writing(path):
+        try:
+            with open(path, "r+b" if fits else "wb") as file:
+                if not fits:
+                    file.write(header.getvalue())
+                allocate(file, size)
+        except OSError:
+            if not fits and path.is_file():
+                path.unlink()  # what was taken is given back
+            raise
         return np.lib.format.open_memmap(path, mode="r+")
-    return np.lib.format.open_memmap(path, mode="w+", dtype=kind, shape=shape)
 
 
 def _record(arrays: Arrays, part: slice) -> dict[str, Any]:
@@ -99,14 +117,20 @@ def _record(arrays: Arrays, part: slice) -> dict[str, Any]:
 
 
 def save_npz(path: Path | str, arrays: Arrays) -> Path:
-    """Write the arrays to an ``.npz`` file, one at a time and mapped ones a few rows at a time."""
+    """Write the arrays to an ``.npz`` file, one at a time and mapped ones a few rows at a time.
+
+    Raises:
+        RunFolderError: the file cannot be written.
+    """
     path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with zipfile.ZipFile(temporary, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
+
+    with (
+        atomic(path) as whole,
+        zipfile.ZipFile(whole, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive,
+    ):
         for name, array in arrays.items():
             with archive.open(f"{name}.npy", "w", force_zip64=True) as file:
                 _write_npy(file, array)
-    os.replace(temporary, path)
     return path
 
 

@@ -18,7 +18,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from catapult_ext._store import RunFolderError, canonical, config_hash, lock, write_atomically
+from catapult_ext._store import (
+    RunFolderError,
+    allocate,
+    canonical,
+    config_hash,
+    later_format,
+    lock,
+    write_atomically,
+)
 
 FORMAT = "catapult_ext kernel 1"
 
@@ -57,7 +65,7 @@ class KernelFile:
         probe: list[float],
         cut: Callable[[], dict[str, Any]],
     ) -> None:
-        self.path = Path(path)
+        self.path = Path(path).absolute()  # the process may change its folder while tiles are made
         self.sidecar = self.path.with_name(self.path.name + ".json")
         self.dtype, self._identity, self._probe = dtype, identity, probe
         self._shape, self._header = shape, _header(shape, dtype)
@@ -92,7 +100,10 @@ class KernelFile:
     def finish(self, done: int, complete: bool) -> None:
         """The first ``done`` tiles are written: flush them to disk, then note it."""
         assert self._map is not None
-        self._map.flush()
+        try:
+            self._map.flush()
+        except OSError as error:
+            raise self._error(f"cannot be written: {error.strerror or error}") from error
         if hasattr(self._map, "madvise"):  # what is on disk need not stay resident
             self._map.madvise(mmap.MADV_DONTNEED)
         self.done, self.complete = done, complete
@@ -132,6 +143,7 @@ class KernelFile:
         """The sidecar's record, checked; None where there is neither sidecar nor content."""
         try:
             document = json.loads(self.sidecar.read_text(encoding="utf-8"))
+            later = later_format(document["format"], FORMAT)
             record = document["record"]
             intact = document["format"] == FORMAT and document["check"] == config_hash(record)
         except FileNotFoundError:
@@ -144,7 +156,12 @@ class KernelFile:
         except OSError as error:
             raise self._error(f"has a sidecar that cannot be read: {error.strerror}") from error
         except (ValueError, KeyError, TypeError, RecursionError):
-            intact = False
+            intact = later = False
+        if later:
+            raise self._error(
+                f"and its {self.sidecar.name} were written by a later version of catapult_ext; "
+                "both are left untouched: upgrade, or choose another file="
+            )
         if not intact:
             raise self._error(
                 f"has a damaged {self.sidecar.name}; both are left untouched: delete them to "
@@ -186,10 +203,7 @@ class KernelFile:
         self._note()
         self._file.seek(0)
         self._file.write(self._header)
-        if hasattr(os, "posix_fallocate"):  # a full disk is an error here, not a bus error later
-            os.posix_fallocate(self._file.fileno(), 0, self.bytes)
-        else:
-            self._file.truncate(self.bytes)
+        allocate(self._file, self.bytes)
 
     def _check_file(self) -> None:
         size = os.fstat(self._file.fileno()).st_size
