@@ -32,6 +32,7 @@ LAYERS = [
 # Siblings of one layer that may not see each other, or pairs the layer order would forbid or allow.
 FORBIDDEN = {("linops", "eig"), ("eig", "linops"), ("reference", "ops"), ("reference", "_native")}
 ALLOWED = {("testing", "ops"), ("testing", "reference"), ("testing", "_native")}
+ALLOWED |= {("figures", "_store")}  # pictures are written as the files of a run are
 ALLOWED |= {("toy", "probes"), ("probes", "models"), ("linops", "models"), ("data", "models")}
 
 
