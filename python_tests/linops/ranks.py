@@ -131,7 +131,7 @@ def check_wrapped_resnet(rank, cuts, mesh):
     for model in (DistributedDataParallel(resnet20()), sharded):
         operator = cx.StreamedGGN(model, nn.CrossEntropyLoss(), pair, group="world")
         found = cx.eigsh(operator, k=1, tol=1e-6)
-        close(found.eigenvalues, exact, 1e-6)
+        close(found.eigenvalues, exact, tolerance=1e-6)
 
 
 def refused(error, text, call):

@@ -242,7 +242,7 @@ def test_a_kernel_larger_than_the_budget_names_the_file(tmp_path):
         kernel.dense()
     assert kernel.dense(outputs="trace").shape == (200, 200)
     whole = cx.NTK(model, x).dense()
-    close(kernel.dense(file=tmp_path / "k.npy"), whole, 1e-5)
+    close(kernel.dense(file=tmp_path / "k.npy"), whole, tolerance=1e-5)
 
 
 def check_killed(engine, kills, folder):
