@@ -27,7 +27,13 @@ from catapult_ext.linops import (
     StreamedNTK,
 )
 from catapult_ext.losses import convert_lambda
-from catapult_ext.probes import CurvatureTracker, LearningRateWindow, learning_rate_window
+from catapult_ext.probes import (
+    CurvatureTracker,
+    LearningRateWindow,
+    StabilityThreshold,
+    learning_rate_window,
+    stability_threshold,
+)
 
 __version__: str = build_info()["version"]
 
@@ -43,6 +49,7 @@ __all__ = [
     "LearningRateWindow",
     "Preconditioned",
     "SpectralDensity",
+    "StabilityThreshold",
     "StreamedGGN",
     "StreamedHessian",
     "StreamedNTK",
@@ -60,6 +67,7 @@ __all__ = [
     "models",
     "ops",
     "spectral_density",
+    "stability_threshold",
     "sweep",
     "toy",
 ]

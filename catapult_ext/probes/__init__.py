@@ -10,6 +10,7 @@ from catapult_ext.probes.observables import (
     weight_norm,
 )
 from catapult_ext.probes.phases import PHASES, Evidence, Verdict, classify, divergence_cut
+from catapult_ext.probes.threshold import StabilityThreshold, stability_threshold
 from catapult_ext.probes.tracker import CurvatureTracker
 from catapult_ext.probes.window import LearningRateWindow, learning_rate_window
 
@@ -19,6 +20,7 @@ __all__ = [
     "CurvatureTracker",
     "Evidence",
     "LearningRateWindow",
+    "StabilityThreshold",
     "Verdict",
     "accuracy",
     "activity",
@@ -26,5 +28,6 @@ __all__ = [
     "divergence_cut",
     "hidden_width",
     "learning_rate_window",
+    "stability_threshold",
     "weight_norm",
 ]
