@@ -14,7 +14,8 @@ import catapult_ext as cx
 spec = importlib.util.spec_from_file_location("filters", Path(__file__).with_name("filters.py"))
 filters = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(filters)
-Filtered, ema, qhm, two_poles = filters.Filtered, filters.ema, filters.qhm, filters.two_poles
+Filtered, two_poles = filters.Filtered, filters.two_poles
+ema, qhm = filters.ema, filters.qhm
 multipliers, spectral_radius = filters.multipliers, filters.spectral_radius
 optim = torch.optim
 
