@@ -75,15 +75,18 @@ class BruteForce:
 
     def __init__(self, case: Any) -> None:
         self.case = case
-        self.model = copy.deepcopy(case.model)
-        self.params = [p for p in self.model.parameters() if p.requires_grad]
         with torch.no_grad():
             self.shape = tuple(self.outputs().shape)
         generator = torch.Generator().manual_seed(2)
         self.y = torch.randn(self.shape, generator=generator, dtype=torch.float64)
 
     def outputs(self) -> Tensor:
-        """Outputs (N, O) with graph, fused attention replaced by its formula."""
+        """Outputs (N, O) with graph of a new copy, fused attention replaced by its formula.
+
+        Some models keep tensors made of parameters, so that a pass without a graph spoils the next.
+        """
+        self.model = copy.deepcopy(self.case.model)
+        self.params = [p for p in self.model.parameters() if p.requires_grad]
         with sdpa_kernel(SDPBackend.MATH):
             return self.case.forward(self.model, self.case.inputs)
 

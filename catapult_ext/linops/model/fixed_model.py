@@ -135,6 +135,11 @@ class FixedModel(ABC):
     def facts(self) -> set[Any]:
         """Proofs of engines that hold for every pass of this kind: model, shapes, modes, hooks."""
 
+    @property
+    @abstractmethod
+    def writes_parameters(self) -> bool:
+        """Whether the model writes its parameters in place, so that every pass takes copies."""
+
     @abstractmethod
     def aside(self) -> AbstractContextManager[None]:
         """Around passes that no product belongs to: nothing is refused, and no state is left."""

@@ -9,6 +9,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+from catapult_ext import _validate as v
+
 
 @dataclass
 class Habits:
@@ -21,6 +23,32 @@ class Habits:
 
     writes_inputs: bool | None = None
     draws: bool | None = None
+
+
+class WrittenParameters:
+    """Whether the model writes its parameters in place: seen in the first pass, shared by parts.
+
+    It is found again for every freeze: some models write in one state and not in another.
+    """
+
+    def __init__(self) -> None:
+        self.known: bool | None = None
+
+    def see(self, names: list[str], where: str) -> bool:
+        """Whether the pass that wrote parameters ``names`` has to run again, on copies.
+
+        Raises:
+            ValueError: passes before did not write them.
+        """
+        v.require(
+            not names or self.known is None,
+            where,
+            "the model must write its parameters in place in every pass or in none (run it once "
+            "under torch.no_grad() before)",
+            f"a pass that wrote {', '.join(names[:4])} after one that wrote none",
+        )
+        self.known = bool(names) or bool(self.known)
+        return bool(names)
 
 
 def _moved(now: Any, before: Any) -> bool:

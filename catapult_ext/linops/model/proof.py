@@ -91,6 +91,15 @@ class Proof:
         code = getattr(self._forward, "__code__", self._forward)
         return hash((tuple(shapes), tuple(modules), tuple(parameters), code))
 
+    def restore(self, snapshot: FixedModel, names: Sequence[str]) -> None:
+        """Give parameters ``names`` of ``snapshot`` the values of the user's own again."""
+        held = {**snapshot.constants, **snapshot.params}
+        with torch.no_grad():
+            for name in names:
+                original = self._originals[name]()
+                if original is not None:
+                    held[name].copy_(original)
+
     def own_names(self, tensors: Sequence[Tensor]) -> list[str]:
         """Names of those among ``tensors`` that are parameters of the user's module itself."""
         ids = {id(t) for t in tensors}
@@ -190,7 +199,11 @@ class Proof:
         template = Template(model, self._forward, None, names, backward_hooks=True)
 
         def tensor(name: str) -> Tensor:
-            return originals[name] if name in originals else snapshot.constants[name].clone()
+            if name not in originals:
+                return snapshot.constants[name].clone()
+            # the pass must not write the user's own
+            own = originals[name]
+            return own.clone() if snapshot.writes_parameters else own
 
         with policed(snapshot.policy, snapshot.where, snapshot.device), other_generators():
             out = template.tree(tensor).run(fresh_inputs(snapshot.x, torch.Tensor.clone))

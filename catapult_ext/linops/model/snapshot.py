@@ -27,7 +27,12 @@ from catapult_ext.linops.model.channels_last import (
 )
 from catapult_ext.linops.model.composed import Composed, Composition
 from catapult_ext.linops.model.fixed_model import FixedModel, Probe
-from catapult_ext.linops.model.habits import Habits, later_random_numbers, other_generators
+from catapult_ext.linops.model.habits import (
+    Habits,
+    WrittenParameters,
+    later_random_numbers,
+    other_generators,
+)
 from catapult_ext.linops.model.inputs import (
     HALF,
     Inputs,
@@ -121,6 +126,7 @@ class Snapshot(FixedModel):
             self._template = Template(model, forward, loss, names)
         self._proof = Proof(model, forward, names)
         self.habits = self._proof.recalled(self) or Habits()
+        self._written_parameters = WrittenParameters()
         self.tree: Tree | None = None  # of the last pass, while a loss may refer to it
         self.names = tuple(self.params)
         self.shapes = tuple(p.shape for p in self.params.values())
@@ -182,14 +188,15 @@ class Snapshot(FixedModel):
 
     def _tensors(self, params: Mapping[str, Tensor]) -> Callable[[str], Tensor]:
         """By name, what a pass at ``params`` is given."""
+        own = self.writes_parameters
 
         def tensor(name: str) -> Tensor:
+            # what a pass writes in place must not change the next one
             known = params.get(name)
-            if known is not None:
-                return known
-            # a module that writes its buffers must not change the next pass
-            held = self.constants[name]
-            return held.clone() if name in self._buffers else held
+            if known is None:
+                known = self.constants[name]
+                return known.clone() if name in self._buffers or own else known
+            return known.clone() if own else known
 
         return tensor
 
@@ -215,6 +222,7 @@ class Snapshot(FixedModel):
         x = fresh_inputs(self.x, taken)
         before = [t._version for t in given]
         composed = Composed() if self._composition.on else nullcontext()
+        versions = self._versions()
         with other_generators(self.habits), composed:
             out = tree.run(x)
         if [t._version for t in given] != before:
@@ -227,7 +235,21 @@ class Snapshot(FixedModel):
             self.habits.writes_inputs, self.x = True, backup
         elif written is None:
             self.habits.writes_inputs = False
+        changed = [k for k, n in self._versions().items() if n != versions[k]]
+        if self._written_parameters.see(changed, self.where):
+            self._proof.restore(self, changed)
+            return self.call(params)
         return out
+
+    def _versions(self) -> dict[str, int]:
+        """How many times each parameter was written in place."""
+        held = {k: t for k, t in self.constants.items() if k not in self._buffers}
+        return {k: t._version for k, t in (*self.params.items(), *held.items())}
+
+    @property
+    def writes_parameters(self) -> bool:
+        """Whether the model writes its parameters in place, so that every pass takes copies."""
+        return bool(self._written_parameters.known)
 
     def composes(self) -> bool:
         """Whether the last pass with graph has to run again: composed, from now on."""

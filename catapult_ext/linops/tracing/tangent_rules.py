@@ -52,6 +52,17 @@ class TensorCall:
         return self.func(*args, **kwargs)
 
 
+def _dual(value: Tensor, tangent: Tensor) -> Tensor:
+    """``value`` with a tangent.
+
+    Torch lays a tangent out as its value.  Where elements of the value share memory (expanded, or
+    windows that overlap), it raises, or elements of the tangent overwrite each other.
+    """
+    overlap = torch._debug_has_internal_overlap(value)  # 0: none, 1: some, 2: not known
+    shared = overlap == 1 or (overlap == 2 and value.stride() != tangent.stride())
+    return forward_ad.make_dual(value.contiguous() if shared else value, tangent)
+
+
 def by_formula(call: TensorCall) -> Made:
     """The forward-mode formula at the recorded inputs."""
     linearization = [t.detach() for t in call.tensors]
@@ -60,7 +71,7 @@ def by_formula(call: TensorCall) -> Made:
         with SHARED_STATE, forward_ad.dual_level():  # one level for all threads of a process
             out = call.again(
                 [
-                    t if d is None else forward_ad.make_dual(t, d)
+                    t if d is None else _dual(t, d)
                     for t, d in zip(linearization, tangents, strict=True)
                 ]
             )
