@@ -105,14 +105,51 @@ def test_ntk_product_resnet20(measure):
     )
 
 
-@pytest.mark.parametrize("name", ["mlp", "resnet20"])
+class ViT(nn.Module):
+    """A small vision transformer: patches of 4 x 4, four layers of width 64."""
+
+    def __init__(self, outputs=10, width=64, layers=4, heads=4):
+        super().__init__()
+        self.patch = nn.Conv2d(3, width, 4, 4)
+        self.token = nn.Parameter(torch.zeros(1, 1, width))
+        self.place = nn.Parameter(0.02 * torch.randn(1, 65, width))
+        layer = nn.TransformerEncoderLayer(
+            width, heads, 2 * width, 0.0, "gelu", batch_first=True, norm_first=True
+        )
+        self.encoder = nn.TransformerEncoder(layer, layers, enable_nested_tensor=False)
+        self.head = nn.Linear(width, outputs)
+
+    def forward(self, x):
+        """(N, 3, 32, 32) to (N, outputs)."""
+        patches = self.patch(x).flatten(2).transpose(1, 2)
+        tokens = torch.cat([self.token.expand(len(x), -1, -1), patches], 1)
+        return self.head(self.encoder(tokens + self.place)[:, 0])
+
+
+def vit(samples=128):
+    torch.manual_seed(0)
+    return images(ViT(), samples)
+
+
+# Few samples measure what a construction costs besides its passes, many the number of passes.
+FREEZE = {
+    "mlp": lambda: problem(1024, 3, 512)[:2],
+    "mlp-small": lambda: problem(256, 2, 128)[:2],
+    "resnet20": resnet20,
+    "resnet20-n16": lambda: resnet20(16),
+    "vit": vit,
+    "vit-n16": lambda: vit(16),
+}
+
+
+@pytest.mark.parametrize("name", FREEZE)
 def test_freeze(measure, name):
-    model, x = problem(1024, 3, 512)[:2] if name == "mlp" else resnet20()
+    model, x = FREEZE[name]()
     measure(
         Case(
             ours=lambda: cx.NTK(model, x),
             baselines={"forward pass": lambda: forward(model, x)},
-            target={"forward pass": 1 / 3},
+            target={"forward pass": 1 / 3} if name in ("mlp", "resnet20") else {},
         )
     )
 

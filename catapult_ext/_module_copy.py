@@ -140,7 +140,7 @@ class Copier:
     def __call__(self, value: Any) -> Any:
         """The copy of ``value``; the same one for the same original."""
         kind = type(value)
-        if kind in _CONSTANTS:
+        if kind in _CONSTANTS or (kind is tuple and _CONSTANTS.issuperset(map(type, value))):
             return value
         key = id(value)
         if key in self.memo:
@@ -167,8 +167,8 @@ class Copier:
     def _dict(self, value: dict[Any, Any]) -> dict[Any, Any]:
         out: dict[Any, Any] = {}
         self.memo[id(value)] = out
-        for key, item in value.items():
-            out[self(key)] = self(item)
+        for key, item in value.items():  # in every module: names to tensors and modules
+            out[key if type(key) is str else self(key)] = self(item)
         return out
 
     def _ordered(self, value: OrderedDict[Any, Any]) -> OrderedDict[Any, Any]:

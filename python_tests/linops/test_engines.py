@@ -1,5 +1,7 @@
 """Engines answer for themselves: one from outside the package, the table, and old names."""
 
+from typing import ClassVar
+
 import pytest
 import torch
 from linops import zoo
@@ -160,3 +162,66 @@ def test_old_attributes_work_and_warn():
         assert cx.linops.Frozen is Linearization
     with pytest.raises(AttributeError, match="has no attribute 'Thawed'"):
         _ = cx.linops.Thawed
+
+
+class Counting(nn.Module):
+    """Counts its passes by samples; ``rows`` of them are scaled by a counter that no copy holds."""
+
+    passes: ClassVar[list[int]] = []
+
+    def __init__(self, rows=slice(0, 0), coupled=False):
+        super().__init__()
+        self.body = nn.Sequential(nn.Linear(5, 4), nn.LayerNorm(4), nn.Linear(4, 3))
+        self.rows, self.coupled = rows, coupled
+
+    def forward(self, x):
+        self.passes.append(len(x))
+        out = self.body(x - x.mean(0) if self.coupled else x)
+        factor = torch.ones(len(x), 1)
+        factor[self.rows] = len(self.passes)
+        return out * factor
+
+
+@pytest.mark.parametrize(("n", "passes"), [(6, [6, 6]), (16, [16, 8]), (400, [400, 50])])
+def test_the_second_pass_takes_some_samples_of_many(n, passes):
+    Counting.passes.clear()
+    cx.NTK(Counting(), torch.randn(n, 5))
+    assert Counting.passes == passes
+    Counting.passes.clear()
+    cx.NTK(Counting(coupled=True), torch.randn(n, 5))
+    assert Counting.passes == passes + [n] * (n > 8)  # their outputs are others: all decide
+    cx.NTK(Counting(), torch.randn(n, 5), check=False)
+    assert Counting.passes == passes + [n] * (n > 8) + [n]
+
+
+@pytest.mark.parametrize("rows", [slice(None), slice(0, 1), slice(5, None)])
+@pytest.mark.parametrize("n", [6, 40])
+def test_what_does_not_repeat_is_found_by_some_samples(n, rows):
+    with pytest.raises(ValueError, match="NTK: two forward passes must give the same outputs"):
+        cx.NTK(Counting(rows), torch.randn(n, 5))
+
+
+class ByMemory(nn.Module):
+    """Its outputs depend on the order of an image's values in memory."""
+
+    def __init__(self, first):
+        super().__init__()
+        self.first, self.conv, self.head = first, nn.Conv2d(3, 4, 3), nn.Linear(4 * 16, 2)
+
+    def forward(self, x):
+        if self.first:
+            x = x.as_strided((len(x), 3, 6, 6), (108, 36, 6, 1))
+        y = self.conv(x).tanh()
+        return self.head(y.as_strided((len(y), 64), (64, 1)) if not self.first else y.flatten(1))
+
+
+@pytest.mark.parametrize("first", [True, False])
+@pytest.mark.parametrize("options", [{}, {"check": False}, {"samples_at_once": 2}])
+def test_a_model_that_channels_last_change_runs_in_the_plain_layout(first, options):
+    torch.manual_seed(0)
+    model, x = ByMemory(first).double(), torch.randn(5, 3, 6, 6).double()
+    j = zoo.jacobian(model, x)
+    for _ in range(2):  # the second one knows it from the first
+        kernel = cx.NTK(model, x, **options)
+        assert not kernel.linearization.snapshot.channels_last
+        close(kernel @ torch.eye(10).double(), j @ j.T)

@@ -334,7 +334,7 @@ def test_a_net_that_only_its_forward_pass_shows_to_be_no_chain():
 def test_forward_runs_once(monkeypatch):
     model, x = zoo.build("conv")
     x = torch.cat([x, x + 1])
-    calls, tried = [], []  # on all samples, and on two, which decides the memory format
+    calls, tried = [], []  # on all samples, and on some
     run = Tree.run
 
     def count(tree, given):
@@ -345,7 +345,7 @@ def test_forward_runs_once(monkeypatch):
     kernel = cx.NTK(model, x)
     kernel @ torch.ones(kernel.shape[0], 4, dtype=torch.float64)
     assert len(calls) == 2  # the second checks that the first repeats
-    assert tried == [2]
+    assert not tried  # the second decides the memory format as well
     kernel @ torch.ones(kernel.shape[0], 4, dtype=torch.float64)
     assert len(calls) == 2
     kernel.diagonal()

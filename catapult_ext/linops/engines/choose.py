@@ -54,8 +54,9 @@ class Options(TypedDict, total=False):
         batch_stats: ``"frozen"`` or ``"coupled"`` for batch norms on batch statistics.
         dropout: ``"fixed"`` for one fixed draw of every random number.
         seed: of that draw.
-        check: compare two forward passes (one more forward), and derivatives behind Python code of
-            the model with central differences; on by default.
+        check: compare with a second forward pass, of up to eight samples or an eighth of more (of
+            all where samples depend on each other), and derivatives behind Python code of the model
+            with central differences; on by default.
         memory_budget: bytes, or a text like ``"512 MiB"``, that the operator may take besides the
             model and data given to it; None: half of what is free.
         samples_at_once: samples linearized together; where they are fewer than N, every product
@@ -142,6 +143,7 @@ def take_snapshot(
         forward=options.get("forward"),
         policy=policy,
         probe=probe,
+        check=options.get("check", True),
         loss=None if loss is None or is_known(loss) else loss,
     )
 

@@ -22,13 +22,6 @@ class OtherLayout(RuntimeError):
     """The model gives other outputs with channels last than in the plain layout."""
 
 
-class LayoutProof:
-    """Whether channels last were seen to give the outputs of the plain layout; parts share it."""
-
-    def __init__(self) -> None:
-        self.done = False
-
-
 @torch.inference_mode(False)
 def set_channels_last(snapshot: FixedModel) -> None:
     """Lays out images and filters with channels last; the first pass says whether that serves."""

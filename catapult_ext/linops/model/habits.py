@@ -19,10 +19,12 @@ class Habits:
     Attributes:
         writes_inputs: it writes its inputs in place.
         draws: it draws random numbers of Python or NumPy.
+        takes_channels_last: it gives the outputs of the plain layout with channels last.
     """
 
     writes_inputs: bool | None = None
     draws: bool | None = None
+    takes_channels_last: bool | None = None
 
 
 class WrittenParameters:

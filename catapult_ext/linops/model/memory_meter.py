@@ -10,9 +10,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_leaves
 
 from catapult_ext.linops.model.dispatch_mode import DispatchMode
+from catapult_ext.linops.model.leaves import tensors_in
 
 _BLOCKED_COPIES = 1.5  # of a convolution's tensors, measured with oneDNN
 
@@ -84,8 +84,8 @@ class Meter(DispatchMode):
 
     def take(self, out: Any) -> None:
         """Count the storages of an operation's results until they are freed."""
-        for t in (out,) if isinstance(out, Tensor) else tree_leaves(out):
-            if isinstance(t, Tensor) and t.layout == torch.strided and t.device.type != "meta":
+        for t in (out,) if isinstance(out, Tensor) else tensors_in(out):
+            if t.layout == torch.strided and t.device.type != "meta":
                 self._take(t.untyped_storage())
 
     def _take(self, storage: Any) -> None:
@@ -116,17 +116,17 @@ class Meter(DispatchMode):
     def _count(self, func: Any, args: Any, kwargs: Any, out: Any) -> None:
         from torch.utils.flop_counter import flop_registry
 
-        results = [t for t in tree_leaves(out) if isinstance(t, Tensor)]
+        results = tensors_in(out)
         formula = flop_registry.get(func._overloadpacket)
         if formula is not None:
             self.flops += formula(*args, **kwargs, out_val=out)
         elif not func.is_view:
             self.flops += sum(prod(t.shape) for t in results)
         if not func.is_view:
-            tensors = [*results, *(t for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor))]
+            tensors = [*results, *tensors_in((args, kwargs))]
             self.traffic += sum(t.numel() * t.element_size() for t in tensors)
         if "convolution" in func.name():  # oneDNN's blocked copies live inside the operation
-            inputs = [t for t in tree_leaves(args) if isinstance(t, Tensor)]
+            inputs = tensors_in(args)
             copies = sum(
                 t.numel() * t.element_size()
                 for t in [*results, *inputs]

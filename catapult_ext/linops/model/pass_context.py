@@ -126,6 +126,19 @@ def _with_dense_gradient(function: Any, position: int) -> Any:
     return dense
 
 
+def _plain_generator(*args: Any, **kwargs: Any) -> Iterator[None]:
+    """Stands for the context of a checkpoint: changes nothing."""
+    yield
+
+
+class _Direct:
+    """Stands for the reentrant autograd Function: calls the function that it is given."""
+
+    @staticmethod
+    def apply(function: Any, preserve_rng_state: bool, *args: Any) -> Any:
+        return function(*args)
+
+
 def _without_recomputation() -> list[tuple[Any, str, Any]]:
     """Parts of torch that would make products wrong, and what stands for them.
 
@@ -135,19 +148,9 @@ def _without_recomputation() -> list[tuple[Any, str, Any]]:
     import torch.nn.utils.parametrize as parametrize
     import torch.utils.checkpoint as home
 
-    def plain(*args: Any, **kwargs: Any) -> Iterator[None]:
-        yield
-
-    class Direct:
-        """Stands for the reentrant autograd Function: calls what it is given."""
-
-        @staticmethod
-        def apply(function: Any, preserve_rng_state: bool, *args: Any) -> Any:
-            return function(*args)
-
     wanted: list[tuple[Any, str, Any]] = [
-        (home, "_checkpoint_without_reentrant_generator", plain),
-        (home, "CheckpointFunction", Direct),
+        (home, "_checkpoint_without_reentrant_generator", _plain_generator),
+        (home, "CheckpointFunction", _Direct),
         (torch, "_weight_norm", weight_norm),
         (torch, "embedding", _with_dense_gradient(torch.embedding, 4)),
         (torch, "embedding_bag", _with_dense_gradient(torch.embedding_bag, 5)),

@@ -79,12 +79,16 @@ def check_modules(model: object, where: str, policy: Policy) -> nn.Module:
     return model
 
 
-def check_repeats(first: Tensor, again: Tensor, where: str) -> None:
-    """Two forward passes must agree as curvlinops asks: 5e-5 relative, 1e-6 of the largest."""
+def repeats(first: Tensor, again: Tensor) -> bool:
+    """Whether two passes agree as curvlinops asks: 5e-5 relative, 1e-6 of the largest."""
     bound = 5e-5 * first.abs() + 1e-6 * first.abs().max()
-    same = first.shape == again.shape and bool(((first - again).abs() <= bound).all())
+    return first.shape == again.shape and bool(((first - again).abs() <= bound).all())
+
+
+def check_repeats(first: Tensor, again: Tensor, where: str) -> None:
+    """Raise ValueError unless two passes agree: see :func:`repeats`."""
     v.require(
-        same,
+        repeats(first, again),
         where,
         "two forward passes must give the same outputs (does forward() change its own state?)",
         f"a difference of {(first - again).abs().max():.1e}"

@@ -15,11 +15,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import _disable_current_modes
-from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils._pytree import tree_map
 
 from catapult_ext import _validate as v
 from catapult_ext.linops.model.channels_last import (
-    LayoutProof,
     OtherLayout,
     same_in_either_layout,
     set_channels_last,
@@ -41,14 +40,16 @@ from catapult_ext.linops.model.inputs import (
     fresh_inputs,
     wide,
 )
+from catapult_ext.linops.model.leaves import tensors_in
 from catapult_ext.linops.model.memory_meter import LIMITS, Meter
 from catapult_ext.linops.model.observed import Observed
 from catapult_ext.linops.model.pass_context import Note, policed
 from catapult_ext.linops.model.pass_tree import Template, Tree
-from catapult_ext.linops.model.policy import Policy, check_modules, check_repeats
+from catapult_ext.linops.model.policy import Policy, check_modules, check_repeats, repeats
 from catapult_ext.linops.model.proof import Proof
 
 Hook = Callable[[nn.Module, Any], Tensor]
+_CHECKED = 8  # so many samples, or one in so many, show whether a pass repeats
 
 
 def _selected(names: list[str], params: str | Sequence[str] | None, where: str) -> list[str]:
@@ -86,6 +87,7 @@ class Snapshot(FixedModel):
             last pass instead.
         probe: the product that the operator makes and a plan measures: ``"kernel"`` J J' u,
             ``"parameter"`` J' J t, or ``"hessian"`` H t.
+        check: :meth:`check_repeats` will follow, so that the proof of the layout may serve it.
 
     Raises:
         TypeError: not a module, parameters of another or of mixed dtype, outputs of another dtype.
@@ -105,6 +107,7 @@ class Snapshot(FixedModel):
         policy: Policy | None = None,
         loss: Any = None,
         probe: Probe = "kernel",
+        check: bool = True,
     ) -> None:
         self.where, self.probe = where, probe
         inside = torch._C._functorch.peek_interpreter_stack() is not None
@@ -133,6 +136,8 @@ class Snapshot(FixedModel):
         self.sizes = tuple(p.numel() for p in self.params.values())
         self.n_params = sum(self.sizes)
         self._raw: Any = None
+        self._check = check
+        self._repeated = False  # the last pass with graph was seen to repeat
         self._ran = False  # set by the first forward pass that succeeds
         self.meter: Meter | None = None  # counts forward passes, and stops one that grows too large
         self.coarse = False  # forward passes in bfloat16 (autocast)
@@ -142,8 +147,8 @@ class Snapshot(FixedModel):
         self.observed = Observed(self.dtype)  # of the last forward pass with graph
         self.channels_last = False  # images and filters run so
         self.vector_outputs = False  # set by the forward pass: outputs (N,) shown as (N, 1)
-        self._layout = LayoutProof()
-        if self.device.type == "cpu" and any(len(s) == 4 for s in self.shapes):
+        images = self.device.type == "cpu" and any(len(s) == 4 for s in self.shapes)
+        if images and self.habits.takes_channels_last is not False:
             set_channels_last(self)
 
     def _take_state(
@@ -204,9 +209,7 @@ class Snapshot(FixedModel):
         """Raw outputs at ``params``; constants and inputs as frozen, in a tree of its own."""
         tree = self._template.tree(self._tensors(params))
         self.tree = tree if tree.loss is not None else None
-        x = self.x
-        leaves = [x] if isinstance(x, Tensor) else tree_leaves(x)
-        held = [t for t in leaves if isinstance(t, Tensor)]
+        held = tensors_in(self.x)
         written = self.habits.writes_inputs
         # parts are views of the inputs of all samples
         apart = written or (written is None and any(t._base is not None for t in held))
@@ -353,6 +356,7 @@ class Snapshot(FixedModel):
 
         The first one also proves on which tensors the outputs depend, and that channels last serve.
         """
+        self._repeated = False
         observed = Observed(self.dtype)
         notes = (observed.take,) if self.meter is None else (self.meter.note, observed.take)
         with self._policed(notes=notes), observed.hooks():
@@ -367,41 +371,73 @@ class Snapshot(FixedModel):
         )
         self._proof.check(self, out, self._template.has_derived, self.habits)
         self._template.forget_graphs()
-        if self.channels_last and not self._layout.done:
-            self._prove_layout(out.detach())
+        if self.channels_last and not self.habits.takes_channels_last:
+            self._repeated = self._prove_layout(out.detach())
         return out
 
     def _policed(self, refuse: bool = True, notes: Sequence[Note] = ()) -> Any:
         return policed(self.policy, self.where, self.device, refuse=refuse, notes=notes)
 
-    def _prove_layout(self, outputs: Tensor) -> None:
-        """Compare ``outputs`` of channels last with those of the plain layout, on two samples.
+    def _prove_layout(self, outputs: Tensor) -> bool:
+        """Compare ``outputs`` of channels last with those of some samples in the plain layout.
 
-        Where samples depend on each other, two samples are compared in both layouts.  Of one
-        sample, every view of channels last exists, so that two are needed.
+        Where these differ, samples may depend on each other: two are compared in both layouts.  Of
+        one sample, every view of channels last exists, so that two are needed.
+
+        Returns:
+            Whether the outputs agree so well that the pass is seen to repeat.
 
         Raises:
-            OtherLayout: the outputs differ.
+            OtherLayout: the layout changes the outputs.
         """
-        few = slice(0, min(2, self.n_samples))
-        some = self.part(few)
-        plain = copy.copy(some)
+        two = slice(0, min(2, self.n_samples))
+        some = self._some_samples() if self._check else two
+        plain = copy.copy(self.part(some))
         set_plain_layout(plain)
+        last = self.part(two)
+        other = copy.copy(last)
+        set_plain_layout(other)
         # the caller may measure what its own passes take
         with _disable_current_modes(), self.aside(), torch.no_grad():
             right = plain.outputs(plain.params)
-            good = same_in_either_layout(right, outputs[few])
-            good = good or same_in_either_layout(right, some.outputs(some.params))
+            good = same_in_either_layout(right, outputs[some]) or same_in_either_layout(
+                other.outputs(other.params), last.outputs(last.params)
+            )
+        self.habits.takes_channels_last = good
         if not good:
             raise OtherLayout("catapult_ext: channels last change the outputs")
-        self._layout.done = True
+        # another pass of a model that draws numbers is to draw others
+        return not self.habits.draws and repeats(outputs[some], right)
 
     def check_repeats(self, outputs: Tensor) -> None:
-        """Raise ValueError unless a second forward pass gives ``outputs`` again."""
+        """Raise ValueError unless a second forward pass gives ``outputs`` again.
+
+        The second pass takes up to eight samples, or an eighth of more, spread evenly.  Where they
+        give other outputs on their own, samples may depend on each other: a pass of all decides.
+        """
+        if self._repeated:
+            return
         with later_random_numbers(self.habits):
+            if self._some_repeat(outputs.detach()):
+                return
             # the first pass has refused what is refused: without a watcher, this one is faster
             again = self._again(refuse=False)
         check_repeats(outputs.detach(), again, self.where)
+
+    def _some_samples(self) -> slice:
+        n = self.n_samples
+        return slice(0, n, max(1, n // max(_CHECKED, n // _CHECKED)))
+
+    def _some_repeat(self, outputs: Tensor) -> bool:
+        some = self._some_samples()
+        if some.step == 1 or self.policy.batch_stats is not None or self.policy.dropout is not None:
+            return False
+        try:
+            return repeats(outputs[some], self.part(some)._again(refuse=False))
+        except LIMITS:
+            raise
+        except Exception:  # the model needs all samples
+            return False
 
     @contextmanager
     def aside(self, refuse: bool = False) -> Iterator[None]:

@@ -16,7 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
-from torch.utils._pytree import tree_leaves
+
+from catapult_ext.linops.model.leaves import tensors_in
 
 _ELEMENTWISE_NAMES = """
     abs absolute arctan atan celu celu_ cos elu elu_ erf exp gelu hardshrink hardsigmoid
@@ -35,7 +36,6 @@ _SCALE = {"mul": 1, "__mul__": 1, "__rmul__": 1, "multiply": 1, "div": -1, "true
 _SCALE |= {"__truediv__": -1, "neg": 0, "negative": 0, "__neg__": 0}
 _ADD = ("add", "__add__", "__radd__")
 _RESHAPE = ("flatten", "view", "reshape", "contiguous", "squeeze", "to", "float", "double")
-
 
 _OTHER_MODULES = (
     nn.modules.conv._ConvNd,
@@ -108,7 +108,7 @@ class ChainTracer(TorchFunctionMode):
         kwargs = kwargs or {}
         if self.why or not torch.is_grad_enabled():  # as inside a custom autograd Function
             return func(*args, **kwargs)
-        touched = [t for t in tree_leaves((args, kwargs)) if _depends(t)]
+        touched = [t for t in tensors_in((args, kwargs)) if t.requires_grad]
         if not touched:
             return func(*args, **kwargs)
         current = self._chain.output
@@ -116,7 +116,7 @@ class ChainTracer(TorchFunctionMode):
             return self._activation(func, args, kwargs)
         versions = [t._version for t in touched]
         out = func(*args, **kwargs)
-        if not any(_depends(t) for t in tree_leaves(out)):
+        if not any(t.requires_grad for t in tensors_in(out)):
             # shapes, numbers, detached values: constants to autograd as well; or x[...] = value
             if versions != [t._version for t in touched]:
                 self.why = f"it writes in place by {getattr(func, '__name__', func)}"

@@ -19,6 +19,7 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from catapult_ext.linops.model.dispatch_mode import DispatchMode
+from catapult_ext.linops.model.leaves import tensors_in
 from catapult_ext.linops.tracing.tangent_rules import (
     SHAPES,
     STOPS,
@@ -72,9 +73,7 @@ class TangentTracer(DispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        leaves = args if all(isinstance(a, Tensor) for a in args) else tree_leaves(args)
-        tensors = [t for t in leaves if isinstance(t, Tensor)]
-        tensors += [t for t in tree_leaves(kwargs) if isinstance(t, Tensor)] if kwargs else []
+        tensors = tensors_in((args, kwargs))
         slots = [self._slots.get(t) for t in tensors]
         if self.why or all(s is None for s in slots) or func in STOPS:
             return func(*args, **kwargs)
