@@ -9,7 +9,6 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from fnmatch import fnmatchcase
 from typing import Any
 
 import torch
@@ -38,7 +37,6 @@ from catapult_ext.linops.model.inputs import (
     copied_inputs,
     finite,
     fresh_inputs,
-    wide,
 )
 from catapult_ext.linops.model.leaves import tensors_in
 from catapult_ext.linops.model.memory_meter import LIMITS, Meter
@@ -47,28 +45,10 @@ from catapult_ext.linops.model.pass_context import Note, policed
 from catapult_ext.linops.model.pass_tree import Template, Tree
 from catapult_ext.linops.model.policy import Policy, check_modules, check_repeats, repeats
 from catapult_ext.linops.model.proof import Proof
+from catapult_ext.linops.model.state import copied_state
 
 Hook = Callable[[nn.Module, Any], Tensor]
 _CHECKED = 8  # so many samples, or one in so many, show whether a pass repeats
-
-
-def _selected(names: list[str], params: str | Sequence[str] | None, where: str) -> list[str]:
-    """Names that match a pattern of ``params``; every pattern must match one."""
-    if params is None:
-        return names
-    if not isinstance(params, Sequence):
-        v.fail(where, "params must be a name or a list of names", type(params).__name__, TypeError)
-    patterns = [params] if isinstance(params, str) else list(params)
-    for pattern in patterns:
-        matches = isinstance(pattern, str) and any(fnmatchcase(n, pattern) for n in names)
-        v.require(
-            matches,
-            where,
-            f"params must be names or patterns of trainable parameters ({', '.join(names[:8])}"
-            f"{', ...' if len(names) > 8 else ''})",
-            repr(pattern),
-        )
-    return [n for n in names if any(fnmatchcase(n, pattern) for pattern in patterns)]
 
 
 class Snapshot(FixedModel):
@@ -124,7 +104,13 @@ class Snapshot(FixedModel):
             forward,
         )
         with torch.inference_mode(False):
-            names = self._take_state(model, params)
+            state = copied_state(model, params, where)
+            self.params, self.constants, self._buffers = (
+                state.params,
+                state.constants,
+                state.buffers,
+            )
+            self.dtype, self.device, names = state.dtype, state.device, state.originals
             self.x = copied_inputs(x, where, self.device)
             self._template = Template(model, forward, loss, names)
         self._proof = Proof(model, forward, names)
@@ -150,46 +136,6 @@ class Snapshot(FixedModel):
         images = self.device.type == "cpu" and any(len(s) == 4 for s in self.shapes)
         if images and self.habits.takes_channels_last is not False:
             set_channels_last(self)
-
-    def _take_state(
-        self, model: nn.Module, params: str | Sequence[str] | None
-    ) -> dict[int, tuple[str, Tensor]]:
-        """Copies of parameters and buffers; returns the names of the originals by their id."""
-        self.params: dict[str, Tensor] = {}
-        self.constants: dict[str, Tensor] = {}
-        own, buffers = dict(model.named_parameters()), dict(model.named_buffers())
-        trainable = [name for name, p in own.items() if p.requires_grad]
-        v.require(bool(trainable), self.where, "model must have trainable parameters", "none")
-        chosen = set(_selected(trainable, params, self.where))
-        v.constant(self.where, own)
-        for name, p in own.items():
-            if name in chosen:
-                self.params[name] = wide(p.detach().clone()).requires_grad_()
-            else:
-                self.constants[name] = wide(p.detach().clone())
-        for name, b in buffers.items():
-            self.constants[name] = wide(b.detach().clone())
-        self._buffers = set(buffers)
-        first = next(iter(self.params.values()))
-        self.dtype, self.device = first.dtype, first.device
-        self._check_parameters()
-        return {id(t): (name, t) for name, t in (*own.items(), *buffers.items())}
-
-    def _check_parameters(self) -> None:
-        for name, p in self.params.items():
-            if p.dtype not in v.FLOAT_DTYPES or p.dtype != self.dtype:
-                v.fail(
-                    self.where,
-                    "trainable parameters must all be float32 (or half precision) or all float64",
-                    f"{name} with {p.dtype}",
-                    TypeError,
-                )
-            v.require(
-                p.device == self.device,
-                self.where,
-                f"parameters must be on one device ({self.device})",
-                f"{name} on {p.device}",
-            )
 
     def _tensors(self, params: Mapping[str, Tensor]) -> Callable[[str], Tensor]:
         """By name, what a pass at ``params`` is given."""
