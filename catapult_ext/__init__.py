@@ -29,6 +29,7 @@ from catapult_ext.linops import (
 from catapult_ext.losses import convert_lambda
 from catapult_ext.probes import (
     CurvatureTracker,
+    EdgeMeter,
     LearningRateWindow,
     StabilityThreshold,
     learning_rate_window,
@@ -41,6 +42,7 @@ __all__ = [
     "GGN",
     "NTK",
     "CurvatureTracker",
+    "EdgeMeter",
     "EigshResult",
     "EmpiricalFisher",
     "Estimate",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from catapult_ext.probes.edge_meter import EdgeMeter
+from catapult_ext.probes.edge_row import EdgeRow
 from catapult_ext.probes.observables import (
     Activity,
     accuracy,
@@ -18,6 +20,8 @@ __all__ = [
     "PHASES",
     "Activity",
     "CurvatureTracker",
+    "EdgeMeter",
+    "EdgeRow",
     "Evidence",
     "LearningRateWindow",
     "StabilityThreshold",
