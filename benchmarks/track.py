@@ -141,7 +141,7 @@ def accuracy(case: Case) -> dict[str, Any]:
                 "bound": error / true,
                 "checked": "checked" in row["flags"],
                 "products": row["products"],
-                "forwards": tracker._costs[-1] / forward,
+                "forwards": tracker._cost / forward,
                 "eta_lambda": row["eta_lambda"],
                 "loss": losses[-1],
             }

@@ -8,6 +8,7 @@ but no products: residuals are formed from it, never guessed, and restarts only 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -18,6 +19,7 @@ from catapult_ext import ops
 from catapult_ext.eig.operand import Operand
 
 _NOISE_SHARE = 20.0  # noise shows in <u, A v> by at most 20 times what one vector shows of it
+_PIECE = 1 << 21  # entries of the basis that a restart rotates at a time
 _MOST_NOISE = 0.05  # of |A|: products with more noise say nothing
 
 
@@ -33,8 +35,11 @@ class Cycle:
 class Krylov:
     """The growing basis.  ``t`` is float64 on the CPU; vectors stay in the operator's dtype."""
 
-    def __init__(self, a: Operand, capacity: int, seed: int, where: str) -> None:
+    def __init__(
+        self, a: Operand, capacity: int, seed: int, where: str, at_once: int = 1 << 30
+    ) -> None:
         self.a, self.where, self.capacity = a, where, capacity
+        self.at_once = at_once  # columns multiplied by one call of the operator
         # one row more, where a fused step leaves the next vector
         self.v = torch.empty(capacity + 1, a.n, dtype=a.dtype, device=a.device)
         self.w = self.v.new_empty(capacity, a.n)
@@ -78,10 +83,9 @@ class Krylov:
         q, m = self.next, self.m
         b = len(q)
         rows = slice(m, m + b)
-        w = self._product(q)
         if q.data_ptr() != self.v[m].data_ptr():  # the fused step has left it in its place
             self.v[rows] = q
-        self.w[rows] = w
+        w = self._product(q, self.w[rows])
         fused = b == 1 and self.a.device.type == "cpu"
         t = (self._fused_step if fused else self._block_step)(w, m + b)
         if m <= 8:
@@ -108,7 +112,8 @@ class Krylov:
         q = q - (q @ basis.T) @ basis  # what normalising has blown up
         q = (q / q.double().norm(dim=1, keepdim=True).to(q))[: self.capacity - m]
         rows = slice(m, m + len(q))
-        self.v[rows], self.w[rows] = q, self._product(q)
+        self.v[rows] = q
+        self._product(q, self.w[rows])
         t = _inner(self.v[: rows.stop], self.w[rows])
         self.noise = max(self.noise, (t[m:] - t[m:].T).abs().max().item())
         t[m:] = (t[m:] + t[m:].T) / 2
@@ -160,8 +165,11 @@ class Krylov:
         rotate = s[:, keep].to(self.v)
         kept = len(keep)
         self.next = self.next.clone()  # rows move below it
-        self.v[:kept] = rotate.T @ self.v[: self.m]
-        self.w[:kept] = rotate.T @ self.w[: self.m]
+        step = max(1, _PIECE // self.m)
+        for rows in (self.v, self.w):  # in pieces: no second basis in memory
+            for start in range(0, self.a.n, step):
+                piece = slice(start, start + step)
+                rows[:kept, piece] = rotate.T @ rows[: self.m, piece]
         self.t.zero_()
         self.t[range(kept), range(kept)] = theta[keep]
         self.m = kept
@@ -176,17 +184,49 @@ class Krylov:
         norms = x.norm(dim=1, keepdim=True)
         return x / norms, ax / norms
 
-    def _product(self, q: Tensor) -> Tensor:
-        rows = self.a.product(q.T).T.contiguous()
-        self.matvecs += len(q)
-        largest = max(abs(bound.item()) for bound in rows.aminmax())
-        v.finite(largest < float("inf"), self.where, "products with A")
-        if self.scale == 0.0 and largest > 0:
-            self.scale = 2.0 ** round(math.log2(largest))
-        if self.scale > 0:
-            rows = rows / self.scale
-        self.norm = max(self.norm, row_norms(rows).max().item())
-        return rows
+    def pairs(self, s: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Rayleigh quotients (k,) of coefficients ``s`` (m, k), unit vectors, Gram of residuals.
+
+        All is computed in float64, a piece of the vectors at a time, and the vectors (k, n) are
+        kept in the operator's dtype: whole float64 copies would exceed the basis itself.
+        """
+        rotate = s.double().T.to(self.a.device)
+        k = len(rotate)
+        squares, values = torch.zeros(2, k, dtype=torch.float64, device=self.a.device)
+        gram = torch.zeros(k, k, dtype=torch.float64, device=self.a.device)
+        out = self.v.new_empty(k, self.a.n)
+        for x, ax, _ in self._pieces(rotate):
+            squares += x.square().sum(1)
+            values += (x * ax).sum(1)
+        norms, values = squares.sqrt(), values / squares
+        for x, ax, piece in self._pieces(rotate / norms[:, None]):
+            out[:, piece] = x
+            rest = ax - values[:, None] * x
+            gram += rest @ rest.T
+        return values, out, gram
+
+    def _pieces(self, rotate: Tensor) -> Iterator[tuple[Tensor, Tensor, slice]]:
+        """Combinations of V and of A V in float64, over pieces of the columns."""
+        step = max(1, (1 << 19) // max(1, self.m))
+        for start in range(0, self.a.n, step):
+            piece = slice(start, start + step)
+            x, ax = (rotate @ rows[: self.m, piece].double() for rows in (self.v, self.w))
+            yield x, ax, piece
+
+    def _product(self, q: Tensor, out: Tensor) -> Tensor:
+        """Scaled products with the rows q (b, n), written to ``out`` (b, n)."""
+        step = min(self.at_once, len(q))
+        for i in range(0, len(q), step):
+            some = slice(i, i + step)
+            found = self.a.product(q[some].T).T
+            self.matvecs += len(found)
+            largest = max(abs(bound.item()) for bound in found.aminmax())
+            v.finite(largest < float("inf"), self.where, "products with A")
+            if self.scale == 0.0 and largest > 0:
+                self.scale = 2.0 ** round(math.log2(largest))
+            torch.div(found, self.scale or 1.0, out=out[some])
+        self.norm = max(self.norm, row_norms(out).max().item())
+        return out
 
     def _orthonormal(self, block: Tensor, basis: Tensor, drop: float) -> tuple[Tensor, Tensor]:
         """Orthonormal rows Q with block' = Q' C, for a block orthogonal to the basis already.
@@ -215,7 +255,8 @@ class Krylov:
             accepted[count] = row / row_norms(row).to(row.dtype)
             coefficients[count, i] = after
             count += 1
-        return accepted[:count].clone(), coefficients[:count]
+        full = count == len(accepted)
+        return accepted if full else accepted[:count].clone(), coefficients[:count]
 
     def _check_symmetry(self, h: Tensor, w: Tensor, q: Tensor) -> None:
         """Measure <u, A v> - <A u, v>: noise of the products, or a matrix that is not symmetric.
@@ -250,7 +291,8 @@ class Krylov:
         mixed = torch.randn(count, 1, generator=generator, dtype=torch.float64, device="cpu")
         mixed = (mixed / mixed.norm()).to(self.a.device)
         x, ax = (_combine(mixed.T, rows[:count]) for rows in (self.v, self.w))
-        return row_norms(self._product(x.to(self.v)).double() - ax).item()
+        x = x.to(self.v)
+        return row_norms(self._product(x, torch.empty_like(x)).double() - ax).item()
 
 
 def _inner(rows: Tensor, others: Tensor) -> Tensor:

@@ -22,6 +22,8 @@ class Operand:
     device: torch.device
     product: Callable[[Tensor], Tensor]
     explicit: Tensor | None
+    room: Callable[[int], int | None] | None = None  # bytes beside a product of so many columns
+    budget: int = 0  # of which the room is a part
     noise: float | None = None  # relative accuracy of products, where coarser than the dtype's
 
     @property
@@ -83,7 +85,8 @@ def _from_torch_object(a: Any, dtype: torch.dtype, where: str) -> Operand:
     symmetric = getattr(a, "symmetric", True) is not False
     v.require(symmetric, where, "A must be symmetric", type(a).__name__)
     device = torch.device(getattr(a, "device", "cpu"))
-    return Operand(a.shape[0], dtype, device, lambda q: a @ q, None)
+    room, budget = getattr(a, "solver_room", None), getattr(a, "budget", None)
+    return Operand(a.shape[0], dtype, device, lambda q: a @ q, None, room, budget or 0)
 
 
 def _from_numpy_object(a: Any, dtype: Any, where: str) -> Operand:
@@ -127,7 +130,7 @@ def coarse_operand(a: Any, where: str) -> Operand:
         def product(q: Tensor) -> Tensor:
             return (low @ q.bfloat16()).to(q.dtype) * size
 
-        return Operand(a.shape[0], a.dtype, a.device, product, None, _COARSE_NOISE)
+        return Operand(a.shape[0], a.dtype, a.device, product, None, noise=_COARSE_NOISE)
     offered = hasattr(a, "coarse")
     needs = "precision='mixed' needs a dense tensor, NTK, GGN or Hessian"
     v.require(offered, where, needs, type(a).__name__)
@@ -138,5 +141,5 @@ def coarse_operand(a: Any, where: str) -> Operand:
         torch.device(low_operator.device),
         lambda q: low_operator @ q,
         None,
-        _COARSE_NOISE,
+        noise=_COARSE_NOISE,
     )

@@ -16,12 +16,11 @@ from torch import Tensor
 from catapult_ext import _validate as v
 from catapult_ext.eig.certify import Inertia, Overlap, bounds, inexact, rounding, wanted
 from catapult_ext.eig.krylov import Cycle, Krylov, row_norms
+from catapult_ext.eig.memory import basis_rows
 from catapult_ext.eig.operand import Operand
 from catapult_ext.eig.pairs import EigshResult, Pairs
 
 INERTIA_LIMIT = 2048  # rows up to which an explicit matrix is factorised to count eigenvalues
-_BASIS_BYTES = 1 << 30  # V and A V together
-_BASIS_ROWS = 60
 _Ritz = tuple[Tensor, Tensor, Tensor]  # values, vectors and residual rows, as Krylov.ritz gives
 
 
@@ -70,7 +69,8 @@ def solve(a: Operand, v0: Tensor | None, o: Options) -> Pairs:
     if exact and o.limit > a.n and o.k >= _direct_from(a.n):
         return _direct(a, o)
     random = min(a.n, max(o.k, len(warm)))
-    space = Krylov(a, _capacity(a, o.k, random), o.seed, o.where)
+    rows, at_once = basis_rows(a, o.k, random, o.guards or 0, o.where)
+    space = Krylov(a, rows, o.seed, o.where, at_once)
     start, share = space.random(random), 1.0
     if len(warm):
         # each start vector keeps a random part: half where the index check lives on it
@@ -103,13 +103,6 @@ def _direct_from(n: int) -> int:
     Measured: n = 300 from k = 2, n = 1000 from k = 8; below n = 200 both take milliseconds.
     """
     return min(n, max(4, n // 125))
-
-
-def _capacity(a: Operand, k: int, width: int) -> int:
-    """Rows of the basis: enough to work with, within the byte budget."""
-    least = 2 * k + 3 * width + 2
-    row = 2 * a.n * torch.finfo(a.dtype).bits // 8
-    return min(a.n + width, max(least, min(max(_BASIS_ROWS, 6 * width), _BASIS_BYTES // row)))
 
 
 def _floor(space: Krylov, theta: Tensor) -> float:
@@ -204,12 +197,11 @@ def _finish(
     ranked = wanted(theta, o.which, o.k)
     chosen = [i for i, _ in ranked]
     # Rayleigh quotients and residuals of the wanted pairs, from V and A V
-    x, ax = space.vectors(s[:, chosen])
-    values = (x * ax).sum(1)
-    rest = ax - values[:, None] * x
+    values, x, gram = space.pairs(s[:, chosen])
+    norms = gram.diagonal().clamp_min(0).sqrt()
     theta, r = theta.clone(), residual.norm(dim=1)
-    theta[chosen], r[chosen] = values.cpu(), rest.norm(dim=1).cpu()
-    block_norm = _row_norm(rest)
+    theta[chosen], r[chosen] = values.cpu(), norms.cpu()
+    block_norm = torch.linalg.eigvalsh(gram)[-1].clamp_min(0).sqrt().item()
     found = _errors(space, o, theta, r, chosen, block_norm)
     errors, floor = found.errors, found.floor
     # the index check, which raises an error until no eigenvalue can hide beyond it
@@ -238,7 +230,7 @@ def _finish(
     return Pairs(
         values=values,
         x=x,
-        rest=rest,
+        rest=norms[:, None],
         errors=errors,
         converged=bool((errors <= found.allowed * (1 + 1e-12)).all()),
         matvecs=space.matvecs,
@@ -273,11 +265,6 @@ def _guards(
     for j in {0, len(kept)}:
         limits[j] = counts.limit(o.k + j, block[o.k + j - 1].item(), reach[j], size)
     return guards, limits
-
-
-def _row_norm(rows: Tensor) -> float:
-    """Spectral norm of rows, from their Gram matrix."""
-    return torch.linalg.eigvalsh(rows @ rows.T)[-1].clamp_min(0).sqrt().item()
 
 
 def _direct(a: Operand, o: Options) -> Pairs:

@@ -72,6 +72,15 @@ class LinearOperator(ABC):
         """Names of the parameters that the operator acts on, in order; None where unknown."""
         return None
 
+    @property
+    def budget(self) -> int | None:
+        """Bytes of ``memory_budget``; None where none was given."""
+        return None
+
+    def solver_room(self, columns: int) -> int | None:
+        """Bytes of the budget that a product of ``columns`` leaves; None without a budget."""
+        return None
+
     @abstractmethod
     def _matmat(self, vectors: Tensor) -> Tensor:
         """The product with (n, K), already checked."""

@@ -123,6 +123,15 @@ class Hessian(LinearOperator):
         """Chunks and predicted flops, bytes and peak memory; a few samples are run to find them."""
         return self._plan or self._planner(self.snapshot.n_samples).plan()
 
+    @property
+    def budget(self) -> int | None:
+        """Bytes of ``memory_budget``; None where none was given."""
+        return None if self._options.get("memory_budget") is None else self.plan.budget
+
+    def solver_room(self, columns: int) -> int | None:
+        """Bytes of the budget that a product of ``columns`` leaves; None without a budget."""
+        return None if self.budget is None else self.plan.room(min(columns, self.columns))
+
     def _planner(self, samples: int | None = None) -> Planner:
         # an engine that keeps no graph costs less than the general one
         return planner_of(self.snapshot, self._options, GENERAL.build_to_measure, samples)

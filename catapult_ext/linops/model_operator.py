@@ -45,6 +45,15 @@ class ModelOperator(LinearOperator):
         return self.linearization.plan
 
     @property
+    def budget(self) -> int | None:
+        """Bytes of ``memory_budget``; None where none was given."""
+        return None if self.linearization.allowance.budget is None else self.plan.budget
+
+    def solver_room(self, columns: int) -> int | None:
+        """Bytes of the budget that a product of ``columns`` leaves; None without a budget."""
+        return None if self.budget is None else self.plan.room(min(columns, self.columns))
+
+    @property
     def n_samples(self) -> int:
         """N."""
         return self.linearization.n_samples

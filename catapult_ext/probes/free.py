@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from catapult_ext.losses import Loss, SquaredLoss
+from catapult_ext.probes.record import BoundedRecord
 
 
 def learning_rate(optimizer: Any) -> float | None:
@@ -45,30 +46,35 @@ class StepObservables:
 
     def __init__(self, loss: Loss) -> None:
         self.squared = isinstance(loss, SquaredLoss)
-        self.rows: list[dict[str, Any]] = []
+        self._record: BoundedRecord[dict[str, Any]] = BoundedRecord()
+        self._last: dict[str, Any] | None = None  # whatever the record keeps
+
+    @property
+    def rows(self) -> list[dict[str, Any]]:
+        """The steps that are kept (:class:`~catapult_ext.probes.record.BoundedRecord`)."""
+        return self._record.rows
 
     def follow(
         self, step: int, loss: float, gradient: float | None, eta: float | None, plain: bool
     ) -> None:
         """Append step ``step``: its loss, |g|^2, rate, and whether it is plain descent."""
-        if self.rows and self.rows[-1]["step"] == step - 1:
-            last = self.rows[-1]
+        last = self._last
+        if last is not None and last["step"] == step - 1:
             size = last["gradient"]
             if last["plain"] and last["eta"] and size:
                 moved = (last["eta"] ** 2) * size
                 last["r"] = 2 / last["eta"] + 2 * (loss - last["loss"]) / moved
         ratio = None if gradient is None or loss <= 0 else gradient / (2 * loss)
-        self.rows.append(
-            {
-                "step": step,
-                "loss": loss,
-                "gradient": gradient,
-                "eta": eta,
-                "plain": plain,
-                "r": None,
-                "lambda_r": ratio if self.squared else None,
-            }
-        )
+        self._last = {
+            "step": step,
+            "loss": loss,
+            "gradient": gradient,
+            "eta": eta,
+            "plain": plain,
+            "r": None,
+            "lambda_r": ratio if self.squared else None,
+        }
+        self._record.append(self._last)
 
 
 def top_shares(vectors: Tensor, values: Tensor, gradient: Tensor, loss: float) -> list[float]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any, Generic, TypedDict, TypeVar
 
 import torch
 from torch import Tensor
@@ -123,6 +123,37 @@ class Projection:
         for i, column in enumerate(which):
             self.growth[column].append(growth[i])
             self.norm[column].append(norm[i])
+
+
+FIRST_ROWS = 4096  # of a long record, all kept; of the later ones at most as many, evenly spread
+T = TypeVar("T")
+
+
+class BoundedRecord(Generic[T]):
+    """Rows appended for ever, in bounded memory: all of the first, evenly spread later ones.
+
+    After the first 4096 rows every row is kept until there are 8192; then every second of the
+    later ones goes, and from there on every second new one is kept, and so forth.  The last row is
+    always there.
+    """
+
+    def __init__(self, first: int = FIRST_ROWS) -> None:
+        self.rows: list[T] = []
+        self._first, self._stride, self._count = first, 1, 0
+        self._passing = False  # the last row is there only until the next one comes
+
+    def append(self, row: T) -> None:
+        """Keep ``row``, at least until the next one comes."""
+        if self._passing:
+            self.rows.pop()
+        later = self._count - self._first
+        self._count += 1
+        self._passing = later >= 0 and later % self._stride != 0
+        if not self._passing and len(self.rows) >= 2 * self._first:
+            del self.rows[self._first + 1 :: 2]
+            self._stride *= 2
+            self._passing = later % self._stride != 0
+        self.rows.append(row)
 
 
 DENSE_STEPS = 100  # every loss up to here is kept, then steps growing by LOG_FACTOR

@@ -22,7 +22,7 @@ from catapult_ext.probes import free
 from catapult_ext.probes.jumps import Jumps
 from catapult_ext.probes.observables import Activity, ActivityWatch, activity, weight_norm
 from catapult_ext.probes.overhead import Overhead
-from catapult_ext.probes.record import Row, write_run
+from catapult_ext.probes.record import BoundedRecord, Row, write_run
 
 QUANTITIES = ("ggn", "hessian", "ntk")
 _WHERE = "CurvatureTracker"
@@ -83,7 +83,8 @@ class CurvatureTracker:
             ``eta_lambda``, ``weight_norm``, ``inactive``, ``top_shares`` of a squared loss,
             ``drift`` and ``drift_norm``.
         steps_seen: one dictionary a step where a loss was given: ``loss``, ``r``, ``lambda_r``
-            (:class:`~catapult_ext.probes.free.StepObservables`).
+            (:class:`~catapult_ext.probes.free.StepObservables`).  Of both lists the first 4096 rows
+            are kept, and at most as many later ones, evenly spread, and the last.
         overhead: seconds of training and probing, and their ratio ``share``.
 
     Raises:
@@ -154,12 +155,13 @@ class CurvatureTracker:
         self.out = None if out is None else Path(out).absolute()  # the loop may change its folder
         self.fresh, self.seed = fresh, seed
         self.overhead = Overhead(budget)
-        self.probes: list[Row] = []
+        self._record: BoundedRecord[Row] = BoundedRecord()
+        self._made = self._missed = 0  # probes, and those that missed tol
+        self._cost = self._costliest = 0.0  # seconds of the last probe, and of the longest one
         self.count = 0
         # one guard more than for a change of one step: between probes lie many
         self._top = TopTracker(k, tol=tol, guards=2 + k // 4, check_every=check_every, seed=seed)
         self._free = free.StepObservables(self.loss)
-        self._costs: list[float] = []
         self._norms = 0.0  # seconds spent on the norms of gradients
         self._last_probe = 0
         self._last_check = 0
@@ -167,6 +169,11 @@ class CurvatureTracker:
         self._jumped = False
         self._kernel: Tensor | None = None
         self._open = False
+
+    @property
+    def probes(self) -> list[Row]:
+        """See the class."""
+        return self._record.rows
 
     @property
     def steps_seen(self) -> list[dict[str, Any]]:
@@ -239,7 +246,7 @@ class CurvatureTracker:
             return False
         if not self.probes:
             return True
-        return waited and self.overhead.affords(max(self._costs))
+        return waited and self.overhead.affords(self._costliest)
 
     @no_autocast()
     def _probe(self, data: Any) -> Row:
@@ -253,8 +260,11 @@ class CurvatureTracker:
         self._last_probe = self.count
         self._jumps.probed()
         self._jumped = False
-        self._costs.append(self.overhead.clock() - began)
-        self.probes.append(row)
+        self._cost = self.overhead.clock() - began
+        self._costliest = max(self._costliest, self._cost)
+        self._record.append(row)
+        self._made += 1
+        self._missed += "missed" in row["flags"]
         smallest = (row["eta"] or 0.0) * row["values"][-1]
         if self.grow_at is not None and smallest > self.grow_at and self.k < self.max_k:
             self._top.grow(self.k + 1)
@@ -370,12 +380,11 @@ class CurvatureTracker:
         allowed = "" if budget is None else f" (budget {budget:.0%})"
         steps = [row["step"] for row in self.probes]
         gaps = sorted(b - a for a, b in itertools.pairwise(steps)) or [self.every]
-        missed = sum("missed" in row["flags"] for row in self.probes)
         return (
-            f"{len(self.probes)} probes of the {self.quantity} in {self.count} steps, on {number} "
+            f"{self._made} probes of the {self.quantity} in {self.count} steps, on {number} "
             f"samples of {where} in full precision, every {gaps[len(gaps) // 2]} steps "
             f"(median); {products[len(products) // 2]} products a probe (median, at most "
-            f"{products[-1]}); {missed} missed tol; overhead {self.overhead.share:.1%} of "
+            f"{products[-1]}); {self._missed} missed tol; overhead {self.overhead.share:.1%} of "
             f"training time{allowed}"
         )
 

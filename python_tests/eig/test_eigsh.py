@@ -114,9 +114,9 @@ def test_tolerance_is_met(tol):
 
 
 def test_restarts_keep_the_answer(monkeypatch):
-    from catapult_ext.eig import solve
+    from catapult_ext.eig import memory
 
-    monkeypatch.setattr(solve, "_BASIS_ROWS", 12)
+    monkeypatch.setattr(memory, "_BASIS_ROWS", 12)
     a = matrix("flat", torch.float64, n=200)
     for k in (1, 2):
         result = cx.eigsh(Wrapped(a), k, tol=1e-5, seed=k)
@@ -126,9 +126,9 @@ def test_restarts_keep_the_answer(monkeypatch):
 
 
 def test_basis_stays_within_its_byte_budget(monkeypatch):
-    from catapult_ext.eig import krylov, solve
+    from catapult_ext.eig import krylov, memory
 
-    monkeypatch.setattr(solve, "_BASIS_BYTES", 2 * 8 * 200 * 15)
+    monkeypatch.setattr(memory, "_BASIS_BYTES", 2 * 8 * 200 * 15)
     seen = []
     extend = krylov.Krylov.extend
 

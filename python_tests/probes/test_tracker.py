@@ -2,14 +2,17 @@
 
 import json
 import math
+import pickle
 from functools import partial
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
 import catapult_ext as cx
 from catapult_ext.probes import activity
+from catapult_ext.probes.record import BoundedRecord
 
 DATA = cx.data.digits(train=32)
 
@@ -371,3 +374,41 @@ def test_rows_of_all_users_are_of_one_type():
     assert record["probe_steps"] == [0, 1]
     # a key that no row has yet is a column without values
     assert columns([{"step": 3}], ["step", "drift"]) == {"step": [3], "drift": [None]}
+
+
+def test_20000_steps_leave_a_bounded_record():
+    """Entries are counted: all of the first, evenly spread later ones, and the last step."""
+    model = nn.Linear(1, 1)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    data = torch.ones(1, 1), torch.ones(1, 1)
+    tracker = cx.CurvatureTracker(model, "half_mse", data, every=10**6, optimizer=optimizer)
+    tracked, entries = 20_000, {}
+    for step in range(tracked):
+        tracker.step(1.0)
+        if step + 1 in (tracked // 2, tracked):
+            entries[step + 1] = len(pickle.dumps([tracker.steps_seen, tracker.probes]))
+    steps = [row["step"] for row in tracker.steps_seen]
+    assert steps[:4096] == list(range(4096))
+    assert steps[-1] == tracked - 1
+    assert len(steps) <= 2 * 4096 + 1
+    assert set(np.diff(steps[4096:-1])) == {4}
+    assert entries[tracked] <= 1.4 * entries[tracked // 2] < 2e6  # bytes
+    assert tracker.count == tracked
+    assert len(tracker.probes) == 1
+
+
+@pytest.mark.parametrize("count", [1, 8, 9, 16, 17, 18, 31, 32, 33, 100, 1000])
+def test_a_bounded_record_is_even_and_ends_with_the_last_row(count):
+    record = BoundedRecord(first=8)
+    for i in range(count):
+        record.append(i)
+        assert record.rows[-1] == i
+        assert len(record.rows) <= 17
+    rows = record.rows
+    assert rows[:8] == list(range(min(count, 8)))
+    later = rows[8:-1]
+    assert len(set(np.diff(later))) <= 1
+    if count > 8:
+        assert rows[8] == 8
+    if count >= 17:
+        assert len(rows) >= 8 + 4

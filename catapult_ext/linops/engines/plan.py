@@ -48,6 +48,10 @@ class Plan:
     product_flops: float
     product_bytes: float
 
+    def room(self, columns: int) -> int:
+        """Bytes of the budget that a product with ``columns`` columns leaves."""
+        return self.budget - self.peak - (columns - 1) * self.column
+
     def __str__(self) -> str:
         held = (
             f"all {self.n_samples} samples, frozen once"

@@ -24,6 +24,8 @@ _MANY = 128  # samples from which on the plan looks at 16 and 32 of them too
 # vectors (P,) that a product over chunks keeps: argument and result; two more for the Hessian
 _VECTORS_OF_CHUNKS = {"kernel": 2, "parameter": 2, "hessian": 4}
 
+_VECTORS_OF_A_SOLVE = 24  # of the smallest one, for one pair: seven rows of V and A V, and ten more
+
 
 @dataclass(frozen=True)
 class Costs:
@@ -117,7 +119,7 @@ class Planner:
         whole = self._peak(self.n, streamed=False)
         samples = self.n if self.samples is None else min(self.samples, self.n)
         if self.samples is None and whole > self.budget:
-            samples = self._largest() if splits else 0
+            samples = self._chosen() if splits else 0
         if samples < self.n:
             self._check_splits(splits, samples, whole)
         return self._describe(samples)
@@ -190,11 +192,19 @@ class Planner:
         margin = self.linearization.memory_margin
         return _PARAMETER_MARGIN * of_parameters + margin * of_samples + _FIXED
 
-    def _largest(self) -> int:
+    def _chosen(self) -> int:
+        """Samples at a time, which leave room for a solve in parameter space where they can."""
+        reserve = 0
+        if self.snapshot.probe == "hessian":
+            vectors = _VECTORS_OF_A_SOLVE * self.snapshot.n_params * self.snapshot.itemsize
+            reserve = min(vectors, self.budget // 2)
+        return self._largest(self.budget - reserve) or self._largest(self.budget)
+
+    def _largest(self, limit: int) -> int:
         low, high = 0, self.n
         while low + 1 < high:
             middle = (low + high) // 2
-            fits = self._peak(middle, streamed=True) <= self.budget
+            fits = self._peak(middle, streamed=True) <= limit
             low, high = (middle, high) if fits else (low, middle)
         return low
 
