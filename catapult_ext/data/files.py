@@ -15,11 +15,14 @@ import numpy as np
 import torch
 
 from catapult_ext import _validate as v
+from catapult_ext._free_memory import free_bytes
 
 ENVIRONMENT = "CATAPULT_DATA"
-READ_ERRORS = (OSError, EOFError, zlib.error, zipfile.BadZipFile)
+READ_ERRORS = (OSError, EOFError, zlib.error, zipfile.BadZipFile, MemoryError)
 CIFAR_PIXELS = 3 * 32 * 32
 _PIECE = 1 << 24
+_MOST = 1 << 30  # bytes of an image file, inflated; EMNIST, the largest one in use, has 5.5e8
+_COPIES = 3  # of an archive's arrays that reading and converting them takes
 
 Held = TypeVar("Held")
 
@@ -62,22 +65,29 @@ def find(folder: Path, places: Sequence[str], names: Sequence[str]) -> Path:
 
 
 def _bytes(path: Path, limit: int | None = None) -> bytes:
-    """Content of a plain or gzipped file, at most ``limit`` bytes of it."""
+    """Content of a plain or gzipped file, at most ``limit`` bytes of it.
+
+    Without a limit a file of more than 1 GiB, inflated, is refused.
+    """
     try:
         opened = gzip.open(path, "rb") if path.suffix == ".gz" else open(path, "rb")  # noqa: SIM115
         with opened as file:
-            if limit is None:
-                return file.read()
-            pieces, left = [], limit
+            pieces, left = [], _MOST + 1 if limit is None else limit
             # Piecewise: a damaged header may ask for more than there is memory.
             while left > 0 and (piece := file.read(min(left, _PIECE))):
                 pieces.append(piece)
                 left -= len(piece)
-            return b"".join(pieces)
     except EOFError:
         raise DataFileError(path, "is truncated (the gzip stream ends early)") from None
     except READ_ERRORS as error:
-        raise DataFileError(path, f"cannot be read: {error}") from error
+        raise DataFileError(path, f"cannot be read: {_reason(error)}") from error
+    if limit is None and left == 0:
+        raise DataFileError(path, f"is larger than {_MOST >> 30} GiB, inflated: no such data set")
+    return b"".join(pieces)
+
+
+def _reason(error: BaseException) -> str:
+    return "not enough memory" if isinstance(error, MemoryError) else str(error)
 
 
 def read_idx(path: Path, dims: int) -> np.ndarray:
@@ -96,6 +106,8 @@ def read_idx(path: Path, dims: int) -> np.ndarray:
         raise DataFileError(path, f"is truncated: {len(head)} bytes, IDX header incomplete")
     shape = tuple(int(size) for size in np.frombuffer(head, ">u4", dims, offset=4))
     size = int(np.prod(shape, dtype=object))
+    if size > _MOST:
+        raise DataFileError(path, f"says {size} bytes of data, more than {_MOST >> 30} GiB")
     body = _bytes(path, len(head) + size + 1)[len(head) :]
     if len(body) < size:
         raise DataFileError(
@@ -166,6 +178,7 @@ def read_npz(path: Path | str) -> dict[str, np.ndarray]:
     try:
         if not zipfile.is_zipfile(path):
             raise DataFileError(path, "is not an .npz archive, or is truncated")
+        _check_inflated(path)
         with np.load(path, allow_pickle=False) as archive:
             arrays = {}
             for name in archive.files:
@@ -175,12 +188,25 @@ def read_npz(path: Path | str) -> dict[str, np.ndarray]:
             return arrays
     except DataFileError:
         raise
+    except MemoryError as error:
+        raise DataFileError(path, f"array {name!r} cannot be read: not enough memory") from error
     # zipfile and NumPy's header parser answer damaged bytes with errors of a dozen types.
     except Exception as error:
         pickled = isinstance(error, ValueError) and "pickle" in str(error)
         fault = "holds Python objects" if pickled else f"is corrupted: {error}"
         named = name and isinstance(error, ValueError)
         raise DataFileError(path, f"array {name!r} {fault}" if named else fault) from error
+
+
+def _check_inflated(path: Path) -> None:
+    """Refuse an archive whose arrays exceed the free memory, before they are inflated."""
+    with zipfile.ZipFile(path) as archive:
+        size = sum(member.file_size for member in archive.infolist())
+    free = free_bytes()
+    if _COPIES * size > free:
+        raise DataFileError(
+            path, f"holds {size} bytes of arrays, too many for {free} bytes of free memory"
+        )
 
 
 def training_named(path: Path | str, held: dict[str, Held]) -> dict[str, Held]:

@@ -223,6 +223,10 @@ class Krylov:
             largest = max(abs(bound.item()) for bound in found.aminmax())
             v.finite(largest < float("inf"), self.where, "products with A")
             if self.scale == 0.0 and largest > 0:
+                least = torch.finfo(self.a.dtype).tiny
+                normal = largest >= least / torch.finfo(self.a.dtype).eps
+                needs = f"products with A must be well above {least:.2g}, or lose bits (scale A)"
+                v.require(normal, self.where, needs, f"{largest:.2g}")
                 self.scale = 2.0 ** round(math.log2(largest))
             torch.div(found, self.scale or 1.0, out=out[some])
         self.norm = max(self.norm, row_norms(out).max().item())

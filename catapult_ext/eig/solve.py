@@ -50,10 +50,12 @@ def start_rows(v0: Tensor | None, a: Operand, where: str) -> Tensor:
     fits = v0.dim() in (1, 2) and v0.shape[0] == a.n and v0.numel() > 0
     v.require(fits, where, f"v0 must be ({a.n},) or ({a.n}, j)", tuple(v0.shape))
     v.finite(bool(torch.isfinite(v0).all()), where, "v0")
-    rows = v0.detach().reshape(a.n, -1).T.to(dtype=a.dtype, device=a.device)
-    norms = rows.double().norm(dim=1, keepdim=True)
-    v.require(bool((norms > 0).all()), where, "v0 must have no zero column", "one")
-    return rows / norms.to(rows)
+    rows = v0.detach().reshape(a.n, -1).T
+    largest = rows.abs().amax(dim=1, keepdim=True)
+    v.require(bool((largest > 0).all()), where, "v0 must have no zero column", "one")
+    # in v0's own dtype: in that of A the entries may be infinite or 0, as their squares may be
+    rows = (rows / largest).to(dtype=a.dtype, device=a.device)
+    return rows / rows.double().norm(dim=1, keepdim=True).to(rows)
 
 
 def solve(a: Operand, v0: Tensor | None, o: Options) -> Pairs:
@@ -66,7 +68,7 @@ def solve(a: Operand, v0: Tensor | None, o: Options) -> Pairs:
     """
     warm = start_rows(v0, a, o.where)
     exact = a.explicit is not None and a.n <= INERTIA_LIMIT
-    if exact and o.limit > a.n and o.k >= _direct_from(a.n):
+    if exact and o.limit > a.n and (o.k >= _direct_from(a.n) or _denormal(a)):
         return _direct(a, o)
     random = min(a.n, max(o.k, len(warm)))
     rows, at_once = basis_rows(a, o.k, random, o.guards or 0, o.where)
@@ -95,6 +97,13 @@ def solve(a: Operand, v0: Tensor | None, o: Options) -> Pairs:
             return _dense(space, o)  # LAPACK costs no more by now
         if space.m + 2 * len(space.next) > space.capacity:
             _restart(space, ritz, o)
+
+
+def _denormal(a: Operand) -> bool:
+    """Whether products with an explicit matrix lose bits to underflow; LAPACK gets it scaled."""
+    assert a.explicit is not None
+    largest = a.explicit.abs().max().item()
+    return 0 < largest < torch.finfo(a.dtype).tiny / torch.finfo(a.dtype).eps
 
 
 def _direct_from(n: int) -> int:

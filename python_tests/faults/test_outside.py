@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import os
+import struct
 import subprocess
 import sys
 
@@ -155,3 +157,100 @@ def test_a_picture_in_the_way_of_a_folder_is_one_line(tmp_path):
     )
     assert done.returncode == 1
     assert len(done.stderr.splitlines()) == 1
+
+
+def idx(path, shape, body):
+    with gzip.open(path, "wb", compresslevel=1) as file:
+        file.write(struct.pack(f">4B{len(shape)}I", 0, 0, 8, len(shape), *shape))
+        for piece in body:
+            file.write(piece)
+
+
+def no_room(*_, **__):
+    raise MemoryError
+
+
+def test_a_gzip_file_is_refused_before_it_is_inflated(tmp_path, monkeypatch):
+    """F17: 3.8 MB of gzip that hold 3.9 GB; here the header alone says so."""
+    images = tmp_path / "train-images-idx3-ubyte.gz"
+    idx(images, (5_000_000, 28, 28), [bytes(784_000)])
+    idx(tmp_path / "train-labels-idx1-ubyte.gz", (5_000_000,), [bytes(5_000_000)])
+    with pytest.raises(cx.data.DataFileError, match="says 3920000000 bytes of data, more than 1 G"):
+        cx.data.load("mnist", data_dir=tmp_path)
+    idx(images, (5, 28, 28), [bytes(5 * 784)])
+    read = gzip.GzipFile.read
+    monkeypatch.setattr(gzip.GzipFile, "read", no_room)
+    with pytest.raises(cx.data.DataFileError, match=r"idx3-ubyte\.gz: cannot be read: not enough"):
+        cx.data.load("mnist", data_dir=tmp_path)
+    monkeypatch.setattr(gzip.GzipFile, "read", read)
+
+
+def test_a_gzip_file_without_a_header_is_bounded(tmp_path, monkeypatch):
+    monkeypatch.setattr("catapult_ext.data.files._MOST", 1 << 20)
+    (tmp_path / "cifar-10").mkdir()
+    with gzip.open(tmp_path / "cifar-10" / "data_batch_1.bin.gz", "wb") as file:
+        file.write(bytes(3073 * 400))
+    with pytest.raises(cx.data.DataFileError, match=r"is larger than .* inflated"):
+        cx.data.load("cifar-10", data_dir=tmp_path, complete=False)
+
+
+def test_an_archive_is_refused_before_it_is_inflated(tmp_path, monkeypatch):
+    file = tmp_path / "zeros.npz"
+    np.savez_compressed(file, x_train=np.zeros((1000, 500)), y_train=np.zeros(1000))
+    assert file.stat().st_size < 50_000
+    monkeypatch.setattr("catapult_ext.data.files.free_bytes", lambda: 10_000_000)
+    loaded = []
+    monkeypatch.setattr(np, "load", lambda *a, **k: loaded.append(a))
+    with pytest.raises(cx.data.DataFileError, match="too many for 10000000 bytes of free memory"):
+        cx.data.npz(file)
+    assert loaded == []
+    monkeypatch.undo()
+    assert len(cx.data.npz(file).x_train) == 1000
+    monkeypatch.setattr("catapult_ext.data.files.np.load", no_room)
+    with pytest.raises(cx.data.DataFileError, match="not enough memory"):
+        cx.data.npz(file)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs RLIMIT_AS")
+def test_the_limit_of_a_process_counts_as_free_memory():
+    code = (
+        "import resource; from catapult_ext._free_memory import free_bytes; before = free_bytes();"
+        "held = int(open('/proc/self/statm').read().split()[0]) * resource.getpagesize();"
+        "resource.setrlimit(resource.RLIMIT_AS, (held + (1 << 28), -1));"
+        "assert (1 << 27) < free_bytes() <= (1 << 28) < before, free_bytes()"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+class Operator:
+    """A matrix known by its products."""
+
+    def __init__(self, matrix):
+        self.matrix = matrix
+        self.shape, self.dtype, self.device = matrix.shape, matrix.dtype, matrix.device
+
+    def __matmul__(self, vectors):
+        return self.matrix @ vectors
+
+
+@pytest.mark.parametrize("size", [1e300, 1e-320, 1.0])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("explicit", [False, True])
+def test_start_vectors_of_any_size(size, dtype, explicit):
+    matrix = torch.diag(torch.linspace(0, 3, 60, dtype=dtype))
+    v0 = torch.zeros(60, dtype=torch.float64)
+    v0[-1] = size
+    found = cx.eigsh(matrix if explicit else Operator(matrix), v0=v0)
+    assert abs(found.eigenvalues[0] - 3) <= found.errors[0] + 1e-6
+
+
+@pytest.mark.parametrize("size", [1e-320, 1e-306, 1e-290])
+@pytest.mark.parametrize("k", [1, 3])
+def test_matrices_of_denormals_are_scaled_first(size, k):
+    matrix = torch.diag(torch.tensor([3.0, 2.0, 1.0, *[0.5] * 97], dtype=torch.float64) * size)
+    found = cx.eigsh(matrix, k)
+    true = matrix.diagonal()[:k]
+    assert bool(((found.eigenvalues - true).abs() <= found.errors + 1e-323).all())
+    if size < 1e-300:
+        with pytest.raises(ValueError, match="products with A must be well above"):
+            cx.eigsh(Operator(matrix), k)

@@ -5,13 +5,13 @@
 
 from __future__ import annotations
 
-import os
 import re
 from dataclasses import dataclass
 
 import torch
 
 from catapult_ext import _validate as v
+from catapult_ext._free_memory import free_bytes as host_bytes
 
 SHARE = 0.5  # of the free memory, where no budget is given
 _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
@@ -104,19 +104,7 @@ def free_bytes(device: torch.device) -> int:
     """Memory that can still be taken: of the device, or of this machine and control group."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
-    free = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES")
-    try:
-        with open("/proc/meminfo") as file:
-            match = re.search(r"MemAvailable:\s+(\d+)", file.read())
-        free = int(match[1]) * 1024 if match else free
-        limits = []
-        for name in ("max", "current"):  # "max" is no number where there is no limit
-            with open(f"/sys/fs/cgroup/memory.{name}") as file:
-                limits.append(int(file.read()))
-        free = min(free, limits[0] - limits[1])
-    except (OSError, ValueError):
-        pass
-    return max(free, 1)
+    return host_bytes()
 
 
 def same(left: torch.Tensor, right: torch.Tensor) -> bool:
