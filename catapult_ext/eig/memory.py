@@ -13,7 +13,7 @@ from catapult_ext.eig.operand import Operand
 
 _BASIS_BYTES = 1 << 30  # V and A V together, where no budget is given
 _BASIS_ROWS = 60
-_FIXED = 24 << 20  # pieces of the basis in float64
+_FIXED = 32 << 20  # pieces of the basis in float64, and fragments of freed blocks
 _SMALL = 16 << 20  # a solve that takes no more is part of what any process has
 
 
@@ -60,10 +60,10 @@ def basis_rows(a: Operand, k: int, width: int, guards: int, where: str) -> tuple
 def _besides(k: int, width: int, guards: int) -> int:
     """Rows besides V and A V: one of the fused step, and the larger of two phases.
 
-    A block step holds the next block, its remainder, orthonormal rows and two temporary ones; the
+    A block step holds the next block, its remainder, orthonormal rows and four temporary ones; the
     end holds the pairs found, in two copies, and guards in float64 with their products.
     """
-    return 1 + max(4 * width + 2, 3 * k + 8 * guards)
+    return 1 + max(4 * width + 4, 3 * k + 8 * guards)
 
 
 def _shown(count: float) -> str:
