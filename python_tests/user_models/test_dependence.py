@@ -1,10 +1,13 @@
 """Samples that depend on each other where the first few do not show it: never taken in chunks."""
 
+from typing import ClassVar
+
 import pytest
 import torch
 from torch import nn
 
 import catapult_ext as cx
+from catapult_ext.linops.engines import by_samples
 
 
 def random(*shape, seed=3):
@@ -84,20 +87,7 @@ def test_chunks_are_refused_and_the_whole_is_right(make):
 
 @pytest.mark.parametrize("make", [Capacity, LateNorm])
 def test_where_the_whole_does_not_fit_the_company_is_changed(make, monkeypatch):
-    from catapult_ext.linops.engines import by_samples
-    from catapult_ext.linops.model.memory_meter import OverBudget
-
-    class Never:
-        def __init__(self, *_):
-            pass
-
-        def __enter__(self):
-            raise OverBudget("0 bytes")
-
-        def __exit__(self, *_):
-            pass
-
-    monkeypatch.setattr(by_samples, "Meter", Never)
+    monkeypatch.setattr(by_samples, "room_of_samples", lambda snapshot, budget: 0.0)
     torch.manual_seed(0)
     model, x = make().double(), random(64, 3)
     x[:, 0] = torch.linspace(-3, 3, 64)  # neighbours take the same way
@@ -106,8 +96,38 @@ def test_where_the_whole_does_not_fit_the_company_is_changed(make, monkeypatch):
         cx.NTK(model, x, samples_at_once=size)
     plain = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2)).double()
     eye = torch.eye(10).double()
-    whole, chunks = cx.NTK(plain, x[:5]), cx.NTK(plain, x[:5], samples_at_once=2)
-    assert (chunks @ eye - whole @ eye).norm() <= 1e-12 * (whole @ eye).norm()
+    whole = cx.NTK(plain, x[:5])
+    for chunk in (1, 2):
+        chunks = cx.NTK(plain, x[:5], samples_at_once=chunk)
+        assert (chunks @ eye - whole @ eye).norm() <= 1e-12 * (whole @ eye).norm()
+
+
+class Watched(nn.Module):
+    """Keeps the number of samples of each pass without graph."""
+
+    passes: ClassVar[list[int]] = []
+
+    def __init__(self):
+        super().__init__()
+        self.one, self.two = nn.Linear(64, 256), nn.Linear(256, 1)
+
+    def forward(self, x):
+        if not torch.is_grad_enabled():
+            self.passes.append(len(x))
+        return self.two(torch.tanh(torch.tanh(self.one(x)) * 2))
+
+
+def test_the_passes_that_compare_chunks_keep_to_the_budget():
+    torch.manual_seed(0)
+    model, x = Watched(), torch.randn(16000, 64)
+    Watched.passes.clear()
+    budget = 30 << 20
+    kernel = cx.NTK(model, x, memory_budget=budget, engine="autograd")
+    chunk = kernel.plan.samples
+    largest = max(Watched.passes)
+    assert chunk < largest < 16000, (chunk, largest)  # more at once than in a chunk
+    # the products of one layer, and the next one made of them
+    assert 4 * largest * 2 * 256 + x.nbytes <= budget
 
 
 def test_independent_samples_go_in_chunks():

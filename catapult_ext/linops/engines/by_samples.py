@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -17,8 +18,9 @@ from catapult_ext.linops.engines.base import (
 )
 from catapult_ext.linops.engines.freed_memory import return_freed_memory
 from catapult_ext.linops.engines.loss_curvature import output_curvature
+from catapult_ext.linops.engines.planner import room_of_samples
 from catapult_ext.linops.model.fixed_model import FixedModel
-from catapult_ext.linops.model.memory_meter import LIMITS, Meter
+from catapult_ext.linops.model.memory_meter import Meter
 from catapult_ext.linops.model.policy import check_repeats
 from catapult_ext.losses import Loss
 
@@ -33,8 +35,8 @@ class LinearizationBySamples(Linearization):
         samples: in a chunk.
         make: linearizes one chunk.
         check: compare the outputs of every pass with those of the first one, and those of the
-            chunks with all samples at once, or in other company where that does not fit.
-        room: bytes that the pass of all samples may take; None for any.
+            chunks with all samples at once, or with as many other ones as fit.
+        budget: bytes that all may take; None for any.
 
     Raises:
         ValueError: samples whose outputs change with those they are run with.
@@ -49,31 +51,40 @@ class LinearizationBySamples(Linearization):
         samples: int,
         make: Make,
         check: bool = True,
-        room: int | None = None,
+        budget: int | None = None,
     ) -> None:
         self._samples, self._make, self._check = samples, make, check
         n = snapshot.n_samples
         self._slices = [slice(at, min(at + samples, n)) for at in range(0, n, samples)]
-        super().__init__(snapshot, torch.cat([snapshot.plain_outputs(s) for s in self._slices]))
-        if check:
-            self._check_independence(room)
+        with Meter(snapshot.tensors(), work=True) as meter:
+            first = snapshot.plain_outputs(self._slices[0])
+        others = [snapshot.plain_outputs(s) for s in self._slices[1:]]
+        super().__init__(snapshot, torch.cat([first, *others]))
         one = make(snapshot.part(slice(0, 1)))
         self._kind = type(one)
         self.engine = self._kind.engine
         if check:
+            self._check_independence(self._fitting(meter.peak, budget))
             one.check_derivatives()
 
-    def _check_independence(self, room: int | None) -> None:
-        """Routing of limited capacity, say, shows in none of the first few samples."""
+    def _fitting(self, peak: float, budget: int | None) -> int:
+        """How many samples fit into one pass without graph, whose first chunk took ``peak``."""
+        if budget is None:
+            return self.n_samples
+        room = room_of_samples(self.snapshot, budget) / self._kind.memory_margin
+        return int(self._samples * room / max(peak, 1))
+
+    def _check_independence(self, company: int) -> None:
+        """Compare the chunks with passes of at most ``company`` samples, far from each other.
+
+        Routing of limited capacity, say, shows in none of the first few samples.  The samples are
+        at least two, and as many as in a chunk: their passes take less than those with graph.
+        """
         snapshot, n = self.snapshot, self.snapshot.n_samples
-        try:
-            with Meter(snapshot.tensors(), room):
-                other = snapshot.plain_outputs(slice(0, n))
-        except LIMITS:
-            step = len(self._slices)
-            other = torch.empty_like(self.outputs)
-            for at in range(step):  # chunks of the same size and other samples
-                other[at::step] = snapshot.plain_outputs(slice(at, n, step))
+        step = math.ceil(n / max(company, self._samples, 2))
+        other = torch.empty_like(self.outputs)
+        for at in range(step):
+            other[at::step] = snapshot.plain_outputs(slice(at, n, step))
         scale = 1e3 * torch.finfo(self.dtype).eps * self.outputs.abs().max()
         moved = int(((other - self.outputs).abs() > scale).any(1).sum())
         v.require(

@@ -81,6 +81,11 @@ def measure(part: FixedModel, build: Build, limit: float | None) -> tuple[Linear
     return linearization, Costs(setup=setup, first=first, following=following)
 
 
+def room_of_samples(snapshot: FixedModel, budget: float) -> float:
+    """Resident bytes that ``budget`` leaves for what grows with the samples."""
+    return max(budget - _FIXED - _PARAMETER_MARGIN * snapshot.bytes, 0)
+
+
 class Planner:
     """Makes the :class:`~catapult_ext.linops.engines.plan.Plan` of one operator.
 
