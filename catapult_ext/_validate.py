@@ -188,6 +188,20 @@ def no_grad_needed(where: str, tensors: dict[str, Tensor]) -> None:
     constant(where, tensors)
 
 
+def written(where: str, tensors: Mapping[str, Tensor]) -> None:
+    """Tensors that an op writes in place: their memory must hold what they say."""
+    if torch.compiler.is_compiling():  # is_neg cannot be traced
+        return
+    for name, value in tensors.items():
+        require(
+            not value.is_neg(),
+            where,
+            f"{name} is written in place and must not be a lazy negation (pass "
+            f"{name}.resolve_neg())",
+            "a tensor with the negative bit",
+        )
+
+
 def constant(where: str, tensors: Mapping[str, Tensor]) -> None:
     """Refuse tensors that forward mode or ``torch.func`` differentiates: the result would be 0.
 

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from catapult_ext import _validate as v
 from catapult_ext._autocast import no_autocast
-from catapult_ext.linops.base import LinearOperator
+from catapult_ext.linops.base import KeepsGraph, LinearOperator
 from catapult_ext.linops.engines.base import GRAPHS, HessianProducts, Linearization
 from catapult_ext.linops.engines.by_samples import LinearizationBySamples
 from catapult_ext.linops.engines.choose import (
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from typing_extensions import Unpack
 
 
-class Hessian(LinearOperator):
+class Hessian(KeepsGraph, LinearOperator):
     """Second derivatives of the loss, (P, P), parameters in ``named_parameters`` order.
 
     Forward and backward run once.  A chain of dense layers is multiplied from its activations,

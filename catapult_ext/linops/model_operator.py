@@ -6,7 +6,7 @@ import copy
 from typing import TYPE_CHECKING, ClassVar
 
 from catapult_ext._deprecated import warn_renamed
-from catapult_ext.linops.base import LinearOperator
+from catapult_ext.linops.base import KeepsGraph, LinearOperator
 from catapult_ext.linops.engines.base import Linearization
 from catapult_ext.linops.engines.plan import Plan
 from catapult_ext.linops.model.fixed_model import Probe
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 
-class ModelOperator(LinearOperator):
+class ModelOperator(KeepsGraph, LinearOperator):
     """An operator made of the Jacobian products of one linearized model.
 
     Attributes:

@@ -9,7 +9,8 @@ from collections.abc import Callable
 
 import torch
 
-_library = torch.library.Library("catapult", "DEF")
+# a fragment: the modules may be removed from sys.modules and imported again, operations may not
+_library = torch.library.Library("catapult", "FRAGMENT")
 
 
 def register(schema: str, impl: Callable[..., object], fake: Callable[..., object]) -> None:
@@ -19,8 +20,19 @@ def register(schema: str, impl: Callable[..., object], fake: Callable[..., objec
         schema: torch schema, ``"gram(Tensor[] a, ...) -> Tensor"``.
         impl: allocates the outputs and calls ``_native.call``.
         fake: allocates outputs of the right shape, dtype and device, and nothing else.
+
+    Raises:
+        RuntimeError: another version of this package has defined the operation in this process.
     """
     name = schema[: schema.index("(")]
+    if hasattr(torch.ops.catapult, name):  # by an earlier import of this package, which serves
+        held = getattr(torch.ops.catapult, name).default._schema
+        if held != torch._C.parse_schema(f"catapult::{schema}"):
+            raise RuntimeError(
+                f"catapult_ext.ops.{name}: another version of catapult_ext was imported in this "
+                "process before; start Python again"
+            )
+        return
     _library.define(schema)
     arguments = getattr(torch.ops.catapult, name).default._schema.arguments
     written = [i for i, a in enumerate(arguments) if a.alias_info and a.alias_info.is_write]

@@ -89,6 +89,10 @@ def lanczos_step(
         _validate.require(
             ok, _WHERE, f"{name} is written in place and must be contiguous", value.stride()
         )
+    outputs = {"basis": basis, "alpha": alpha, "beta": beta}
+    if coefficients is not None:
+        outputs["coefficients"] = coefficients
+    _validate.written(_WHERE, outputs)
     if breakdown is None:
         breakdown = 10 * torch.finfo(basis.dtype).eps
     torch.ops.catapult.lanczos_step(basis, alpha, beta, w, step, rows, coefficients, breakdown)

@@ -77,6 +77,7 @@ def toy_gd(
     replicas, width, inputs = U.shape
     _validate.require(width > 0 and inputs > 0, where, "U must have W, D >= 1", tuple(U.shape))
     _validate.tensor(v, where, "v", (replicas, width))
+    _validate.written(where, {"U": U, "v": v})
     check_problem(where, {"U": U, "v": v}, x, y, eta, (replicas, inputs))
     strides = check_schedule(where, steps, record_every, curvature_every)
     kind, slope = parse_activation(where, activation)

@@ -68,6 +68,7 @@ def toy_gd_reduced(
     _validate.require(inputs > 0, where, "w must have D >= 1", tuple(w.shape))
     _validate.tensor(S, where, "S", (replicas, inputs, inputs))
     _validate.tensor(q, where, "q", (replicas,))
+    _validate.written(where, {"w": w, "S": S, "q": q})
     check_problem(where, {"w": w, "S": S, "q": q}, x, y, eta, (replicas, inputs))
     _validate.numbers(where, width=width)
     _validate.require(1 <= width <= MAX_WIDTH, where, "width must be in [1, 1e18]", width)

@@ -110,6 +110,23 @@ def test_every_file_is_refused_once(name, tmp_path, monkeypatch):
     assert contents(full / "run") == contents(calm / "run")
 
 
+@pytest.mark.skipif(not hasattr(os, "posix_fallocate"), reason="needs posix_fallocate")
+@pytest.mark.parametrize("name", ["diagram", "bifurcation"])
+def test_mapped_files_take_their_room_before_the_first_row(name, tmp_path, monkeypatch):
+    """F12: a map of a file with holes ends the process by a bus error when the disk is full."""
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "posix_fallocate", full)
+        patch.setattr(row_table.RowTable, "_fill", lambda *_: pytest.fail("a row was computed"))
+        with pytest.raises(_store.RunFolderError, match=r"cannot write .*\.npy: No space left"):
+            JOBS[name](tmp_path)
+    assert not list((tmp_path / "run").glob("*.npy"))  # what was taken is given back
+    JOBS[name](tmp_path)
+
+
 def mounted(folder):
     """A tmpfs of 2 MiB at ``folder``, or a skip with the reason."""
     if sys.platform != "linux":

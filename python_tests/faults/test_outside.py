@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import gzip
 import json
 import os
+import pickle
 import struct
 import subprocess
 import sys
@@ -254,3 +256,49 @@ def test_matrices_of_denormals_are_scaled_first(size, k):
     if size < 1e-300:
         with pytest.raises(ValueError, match="products with A must be well above"):
             cx.eigsh(Operator(matrix), k)
+
+
+@pytest.mark.parametrize("kind", [cx.NTK, cx.GGN, cx.Hessian])
+def test_an_operator_cannot_be_pickled_and_says_so(kind):
+    x, y = torch.randn(8, 3), torch.randn(8, 1)
+    rest = (x,) if kind is cx.NTK else ("half_mse", (x, y))
+    operator = kind(nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 1)), *rest)
+    for sent in (operator, 2 * operator):
+        with pytest.raises(TypeError, match=rf"catapult_ext\.{kind.__name__}: cannot be pickled"):
+            pickle.dumps(sent)
+    v = torch.randn(operator.shape[1])
+    assert torch.equal(copy.copy(operator) @ v, operator @ v)
+    if kind is not cx.Hessian:
+        assert torch.equal(copy.deepcopy(operator) @ v, operator @ v)
+
+
+def test_tensors_written_in_place_are_no_lazy_negations():
+    basis = torch._neg_view(torch.eye(8)[:4].reshape(1, 4, 8).clone())
+    alpha, beta = torch.zeros(1, 3), torch.zeros(1, 3)
+    with pytest.raises(ValueError, match=r"lanczos_step: basis is written .*basis\.resolve_neg"):
+        cx.ops.lanczos_step(basis, alpha, beta, torch.randn(1, 8), 0)
+    cx.ops.lanczos_step(basis.resolve_neg(), alpha, beta, torch.randn(1, 8), 0)
+    with pytest.raises(ValueError, match=r"lanczos_step: alpha is written"):
+        cx.ops.lanczos_step(basis.resolve_neg(), torch._neg_view(alpha), beta, torch.randn(1, 8), 0)
+    u, v = torch.randn(1, 4, 3), torch.randn(1, 4)
+    x, y, eta = torch.randn(2, 3), torch.randn(2), torch.tensor([0.1])
+    with pytest.raises(ValueError, match=r"toy_gd: U is written"):
+        cx.ops.toy_gd(torch._neg_view(u), v, x, y, eta, 2)
+
+
+def test_modules_may_be_imported_again():
+    code = (
+        "import sys, torch, catapult_ext as cx; first = cx.eigsh(torch.eye(3)).eigenvalues\n"
+        "for n in [n for n in sys.modules if n.startswith('catapult_ext')]: del sys.modules[n]\n"
+        "del cx; import gc; gc.collect(); import catapult_ext as cx\n"
+        "assert torch.equal(cx.eigsh(torch.eye(3)).eigenvalues, first)\n"
+        "basis = torch.eye(8)[:4].reshape(1, 4, 8).contiguous()\n"
+        "args = torch.zeros(1, 3), torch.zeros(1, 3), torch.randn(1, 8)\n"
+        "cx.ops.lanczos_step(basis, *args, 0); assert args[0][0, 0] == args[2][0, 0]\n"
+        "from catapult_ext.ops import _registry\n"
+        "try: _registry.register('gram(Tensor a) -> Tensor', None, None)\n"
+        "except RuntimeError as error: assert 'another version' in str(error)\n"
+        "else: raise AssertionError('another schema was taken')\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
