@@ -12,7 +12,6 @@ zeta = chi varsigma / tau: spectral position, alignment of the step, and lag of 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -26,7 +25,7 @@ from catapult_ext.probes.loss_again import Evaluate, Replay, StepHessian, moved_
 from catapult_ext.probes.observables import DROPOUT
 from catapult_ext.probes.step_filter import settings
 from catapult_ext.probes.step_metric import NoMetric, step_metric
-from catapult_ext.probes.step_watch import StepWatch
+from catapult_ext.probes.step_watch import StepWatch, dot
 from catapult_ext.probes.threshold import StabilityThreshold, stability_threshold
 
 _WHERE = "EdgeMeter"
@@ -224,10 +223,8 @@ class EdgeMeter:
             flags.append("no loss")
         if self.full_batch and any(m.training and m.p > 0 for m in self._dropouts):
             flags.append("dropout")
-        if not flags and watch.gradients:
-            found = [_dot(watch.gradients, watch.displacement)]
-            found.append(_dot(watch.displacement, watch.displacement))
-            row["descent"], self._pending_square = torch.stack(found).tolist()
+        if not flags and watch.products is not None:
+            row["descent"], self._pending_square = watch.products.tolist()
             if not row["descent"] > 0:
                 flags.append("g.u <= 0" if row["descent"] <= 0 else "not finite")
         if self.full_batch:
@@ -285,7 +282,7 @@ class EdgeMeter:
         row["eta_sharpness"] = found.eigenvalues[0].item()
         row["eta_sharpness_error"] = found.errors[0].item()
         pairs = zip(watch.displacement, metric, strict=True)
-        square = _dot(watch.displacement, [d / m for d, m in pairs]).item()
+        square = dot(watch.displacement, [d / m for d, m in pairs]).item()
         self._pending_metric = square, row["eta_sharpness"]
 
     def _threshold(self) -> StabilityThreshold:
@@ -314,13 +311,3 @@ class EdgeMeter:
         values = torch.tensor(found, dtype=torch.float64, device="cpu")
         spread = values.std() / math.sqrt(len(found)) if len(found) > 1 else values[0] * math.nan
         return Estimate(values.mean(), spread, len(found), len(found))
-
-
-def _dot(one: Sequence[Tensor], two: Sequence[Tensor]) -> Tensor:
-    """Sum of the products of all entries, in float64 over the tensors."""
-    parts = []
-    for a, b in zip(one, two, strict=True):
-        a = a.to_dense() if a.layout != torch.strided else a
-        wide = torch.promote_types(torch.promote_types(a.dtype, b.dtype), torch.float32)
-        parts.append(torch.dot(a.reshape(-1).to(wide), b.reshape(-1).to(wide)).double())
-    return torch.stack([p.to(parts[0].device) for p in parts]).sum()

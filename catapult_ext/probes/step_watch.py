@@ -23,7 +23,7 @@ class StepWatch:
         measuring: whether the next step is to be measured; otherwise the hooks only count.
         steps: optimizer steps since :meth:`clear`.
         displacement: theta - theta_+ of the step, a tensor for each parameter.
-        gradients: of the loss at theta, in the same order.
+        products: (2,) float64, g.(theta - theta_+) and |theta - theta_+|^2; None if not measured.
         rates: each group's learning rate at the step.
         flags: why the step has no measurement.
     """
@@ -36,7 +36,8 @@ class StepWatch:
         self.rates: list[float] = []
         self.parameters: list[Tensor] = []
         self.displacement: list[Tensor] = []
-        self.gradients: list[Tensor] = []
+        self.products: Tensor | None = None
+        self._gradients: list[Tensor] = []
         self.versions = 0  # of all parameters after the last step
         self._seen: dict[Tensor, tuple[Tensor, int]] = {}
         self._copies: dict[Tensor, Tensor] = {}
@@ -59,14 +60,13 @@ class StepWatch:
             hook.remove()
         self._hooks = []
         self._seen, self._copies, self._held = {}, {}, None
-        self.displacement, self.gradients = [], []
+        self.displacement, self._gradients = [], []
 
     def clear(self, *, measuring: bool) -> None:
         """Forget the step; say whether the next one is measured."""
         self.measuring, self.steps = measuring, 0
-        self.flags = []
+        self.flags, self.products = [], None
         self._seen, self._held = {}, None
-        self.gradients = []
 
     def hold_gradient(self) -> None:
         """Copy the gradients as they are: the loss's own, at the present parameters."""
@@ -101,7 +101,7 @@ class StepWatch:
             self.displacement = [torch.empty_like(p) for p in self.parameters]
         torch._foreach_copy_(self.displacement, self.parameters)
         if not self._closure:
-            self.gradients = self._loss_gradients()
+            self._gradients = self._loss_gradients()
 
     def _loss_gradients(self) -> list[Tensor]:
         """The loss's own gradients; empty where they are not known, with a flag."""
@@ -149,14 +149,28 @@ class StepWatch:
             self.versions = self._version()
             return
         if self._closure and self._held is not None:
-            self.gradients = self._loss_gradients()
+            self._gradients = self._loss_gradients()
         elif self._closure:
             self.flags.append("closure (call hold_gradient() at its end)")
         torch._foreach_sub_(self.displacement, self.parameters)
         self.versions = self._version()
+        if self._gradients:  # at once, as the loop may set gradients to zero in place
+            moved = self.displacement
+            self.products = torch.stack([dot(self._gradients, moved), dot(moved, moved)])
+        self._gradients = []
 
     def _version(self) -> int:
         return sum(p._version for p in self.parameters)
+
+
+def dot(one: Sequence[Tensor], two: Sequence[Tensor]) -> Tensor:
+    """Sum of the products of all entries, in float64 over the tensors."""
+    parts = []
+    for a, b in zip(one, two, strict=True):
+        a = a.to_dense() if a.layout != torch.strided else a
+        wide = torch.promote_types(torch.promote_types(a.dtype, b.dtype), torch.float32)
+        parts.append(torch.dot(a.reshape(-1).to(wide), b.reshape(-1).to(wide)).double())
+    return torch.stack([p.to(parts[0].device) for p in parts]).sum()
 
 
 def _loss_scale() -> float:

@@ -1,12 +1,15 @@
-"""Transformers: a TrainerCallback that steps a tracker and logs its probes."""
+"""Transformers: TrainerCallbacks that step a tracker or an edge meter and log what they find."""
 
 from __future__ import annotations
 
 import importlib
 from typing import Any
 
+from torch import Tensor
+
 from catapult_ext import _validate as v
-from catapult_ext.probes.integrations.lightning import logged
+from catapult_ext.probes.edge_meter import EdgeMeter
+from catapult_ext.probes.integrations.lightning import edge_logged, logged, loss_of
 from catapult_ext.probes.tracker import CurvatureTracker
 
 
@@ -28,13 +31,7 @@ def trainer_callback(tracker: CurvatureTracker) -> Any:
         v.fail(where, "tracker must be a CurvatureTracker", kind, TypeError)
     if tracker.data is None:
         v.fail(where, "the tracker must have a fixed probe set", "data=None")
-    try:
-        base = importlib.import_module("transformers").TrainerCallback
-    except ImportError as error:
-        raise RuntimeError(
-            "catapult_ext.probes.integrations: trainer_callback needs Transformers: "
-            "pip install transformers"
-        ) from error
+    base = _callback_class(where)
 
     class CurvatureCallback(base):  # type: ignore[misc, valid-type]
         """Steps the tracker; see :func:`trainer_callback`."""
@@ -54,3 +51,78 @@ def trainer_callback(tracker: CurvatureTracker) -> Any:
             tracker.close()
 
     return CurvatureCallback()
+
+
+def _callback_class(function: str) -> Any:
+    try:
+        return importlib.import_module("transformers").TrainerCallback
+    except ImportError as error:
+        raise RuntimeError(
+            f"catapult_ext.probes.integrations: {function} needs Transformers: "
+            "pip install transformers"
+        ) from error
+
+
+class _Passes:
+    """The training passes of a model since the last optimizer step, to make them once more."""
+
+    def __init__(self) -> None:
+        self.made: list[tuple[Any, Any, float]] = []
+        self.repeating = False
+
+    def seen(self, _model: Any, given: Any, named: Any, outputs: Any) -> None:
+        """A forward hook."""
+        loss = getattr(outputs, "loss", None) if not isinstance(outputs, dict) else loss_of(outputs)
+        if isinstance(loss, Tensor) and loss.requires_grad and not self.repeating:
+            self.made.append((given, named, loss.item()))
+
+    def mean(self, values: list[Any]) -> Any:
+        """Over micro-batches; a Trainer that counts items has divided by all of them before."""
+        counted = any(named.get("num_items_in_batch") is not None for _, named, _ in self.made)
+        return sum(values) / (1 if counted else len(values))
+
+    def again(self, model: Any) -> Any:
+        """The same loss at the model's present parameters."""
+        self.repeating = True
+        try:
+            outputs = [model(*given, **named) for given, named, _ in self.made]
+        finally:
+            self.repeating = False
+        return self.mean([o["loss"] if isinstance(o, dict) else o.loss for o in outputs])
+
+
+def edge_trainer_callback(meter: EdgeMeter) -> Any:
+    """A ``transformers.TrainerCallback`` that steps an :class:`~catapult_ext.EdgeMeter`.
+
+    Batches and losses are read from the model's own forward passes, whose outputs need a ``loss``
+    (attribute or key).  Rows are added to ``state.log_history`` as ``edge/zeta`` and, with
+    curvature, ``edge/chi``, ``edge/varsigma``, ``edge/tau``.
+
+    Raises:
+        TypeError: no EdgeMeter.
+        RuntimeError: Transformers is not installed.
+    """
+    where = "edge_trainer_callback"
+    if not isinstance(meter, EdgeMeter):
+        v.fail(where, "meter must be an EdgeMeter", type(meter).__name__, TypeError)
+    base = _callback_class(where)
+    passes = _Passes()
+
+    class EdgeCallback(base):  # type: ignore[misc, valid-type]
+        """Steps the meter; see :func:`edge_trainer_callback`."""
+
+        def on_train_begin(self, args: Any, state: Any, control: Any, **held: Any) -> None:
+            self.hook = meter.model.register_forward_hook(passes.seen, with_kwargs=True)
+
+        def on_step_end(self, args: Any, state: Any, control: Any, **held: Any) -> None:
+            loss = passes.mean([value for _, _, value in passes.made]) if passes.made else None
+            row = meter.step(loss, evaluate=lambda: passes.again(meter.model))
+            passes.made.clear()
+            if row is not None:
+                state.log_history.append({**edge_logged(row), "step": state.global_step})
+
+        def on_train_end(self, args: Any, state: Any, control: Any, **held: Any) -> None:
+            self.hook.remove()
+            meter.close()
+
+    return EdgeCallback()
