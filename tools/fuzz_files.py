@@ -206,7 +206,8 @@ def plain(target: str, seconds: float, hang: int, kept: Path) -> None:
         except BaseException:
             (kept / "plain").write_bytes(bytes(data))
             raise
-        signal.alarm(0)
+        finally:
+            signal.alarm(0)  # a finding must not leave the alarm to whatever runs next
         runs += 1
     print(f"{target}: {runs} mutated files, no finding")
 
