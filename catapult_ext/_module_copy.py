@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 _CONSTANTS: set[type] = {
     type(None), bool, int, float, complex, str, bytes, range, slice, type, type(...),
-    types.BuiltinFunctionType, types.ModuleType, types.CodeType, property, weakref.ref,
+    types.BuiltinFunctionType, types.ModuleType, types.CodeType, property,
     torch.dtype, torch.device, torch.Size, torch.layout, torch.memory_format,
 }  # fmt: skip
 # of a module: hooks that only the backward pass or saving and loading call
@@ -60,7 +60,8 @@ class Kind:
     def __init__(self, original: Tensor) -> None:
         self._kind, self._attributes = type(original), dict(vars(original))
         self._subclass = self._kind not in (Tensor, nn.Parameter)
-        self.special = self._subclass or bool(self._attributes)
+        self._parameter = isinstance(original, nn.Parameter)
+        self.special = self._subclass or self._parameter or bool(self._attributes)
 
     def of(self, value: Tensor) -> Tensor:
         """``value``, or a differentiable view of it, with this class and these attributes."""
@@ -68,6 +69,8 @@ class Kind:
             value = value.as_subclass(self._kind)
         if self._attributes:
             vars(value).update(self._attributes)
+        if self._parameter and not isinstance(value, nn.Parameter):
+            vars(value)["_is_param"] = True  # what isinstance asks for, and assignment to a module
         return value
 
 
@@ -136,6 +139,7 @@ class Copier:
         self._tensor = tensor
         self._dropped = _OTHER_HOOKS if backward_hooks else _OTHER_HOOKS | _BACKWARD_HOOKS
         self._kept: list[Any] = []  # originals stay alive, so that no id is used twice
+        self.held: list[nn.Module] = []  # copies to keep alive, which copies refer to weakly
 
     def __call__(self, value: Any) -> Any:
         """The copy of ``value``; the same one for the same original."""
@@ -197,6 +201,28 @@ class Copier:
 
     def _set(self, value: set[Any]) -> set[Any]:
         return set(map(self, value))
+
+    # weak references ------------------------------------------------------------------------
+
+    def _weak(self, value: weakref.ref[Any]) -> weakref.ref[Any]:
+        target = value()
+        copied = self._referred(target)
+        return value if copied is target else weakref.ref(copied)
+
+    def _proxy(self, value: Any) -> Any:
+        try:
+            target = value.__init__.__self__
+        except ReferenceError:  # its target is gone
+            return value
+        copied = self._referred(target)
+        return value if copied is target else weakref.proxy(copied)
+
+    def _referred(self, target: Any) -> Any:
+        """The copy of a module or of what is known here; anything else is not copied."""
+        if not isinstance(target, nn.Module):
+            return self.memo.get(id(target), target)
+        self.held.append(self(target))
+        return self.held[-1]
 
     # functions ------------------------------------------------------------------------------
 
@@ -364,6 +390,9 @@ _HANDLERS: dict[type, Callable[[Copier, Any], Any]] = {
     set: Copier._set,
     types.FunctionType: Copier._function,
     types.MethodType: Copier._method,
+    weakref.ref: Copier._weak,
+    weakref.ProxyType: Copier._proxy,
+    weakref.CallableProxyType: Copier._proxy,
     types.GeneratorType: lambda copier, value: _Spent(),
     torch.Generator: lambda copier, value: value.clone_state(),
     Tensor: lambda copier, value: copier._tensor(value),
@@ -406,6 +435,7 @@ def _shared(value: Any) -> bool:
 
 
 _origins: weakref.WeakKeyDictionary[nn.Module, weakref.ref[nn.Module]] = weakref.WeakKeyDictionary()
+_outside: weakref.WeakKeyDictionary[nn.Module, list[nn.Module]] = weakref.WeakKeyDictionary()
 
 
 def origins(model: nn.Module) -> list[nn.Module]:
@@ -459,4 +489,6 @@ def own_copy(model: Any, *others: Any) -> Any:
     first = copier(model)
     if isinstance(model, nn.Module):
         _origins[first] = weakref.ref(model)
+        inside = set(first.modules())
+        _outside[first] = [m for m in copier.held if m not in inside]
     return (first, *map(copier, others)) if others else first

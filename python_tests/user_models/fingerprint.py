@@ -50,7 +50,12 @@ def _note(found, path, value, seen):
             value.requires_grad,
             id(value.grad_fn) if value.grad_fn is not None else None,
             tuple(value.shape),
-            held.contiguous().view(-1).view(torch.uint8).numpy().tobytes(),
+            (held.to_dense() if held.layout != torch.strided else held)
+            .contiguous()
+            .view(-1)
+            .view(torch.uint8)
+            .numpy()
+            .tobytes(),
             None if value._backward_hooks is None else list(value._backward_hooks),
         )
         if value.is_leaf:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -152,10 +153,31 @@ class ForwardHVP(_OfGraph):
 
         def column(k: int) -> tuple[Tensor, ...]:
             tangents = tuple(snapshot.split(vectors[:, k].contiguous()))
-            with snapshot.aside(), no_second_derivative(snapshot.where):
+            with (
+                snapshot.aside(),
+                _accepted_by_transforms(snapshot.where),
+                no_second_derivative(snapshot.where),
+            ):
                 return torch.func.jvp(gradient, points, tangents)[1]
 
         return snapshot.columns(vectors.shape[1], column)
+
+
+@contextmanager
+def _accepted_by_transforms(where: str) -> Iterator[None]:
+    """Names the way out where torch.func does not take what the model does."""
+    try:
+        yield
+    except LIMITS:
+        raise
+    except RuntimeError as error:
+        if str(error).startswith("catapult_ext."):
+            raise
+        raise RuntimeError(
+            f"catapult_ext.{where}: hvp='forward' needs a model that torch.func transforms can "
+            f"run, without custom autograd Functions of the old form or writes in place to what "
+            f"it holds (leave hvp out): {error}"
+        ) from error
 
 
 class no_second_derivative:

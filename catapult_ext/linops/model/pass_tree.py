@@ -43,10 +43,11 @@ class Tree:
         model: the module of this pass.
         forward: the caller's ``forward=`` for it, or None.
         loss: the caller's loss as it was before any call; see :meth:`own_loss`.
+        held: modules to keep alive, which others refer to weakly.
     """
 
-    def __init__(self, model: nn.Module, forward: Any, loss: Any) -> None:
-        self.model, self.forward, self.loss = model, forward, loss
+    def __init__(self, model: nn.Module, forward: Any, loss: Any, held: list[nn.Module]) -> None:
+        self.model, self.forward, self.loss, self.held = model, forward, loss, held
 
     def run(self, x: Any) -> Any:
         """The outputs of the model for inputs ``x``."""
@@ -93,6 +94,7 @@ class Template:
         copier = Copier(memo, self._attribute, backward_hooks)
         self.model: nn.Module = copier(model)
         self.forward, self.loss = copier(forward), copier(loss)
+        self._held = copier.held
 
     def _attribute(self, value: Tensor) -> Tensor:
         """Of a tensor in an attribute: its values; what its graph reaches is for the proof."""
@@ -121,4 +123,4 @@ class Template:
             if kept is not None:
                 memo[id(mine)] = kept.clone()
         copier = Copier(memo, plain_tensor, self._backward_hooks)
-        return Tree(copier(self.model), copier(self.forward), copier(self.loss))
+        return Tree(copier(self.model), copier(self.forward), copier(self.loss), copier.held)

@@ -64,15 +64,16 @@ class Proof:
         model = self._model()
         if self._done or model is None:
             return
+        # attributes and closures, which the key does not see, decide what a pass refers to
+        found = reached(outputs)
+        self._check_leaves(snapshot, found, derived)
         key = self._key(model, snapshot)
-        known = _proven.setdefault(model, {})
         self.facts = _facts.setdefault(model, {}).setdefault(key, set())
-        if derived or key not in known:
-            found = reached(outputs)
-            self._check_leaves(snapshot, found, derived)
-            if self._needs_gradients(model, found):
-                self._compare_gradients(model, snapshot, outputs)
-            known[key] = habits
+        fact = ("gradients", *found.functions)
+        if self._needs_gradients(model, found) and (derived or fact not in self.facts):
+            self._compare_gradients(model, snapshot, outputs)
+            self.facts.add(fact)
+        _proven.setdefault(model, {}).setdefault(key, habits)
         self._done = True
 
     def recalled(self, snapshot: FixedModel) -> Habits | None:
@@ -88,7 +89,7 @@ class Proof:
             for m in model.modules()
         ]
         parameters = [(id(ref()), name in snapshot.params) for name, ref in self._originals.items()]
-        code = getattr(self._forward, "__code__", self._forward)
+        code = getattr(self._forward, "__code__", id(self._forward))
         return hash((tuple(shapes), tuple(modules), tuple(parameters), code))
 
     def restore(self, snapshot: FixedModel, names: Sequence[str]) -> None:

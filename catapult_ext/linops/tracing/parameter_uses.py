@@ -199,7 +199,7 @@ class Structured:
 
         A model that sorts its samples (routed experts) passes a test of sums and fails this one.
         """
-        if self.n == 1 or not edges:
+        if self.n == 1 or not edges:  # threads of the model's own show no call
             return ""
         generator = torch.Generator().manual_seed(1)
         scale = torch.rand(self.n, generator=generator, dtype=torch.float64, device="cpu").to(u) + 1
