@@ -202,8 +202,6 @@ class Copier:
     def _set(self, value: set[Any]) -> set[Any]:
         return set(map(self, value))
 
-    # weak references ------------------------------------------------------------------------
-
     def _weak(self, value: weakref.ref[Any]) -> weakref.ref[Any]:
         target = value()
         copied = self._referred(target)
@@ -371,7 +369,8 @@ class Copier:
                 slots = None
                 if isinstance(state, tuple) and len(state) == 2:
                     state, slots = state
-                vars(out).update(state or {})
+                if state:  # one with slots alone has no dictionary
+                    vars(out).update(state)
                 for name, item in (slots or {}).items():
                     object.__setattr__(out, name, item)
         for item in items or ():
@@ -393,6 +392,13 @@ _HANDLERS: dict[type, Callable[[Copier, Any], Any]] = {
     weakref.ref: Copier._weak,
     weakref.ProxyType: Copier._proxy,
     weakref.CallableProxyType: Copier._proxy,
+    weakref.WeakSet: lambda copier, value: weakref.WeakSet(map(copier._referred, value)),
+    weakref.WeakValueDictionary: lambda copier, value: weakref.WeakValueDictionary(
+        {copier(k): copier._referred(item) for k, item in value.items()}
+    ),
+    weakref.WeakKeyDictionary: lambda copier, value: weakref.WeakKeyDictionary(
+        {copier._referred(k): copier(item) for k, item in value.items()}
+    ),
     types.GeneratorType: lambda copier, value: _Spent(),
     torch.Generator: lambda copier, value: value.clone_state(),
     Tensor: lambda copier, value: copier._tensor(value),

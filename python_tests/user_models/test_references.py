@@ -54,6 +54,34 @@ class Parent(nn.Module):
         return self.child(torch.tanh(self.first(x)))
 
 
+class Slots:
+    """An object without a dictionary."""
+
+    __slots__ = ("layer",)
+
+    def __init__(self, layer):
+        self.layer = layer
+
+
+class Held(nn.Module):
+    """Uses its layers through what ``hold`` makes of them."""
+
+    def __init__(self, hold):
+        super().__init__()
+        self.layer, self.out = nn.Linear(D, D), nn.Linear(D, C)
+        self.held = hold(self.layer)
+
+    def forward(self, x):
+        held = self.held
+        if isinstance(held, Slots):
+            layers = [held.layer]
+        else:
+            layers = held.values() if isinstance(held, weakref.WeakValueDictionary) else held
+        for layer in list(layers):
+            x = torch.tanh(layer(x))
+        return self.out(x)
+
+
 class TiedInForward(nn.Module):
     def __init__(self):
         super().__init__()
@@ -118,6 +146,10 @@ def tied_before():
 MODELS = {
     "weak reference": lambda: Parent(weakref.ref),
     "weak proxy": lambda: Parent(weakref.proxy),
+    "object with slots": lambda: Held(Slots),
+    "weak set": lambda: Held(lambda layer: weakref.WeakSet([layer])),
+    "weak keys": lambda: Held(lambda layer: weakref.WeakKeyDictionary({layer: 1.0})),
+    "weak values": lambda: Held(lambda layer: weakref.WeakValueDictionary({"a": layer})),
     "tied in forward": tied_before,
     "asks for parameters": AsksForParameters,
     "threads": Threads,
