@@ -47,7 +47,8 @@ class Tree:
     """
 
     def __init__(self, model: nn.Module, forward: Any, loss: Any, held: list[nn.Module]) -> None:
-        self.model, self.forward, self.loss, self.held = model, forward, loss, held
+        self.model, self.forward, self.loss = model, forward, loss
+        self.held = held
 
     def run(self, x: Any) -> Any:
         """The outputs of the model for inputs ``x``."""
