@@ -1,5 +1,6 @@
 """Models that refer to themselves weakly, to parameters as such, or to other things by closures."""
 
+import copy
 import threading
 import weakref
 from dataclasses import dataclass
@@ -92,6 +93,17 @@ class TiedInForward(nn.Module):
         return self.out(torch.tanh(self.b(torch.tanh(self.a(x)))))
 
 
+class CopiesAPart(nn.Module):
+    """Runs a copy of a part, which no derivative passes."""
+
+    def __init__(self):
+        super().__init__()
+        self.net = mlp()
+
+    def forward(self, x):
+        return self.net(x) + copy.deepcopy(self.net)(x).detach()
+
+
 class AsksForParameters(nn.Module):
     def __init__(self):
         super().__init__()
@@ -152,6 +164,7 @@ MODELS = {
     "weak values": lambda: Held(lambda layer: weakref.WeakValueDictionary({"a": layer})),
     "tied in forward": tied_before,
     "asks for parameters": AsksForParameters,
+    "copies a part": CopiesAPart,
     "threads": Threads,
     "gradient hook of a result": watched,
     "retained gradient": retaining,

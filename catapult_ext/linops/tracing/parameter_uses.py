@@ -146,6 +146,9 @@ class Structured:
             return "its outputs are not one row per sample"
         if any(use.target.dtype != self.snapshot.dtype for use in self.uses):
             return "it computes in other precisions"
+        own = {id(p) for p in self.leaves}
+        if any(use.target.grad_fn is None and id(use.target) not in own for use in self.uses):
+            return "it copies parameters while it runs"
         made = [use for use in self.uses if use.target.grad_fn is not None]
         self.parents = {id(use): self._parents(use) for use in made}
         for use, versions in zip(self.uses, self._versions, strict=True):
