@@ -275,3 +275,14 @@ def test_forward_over_reverse_names_the_way_out_where_transforms_refuse_the_mode
     with pytest.raises(RuntimeError, match=r"catapult_ext.Hessian: hvp='forward' .*leave hvp out"):
         cx.Hessian(model, nn.MSELoss(), data, hvp="forward") @ t
     assert bool((cx.Hessian(model, nn.MSELoss(), data) @ t).isfinite().all())
+
+
+class Marked(torch.Tensor):
+    """A tensor class of the user's own, which formats as an object does."""
+
+
+def test_inputs_of_a_class_of_their_own_in_chunks():
+    model, x = mlp(), inputs()
+    u = torch.ones(N * C, dtype=torch.float64)
+    product = cx.NTK(model, x.as_subclass(Marked), samples_at_once=2) @ u
+    torch.testing.assert_close(product.as_subclass(torch.Tensor), cx.NTK(model, x) @ u)

@@ -91,7 +91,7 @@ def check_repeats(first: Tensor, again: Tensor, where: str) -> None:
         repeats(first, again),
         where,
         "two forward passes must give the same outputs (does forward() change its own state?)",
-        f"a difference of {(first - again).abs().max():.1e}"
+        f"a difference of {(first - again).abs().max().item():.1e}"
         if first.shape == again.shape
         else f"shapes {tuple(first.shape)} and {tuple(again.shape)}",
     )
