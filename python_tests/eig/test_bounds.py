@@ -146,3 +146,23 @@ def test_all_pairs_come_from_lapack():
     hidden = cx.eigsh(Wrapped(a), 40)  # an operator has only its products
     assert hidden.matvecs >= 40
     torch.testing.assert_close(hidden.eigenvalues, true)
+
+
+@pytest.mark.parametrize(
+    ("n", "tol", "documented"), [(65, 1e-1, 41), (65, 1e-2, 11), (200, 1e-3, 3)]
+)
+def test_errors_of_the_batched_solver_are_wrong_as_rarely_as_it_says(n, tol, documented):
+    """Its docstring calls errors at a loose tolerance estimates, with these counts of 200."""
+    x = _gaussian(200, n, n, seed=n)
+    a = x @ x.mT / n
+    found = cx.ops.lanczos_dense(a, tol=tol, seed=1)
+    true = torch.linalg.eigh(a)[0][:, -1:]
+    wrong = int(((found.eigenvalues - true).abs() > found.errors).sum())
+    assert wrong <= documented + 4 * documented**0.5
+    tight = cx.ops.lanczos_dense(a, seed=1)
+    assert int(((tight.eigenvalues - true).abs() > tight.errors).sum()) <= 1
+    checked = [cx.eigsh(a[r], tol=tol) for r in range(5)]
+    assert all(c.index_check == "inertia" for c in checked)
+    assert all(
+        float((c.eigenvalues[0] - true[r]).abs()) <= c.errors[0] for r, c in enumerate(checked)
+    )
