@@ -83,9 +83,9 @@ class Krylov:
         q, m = self.next, self.m
         b = len(q)
         rows = slice(m, m + b)
+        w = self._product(q, self.w[rows])  # first: it refuses values that torch.func wraps
         if q.data_ptr() != self.v[m].data_ptr():  # the fused step has left it in its place
             self.v[rows] = q
-        w = self._product(q, self.w[rows])
         fused = b == 1 and self.a.device.type == "cpu"
         t = (self._fused_step if fused else self._block_step)(w, m + b)
         if m <= 8:

@@ -111,7 +111,8 @@ def test_eta_max_interval_holds_the_measured_value(name):
     assert low < high <= 1.02 * low
     assert window.eta_max[0] <= low
     assert high <= window.eta_max[1]
-    assert window.eta_max[1] <= 2.5 * window.eta_max[0]
+    # the widest row of the table spans 2.5, up to rounding
+    assert window.eta_max[1] <= 2.5 * window.eta_max[0] * (1 + 1e-12)
     assert window.eta_crit < low
 
 
