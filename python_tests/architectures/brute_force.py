@@ -6,7 +6,7 @@ import copy
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -122,39 +122,3 @@ class BruteForce:
                 for g, p in zip(grads, self.params, strict=True)
             ]
         )
-
-
-def fingerprint(model: nn.Module) -> dict[str, Any]:
-    """All that a public call may not change in a user's model: identities, values, flags, RNG."""
-    out: dict[str, Any] = {"rng": torch.get_rng_state().clone()}
-    for name, module in model.named_modules(remove_duplicate=False):
-        own = {k: v for k, v in vars(module).items() if not k.startswith("_")}
-        out[f"{name}:attributes"] = sorted(own)
-        out[f"{name}:plain"] = {
-            k: v for k, v in own.items() if isinstance(v, (bool, int, float, str, type(None)))
-        }
-        out[f"{name}:tensors"] = {
-            k: (id(v), v.detach().clone()) for k, v in own.items() if isinstance(v, Tensor)
-        }
-        out[f"{name}:hooks"] = [len(v) for k, v in vars(module).items() if k.endswith("_hooks")]
-        for k, p in (*module._parameters.items(), *module._buffers.items()):
-            if p is not None:
-                grad = None if p.grad is None else p.grad.clone()
-                flags = (type(p), p.requires_grad, p.dtype, p.is_leaf)
-                out[f"{name}.{k}"] = (id(p), p.detach().clone(), grad, flags)
-    return out
-
-
-def differences(before: Any, after: Any, path: str = "") -> list[str]:
-    """Names of the entries of two fingerprints that differ."""
-    if isinstance(before, Tensor):
-        same = isinstance(after, Tensor) and torch.equal(before.nan_to_num(), after.nan_to_num())
-        return [] if same else [path]
-    if isinstance(before, dict) and isinstance(after, dict) and before.keys() == after.keys():
-        return [d for k in before for d in differences(before[k], after[k], f"{path}/{k}")]
-    listed = isinstance(before, (tuple, list)) and type(before) is type(after)
-    if listed and len(before) == len(after):
-        return [d for a, b in zip(before, after, strict=True) for d in differences(a, b, path)]
-    if isinstance(before, dict) and isinstance(after, dict):
-        return [f"{path}/{k}" for k in before.keys() ^ after.keys()]
-    return [] if before == after else [path]

@@ -77,8 +77,9 @@ def _note(found, path, value, seen):
         for key, item in value.items():
             _note(found, f"{path}[{key if isinstance(key, (str, int)) else id(key)}]", item, seen)
     elif isinstance(value, (list, tuple, set)) or type(value).__name__ == "deque":
-        found[path] = (type(value), len(value))
-        for k, item in enumerate(value):
+        items = [item for item in value]  # classes made of tuples may refuse len(), as list() asks
+        found[path] = (type(value), len(items))
+        for k, item in enumerate(items):
             _note(found, f"{path}[{k}]", item, seen)
     elif isinstance(value, torch.Generator):
         found[path] = value.get_state().numpy().tobytes()

@@ -215,11 +215,6 @@ class Snapshot(FixedModel):
         return self._proof.facts
 
     @property
-    def writes_inputs(self) -> bool:
-        """Whether the model writes its inputs in place, so that every pass takes copies."""
-        return bool(self.habits.writes_inputs)
-
-    @property
     def model(self) -> nn.Module:
         """The structure of the model; slots stand for its parameters and buffers."""
         return self._template.model

@@ -225,10 +225,6 @@ class ChainTracer(TorchFunctionMode):
         return self._bias(self._chain.layers[-1], right) and self._move(out)
 
 
-def _depends(value: Any) -> bool:
-    return isinstance(value, Tensor) and value.requires_grad
-
-
 def _argument(args: Any, kwargs: Any, position: int, name: str, default: Any) -> Any:
     return args[position] if len(args) > position else kwargs.get(name, default)
 
