@@ -5,9 +5,11 @@ import copy
 import pytest
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import catapult_ext as cx
 from catapult_ext import losses
+from catapult_ext.losses import factors
 
 N, O = 6, 4  # noqa: E741
 
@@ -64,6 +66,68 @@ def test_value_and_output_hessian(case):
     s = factor.apply(eye).reshape(N * O, N * O)
     torch.testing.assert_close(s @ s.T, exact, rtol=1e-12, atol=1e-14)
     torch.testing.assert_close(factor.apply_t(eye).reshape(N * O, N * O), s.T)
+
+
+CROSS_ENTROPIES = [name for name in CASES if name.startswith("ce_")]
+
+
+@pytest.mark.parametrize("tile", [3, 7])
+@pytest.mark.parametrize("case", CROSS_ENTROPIES)
+def test_tiles_of_a_softmax_are_those_of_the_whole(monkeypatch, case, tile):
+    """Boundaries divide neither rows nor classes, and columns make tiles smaller."""
+    loss, target = CASES[case]
+    known, y = losses.resolve(loss), target()
+    for f in (outputs(), outputs() + 800, outputs() * 300):
+        whole = known.factor(f, y)
+        p = torch.softmax(f, 1)
+        s = whole.root.unsqueeze(-1) * (
+            torch.diag_embed(p.sqrt()) - p.unsqueeze(2) * p.sqrt().unsqueeze(1)
+        )
+        for columns in (1, 2):
+            u = torch.randn(N, O, columns, dtype=torch.float64)
+            monkeypatch.setattr(factors, "TILE", tile)
+            tiled = known.factor(f, y)
+            for found, matrix in [
+                (tiled.apply(u), s),
+                (tiled.apply_t(u), s.mT),
+                (tiled.hessian(u), s @ s.mT),
+            ]:
+                torch.testing.assert_close(found, matrix @ u, rtol=1e-10, atol=1e-12)
+            monkeypatch.undo()
+
+
+class Sizes(TorchDispatchMode):
+    """Sizes of the storages that operations make, in entries of float64."""
+
+    def __init__(self, known):
+        super().__init__()
+        self.known = {t.untyped_storage().data_ptr() for t in known}
+        self.made = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        for t in torch.utils._pytree.tree_leaves(out):
+            if isinstance(t, torch.Tensor) and t.untyped_storage().data_ptr() not in self.known:
+                self.made.append(t.untyped_storage().nbytes() // 8)
+        return out
+
+
+@pytest.mark.parametrize("product", ["apply", "apply_t", "hessian"])
+@pytest.mark.parametrize("columns", [1, 3])
+def test_a_softmax_makes_no_more_than_its_tiles(monkeypatch, product, columns):
+    rows, classes, tile = 7, 1009, 256
+    monkeypatch.setattr(factors, "TILE", tile)
+    f = torch.randn(rows, classes, dtype=torch.float64)
+    y, u = torch.arange(rows), torch.randn(rows, classes, columns, dtype=torch.float64)
+    with Sizes([f]) as of_factor:
+        factor = losses.resolve("cross_entropy").factor(f, y)
+    # class weights are one row
+    assert max(of_factor.made) <= classes
+    with Sizes([f, u]) as of_product:
+        out = getattr(factor, product)(u)
+    assert sorted(of_product.made)[-1] == out.numel()
+    beside = [size for size in of_product.made if size != out.numel()]
+    assert max(beside) <= tile
 
 
 def test_named_values_and_normalisers():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 
 from catapult_ext import _validate as v
+
+TILE = 1 << 18  # entries of a softmax that are made at a time
 
 
 class OutputHessian(ABC):
@@ -131,24 +133,92 @@ class DiagonalFactor(OutputFactor):
         return u * self.root.square().unsqueeze(-1)
 
 
-@dataclass(frozen=True, eq=False)
 class SoftmaxFactor(OutputFactor):
-    """S_n = root_n (diag(sqrt p_n) - p_n sqrt(p_n)'): S_n S_n' = root_n^2 (diag p_n - p_n p_n')."""
+    """S_n = root_n (diag(sqrt p_n) - p_n sqrt(p_n)'): S_n S_n' = root_n^2 (diag p_n - p_n p_n').
 
-    root: Tensor  # (N, 1)
-    p: Tensor  # (N, O), rows sum to one
+    The probabilities p are made of the logits when they are needed, a tile of rows and classes at a
+    time: besides its result a product takes the memory of a few tiles, however many classes
+    there are.
+
+    Args:
+        root: (N, 1).
+        logits: (N, O), kept as they are, without a copy.
+    """
+
+    def __init__(self, root: Tensor, logits: Tensor) -> None:
+        self.root, self.logits = root, logits
+        self._log_sums = torch.cat([self._log_sum(rows) for rows in self._rows(1)])
+
+    @property
+    def p(self) -> Tensor:
+        """The probabilities (N, O), all at once."""
+        return torch.softmax(self.logits, 1)
 
     def apply(self, u: Tensor) -> Tensor:
         """S u for u (N, O, K), without forming S_n."""
-        s = self.p.sqrt().unsqueeze(-1)
-        inner = (s * u).sum(1, keepdim=True)
-        return self.root.unsqueeze(-1) * (s * u - self.p.unsqueeze(-1) * inner)
+
+        def product(p: Tensor, u: Tensor, root: Tensor, inner: Tensor) -> Tensor:
+            return (p.sqrt() * u).addcmul_(p, inner, value=-1).mul_(root)
+
+        return self._mapped(u, lambda p: p.sqrt(), product)
 
     def apply_t(self, u: Tensor) -> Tensor:
         """S' u for u (N, O, K), without forming S_n."""
-        s = self.p.sqrt().unsqueeze(-1)
-        inner = (self.p.unsqueeze(-1) * u).sum(1, keepdim=True)
-        return self.root.unsqueeze(-1) * (s * u - s * inner)
+
+        def product(p: Tensor, u: Tensor, root: Tensor, inner: Tensor) -> Tensor:
+            return (u - inner).mul_(p.sqrt() * root)
+
+        return self._mapped(u, lambda p: p, product)
+
+    def hessian(self, u: Tensor) -> Tensor:
+        """H_L u = root^2 (p * u - p <p, u>) for u (N, O, K)."""
+
+        def product(p: Tensor, u: Tensor, root: Tensor, inner: Tensor) -> Tensor:
+            return (u - inner).mul_(p * root.square())
+
+        return self._mapped(u, lambda p: p, product)
+
+    def _mapped(
+        self,
+        u: Tensor,
+        weights: Callable[[Tensor], Tensor],
+        product: Callable[[Tensor, Tensor, Tensor, Tensor], Tensor],
+    ) -> Tensor:
+        """``product(p, u, root, <weights(p), u>)`` tile by tile, inner products first."""
+        out = torch.empty_like(u)
+        for rows in self._rows(u.shape[2]):
+            inner = u.new_zeros(rows.stop - rows.start, 1, u.shape[2])
+            for classes in self._classes(u.shape[2]):
+                p = self._p(rows, classes)
+                inner += (weights(p) * u[rows, classes]).sum(1, keepdim=True)
+            root = self.root[rows].unsqueeze(-1)
+            for classes in self._classes(u.shape[2]):
+                p = self._p(rows, classes)
+                out[rows, classes] = product(p, u[rows, classes], root, inner)
+        return out
+
+    def _p(self, rows: slice, classes: slice) -> Tensor:
+        """Probabilities of a tile, (n, o, 1)."""
+        return (self.logits[rows, classes] - self._log_sums[rows]).exp_().unsqueeze(-1)
+
+    def _log_sum(self, rows: slice) -> Tensor:
+        """Log sum exp of the logits of some rows, (n, 1)."""
+        parts = [self.logits[rows, c].logsumexp(1, keepdim=True) for c in self._classes(1)]
+        return parts[0] if len(parts) == 1 else torch.cat(parts, 1).logsumexp(1, keepdim=True)
+
+    def _rows(self, columns: int) -> Iterator[slice]:
+        """Rows of a tile: as many as have ``TILE`` entries with all their columns, or one."""
+        n, classes = self.logits.shape
+        return _slices(n, max(1, TILE // (classes * columns)))
+
+    def _classes(self, columns: int) -> Iterator[slice]:
+        """Classes of a tile: all of them, where that is no more entries."""
+        return _slices(self.logits.shape[1], max(1, TILE // columns))
+
+
+def _slices(count: int, step: int) -> Iterator[slice]:
+    """Slices of ``step`` indices that cover ``count`` of them."""
+    return (slice(at, min(at + step, count)) for at in range(0, count, step))
 
 
 @dataclass(frozen=True, eq=False)

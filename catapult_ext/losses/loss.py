@@ -203,7 +203,7 @@ class CrossEntropy(Loss):
         weight = f.new_ones(f.shape[1]) if self.module.weight is None else self.module.weight.to(f)
         smooth, mean = self.module.label_smoothing, self.module.reduction == "mean"
         if y.is_floating_point():
-            mass = ((1 - smooth) * y + smooth / f.shape[1]) @ weight
+            mass = (1 - smooth) * (y @ weight) + smooth * weight.sum() / f.shape[1]
             return mass, float(f.shape[0]) if mean else 1.0
         kept = y != self.module.ignore_index
         own = torch.where(kept, weight[torch.where(kept, y, 0)], 0)
@@ -222,7 +222,7 @@ class CrossEntropy(Loss):
         v.require(
             nonnegative, f"losses.{self.name}", "target masses must be >= 0 for a factor", "< 0"
         )
-        return SoftmaxFactor((mass / divisor).sqrt().unsqueeze(1), torch.softmax(f, 1))
+        return SoftmaxFactor((mass / divisor).sqrt().unsqueeze(1), f.detach())
 
 
 @dataclass(frozen=True, eq=False)
