@@ -21,11 +21,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-_CONSTANTS: set[type] = {
-    type(None), bool, int, float, complex, str, bytes, range, slice, type, type(...),
-    types.BuiltinFunctionType, types.ModuleType, types.CodeType, property,
-    torch.dtype, torch.device, torch.Size, torch.layout, torch.memory_format,
-}  # fmt: skip
+from catapult_ext._function_copy import CONSTANTS, copied_function, copied_method
+
 # of a module: hooks that only the backward pass or saving and loading call
 _BACKWARD_HOOKS = {"_backward_hooks", "_backward_pre_hooks"}
 _OTHER_HOOKS = {
@@ -43,7 +40,6 @@ _FORWARD_HOOKS = {
     "_non_persistent_buffers_set",
 }
 _ALL_HOOKS = _BACKWARD_HOOKS | _OTHER_HOOKS | _FORWARD_HOOKS
-_CONTAINERS = (list, dict, set, deque, OrderedDict)
 
 
 def plain_tensor(value: Tensor) -> Tensor:
@@ -144,7 +140,7 @@ class Copier:
     def __call__(self, value: Any) -> Any:
         """The copy of ``value``; the same one for the same original."""
         kind = type(value)
-        if kind in _CONSTANTS or (kind is tuple and _CONSTANTS.issuperset(map(type, value))):
+        if kind in CONSTANTS or (kind is tuple and CONSTANTS.issuperset(map(type, value))):
             return value
         key = id(value)
         if key in self.memo:
@@ -222,64 +218,6 @@ class Copier:
         self.held.append(self(target))
         return self.held[-1]
 
-    # functions ------------------------------------------------------------------------------
-
-    def _method(self, value: types.MethodType) -> types.MethodType:
-        owner, function = self(value.__self__), self(value.__func__)
-        if owner is value.__self__ and function is value.__func__:
-            return value
-        return types.MethodType(function, owner)
-
-    def _function(self, value: types.FunctionType) -> Any:
-        """The function itself, or one whose closure, defaults and globals are copies."""
-        compiled = getattr(value, "_torchdynamo_orig_callable", None)
-        if compiled is not None:
-            return self(compiled)
-        self.memo[id(value)] = value  # what it calls may call it
-        named = self._globals(value)
-        state = (value.__defaults__, value.__kwdefaults__, value.__dict__ or None)
-        if not value.__closure__ and not named and state == (None, None, None):
-            return value
-        cells = tuple(types.CellType() for _ in value.__closure__ or ())
-        scope = {**value.__globals__, **named} if named else value.__globals__
-        out = types.FunctionType(value.__code__, scope, value.__name__, None, cells)
-        self.memo[id(value)] = out
-        changed = bool(named)
-        for cell, old in zip(cells, value.__closure__ or (), strict=True):
-            try:
-                content = old.cell_contents
-            except ValueError:  # not bound yet
-                continue
-            cell.cell_contents = self(content)
-            changed |= cell.cell_contents is not content
-        out.__defaults__, out.__kwdefaults__, attributes = (
-            None if s is None else self(s) for s in state
-        )
-        changed |= out.__defaults__ is not value.__defaults__
-        for mine, theirs in ((out.__kwdefaults__, value.__kwdefaults__), (attributes, state[2])):
-            changed |= any(v is not (theirs or {})[k] for k, v in (mine or {}).items())
-        if not changed:
-            self.memo[id(value)] = value
-            return value
-        out.__dict__.update(attributes or {})
-        out.__module__, out.__qualname__ = value.__module__, value.__qualname__
-        return out
-
-    def _globals(self, value: types.FunctionType) -> dict[str, Any]:
-        """Copies of the global modules and tensors known here, and of a script's containers."""
-        if "site-packages" in value.__code__.co_filename:
-            return {}
-        out = {}
-        for name in _names(value.__code__):
-            item = value.__globals__.get(name)
-            kind = type(item)
-            calls = isinstance(item, types.FunctionType) and item.__module__ == value.__module__
-            if kind not in _CONSTANTS and (id(item) in self.memo or calls or kind in _CONTAINERS):
-                copied = self(item)
-                if copied is not item:
-                    out[name] = copied
-        return out
-
     # modules and other objects --------------------------------------------------------------
 
     def module(self, value: nn.Module) -> nn.Module:
@@ -302,7 +240,7 @@ class Copier:
             return out
         attributes: dict[str, Any] = out.__dict__
         for name, item in state.items():
-            if type(item) in _CONSTANTS:
+            if type(item) in CONSTANTS:
                 attributes[name] = item
             elif name in _ALL_HOOKS and (not item or name in self._dropped):
                 attributes[name] = type(item)()
@@ -387,8 +325,8 @@ _HANDLERS: dict[type, Callable[[Copier, Any], Any]] = {
     deque: Copier._deque,
     tuple: Copier._tuple,
     set: Copier._set,
-    types.FunctionType: Copier._function,
-    types.MethodType: Copier._method,
+    types.FunctionType: copied_function,
+    types.MethodType: copied_method,
     weakref.ref: Copier._weak,
     weakref.ProxyType: Copier._proxy,
     weakref.CallableProxyType: Copier._proxy,
@@ -405,12 +343,6 @@ _HANDLERS: dict[type, Callable[[Copier, Any], Any]] = {
     CopiesItself: Copier._again,
     nn.Parameter: lambda copier, value: copier._tensor(value),
 }
-
-
-def _names(code: types.CodeType) -> list[str]:
-    """Global names that a function and those defined inside it use."""
-    inner = [name for c in code.co_consts if isinstance(c, types.CodeType) for name in _names(c)]
-    return [*code.co_names, *inner]
 
 
 class _Protocol:
