@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import ModuleType
 from typing import Any
@@ -19,6 +19,7 @@ except ImportError as error:
 
 _module: ModuleType = _C
 _emulating = False
+_pretending: Callable[..., Any] | None = None
 
 
 def build_info() -> dict[str, Any]:
@@ -34,6 +35,8 @@ def call(op: str, device: torch.device, *args: object) -> Any:
     if _emulating:
         where, stream = 0, 0
     elif device.type == "cuda":
+        if _pretending is not None:
+            return _pretending(op, *args)
         where = device.index if device.index is not None else torch.cuda.current_device()
         stream = torch.cuda.current_stream(device).cuda_stream
     else:
@@ -50,6 +53,17 @@ def emulated(module: ModuleType) -> Iterator[None]:
         yield
     finally:
         _module, _emulating = _C, False
+
+
+@contextmanager
+def pretended(run: Callable[..., Any]) -> Iterator[None]:
+    """Tests only: ops on tensors that say ``cuda`` go to ``run(op, *arguments)``."""
+    global _pretending
+    before, _pretending = _pretending, run
+    try:
+        yield
+    finally:
+        _pretending = before
 
 
 @contextmanager
