@@ -20,6 +20,8 @@ PY_FILES = sorted(PACKAGE.rglob("*.py"))
 LAYERS = [
     {"_function_copy"},
     {"_validate", "_deprecated", "_autocast", "_module_copy", "_C", "_processes", "_free_memory"},
+    {"_model_call"},
+    {"_batches"},
     {"_native"},
     {"_store", "figures"},
     {"ops", "reference"},

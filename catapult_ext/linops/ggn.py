@@ -6,10 +6,13 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
+from catapult_ext import _validate as v
 from catapult_ext._autocast import no_autocast
+from catapult_ext._batches import batch_of
 from catapult_ext.linops.base import Dual
 from catapult_ext.linops.engines.base import Linearization
 from catapult_ext.linops.engines.choose import Options, coarse, freeze
+from catapult_ext.linops.engines.labels_inside import labels_as_trained
 from catapult_ext.linops.engines.loss_curvature import (
     bound_loss,
     check_layout,
@@ -17,10 +20,10 @@ from catapult_ext.linops.engines.loss_curvature import (
     is_known,
 )
 from catapult_ext.linops.model.habits import other_generators
-from catapult_ext.linops.model.inputs import fresh_inputs, unpack
+from catapult_ext.linops.model.inputs import fresh_inputs
 from catapult_ext.linops.model.pass_context import frozen_context
 from catapult_ext.linops.model_operator import ModelOperator
-from catapult_ext.losses import Loss, OutputFactor, resolve
+from catapult_ext.losses import OWN_LOSS, Loss, OutputFactor, resolve
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -38,12 +41,17 @@ class GGN(ModelOperator):
     that promise and without a dual.
 
     Args:
-        model: any module with outputs (N, O) or (N,).
+        model: any module with outputs (N,) or (N, d1, ..., dk), O = d1 * ... * dk.
         loss: see :func:`catapult_ext.losses.resolve`.
-        data: ``(x, y)``, the full batch.
+        data: ``(x, y)``, the full batch, or another form that
+            :func:`~catapult_ext._batches.batch_of` takes.
         **options: see :class:`~catapult_ext.linops.engines.choose.Options`.
 
+    Attributes:
+        targets: the labels as the loss compares them with the outputs.
+
     Raises:
+        TypeError: data without labels.
         ValueError: targets that do not fit, negative weights.
     """
 
@@ -53,10 +61,26 @@ class GGN(ModelOperator):
     def __init__(
         self, model: nn.Module, loss: object, data: object, **options: Unpack[Options]
     ) -> None:
-        x, y = unpack(data, self.name)
         known = resolve(loss)
-        linearization = freeze(model, x, where=self.name, probe=self.probe, loss=known, **options)
-        self._set_up(linearization, known, y)
+        v.require(
+            known is not OWN_LOSS,
+            self.name,
+            "loss= must be given: the Gauss-Newton matrix is of outputs and a loss of them "
+            "(cx.Hessian takes loss=None, the model's own)",
+            None,
+        )
+        batch = batch_of(data, self.name)
+        linearization = freeze(
+            model,
+            batch.x,
+            where=self.name,
+            probe=self.probe,
+            loss=known,
+            y=batch.y,
+            **options,
+        )
+        snapshot, outputs = linearization.snapshot, linearization.outputs
+        self._set_up(linearization, known, labels_as_trained(snapshot, known, batch, outputs))
 
     @classmethod
     def of(cls, linearization: Linearization, loss: object, y: Tensor) -> GGN:
@@ -65,15 +89,14 @@ class GGN(ModelOperator):
 
     def _set_up(self, linearization: Linearization, loss: Loss, y: Tensor) -> None:
         self._use(linearization)
-        self.loss = loss
+        self.loss, self.targets = loss, y
         snapshot, f = linearization.snapshot, linearization.outputs
-        check_layout(snapshot, loss, y, f)
+        check_layout(snapshot, loss, y)
         if not is_known(loss):
             with frozen_context():
                 checked_loss(snapshot, loss, y, f.clone().requires_grad_(), of_outputs=_OF_OUTPUTS)
             loss, y = bound_loss(snapshot, loss), fresh_inputs(y, Tensor.clone)
-            if not loss.convex and snapshot.vector_outputs:
-                f = f.squeeze(1)  # a callable gets the outputs as the model returns them
+        f = snapshot.as_returned(f)
         with snapshot.policy.seeded(snapshot.device), other_generators():
             self.factor = loss.output_hessian(f, loss.targets(f, y))
         self.shape = (linearization.n_params, linearization.n_params)
@@ -125,5 +148,6 @@ class DualGGN(ModelOperator):
 
 
 def _rows(linearization: Linearization, u: Tensor, product: Any) -> Tensor:
-    shaped = u.reshape(linearization.n_samples, linearization.n_outputs, -1)
+    shape = linearization.snapshot.output_shape
+    shaped = u.reshape(shape[0] if shape else 1, -1, u.shape[-1])
     return product(shaped).reshape(linearization.rows, -1)

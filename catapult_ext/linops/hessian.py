@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
 
 from catapult_ext import _validate as v
 from catapult_ext._autocast import no_autocast
+from catapult_ext._batches import Batch, batch_of, inputs_of
 from catapult_ext.linops.base import KeepsGraph, LinearOperator
 from catapult_ext.linops.engines.base import GRAPHS, HessianProducts, Linearization
 from catapult_ext.linops.engines.by_samples import LinearizationBySamples
@@ -22,14 +23,14 @@ from catapult_ext.linops.engines.choose import (
     take_snapshot,
     within_budget,
 )
+from catapult_ext.linops.engines.labels_inside import labels_as_trained
 from catapult_ext.linops.engines.loss_curvature import loss_sees_parameters
 from catapult_ext.linops.engines.plan import Plan
 from catapult_ext.linops.engines.planner import Planner
 from catapult_ext.linops.model.channels_last import in_any_layout, set_plain_layout
-from catapult_ext.linops.model.inputs import unpack
 from catapult_ext.linops.model.memory_meter import LIMITS
 from catapult_ext.linops.model.snapshot import Snapshot
-from catapult_ext.losses import Loss, resolve
+from catapult_ext.losses import OWN_LOSS, Loss, resolve
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -45,13 +46,19 @@ class Hessian(KeepsGraph, LinearOperator):
     samples again.
 
     Args:
-        model: any module with outputs (N, O) or (N,).
+        model: any module with outputs (N,) or (N, d1, ..., dk).
         loss: a name, torch loss module or any callable ``(outputs, targets) -> scalar``, which
-            gets the outputs as the model returns them (see :func:`catapult_ext.losses.resolve`).
-        data: ``(x, y)``, the full batch.
+            gets the outputs as the model returns them (see :func:`catapult_ext.losses.resolve`);
+            None takes the loss that the model returns for a batch with labels.
+        data: ``(x, y)``, the full batch, or another form that
+            :func:`~catapult_ext._batches.batch_of` takes; with ``loss=None`` the inputs alone.
         hvp: ``"reverse"``, ``"forward"`` or None: a dense chain's own products where the model is
             one, else reverse.
         **options: see :class:`~catapult_ext.linops.engines.choose.Options`.
+
+    Attributes:
+        outputs: (N, O), of the model.
+        targets: the labels as the loss compares them with the outputs.
 
     Raises:
         ValueError: targets that do not fit, a non-finite loss.
@@ -70,23 +77,26 @@ class Hessian(KeepsGraph, LinearOperator):
         hvp: str | None = None,
         **options: Unpack[Options],
     ) -> None:
-        x, y = unpack(data, self.name)
         options = checked_options(options, self.name)
         _check_engine(options.get("engine"), hvp, self.name)
         known = resolve(loss)
-        snapshot = take_snapshot(model, x, self.name, options, "hessian", known)
-        in_any_layout(snapshot, lambda: self._set_up(snapshot, known, y, hvp, options))
+        if known is OWN_LOSS:
+            batch = Batch(inputs_of(data, self.name), None, False)
+        else:
+            batch = batch_of(data, self.name)
+        snapshot = take_snapshot(model, batch.x, self.name, options, "hessian", known, batch.y)
+        in_any_layout(snapshot, lambda: self._set_up(snapshot, known, batch, hvp, options))
 
     def coarse(self) -> Hessian:
         """The same operator with products in bfloat16 (autocast), good to about 1 % of its norm."""
         options: Options = {**self._options, "check": False}
         rounded = self.snapshot.in_bfloat16()
-        return self._of(rounded, self.loss, self._targets, self._hvp, options)
+        return self._of(rounded, self.loss, self._batch, self._hvp, options)
 
     def _set_up(
-        self, snapshot: Snapshot, loss: Loss, y: Any, hvp: str | None, options: Options
+        self, snapshot: Snapshot, loss: Loss, batch: Batch, hvp: str | None, options: Options
     ) -> None:
-        self.snapshot, self.loss, self._targets = snapshot, loss, y
+        self.snapshot, self.loss, self._batch = snapshot, loss, batch
         self._hvp, self._options = hvp, options
         self.shape = (snapshot.n_params, snapshot.n_params)
         self.dtype, self.device = snapshot.dtype, snapshot.device
@@ -100,8 +110,14 @@ class Hessian(KeepsGraph, LinearOperator):
 
     @property
     def n_samples(self) -> int:
-        """N."""
-        return self.snapshot.n_samples
+        """N: the leading size of the outputs; that of the inputs for the model's own loss."""
+        own = self.loss is OWN_LOSS or not self.output_shape
+        return self.snapshot.n_samples if own else self.output_shape[0]
+
+    @property
+    def output_shape(self) -> tuple[int, ...]:
+        """(N, d1, ..., dk) of the outputs as the model returns them."""
+        return self.snapshot.output_shape
 
     @property
     def n_params(self) -> int:
@@ -153,15 +169,21 @@ class Hessian(KeepsGraph, LinearOperator):
             if engine is None and (self._hvp is not None or plan is not None):
                 engine = GENERAL.engine  # it has the modes, and the plan has measured its products
             linearization = checked(linearize(snapshot, engine), check)
+            self._read_labels(linearization)
             other = engine is None and not isinstance(linearization, GENERAL)
             if other and loss_sees_parameters(
-                snapshot, self.loss, self._targets, linearization.outputs
+                snapshot, self.loss, self.targets, linearization.outputs
             ):
                 linearization = checked(linearize(snapshot, GENERAL.engine), check)
-        products = linearization.hessian(self.loss, self._targets, self._hvp)
+        self._read_labels(linearization)
+        products = linearization.hessian(self.loss, self.targets, self._hvp)
         if check:
             products.check()
         return linearization.engine, products
+
+    def _read_labels(self, linearization: Linearization) -> None:
+        self.outputs = linearization.outputs
+        self.targets = labels_as_trained(self.snapshot, self.loss, self._batch, self.outputs)
 
     def _matmat(self, vectors: Tensor) -> Tensor:
         try:

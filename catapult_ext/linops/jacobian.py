@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from torch import Tensor, nn
 
 from catapult_ext._autocast import no_autocast
+from catapult_ext._batches import inputs_of
 from catapult_ext.linops.engines.base import Linearization
 from catapult_ext.linops.engines.choose import Options, freeze
 from catapult_ext.linops.model.snapshot import Inputs
@@ -22,8 +23,8 @@ class Jacobian(ModelOperator):
     Flat index n*O + o; parameters in ``named_parameters`` order.  The forward pass runs once.
 
     Args:
-        model: any module with outputs (N, O), or (N,) which counts as O = 1.
-        x: inputs: a tensor, a tuple (positional arguments) or a mapping (keyword arguments).
+        model: any module with outputs (N,) or (N, d1, ..., dk), O = d1 * ... * dk in C order.
+        x: inputs, as for :class:`~catapult_ext.NTK`.
         **options: see :class:`~catapult_ext.linops.engines.choose.Options`.
 
     Raises:
@@ -35,6 +36,7 @@ class Jacobian(ModelOperator):
 
     @no_autocast()
     def __init__(self, model: nn.Module, x: Inputs, **options: Unpack[Options]) -> None:
+        x = inputs_of(x, self.name)
         self._set_up(freeze(model, x, where=self.name, probe=self.probe, **options))
 
     @classmethod

@@ -55,8 +55,13 @@ class ModelOperator(KeepsGraph, LinearOperator):
 
     @property
     def n_samples(self) -> int:
-        """N."""
-        return self.linearization.n_samples
+        """N: the leading size of the outputs."""
+        return self.output_shape[0] if self.output_shape else 1
+
+    @property
+    def output_shape(self) -> tuple[int, ...]:
+        """(N, d1, ..., dk) of the outputs as the model returns them."""
+        return self.linearization.snapshot.output_shape
 
     @property
     def n_params(self) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 
 from catapult_ext import _validate as v
 from catapult_ext._autocast import no_autocast
+from catapult_ext._batches import inputs_of
 from catapult_ext._deprecated import warn_renamed
 from catapult_ext.linops.engines.base import Linearization
 from catapult_ext.linops.engines.choose import Options, coarse, freeze
@@ -29,8 +31,9 @@ class NTK(ModelOperator):
     The forward pass runs once, however many products follow; the model is not modified.
 
     Args:
-        model: any module with outputs (N, O), or (N,) which counts as O = 1.
-        x: inputs: a tensor, a tuple (positional arguments) or a mapping (keyword arguments).
+        model: any module with outputs (N,) or (N, d1, ..., dk), O = d1 * ... * dk in C order.
+        x: inputs: a tensor, a tuple (positional arguments), a mapping (keyword arguments), another
+            batch that :func:`~catapult_ext._model_call.call_model` takes, or a DataLoader of these.
         x2: inputs of the columns of a cross kernel.
         **options: engine, params, forward, batch_stats, ...: see
             :class:`~catapult_ext.linops.engines.choose.Options`.
@@ -46,9 +49,11 @@ class NTK(ModelOperator):
     def __init__(
         self, model: nn.Module, x: Inputs, x2: Inputs | None = None, **options: Unpack[Options]
     ) -> None:
+        x = inputs_of(x, self.name)
         first = freeze(model, x, where=self.name, probe=self.probe, **options)
         other = None
         if x2 is not None:
+            x2 = inputs_of(x2, self.name)
             other = freeze(model, x2, where=self.name, probe=self.probe, **options)
         self._set_up(first, other)
 
@@ -62,14 +67,10 @@ class NTK(ModelOperator):
         self.linearization2 = linearization if other is None else other
         self.symmetric = other is None
         if other is not None:
-            v.require(
-                other.n_outputs == linearization.n_outputs,
-                self.name,
-                f"x2 must give {linearization.n_outputs} outputs",
-                other.n_outputs,
-            )
+            one, two = (part.snapshot.output_shape[1:] for part in (linearization, other))
+            v.require(one == two, self.name, f"x2 must give outputs (N, ...) as x, {one}", two)
         self.shape = (linearization.rows, self.linearization2.rows)
-        self.n_outputs = linearization.n_outputs
+        self.n_outputs = prod(linearization.snapshot.output_shape[1:])
 
     def _matmat(self, vectors: Tensor) -> Tensor:
         if self.symmetric:
@@ -138,17 +139,21 @@ class NTK(ModelOperator):
 
     def _whole(self, outputs: str) -> Tensor | None:
         """The flat kernel, all samples at once; None where those do not fit and parts may."""
-        known = self.linearization.kernel(None if self.symmetric else self.linearization2, outputs)
+        o = self.n_outputs
+        # a sum over the outputs of a row is none over those of a sample of several rows
+        asked = outputs if o == self.linearization.n_outputs else "all"
+        known = self.linearization.kernel(None if self.symmetric else self.linearization2, asked)
         size = sum(set(self.shape)) * self.linearization.n_params * self.dtype.itemsize
         linearization = self.linearization
         too_large = linearization.kernel_too_large or size > linearization.workspace
-        if known is not None or too_large:
+        if too_large or (known is not None and asked == outputs):
             return known
-        rows = linearization.jacobian()
-        flat = gram(rows) if self.symmetric else rows @ self.linearization2.jacobian().T
+        flat = known
+        if flat is None:
+            rows = linearization.jacobian()
+            flat = gram(rows) if self.symmetric else rows @ self.linearization2.jacobian().T
         if outputs == "all":
             return flat
-        o = self.n_outputs
         return flat.view(-1, o, self.shape[1] // o, o).diagonal(dim1=1, dim2=3).sum(-1)
 
     @no_autocast()

@@ -12,6 +12,7 @@ from catapult_ext.losses.factors import (
 from catapult_ext.losses.loss import (
     ACCEPTED,
     NAMED,
+    OWN_LOSS,
     BinaryCrossEntropy,
     CallableLoss,
     CrossEntropy,
@@ -26,6 +27,7 @@ __all__ = [
     "ACCEPTED",
     "CONVENTIONS",
     "NAMED",
+    "OWN_LOSS",
     "AutogradHessian",
     "BinaryCrossEntropy",
     "CallableLoss",

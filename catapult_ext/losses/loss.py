@@ -21,8 +21,10 @@ from catapult_ext.losses.factors import (
     DiagonalFactor,
     OutputFactor,
     OutputHessian,
+    RankOneFactor,
     SoftmaxFactor,
 )
+from catapult_ext.losses.rows import ClassRows
 
 NAMED = ("half_mse", "half_mse_mean", "mse", "cross_entropy", "bce")
 ACCEPTED = (
@@ -47,12 +49,12 @@ class Loss(ABC):
         """Whether the value is a sum over samples divided by :meth:`normaliser`, which adds up."""
 
     def __call__(self, f: Tensor, y: Tensor) -> Tensor:
-        """Loss value, a scalar tensor; f (N, O), differentiable."""
+        """Loss value, a scalar tensor; f (N, d1, ..., dk) as the model returns it."""
         return self.value(f, self.targets(f, y))
 
     @abstractmethod
     def targets(self, f: Tensor, y: Tensor) -> Tensor:
-        """Check ``y`` against outputs ``f`` (N, O) and return it in the loss's own layout."""
+        """Check ``y`` against outputs ``f`` (N, d1, ..., dk); return it in the outputs' layout."""
 
     @abstractmethod
     def value(self, f: Tensor, y: Tensor) -> Tensor:
@@ -67,10 +69,14 @@ class Loss(ABC):
         return self.factor(f, y)
 
     def factor(self, f: Tensor, y: Tensor) -> OutputFactor:
-        """S with S S' = H_L at outputs ``f`` (N, O) and targets ``y``."""
+        """S with S S' = H_L at outputs ``f`` and targets ``y``, for vectors (N, d1 * ... * dk)."""
         raise ValueError(
             f"catapult_ext.losses: a Gauss-Newton factor exists for {ACCEPTED}, got {self.name}"
         )
+
+    def slopes(self, f: Tensor, slope: Tensor, y: Tensor) -> OutputFactor:
+        """S with S S' = sum over terms s_n s_n', s_n the part of ``slope`` (as ``f``) in term n."""
+        return RankOneFactor(slope.reshape(f.shape[0], -1))
 
 
 def _float_targets(name: str, f: Tensor, y: Tensor) -> Tensor:
@@ -82,7 +88,8 @@ def _float_targets(name: str, f: Tensor, y: Tensor) -> Tensor:
     v.require(
         y.shape == f.shape,
         f"losses.{name}",
-        f"targets must have the shape of the outputs {tuple(f.shape)} (one-hot for classes)",
+        f"targets must have the shape of the outputs {tuple(f.shape)} (one-hot for classes, or "
+        "loss='cross_entropy' for labels), or forward= must return outputs of theirs",
         tuple(y.shape),
     )
     if y.dtype in (torch.float16, torch.bfloat16):
@@ -123,7 +130,8 @@ class SquaredLoss(Loss):
         return _float_targets(self.name, f, y)
 
     def _divisor(self, f: Tensor) -> int:
-        return {"samples": f.shape[0], "entries": f.numel(), "none": 1}[self.per]
+        samples = f.shape[0] if f.dim() else 1
+        return {"samples": samples, "entries": f.numel(), "none": 1}[self.per]
 
     def value(self, f: Tensor, y: Tensor) -> Tensor:
         """The scalar weight |f - y|^2 / divisor."""
@@ -142,8 +150,11 @@ class SquaredLoss(Loss):
 class CrossEntropy(Loss):
     """torch.nn.CrossEntropyLoss: labels or probabilities, smoothing, ignore_index, class weights.
 
-    H_L of sample n is ``t_n (diag p - p p') / m``, with t_n its total (class-weighted) target mass
-    and m = 1 (sum), N (probabilities) or the sum of the labels' class weights (labels), as torch's.
+    Outputs are (N, C), (N, C, d2, ..., dk) with labels (N, d2, ..., dk), or (N, ..., C) with labels
+    (N, ...).  A row is one sample, token or pixel: H_L of row n is ``t_n (diag p - p p') / m``,
+    with t_n its total (class-weighted) target mass and m = 1 (sum), the number of rows
+    (probabilities) or the sum of the labels' class weights (labels, without ignored ones), as
+    torch's.
     """
 
     module: nn.CrossEntropyLoss
@@ -154,13 +165,25 @@ class CrossEntropy(Loss):
         """Whether the module's reduction is ``mean``."""
         return self.module.reduction == "mean"
 
+    def _rows(self, f: Tensor, y: Tensor) -> tuple[ClassRows, Tensor, Tensor]:
+        """The reading of checked targets, and the rows of the outputs and of the targets."""
+        read = ClassRows.of(f, y, f"losses.{self.name}")
+        flat = y.is_floating_point()
+        return read, read.rows(f), read.rows(y) if flat else y.reshape(-1)
+
     def targets(self, f: Tensor, y: Tensor) -> Tensor:
-        """Labels (N,) int64 within the classes, or probabilities (N, O); a ValueError otherwise."""
+        """Labels int64 within the classes, or probabilities as the outputs; else a ValueError.
+
+        Which dimension holds the classes is told by the labels:
+        see :meth:`catapult_ext.losses.rows.ClassRows.of`.
+        """
         where = f"losses.{self.name}"
         if not isinstance(y, Tensor):
             v.fail(where, "targets must be a torch.Tensor", type(y).__name__, TypeError)
         _same_device(self.name, f, y)
-        classes = f.shape[1]
+        if not y.is_floating_point() and y.dtype != torch.int64:
+            v.fail(where, "labels must have dtype int64", y.dtype, TypeError)
+        classes = ClassRows.of(f, y, where).classes
         if self.module.weight is not None:
             v.require(
                 self.module.weight.shape == (classes,),
@@ -170,12 +193,11 @@ class CrossEntropy(Loss):
             )
         if y.is_floating_point():
             return _float_targets(self.name, f, y)
-        if y.dtype != torch.int64:
-            v.fail(where, "labels must have dtype int64", y.dtype, TypeError)
+        needed = tuple(f.shape[:1])
         v.require(
-            y.shape == f.shape[:1],
+            f.dim() > 2 or tuple(y.shape) == needed,
             where,
-            f"labels must have shape ({f.shape[0]},)",
+            f"labels must have shape {needed} for outputs {tuple(f.shape)}",
             tuple(y.shape),
         )
         kept = y[y != self.module.ignore_index]
@@ -189,9 +211,10 @@ class CrossEntropy(Loss):
         """The loss as torch computes it, a scalar."""
         m = self.module
         weight = None if m.weight is None else m.weight.to(f.dtype)
+        _, rows, targets = self._rows(f, y)
         return F.cross_entropy(
-            f,
-            y,
+            rows,
+            targets,
             weight=weight,
             ignore_index=m.ignore_index,
             reduction=m.reduction,
@@ -199,7 +222,7 @@ class CrossEntropy(Loss):
         )
 
     def _masses(self, f: Tensor, y: Tensor) -> tuple[Tensor, float]:
-        """Target mass t_n (N,) after class weights, and the divisor m."""
+        """Target mass t_n of every row after class weights, and the divisor m."""
         weight = f.new_ones(f.shape[1]) if self.module.weight is None else self.module.weight.to(f)
         smooth, mean = self.module.label_smoothing, self.module.reduction == "mean"
         if y.is_floating_point():
@@ -212,17 +235,24 @@ class CrossEntropy(Loss):
 
     def normaliser(self, f: Tensor, y: Tensor) -> float:
         """The m of the class docstring."""
-        return self._masses(f, self.targets(f, y))[1]
+        _, rows, targets = self._rows(f, self.targets(f, y))
+        return self._masses(rows, targets)[1]
 
     def factor(self, f: Tensor, y: Tensor) -> OutputFactor:
-        """S of each sample, scaled by sqrt(t_n / m); masses below 0 raise a ValueError."""
-        y = self.targets(f, y)
-        mass, divisor = self._masses(f, y)
+        """S of each row, scaled by sqrt(t_n / m); masses below 0 raise a ValueError."""
+        read, rows, y = self._rows(f, self.targets(f, y))
+        mass, divisor = self._masses(rows, y)
         nonnegative = divisor > 0 and bool((mass >= 0).all())
         v.require(
             nonnegative, f"losses.{self.name}", "target masses must be >= 0 for a factor", "< 0"
         )
-        return SoftmaxFactor((mass / divisor).sqrt().unsqueeze(1), f.detach())
+        root = (mass / divisor).sqrt().unsqueeze(1)
+        return read.factor(SoftmaxFactor(root, rows.detach()))
+
+    def slopes(self, f: Tensor, slope: Tensor, y: Tensor) -> OutputFactor:
+        """As :meth:`Loss.slopes`; a term is a row: a sample, a token, a pixel."""
+        read = self._rows(f, y)[0]
+        return read.factor(RankOneFactor(read.rows(slope)))
 
 
 @dataclass(frozen=True, eq=False)
@@ -238,7 +268,7 @@ class BinaryCrossEntropy(Loss):
         return self.module.reduction == "mean"
 
     def targets(self, f: Tensor, y: Tensor) -> Tensor:
-        """Targets (N, O) within [0, 1]; a ValueError otherwise."""
+        """Targets in the shape of the outputs, within [0, 1]; a ValueError otherwise."""
         y = _float_targets(self.name, f, y)
         if y.device.type == "cpu":  # elsewhere a look would wait for the device
             outside = y[(y < 0) | (y > 1)]  # with these the loss has no lower bound
@@ -263,7 +293,7 @@ class BinaryCrossEntropy(Loss):
         )
 
     def normaliser(self, f: Tensor, y: Tensor) -> float:
-        """N*O for reduction ``mean``, else 1."""
+        """The number of outputs for reduction ``mean``, else 1."""
         return float(f.numel()) if self.module.reduction == "mean" else 1.0
 
     def factor(self, f: Tensor, y: Tensor) -> OutputFactor:
@@ -280,7 +310,7 @@ class BinaryCrossEntropy(Loss):
             "weights must be >= 0 for a factor",
             "< 0",
         )
-        return DiagonalFactor(curvature.sqrt())
+        return DiagonalFactor(curvature.sqrt().reshape(f.shape[0] if f.dim() else 1, -1))
 
 
 @dataclass(frozen=True, eq=False)
@@ -333,6 +363,14 @@ _MEANT = (half_mse, half_mse_mean, nn.MSELoss(), nn.CrossEntropyLoss(), nn.BCEWi
 _BY_NAME: dict[str, object] = dict(zip(NAMED, _MEANT, strict=True))
 
 
+def _itself(f: Tensor, y: object) -> Tensor:
+    return f.sum()
+
+
+# The outputs are the loss already: what loss=None stands for, where the model returns a loss.
+OWN_LOSS = CallableLoss(_itself, "the model's own loss")
+
+
 def resolve(loss: object) -> Loss:
     """Turn what a user passes as ``loss`` into a :class:`Loss`.
 
@@ -340,7 +378,8 @@ def resolve(loss: object) -> Loss:
         loss: a :class:`Loss`; a torch MSELoss, CrossEntropyLoss or BCEWithLogitsLoss with reduction
             mean or sum; their names ``"mse"``, ``"cross_entropy"`` and ``"bce"`` for the plain
             ones; ``"half_mse"`` (1/2N sum) or ``"half_mse_mean"`` (1/2NO sum); or a callable
-            ``(outputs, targets) -> scalar`` (including other torch loss modules).
+            ``(outputs, targets) -> scalar`` (including other torch loss modules).  None is
+            ``OWN_LOSS``, the loss that the model returns itself.
 
     Raises:
         ValueError: unknown name, or ``reduction='none'``.
@@ -349,6 +388,8 @@ def resolve(loss: object) -> Loss:
     if isinstance(loss, str):
         v.require(loss in NAMED, "losses", f"loss must be one of {', '.join(NAMED)}", repr(loss))
         loss = _BY_NAME[loss]
+    if loss is None:
+        return OWN_LOSS
     if isinstance(loss, Loss):
         return loss
     if getattr(loss, "reduction", None) == "none":

@@ -72,9 +72,16 @@ MODELS = {
         ValueError,
         "random numbers",
     ),
-    "3d": (lambda: Fn(lambda layer, x: layer(x)[:, None]), ValueError, r"2-D \(N, O\).*4, 1, 2"),
-    "0d": (lambda: Fn(lambda layer, x: layer(x).sum()), ValueError, "2-D"),
-    "tuple": (lambda: Fn(lambda layer, x: (layer(x), x)), TypeError, "must be a tensor.*tuple"),
+    "empty": (
+        lambda: Fn(lambda layer, x: layer(x)[:0]),
+        ValueError,
+        "not be empty.*forward=.*0, 2",
+    ),
+    "tuple": (
+        lambda: Fn(lambda layer, x: (layer(x), x)),
+        TypeError,
+        "return a tensor of outputs.*forward=.*tuple with 2 float tensors",
+    ),
     "nan": (lambda: Fn(lambda layer, x: layer(x) / 0 * 0), ValueError, "outputs must be finite"),
     "complex": (
         lambda: nn.Linear(3, 2, dtype=torch.cfloat),
@@ -98,6 +105,16 @@ def test_models(case, operator):
     arguments = (X,) if operator == "NTK" else ("half_mse", (X, Y))
     with pytest.raises(error, match=f"catapult_ext.{operator}: .*{text}"):
         getattr(cx, operator)(make(), *arguments)
+
+
+@pytest.mark.parametrize("operator", [cx.GGN, cx.Hessian])
+@pytest.mark.parametrize(
+    ("call", "shape"),
+    [(lambda layer, x: layer(x)[:, None], "4, 1, 2"), (lambda layer, x: layer(x).sum(), "")],
+)
+def test_targets_of_another_shape_name_forward(operator, call, shape):
+    with pytest.raises(ValueError, match=rf"shape of the outputs \({shape}\).*forward=.*4, 2"):
+        operator(Fn(call), "half_mse", (X, Y))
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ from torch import nn
 
 from catapult_ext import _validate as v
 from catapult_ext._deprecated import warn_renamed
+from catapult_ext._model_call import output_tensor, own_loss
 from catapult_ext.linops.engines.autograd import AutogradLinearization, TorchLinearization
 from catapult_ext.linops.engines.base import Allowance, ForwardPass, Linearization
 from catapult_ext.linops.engines.by_samples import LinearizationBySamples
@@ -26,7 +27,7 @@ from catapult_ext.linops.model.fixed_model import FixedModel, Probe
 from catapult_ext.linops.model.memory_meter import OverBudget
 from catapult_ext.linops.model.policy import Policy
 from catapult_ext.linops.model.snapshot import Hook, Inputs, Snapshot
-from catapult_ext.losses import Loss
+from catapult_ext.losses import OWN_LOSS, Loss
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -50,7 +51,7 @@ class Options(TypedDict, total=False):
     Attributes:
         engine: ``"dense-chain"``, ``"linearize"``, ``"autograd"``, or None to choose.
         params: names or ``fnmatch`` patterns of the parameters to differentiate by; None: all.
-        forward: ``forward(model, x)`` picks or makes the outputs (N, O); None calls the model.
+        forward: ``forward(model, x)`` picks or makes the outputs (N, ...); None calls the model.
         batch_stats: ``"frozen"`` or ``"coupled"`` for batch norms on batch statistics.
         dropout: ``"fixed"`` for one fixed draw of every random number.
         seed: of that draw.
@@ -132,6 +133,7 @@ def take_snapshot(
     options: Options,
     probe: Probe = "kernel",
     loss: Loss | None = None,
+    y: Any = None,
 ) -> Snapshot:
     """The checked copy of model and inputs that ``options`` describe, and of a loss of both."""
     policy = Policy(options.get("batch_stats"), options.get("dropout"), options.get("seed", 0))
@@ -145,6 +147,8 @@ def take_snapshot(
         probe=probe,
         check=options.get("check", True),
         loss=None if loss is None or is_known(loss) else loss,
+        y=y,
+        pick=own_loss if loss is OWN_LOSS else output_tensor,
     )
 
 
@@ -155,6 +159,7 @@ def freeze(
     where: str = "NTK",
     probe: Probe = "kernel",
     loss: Loss | None = None,
+    y: Any = None,
     **options: Unpack[Options],
 ) -> Linearization:
     """Linearize ``model`` at its parameters on inputs ``x``, within a memory budget.
@@ -166,6 +171,7 @@ def freeze(
         probe: the product by which a plan predicts costs: ``"kernel"`` J J' u or ``"parameter"``
             J' J t.
         loss: the loss that :class:`~catapult_ext.GGN` will take the second derivative of.
+        y: labels, which tell N where inputs differ in their leading size.
         **options: see :class:`Options`.
 
     Raises:
@@ -174,7 +180,7 @@ def freeze(
     """
     options = checked_options(options, where)
     engine, check = options.get("engine"), options.get("check", True)
-    snapshot = take_snapshot(model, x, where, options, probe, loss)
+    snapshot = take_snapshot(model, x, where, options, probe, loss, y)
 
     def measured(part: FixedModel) -> Linearization:
         return automatic(part) if engine is None else ENGINES[engine].build_to_measure(part)

@@ -74,10 +74,10 @@ def bound_loss(snapshot: FixedModel, loss: Loss) -> Loss:
 
 def loss_value(snapshot: FixedModel, loss: Loss, y: Any, outputs: Tensor) -> Tensor:
     """The loss of outputs (N, O); a callable gets them as the model returns them."""
-    check_layout(snapshot, loss, y, outputs)
+    check_layout(snapshot, loss, y)
+    f = snapshot.as_returned(outputs)
     if is_known(loss):
-        return loss(outputs, y)
-    f = outputs.squeeze(1) if snapshot.vector_outputs and not loss.convex else outputs
+        return loss(f, y)
     with snapshot.policy.seeded(snapshot.device):
         return bound_loss(snapshot, loss)(f, fresh_inputs(y, torch.Tensor.clone))
 
@@ -150,18 +150,17 @@ def parameters_seen(snapshot: FixedModel, value: Tensor, outputs: Tensor) -> lis
     return [name for name, p in snapshot.params.items() if id(p) in ids]
 
 
-def check_layout(snapshot: FixedModel, loss: Loss, y: Any, outputs: Tensor) -> None:
+def check_layout(snapshot: FixedModel, loss: Loss, y: Any) -> None:
     """Refuse targets (N, 1) for outputs (N,) and the reverse, which torch broadcasts to (N, N)."""
     if not isinstance(loss, (SquaredLoss, BinaryCrossEntropy)) or not isinstance(y, Tensor):
         return
-    n = outputs.shape[0]
-    shapes = {1: (n,), 2: (n, 1)}
-    given = 1 if snapshot.vector_outputs else 2
-    other = 3 - given
+    shape = tuple(snapshot.output_shape)
+    n = shape[0] if shape else 1
+    shapes = {(n,): (n, 1), (n, 1): (n,)}
     v.require(
-        outputs.shape != shapes[2] or y.shape != shapes[other] or n == 1,
+        n == 1 or shape not in shapes or tuple(y.shape) != shapes[shape],
         snapshot.where,
-        f"targets must have the shape of the outputs {shapes[given]} (flatten one of them, or "
+        f"targets must have the shape of the outputs {shape} (flatten one of them, or "
         "unsqueeze(1) the other)",
         tuple(y.shape),
     )

@@ -60,18 +60,21 @@ class Tiles:
         self.one, self.two = operator.linearization, operator.linearization2
         self.symmetric = operator.symmetric
         self.n1, self.n2 = self.one.n_samples, self.two.n_samples
-        o = operator.n_outputs
-        self.width = 1 if outputs == "trace" else o
+        self.o = o = operator.n_outputs
+        self.rows = self.one.n_outputs // o  # of one sample, where a model returns several
+        # a sum over the outputs of a row is none over those of a sample of several rows
+        self.asked = "all" if outputs == "trace" and self.rows > 1 else outputs
+        self.width = self.rows * (1 if outputs == "trace" else o)
         self.shape: tuple[int, ...] = (self.n1 * self.width, self.n2 * self.width)
         if layout == "blocks" and outputs == "all":
-            self.shape = (self.n1, self.n2, o, o)
+            self.shape = (self.n1 * self.rows, self.n2 * self.rows, o, o)
         self.item = self.one.snapshot.itemsize
         self.bytes = prod(self.shape) * self.item
         self.room = min(self.one.allowance.room, self.two.allowance.room, _ROOM)
 
     def check_budget(self) -> bool:
         """Whether the kernel can be computed as a whole; the one error where it is too large."""
-        small = self.bytes + self.one.kernel_bytes(self.outputs) <= _SMALL
+        small = self.bytes + self.one.kernel_bytes(self.asked) <= _SMALL
         given = self.one.allowance.budget
         if small and given is None:
             return not self.one.streamed  # without asking the system for what is free
@@ -84,9 +87,9 @@ class Tiles:
             show_bytes(budget),
         )
         copies = 1 if (self.layout, self.outputs) == ("flat", "all") else 2
-        needed = copies * self.bytes + self.one.kernel_bytes(self.outputs)
+        needed = copies * self.bytes + self.one.kernel_bytes(self.asked)
         if not self.symmetric:
-            needed += self.two.kernel_bytes(self.outputs)
+            needed += self.two.kernel_bytes(self.asked)
         return not self.one.streamed and needed <= budget
 
     def diagonal(self) -> Tensor | None:
@@ -138,7 +141,7 @@ class Tiles:
         edge = self._edge_of_parts()
         if edge:
             return {"by": "parts", "edge": edge}
-        columns = self.operator.shape[0] * self.operator.n_outputs * self.item  # of one sample
+        columns = self.operator.shape[0] * self.one.n_outputs * self.item  # of one sample
         band = self.room // 8 // max(1, columns)
         return {"by": "products", "edge": max(1, min(band, self.n2))}
 
@@ -154,16 +157,17 @@ class Tiles:
             return 0
         room = self.room
         held = max(1, two - one)  # of a further sample: what both hold was there before
-        block = isqrt(max(room // 8 // self.item, 1)) // self.width
+        width = self.width if self.asked == self.outputs else self.one.n_outputs
+        block = isqrt(max(room // 8 // self.item, 1)) // width
         edge = min(
             self.n1 if self.outputs == "diagonal" else block,
             room // 8 // held,
-            room // 8 // max(1, part.gradient_bytes(self.outputs)),
+            room // 8 // max(1, part.gradient_bytes(self.asked)),
             max(self.n1, self.n2),
         )
         if edge == 0:  # one sample is more than its share: it may still fit
             edge = 1
-        return edge if part.kernel(None, self.outputs) is not None else 0
+        return edge if part.kernel(None, self.asked) is not None else 0
 
     def _probe(self, samples: slice) -> tuple[int, KernelPart | None]:
         """Bytes that a part holds, and the part."""
@@ -201,14 +205,14 @@ class Tiles:
             if part is None or (other is None and not itself):
                 yield (rows, columns), self._product(rows, columns)
                 continue
-            block = part.kernel(other, self.outputs)
+            block = part.kernel(other, self.asked)
             if block is None:
                 v.fail(
                     "NTK.dense",
                     "the tiles of a kernel that was begun with a larger memory_budget need as much",
                     show_bytes(self.room),
                 )
-            yield (rows, columns), block
+            yield (rows, columns), block if self.asked == self.outputs else self._traced(block)
 
     def _part(self, linearization: Linearization, samples: slice) -> KernelPart | None:
         """Some samples; None where these cannot be taken apart although the first ones could."""
@@ -223,7 +227,7 @@ class Tiles:
 
     def _product(self, rows: slice, columns: slice) -> Tensor:
         """One block by products with columns of the identity, as many as the room holds."""
-        o = self.operator.n_outputs
+        o = self.one.n_outputs
         step = max(1, self.room // 8 // (self.operator.shape[0] * o * self.item))
         bands = []
         for at in range(columns.start, columns.stop, step):
@@ -233,19 +237,25 @@ class Tiles:
         if self.symmetric and rows.start == columns.start:
             square = block[: block.shape[1]]
             square.copy_((square + square.T) / 2)
-        if self.outputs == "trace":
-            block = block.view(-1, o, block.shape[1] // o, o).diagonal(dim1=1, dim2=3).sum(-1)
-        return block
+        return self._traced(block) if self.outputs == "trace" else block
+
+    def _traced(self, block: Tensor) -> Tensor:
+        """The sum over the outputs of each row."""
+        o = self.o
+        return block.view(-1, o, block.shape[1] // o, o).diagonal(dim1=1, dim2=3).sum(-1)
 
     def _put(self, out: Tensor, tile: Tile, block: Tensor) -> None:
         """A block and, of a symmetric kernel, its mirror image."""
-        w = self.width
-        whole = out.permute(0, 2, 1, 3) if out.dim() == 4 else out.view(self.n1, w, self.n2, w)
+        w, r = self.width // self.rows, self.rows
+        shape = (self.n1, r, w, self.n2, r, w)
+        whole = out.view(shape)
+        if out.dim() == 4:
+            whole = out.view(self.n1, r, self.n2, r, w, w).permute(0, 1, 4, 2, 3, 5)
         rows, columns = tile
-        block = block.view(rows.stop - rows.start, w, columns.stop - columns.start, w)
-        whole[rows, :, columns] = block
+        block = block.view(rows.stop - rows.start, r, w, columns.stop - columns.start, r, w)
+        whole[rows, :, :, columns] = block
         if self.symmetric and rows != columns:
-            whole[columns, :, rows] = block.permute(2, 3, 0, 1)
+            whole[columns, :, :, rows] = block.permute(3, 4, 5, 0, 1, 2)
 
     def _identity(self) -> tuple[dict[str, Any], list[float]]:
         """Facts that tell this kernel from every other one, and projected outputs."""

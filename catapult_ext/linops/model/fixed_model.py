@@ -12,7 +12,8 @@ from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
+
+from catapult_ext._batches import count_samples, tensors_of
 
 Probe = Literal["kernel", "parameter", "hessian"]
 
@@ -72,7 +73,9 @@ class FixedModel(ABC):
         dtype, device: of the parameters.
         coarse: passes run in bfloat16 where torch's autocast has it.
         channels_last: images and filters have their channels last.
-        vector_outputs: the model returns (N,), shown as (N, 1); known after a pass.
+        output_shape: of what the model returns, shown as (N, O); known after a pass.
+        returned_loss: the loss that the model returned beside its outputs in the last pass, and of
+            which samples; None where it returned none.
         observed: notes on the last pass with graph.
         meter: counts what passes make, and stops one that grows too large; None: nothing counts.
         proofs: by (route, ``coarse``): why products by that route are wrong, "" where they are
@@ -93,7 +96,8 @@ class FixedModel(ABC):
     device: torch.device
     coarse: bool
     channels_last: bool
-    vector_outputs: bool
+    output_shape: tuple[int, ...]
+    returned_loss: tuple[float, slice] | None
     observed: Notes
     meter: Counter | None
     proofs: dict[tuple[str, bool], str]
@@ -177,14 +181,17 @@ class FixedModel(ABC):
 
     @property
     def n_samples(self) -> int:
-        """N by the inputs: the leading size of the first tensor among them."""
-        sizes = (t.shape[0] for t in tree_leaves(self.x) if isinstance(t, Tensor) and t.dim())
-        return next(sizes, 1)
+        """N by the inputs: see :func:`~catapult_ext._batches.count_samples`."""
+        return count_samples(self.x)
+
+    def as_returned(self, outputs: Tensor) -> Tensor:
+        """Outputs (N, O) in the shape that the model returns, of as many samples."""
+        shape = self.output_shape
+        return outputs.reshape(-1, *shape[1:]) if shape else outputs.reshape(())
 
     def tensors(self) -> list[Tensor]:
         """All tensors of the snapshot: parameters, constants and inputs."""
-        inputs = [t for t in tree_leaves(self.x) if isinstance(t, Tensor)]
-        return [*self.params.values(), *self.constants.values(), *inputs]
+        return [*self.params.values(), *self.constants.values(), *tensors_of(self.x)]
 
     @property
     def bytes(self) -> int:

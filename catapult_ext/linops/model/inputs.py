@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from catapult_ext import _validate as v
+from catapult_ext._batches import map_tensors
 from catapult_ext._module_copy import Copier
 
 Inputs = Tensor | tuple[Any, ...] | Mapping[str, Any]
@@ -30,47 +31,22 @@ def finite(value: Tensor) -> bool:
 
 def copied_inputs(value: Any, where: str, device: torch.device) -> Any:
     """Detached copies of all tensors in a nested input, checked finite and on ``device``."""
-    if isinstance(value, Tensor):
-        v.require(
-            value.device == device, where, f"inputs must be on the model's {device}", value.device
-        )
-        v.dense(where, "inputs", value)
-        v.constant(where, {"inputs": value})
-        v.require(value.numel() > 0, where, "inputs must not be empty", tuple(value.shape))
-        v.finite(finite(value), where, "inputs")
-        return wide(value.detach().clone())
-    if isinstance(value, Mapping):
-        return {k: copied_inputs(a, where, device) for k, a in value.items()}
-    if isinstance(value, (tuple, list)):
-        return _like(value, [copied_inputs(a, where, device) for a in value])
-    return value if isinstance(value, _PLAIN) else Copier()(value)
+
+    def copied(t: Tensor) -> Tensor:
+        v.require(t.device == device, where, f"inputs must be on the model's {device}", t.device)
+        v.dense(where, "inputs", t)
+        v.constant(where, {"inputs": t})
+        v.require(t.numel() > 0, where, "inputs must not be empty", tuple(t.shape))
+        v.finite(finite(t), where, "inputs")
+        return wide(t.detach().clone())
+
+    return map_tensors(value, copied, _own)
 
 
 def fresh_inputs(value: Any, tensor: Callable[[Tensor], Tensor]) -> Any:
     """Containers and objects of a pass's own, which it may change, around ``tensor`` of each."""
-    if isinstance(value, Tensor):
-        return tensor(value)
-    if isinstance(value, Mapping):
-        return {k: fresh_inputs(a, tensor) for k, a in value.items()}
-    if isinstance(value, (tuple, list)):
-        return _like(value, [fresh_inputs(a, tensor) for a in value])
+    return map_tensors(value, tensor, _own)
+
+
+def _own(value: Any) -> Any:
     return value if isinstance(value, _PLAIN) else Copier()(value)
-
-
-def unpack(data: object, where: str) -> tuple[Any, Any]:
-    """Inputs and targets of ``data``.
-
-    Raises:
-        TypeError: it is no pair.
-    """
-    if not isinstance(data, Sequence) or isinstance(data, str) or len(data) != 2:
-        shown = f"{type(data).__name__}" + (
-            f" of {len(data)}" if isinstance(data, Sequence) else ""
-        )
-        v.fail(where, "data must be a pair (x, y)", shown, TypeError)
-    return data[0], data[1]
-
-
-def _like(value: Any, items: list[Any]) -> Any:
-    """A sequence of the same kind; a named tuple takes its fields one by one."""
-    return type(value)(*items) if hasattr(value, "_fields") else type(value)(items)

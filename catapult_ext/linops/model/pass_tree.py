@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from catapult_ext._model_call import call_model
 from catapult_ext._module_copy import Copier, Kind, plain_tensor
 
 
@@ -51,12 +52,8 @@ class Tree:
         self.held = held
 
     def run(self, x: Any) -> Any:
-        """The outputs of the model for inputs ``x``."""
-        if self.forward is not None:
-            return self.forward(self.model, x)
-        if isinstance(x, Mapping):
-            return self.model(**x)
-        return self.model(*x) if isinstance(x, tuple) else self.model(x)
+        """What the model returns for inputs ``x``."""
+        return call_model(self.model, x, self.forward)
 
     def own_loss(self) -> Any:
         """The loss in its first state; it sees this tree's modules as the pass left them."""

@@ -14,9 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import _disable_current_modes
-from torch.utils._pytree import tree_map
 
 from catapult_ext import _validate as v
+from catapult_ext._batches import count_samples, map_tensors, tensors_of
+from catapult_ext._model_call import FORWARD, loss_in, output_tensor
 from catapult_ext.linops.model.channels_last import (
     OtherLayout,
     same_in_either_layout,
@@ -58,22 +59,29 @@ class Snapshot(FixedModel):
         model: any module; its trainable floating-point parameters (``requires_grad``) are the P
             parameters, in ``named_parameters`` order; tied ones count once.  Frozen and integer
             parameters and all buffers are constants.  Half-precision models are held in float32.
-        x: a tensor, or a tuple (positional) or mapping (keyword arguments) of inputs.
+        x: a tensor, a tuple (positional) or mapping (keyword arguments) of inputs, or a batch in
+            another form that :func:`~catapult_ext._model_call.call_model` takes.
         where: the public function named in errors.
         params: names or patterns (``fnmatch``) of the parameters to take; None takes all.
-        forward: ``forward(model, x)`` returns the outputs (N, O); None calls the model.
+        forward: ``forward(model, x)`` returns the outputs (N, ...); None calls the model.
         policy: see :class:`~catapult_ext.linops.model.policy.Policy`.
         loss: one that may refer to the model; that of :meth:`own_loss` refers to the tree of the
             last pass instead.
         probe: the product that the operator makes and a plan measures: ``"kernel"`` J J' u,
             ``"parameter"`` J' J t, or ``"hessian"`` H t.
         check: :meth:`check_repeats` will follow, so that the proof of the layout may serve it.
+        y: labels, which tell N where inputs differ in their leading size.
+        pick: the tensor of outputs in what the model returns.
+
+    Attributes:
+        returned_loss: the loss that the model returned beside its outputs in the last pass, and of
+            which samples; None where it returned none.
 
     Raises:
         TypeError: not a module, parameters of another or of mixed dtype, outputs of another dtype.
         ValueError: batch statistics, active dropout, any random op (unless the policy allows them),
-            non-finite or empty inputs, no trainable parameter, outputs that are not (N, O) or (N,),
-            depend on no parameter, or differ between two forward passes.
+            non-finite or empty inputs, no trainable parameter, outputs that are empty, depend on no
+            parameter, or differ between two forward passes.
     """
 
     def __init__(
@@ -88,6 +96,8 @@ class Snapshot(FixedModel):
         loss: Any = None,
         probe: Probe = "kernel",
         check: bool = True,
+        y: Any = None,
+        pick: Callable[[Any, str], Tensor] = output_tensor,
     ) -> None:
         self.where, self.probe = where, probe
         inside = torch._C._functorch.peek_interpreter_stack() is not None
@@ -113,6 +123,11 @@ class Snapshot(FixedModel):
             self.dtype, self.device, names = state.dtype, state.device, state.originals
             self.x = copied_inputs(x, where, self.device)
             self._template = Template(model, forward, loss, names)
+        self._n = count_samples(self.x, y)
+        self._several = self._n > 1  # so that rows may be some of each sample, in parts too
+        self._sampled = [t.dim() > 0 and t.shape[0] == self._n for t in tensors_of(self.x)]
+        self._pick = pick
+        self.returned_loss: tuple[float, slice] | None = None
         self._proof = Proof(model, forward, names)
         self.habits = self._proof.recalled(self) or Habits()
         self._written_parameters = WrittenParameters()
@@ -132,7 +147,7 @@ class Snapshot(FixedModel):
         self._composition = Composition()
         self.observed = Observed(self.dtype)  # of the last forward pass with graph
         self.channels_last = False  # images and filters run so
-        self.vector_outputs = False  # set by the forward pass: outputs (N,) shown as (N, 1)
+        self.output_shape: tuple[int, ...] = ()  # set by the forward pass: as the model returns
         images = self.device.type == "cpu" and any(len(s) == 4 for s in self.shapes)
         if images and self.habits.takes_channels_last is not False:
             set_channels_last(self)
@@ -161,7 +176,7 @@ class Snapshot(FixedModel):
         apart = written or (written is None and any(t._base is not None for t in held))
         backup = self.x
         if written is None and not apart:
-            backup = tree_map(lambda t: t.clone() if isinstance(t, Tensor) else t, self.x)
+            backup = map_tensors(self.x, Tensor.clone)
         given: list[Tensor] = []
 
         def taken(value: Tensor) -> Tensor:
@@ -248,7 +263,8 @@ class Snapshot(FixedModel):
         except Exception as error:
             if str(error).startswith("catapult_ext.") or isinstance(error, LIMITS):
                 raise
-            given = self.x if isinstance(self.x, (tuple, list)) else (self.x,)
+            named = self.x.values() if isinstance(self.x, dict) else (self.x,)
+            given = self.x if isinstance(self.x, (tuple, list)) else named
             shown = ", ".join(
                 f"{tuple(t.shape)} {t.dtype}" if isinstance(t, Tensor) else type(t).__name__
                 for t in given
@@ -258,7 +274,7 @@ class Snapshot(FixedModel):
             )
             raise kind(
                 f"catapult_ext.{self.where}: the model (parameters {self.dtype}) must accept the "
-                f"inputs, got {shown}, on which its forward pass fails: {error}"
+                f"inputs (or pass forward=), got {shown}, on which its forward pass fails: {error}"
             ) from error
         self._ran = True
         return out
@@ -266,31 +282,37 @@ class Snapshot(FixedModel):
     def outputs(
         self, params: Mapping[str, Tensor], tracer: AbstractContextManager[Any] | None = None
     ) -> Tensor:
-        """Outputs as (N, O); a model with outputs (N,) has O = 1."""
+        """Outputs (N, d1, ..., dk) as (N, O), O = d1 * ... * dk, in C order.
+
+        Rows that are some of each sample, (N*T, V), count as outputs of their samples: (N, T*V).
+        """
         low: AbstractContextManager[Any] = nullcontext()
         if self.coarse:
             # the cache would hand a cast made without a graph to a pass that needs one
             low = torch.autocast(self.device.type, torch.bfloat16, cache_enabled=False)
         with tracer or nullcontext(), low:
-            out = self._called(params)
+            returned = self._called(params)
+        out = self._pick(returned, self.where)
+        if torch._C._functorch.peek_interpreter_stack() is None:
+            loss = None if out is returned else loss_in(returned)
+            self.returned_loss = None if loss is None else (float(loss.detach()), slice(None))
         self._raw = out if tracer else None
-        if isinstance(out, Tensor) and out.dtype in HALF:
+        if out.dtype in HALF:
             out = out.to(self.dtype)
-        if not isinstance(out, Tensor):
-            v.fail(
-                self.where, "model output must be a tensor (N, O)", type(out).__name__, TypeError
-            )
-        fits = out.dim() in (1, 2) and out.numel() > 0
-        v.require(fits, self.where, "model output must be 2-D (N, O) or 1-D (N,)", tuple(out.shape))
+        shape = tuple(out.shape)
+        needs = f"model outputs must not be empty ({FORWARD})"
+        v.require(out.numel() > 0, self.where, needs, shape)
         if out.dtype != self.dtype:
             v.fail(
                 self.where,
-                f"model output must have the parameters' dtype {self.dtype}",
+                f"model output must have the parameters' dtype {self.dtype} ({FORWARD})",
                 out.dtype,
                 TypeError,
             )
-        self.vector_outputs = out.dim() == 1
-        return out.unsqueeze(1) if out.dim() == 1 else out
+        self.output_shape = shape
+        rows = shape[0] if shape else 1
+        grouped = self._several and rows % self.n_samples == 0
+        return out.reshape(self.n_samples if grouped else rows, -1)
 
     def forward(self, tracer: AbstractContextManager[Any] | None = None) -> Tensor:
         """One policed forward pass with graph; outputs (N, O), finite, depending on parameters.
@@ -404,15 +426,16 @@ class Snapshot(FixedModel):
 
     def part(self, samples: slice) -> Snapshot:
         """The same model on some of the samples; parameters and constants are shared."""
-        n = self.n_samples
-
-        def cut(value: Any) -> Any:
-            sampled = isinstance(value, Tensor) and value.dim() > 0 and value.shape[0] == n
-            return value[samples] if sampled else value
-
+        sampled = iter(self._sampled)
         part = copy.copy(self)
-        part.x = tree_map(cut, self.x)
+        part.x = map_tensors(self.x, lambda t: t[samples] if next(sampled) else t)
+        part._n = len(range(*samples.indices(self._n)))
         return part
+
+    @property
+    def n_samples(self) -> int:
+        """N of the inputs."""
+        return self._n
 
     def in_bfloat16(self) -> Snapshot:
         """The same snapshot with forward passes in bfloat16, where torch's autocast has it."""
@@ -437,10 +460,15 @@ class Snapshot(FixedModel):
         """Outputs of some of the samples without a graph, checked to be of them alone."""
         part = self.part(samples)
         out = part._again()
-        self.vector_outputs = part.vector_outputs
-        count = len(range(*samples.indices(self.n_samples)))
-        rows = f"{count} inputs must give {count} rows of outputs to be taken in chunks"
-        v.require(out.shape[0] == count, self.where, rows, tuple(out.shape))
+        rows = (
+            f"{part.n_samples} samples must give as many rows of outputs, or some for each, to be "
+            f"taken in chunks ({FORWARD})"
+        )
+        v.require(out.shape[0] == part.n_samples, self.where, rows, part.output_shape)
+        self.output_shape = part.output_shape
+        self.returned_loss = (
+            None if part.returned_loss is None else (part.returned_loss[0], samples)
+        )
         return out
 
     def take_raw_output(self) -> Any:

@@ -10,15 +10,16 @@ from __future__ import annotations
 import zlib
 from abc import abstractmethod
 from collections.abc import Iterator
+from math import prod
 from typing import Any
 
 from torch import Tensor, nn
 
 from catapult_ext import _validate as v
+from catapult_ext._batches import tensors_of
 from catapult_ext._processes import Group
 from catapult_ext.linops.base import LinearOperator
 from catapult_ext.linops.engines.choose import Options, checked_options
-from catapult_ext.linops.model.inputs import unpack
 from catapult_ext.linops.streamed.batches import Batches, crc
 from catapult_ext.linops.streamed.unwrap import plain_copy
 from catapult_ext.losses import Loss
@@ -28,7 +29,9 @@ class Streamed(LinearOperator):
     """Sums over batches and ranks.  Subclasses build the operator of one batch.
 
     Attributes:
-        n_samples, n_outputs, n_params: N over all batches and ranks, O, P.
+        n_samples, n_outputs, n_params: N over all batches and ranks, O (of the first batch, where
+            they differ in their tokens or pixels), P.
+        counts: entries of the outputs on each rank.
         passes: readings of the data so far.
         group: the ranks, with the bytes sent so far (``group.bytes``).
     """
@@ -43,12 +46,13 @@ class Streamed(LinearOperator):
         self.passes = 0
         options = checked_options(options, self.name)
         facts = self.group.built(lambda: self._read(model, data, loss, options))
-        shared = ("outputs", "dtype", "parameters", "values", "loss")
+        shared = ("last", "dtype", "parameters", "values", "loss")
         self.group.agree([{n: one[n] for n in shared} for one in facts])
-        self.counts = [one["samples"] for one in facts]
-        self.n_samples = sum(self.counts)
+        self.counts = [one["entries"] for one in facts]
+        self.n_samples = sum(one["samples"] for one in facts)
         v.require(self.n_samples > 0, self.name, "data must hold samples", 0)
-        self.n_outputs = next(one["outputs"] for one in facts if one["outputs"] is not None)
+        shapes = [one["outputs"] for one in facts if one["outputs"] is not None]
+        self.n_outputs = prod(shapes[0])
         total = sum(one["normaliser"] for one in facts)
         if loss is None or not self._averages:
             total = 1.0
@@ -73,7 +77,8 @@ class Streamed(LinearOperator):
         names = [(n, tuple(p.shape)) for n, p in self._model.named_parameters() if p.requires_grad]
         own = [p for p in self._model.parameters() if p.requires_grad]
         v.require(bool(own), self.name, "the model must have trainable parameters", "none")
-        outputs, samples = None, 0
+        outputs: tuple[int, ...] | None = None
+        samples = entries = 0
         self.dtype, self.device = own[0].dtype, own[0].device
         self.n_params = sum(p.numel() for p in own)
         for batch in self._pass():
@@ -84,19 +89,19 @@ class Streamed(LinearOperator):
             if self.batches.held:
                 self._operators.append(operator)
             self._options = {**options, "check": False}  # one comparison is enough
-            rows, columns, part = self._measure(operator, batch)
-            v.require(
-                outputs in (None, columns),
-                self.name,
-                f"every batch must give {outputs} outputs",
-                columns,
-            )
-            outputs, samples = columns, samples + rows
-            self._parts.append(part)
+            shape = operator.output_shape[1:]
+            outputs = shape if outputs is None else outputs
+            wanted = f"every batch must give outputs (N, ..., {outputs[-1] if outputs else ''})"
+            v.require(outputs[-1:] == shape[-1:], self.name, wanted, shape)
+            samples += operator.n_samples
+            entries += prod(operator.output_shape)
+            self._parts.append(self._measure(operator))
             self.dtype, self.n_params = operator.dtype, operator.n_params
         return {
             "outputs": outputs,
+            "last": None if outputs is None else outputs[-1:],
             "samples": samples,
+            "entries": entries,
             "normaliser": sum(self._parts),
             "dtype": str(self.dtype),
             "parameters": zlib.crc32(repr(names).encode()),
@@ -112,25 +117,22 @@ class Streamed(LinearOperator):
         return iter(self.batches)
 
     def _empty(self, batch: Any) -> bool:
-        x = batch if self._loss is None else unpack(batch, self.name)[0]
-        first = next(iter(x.values())) if isinstance(x, dict) else x
-        first = first[0] if isinstance(first, (tuple, list)) else first
-        return isinstance(first, Tensor) and first.dim() > 0 and len(first) == 0
+        return any(t.dim() > 0 and len(t) == 0 for t in tensors_of(batch)[:1])
 
     @abstractmethod
     def _operator(self, batch: Any) -> Any:
         """The operator of one batch."""
 
     @abstractmethod
-    def _measure(self, operator: Any, batch: Any) -> tuple[int, int, float]:
-        """Samples, outputs, and the batch's part of the normaliser (1 where nothing averages)."""
+    def _measure(self, operator: Any) -> float:
+        """The batch's part of the normaliser (1 where nothing averages)."""
 
     def _each(self) -> Iterator[tuple[Any, float, slice]]:
         """Operator, weight and rows (of this rank) of every batch that has samples: one pass."""
         at = 0
         if self.batches.held:
             for operator in self._operators:
-                rows = operator.n_samples * self.n_outputs
+                rows = prod(operator.output_shape)
                 yield operator, self._weights[0], slice(0, rows)
             self.passes += 1
             return
@@ -138,17 +140,17 @@ class Streamed(LinearOperator):
             if self._empty(batch):
                 continue
             operator = self._operator(batch)
-            rows = operator.n_samples * self.n_outputs
+            rows = prod(operator.output_shape)
             yield operator, weight, slice(at, at + rows)
             at += rows
 
     def _mine(self, rows: Tensor) -> Tensor:
         """This rank's part of vectors in sample space."""
-        before = sum(self.counts[: self.group.rank]) * self.n_outputs
-        return rows[before : before + self.counts[self.group.rank] * self.n_outputs]
+        before = sum(self.counts[: self.group.rank])
+        return rows[before : before + self.counts[self.group.rank]]
 
     def _stacked(self, mine: Tensor) -> Tensor:
-        return self.group.rows(mine, [n * self.n_outputs for n in self.counts])
+        return self.group.rows(mine, self.counts)
 
 
 def _checksum(parameters: list[nn.Parameter]) -> int:

@@ -8,9 +8,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_leaves
 
 from catapult_ext import _validate as v
+from catapult_ext._batches import map_tensors
+from catapult_ext._model_call import fields_of
 
 
 class Batches:
@@ -28,7 +29,7 @@ class Batches:
 
     def __init__(self, data: Any, where: str) -> None:
         self._where = where
-        self.held = isinstance(data, (Tensor, tuple, Mapping))
+        self.held = isinstance(data, (Tensor, tuple, Mapping)) or fields_of(data) is not None
         if not self.held:
             if not isinstance(data, Iterable):
                 v.fail(where, "data must be a batch or iterable", type(data).__name__, TypeError)
@@ -76,13 +77,22 @@ def crc(values: Tensor, mark: int = 0) -> int:
 def _fingerprint(batch: Any, where: str) -> int:
     """CRC of every tensor of the batch, shapes included."""
     mark = 0
-    for leaf in tree_leaves(batch):
-        if isinstance(leaf, Tensor):
-            if leaf.layout != torch.strided or leaf.is_meta:
-                held = f"{leaf.layout} on {leaf.device}"
-                v.fail(where, "tensors of a batch must be dense and hold values", held, TypeError)
-            mark = zlib.crc32(repr((tuple(leaf.shape), leaf.dtype)).encode(), mark)
-            mark = crc(leaf, mark)
-        else:
+
+    def tensor(leaf: Tensor) -> None:
+        nonlocal mark
+        if leaf.layout != torch.strided or leaf.is_meta:
+            held = f"{leaf.layout} on {leaf.device}"
+            v.fail(where, "tensors of a batch must be dense and hold values", held, TypeError)
+        mark = zlib.crc32(repr((tuple(leaf.shape), leaf.dtype)).encode(), mark)
+        mark = crc(leaf, mark)
+
+    def other(leaf: Any) -> None:
+        nonlocal mark
+        named = fields_of(leaf)
+        if named is not None:  # a graph batch, made anew in every pass
+            map_tensors(named, tensor, other)
+        elif type(leaf).__repr__ is not object.__repr__:  # else an address, not what it holds
             mark = zlib.crc32(repr(leaf).encode(), mark)
+
+    map_tensors(batch, tensor, other)
     return mark

@@ -9,11 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from catapult_ext import _validate as v
+from catapult_ext._batches import inputs_in
 from catapult_ext.linops.base import Dual, LinearOperator
 from catapult_ext.linops.engines.choose import Options
 from catapult_ext.linops.ggn import GGN, DualGGN
 from catapult_ext.linops.hessian import Hessian
-from catapult_ext.linops.model.inputs import unpack
 from catapult_ext.linops.ntk import NTK
 from catapult_ext.linops.streamed.base import Streamed
 from catapult_ext.losses import Loss, OutputFactor, resolve
@@ -49,14 +49,14 @@ class StreamedNTK(Streamed):
         self, model: nn.Module, data: Any, *, group: Any = None, **options: Unpack[Options]
     ) -> None:
         super().__init__(model, data, None, group, options)
-        n = self.n_samples * self.n_outputs
+        n = sum(self.counts)
         self.shape = (n, n)
 
     def _operator(self, batch: Any) -> NTK:
-        return NTK(self._model, batch, **self._options)
+        return NTK(self._model, inputs_in(batch), **self._options)
 
-    def _measure(self, operator: NTK, batch: Any) -> tuple[int, int, float]:
-        return operator.linearization.n_samples, operator.linearization.n_outputs, 1.0
+    def _measure(self, operator: NTK) -> float:
+        return 1.0
 
     def _matmat(self, vectors: Tensor) -> Tensor:
         mine, k = self._mine(vectors), vectors.shape[1]
@@ -102,20 +102,19 @@ class StreamedGGN(Streamed):
         super().__init__(model, data, resolve(loss), group, options)
         self.shape = (self.n_params, self.n_params)
         held = [one and self.batches.held for one in self.group.everyone(self._has_factor())]
-        self._small = all(held) and self.n_samples * self.n_outputs < self.n_params
+        self._small = all(held) and sum(self.counts) < self.n_params
 
     def _has_factor(self) -> bool:
         return all(isinstance(op.factor, OutputFactor) for op in self._operators)
 
     def _operator(self, batch: Any) -> GGN:
-        return GGN(self._model, self._loss, unpack(batch, self.name), **self._options)
+        return GGN(self._model, self._loss, batch, **self._options)
 
-    def _measure(self, operator: GGN, batch: Any) -> tuple[int, int, float]:
-        linearization = operator.linearization
-        part = 1.0
-        if self._averages:
-            part = operator.loss.normaliser(linearization.outputs, unpack(batch, self.name)[1])
-        return linearization.n_samples, linearization.n_outputs, part
+    def _measure(self, operator: GGN) -> float:
+        if not self._averages:
+            return 1.0
+        outputs = operator.linearization.snapshot.as_returned(operator.linearization.outputs)
+        return operator.loss.normaliser(outputs, operator.targets)
 
     def _matmat(self, vectors: Tensor) -> Tensor:
         out = vectors.new_zeros(vectors.shape)
@@ -138,7 +137,7 @@ class _StreamedDual(LinearOperator):
 
     def __init__(self, ggn: StreamedGGN) -> None:
         self._ggn = ggn
-        n = ggn.n_samples * ggn.n_outputs
+        n = sum(ggn.counts)
         self.shape, self.dtype, self.device = (n, n), ggn.dtype, ggn.device
 
     def _each(self) -> Iterator[tuple[DualGGN, float, slice]]:
@@ -155,7 +154,7 @@ class _StreamedDual(LinearOperator):
 
     def restrict(self, vectors: Tensor) -> Tensor:
         """S' J t: (P, K) to (N*O, K)."""
-        mine = self._ggn.counts[self._ggn.group.rank] * self._ggn.n_outputs
+        mine = self._ggn.counts[self._ggn.group.rank]
         out = vectors.new_empty(mine, vectors.shape[1])
         for dual, root, rows in self._each():
             out[rows] = root * dual.restrict(vectors)
@@ -209,18 +208,15 @@ class StreamedHessian(Streamed):
         return loss.averages if self._reduction is None else self._reduction == "mean"
 
     def _operator(self, batch: Any) -> Hessian:
-        return Hessian(self._model, self._loss, unpack(batch, self.name), **self._options)
+        return Hessian(self._model, self._loss, batch, **self._options)
 
-    def _measure(self, operator: Hessian, batch: Any) -> tuple[int, int, float]:
-        y = unpack(batch, self.name)[1]
-        n = operator.snapshot.n_samples
-        with torch.no_grad():
-            f = operator.snapshot.plain_outputs(slice(0, n))
-        part = 1.0
-        if self._averages:
-            known = self._reduction is None
-            part = operator.loss.normaliser(f, y) if known else float(n)
-        return f.shape[0], f.shape[1], part
+    def _measure(self, operator: Hessian) -> float:
+        if not self._averages:
+            return 1.0
+        if self._reduction is not None:
+            return float(operator.n_samples)
+        outputs = operator.snapshot.as_returned(operator.outputs)
+        return operator.loss.normaliser(outputs, operator.targets)
 
     def _matmat(self, vectors: Tensor) -> Tensor:
         out = vectors.new_zeros(vectors.shape)

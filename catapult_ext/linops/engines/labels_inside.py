@@ -1,0 +1,49 @@
+"""Labels that come inside a batch, read as the model reads them: by position, or the next one."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor, nn
+
+from catapult_ext import _validate as v
+from catapult_ext._batches import Batch
+from catapult_ext.linops.model.fixed_model import FixedModel
+from catapult_ext.losses import CrossEntropy, Loss
+from catapult_ext.losses.rows import shifted
+
+_AGREES = 1e-4  # relative, between the model's own loss and that of its outputs
+
+
+def labels_as_trained(snapshot: FixedModel, loss: Loss, batch: Batch, outputs: Tensor) -> Any:
+    """The labels of ``batch`` as a cross-entropy compares them with ``outputs`` (N, O).
+
+    A causal language model compares the output at one position with the label of the next.  Where
+    a model gets its labels inside the batch and returns its loss, that loss tells which.
+
+    Raises:
+        ValueError: neither reading gives the loss that the model returns.
+    """
+    y = batch.y
+    own = snapshot.returned_loss
+    if not batch.inside or own is None or not isinstance(loss, CrossEntropy):
+        return y
+    value, samples = own
+    f = snapshot.as_returned(outputs[samples])
+    ignored = loss.module.ignore_index
+    plain = CrossEntropy(nn.CrossEntropyLoss(ignore_index=ignored))
+    readings = [y]
+    if isinstance(y, Tensor) and y.dim() > 1 and not y.is_floating_point():
+        readings.append(shifted(y, ignored))
+    found = [plain(f, y[samples]).item() for y in readings]
+    best = min(range(len(found)), key=lambda i: abs(found[i] - value))
+    shown = " and ".join(f"{a:.6g}" for a in found)
+    v.require(
+        abs(found[best] - value) <= _AGREES * abs(value),
+        snapshot.where,
+        "cross-entropy with the labels inside the batch must be the loss that the model returns, "
+        f"{value:.6g}, position by position or for the next one: give data=(batch, labels) for "
+        "labels position by position, or forward= and labels that fit its outputs",
+        shown,
+    )
+    return readings[best]
