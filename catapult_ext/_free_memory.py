@@ -7,22 +7,38 @@ import os
 import re
 import sys
 
+#: Taken to be free where the system tells neither what is free nor what it has.
+UNKNOWN = 4 << 30
+
 
 def free_bytes() -> int:
     """The least of what the machine, the control group and the limits of the process leave."""
-    free = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES")
-    try:
+    return max(min(_of_the_machine(), _of_the_control_group(), _below_the_limit()), 1)
+
+
+def _of_the_machine() -> int:
+    """What is free on Linux; half of what is built in on macOS, which tells no more than that."""
+    with contextlib.suppress(OSError):
         with open("/proc/meminfo") as file:
             match = re.search(r"MemAvailable:\s+(\d+)", file.read())
-        free = int(match[1]) * 1024 if match else free
+        if match:
+            return int(match[1]) * 1024
+    page = _sysconf("SC_PAGE_SIZE")
+    free, built_in = _sysconf("SC_AVPHYS_PAGES"), _sysconf("SC_PHYS_PAGES")
+    if page and free:
+        return page * free
+    return page * built_in // 2 if page and built_in else UNKNOWN
+
+
+def _of_the_control_group() -> int:
+    """What the control group leaves; all where there is none, or none with a limit."""
+    with contextlib.suppress(OSError, ValueError):  # "max" is no number where there is no limit
         limits = []
-        for name in ("max", "current"):  # "max" is no number where there is no limit
+        for name in ("max", "current"):
             with open(f"/sys/fs/cgroup/memory.{name}") as file:
                 limits.append(int(file.read()))
-        free = min(free, limits[0] - limits[1])
-    except (OSError, ValueError):
-        pass
-    return max(min(free, _below_the_limit()), 1)
+        return limits[0] - limits[1]
+    return sys.maxsize
 
 
 def _below_the_limit() -> int:
@@ -33,5 +49,13 @@ def _below_the_limit() -> int:
         limit = resource.getrlimit(resource.RLIMIT_AS)[0]
         if limit != resource.RLIM_INFINITY:
             with open("/proc/self/statm") as file:
-                return limit - int(file.read().split()[0]) * os.sysconf("SC_PAGE_SIZE")
+                return limit - int(file.read().split()[0]) * resource.getpagesize()
     return sys.maxsize
+
+
+def _sysconf(name: str) -> int:
+    """One number of the system, or 0 where it does not tell (macOS lacks SC_AVPHYS_PAGES)."""
+    try:
+        return max(int(os.sysconf(name)), 0)
+    except (AttributeError, OSError, ValueError):
+        return 0

@@ -4,18 +4,40 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from importlib.machinery import EXTENSION_SUFFIXES
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import torch  # first, so that the native module shares torch's OpenMP runtime
 
+
+def _why_missing(package: Path, error: ImportError) -> str:
+    """One sentence on why the native module in ``package`` does not load, and the way out."""
+    start = "catapult_ext._C, the native module, "
+    built = sorted(path.name for path in package.glob("_C*") if path.suffix in (".so", ".pyd"))
+    fitting = [name for name in built if name in {f"_C{suffix}" for suffix in EXTENSION_SUFFIXES}]
+    checkout = package.parent if (package.parent / "csrc").is_dir() else None
+    again = "build it with `pip install -e .` there" if checkout else "reinstall catapult_ext"
+    if fitting:
+        return f"{start}is there but does not load: {again} ({fitting[0]}: {error})"
+    if built:
+        return (
+            f"{start}was built for another Python ({', '.join(built)}), this one loads "
+            f"*{EXTENSION_SUFFIXES[0]}: {again}"
+        )
+    if checkout:
+        return (
+            f"{start}is not built in the checkout {checkout}, which Python found before any installed "
+            f"catapult_ext: {again}, or start Python in another folder to use an installed one"
+        )
+    return f"{start}is missing from {package}: {again} ({error})"
+
+
 try:
     from catapult_ext import _C
 except ImportError as error:
-    raise ImportError(
-        "catapult_ext._C, the native module, is missing or does not load. In a checkout, build it "
-        f"with `pip install -e .`; otherwise reinstall catapult_ext. ({error})"
-    ) from error
+    raise ImportError(_why_missing(Path(__file__).parent, error)) from error
 
 _module: ModuleType = _C
 _emulating = False

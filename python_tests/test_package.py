@@ -1,8 +1,10 @@
 """The package as installed: import cost, entry points from the checkout, one OpenMP runtime."""
 
 import re
+import shutil
 import subprocess
 import sys
+from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
 
 import numpy as np
@@ -75,6 +77,40 @@ def test_unknown_forced_isa_is_one_clear_error(tmp_path):
     )
     assert done.returncode != 0
     assert "CATAPULT_FORCE_ISA must be one of (baseline" in done.stderr
+
+
+NATIVE = f"_C{EXTENSION_SUFFIXES[0]}"
+
+
+@pytest.mark.parametrize(
+    ("binary", "checkout", "told"),
+    [
+        (None, True, r"is not built in the checkout .*pip install -e \.`.* in another folder"),
+        (None, False, "is missing from .*: reinstall catapult_ext"),
+        ("_C.cpython-399-x86_64-linux-gnu.so", False, r"another Python \(_C.cpython-399.*reinstall"),
+        ("_C.cpython-399-x86_64-linux-gnu.so", True, r"another Python .*pip install -e \."),
+        (NATIVE, False, r"there but does not load: reinstall catapult_ext \(_C"),
+        (NATIVE, True, r"there but does not load: build it with `pip install -e \.`"),
+    ],
+)
+def test_a_native_module_that_does_not_load_names_the_way_out(tmp_path, binary, checkout, told):
+    package = tmp_path / "catapult_ext"
+    package.mkdir()
+    for name in ("__init__.py", "_native.py"):
+        shutil.copy(Path(cx.__file__).parent / name, package)
+    (package / "__init__.py").write_text("")
+    (tmp_path / "torch.py").write_text("")  # not what is looked at, and slow to import
+    if binary:
+        (package / binary).write_bytes(b"no library")
+    if checkout:
+        (tmp_path / "csrc").mkdir()
+    code = "import catapult_ext._native"
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    last = done.stderr.strip().splitlines()[-1]
+    assert done.returncode == 1
+    assert re.fullmatch(f"ImportError: catapult_ext._C, the native module, .*{told}.*", last), last
 
 
 @pytest.mark.parametrize(

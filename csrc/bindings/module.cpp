@@ -49,7 +49,8 @@ void translate_error(std::exception_ptr pointer) {
 }  // namespace
 }  // namespace catapult
 
-PYBIND11_MODULE(CATAPULT_MODULE_NAME, m) {
+// Operations keep no state between calls, so a free-threaded interpreter need not lock them.
+PYBIND11_MODULE(CATAPULT_MODULE_NAME, m, pybind11::mod_gil_not_used()) {
   using namespace catapult;
   m.doc() = "Native kernels of catapult_ext; use catapult_ext.ops.";
   pybind11::register_exception_translator(&translate_error);

@@ -1,5 +1,7 @@
 #include "bindings/tensor_arg.hpp"
 
+#include <pybind11/gil_safe_call_once.h>
+
 namespace catapult {
 namespace {
 
@@ -10,12 +12,15 @@ struct TorchDtypes {
 };
 
 const TorchDtypes& torch_dtypes() {
-  // Leaked on purpose: destroying Python objects after the interpreter is gone would crash.
-  static const auto* dtypes = [] {
-    py::module_ torch = py::module_::import("torch");
-    return new TorchDtypes{torch.attr("float32"), torch.attr("float64"), torch.attr("int64")};
-  }();
-  return *dtypes;
+  // Never destroyed: the interpreter may be gone by then. The import may hand the GIL to another
+  // thread, which would wait for ever at the lock of a plain static.
+  PYBIND11_CONSTINIT static py::gil_safe_call_once_and_store<TorchDtypes> dtypes;
+  return dtypes
+      .call_once_and_store_result([] {
+        const py::module_ torch = py::module_::import("torch");
+        return TorchDtypes{torch.attr("float32"), torch.attr("float64"), torch.attr("int64")};
+      })
+      .get_stored();
 }
 
 Dtype dtype_of(py::handle tensor) {
