@@ -1,6 +1,7 @@
 """Builds catapult_ext._C with CMake; everything else about the package is in pyproject.toml."""
 
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -29,6 +30,7 @@ class CMakeBuild(build_ext):
         """Build one CMakeExtension."""
         import pybind11
 
+        _require_a_compiler()
         target = Path(self.get_ext_fullpath(ext.name)).resolve().parent
         build = Path(self.build_temp).resolve()
         build.mkdir(parents=True, exist_ok=True)
@@ -56,6 +58,19 @@ class CMakeBuild(build_ext):
         subprocess.run(configure, check=True)
         subprocess.run(["cmake", "--build", str(build), "-j", jobs], check=True)
         subprocess.run(["cmake", "--install", str(build)], check=True)
+
+
+def _require_a_compiler() -> None:
+    """End with one line that says what to install, instead of with CMake's two pages."""
+    if sys.platform == "win32":
+        sys.exit("catapult_ext: Windows is not supported; install it in WSL (wsl --install)")
+    named = shlex.split(os.environ.get("CXX", ""))[:1]
+    if not any(shutil.which(name) for name in named or ("c++", "g++", "clang++")):
+        what = f"the compiler CXX={named[0]} is not there" if named else "needs a C++17 compiler"
+        sys.exit(
+            f"catapult_ext: {what}; Debian or Ubuntu: apt-get install g++; Fedora: dnf install "
+            "gcc-c++; macOS: xcode-select --install"
+        )
 
 
 setup(ext_modules=[CMakeExtension("catapult_ext._C")], cmdclass={"build_ext": CMakeBuild})

@@ -28,8 +28,9 @@ def _why_missing(package: Path, error: ImportError) -> str:
         )
     if checkout:
         return (
-            f"{start}is not built in the checkout {checkout}, which Python found before any installed "
-            f"catapult_ext: {again}, or start Python in another folder to use an installed one"
+            f"{start}is not built in the checkout {checkout}, which Python found before any "
+            f"installed catapult_ext: {again}, or start Python in another folder "
+            "to use an installed one"
         )
     return f"{start}is missing from {package}: {again} ({error})"
 

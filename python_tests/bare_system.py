@@ -1,7 +1,7 @@
-"""A pytest plugin: the tests on a system that does not tell its memory (`pytest -p bare_system`).
+"""A pytest plugin for a system that does not tell its memory: `pytest -p bare_system`.
 
-``BARE_SYSTEM=absent`` takes os.sysconf away; otherwise it raises, as it does on macOS for the number
-of free pages. Neither /proc/meminfo nor control groups are there.
+``BARE_SYSTEM=absent`` takes os.sysconf away; otherwise it raises, as it does on macOS for the
+number of free pages. Neither /proc/meminfo nor control groups are there.
 """
 
 import builtins
@@ -20,7 +20,7 @@ def _opened(path, *rest, **options):
     return builtins.open(path, *rest, **options)
 
 
-def pytest_sessionstart(session):  # noqa: ARG001: pytest goes by the name
+def pytest_sessionstart():
     """After the imports of pytest's own plugins, before the first test."""
     _free_memory.open = _opened
     if os.environ.get("BARE_SYSTEM") == "absent":

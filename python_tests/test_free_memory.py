@@ -1,4 +1,4 @@
-"""Free memory is known, or taken to be a stated number, on systems that tell less than Linux does."""
+"""Free memory is known, or a stated guess, on systems that tell less than Linux does."""
 
 import builtins
 import io
@@ -14,7 +14,7 @@ PAGE, BUILT_IN = 16384, 1 << 20  # an Apple laptop: 16 GiB in pages of 16 KiB
 
 
 def lacking(monkeypatch, files=(), sysconf=None):
-    """A system whose /proc and /sys hold only ``files`` (text by path) and whose sysconf is this."""
+    """A system whose /proc and /sys hold only ``files``, text by path, and this sysconf."""
 
     def opened(path, *rest, **options):
         if str(path).startswith(("/proc/", "/sys/")):

@@ -79,6 +79,7 @@ def test_unknown_forced_isa_is_one_clear_error(tmp_path):
     assert "CATAPULT_FORCE_ISA must be one of (baseline" in done.stderr
 
 
+OTHER = "_C.cpython-399-x86_64-linux-gnu.so"
 NATIVE = f"_C{EXTENSION_SUFFIXES[0]}"
 
 
@@ -87,8 +88,8 @@ NATIVE = f"_C{EXTENSION_SUFFIXES[0]}"
     [
         (None, True, r"is not built in the checkout .*pip install -e \.`.* in another folder"),
         (None, False, "is missing from .*: reinstall catapult_ext"),
-        ("_C.cpython-399-x86_64-linux-gnu.so", False, r"another Python \(_C.cpython-399.*reinstall"),
-        ("_C.cpython-399-x86_64-linux-gnu.so", True, r"another Python .*pip install -e \."),
+        (OTHER, False, r"another Python \(_C.cpython-399.*reinstall catapult_ext"),
+        (OTHER, True, r"another Python .*pip install -e \."),
         (NATIVE, False, r"there but does not load: reinstall catapult_ext \(_C"),
         (NATIVE, True, r"there but does not load: build it with `pip install -e \.`"),
     ],

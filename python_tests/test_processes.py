@@ -66,6 +66,53 @@ def test_threads_that_share_a_model_get_the_bits_that_one_thread_gets():
             assert found == [expected[i], *expected, *expected]
 
 
+def test_eight_threads_of_different_operations_get_the_bits_of_one():
+    """What an interpreter without a global lock does all the time."""
+    torch.set_num_threads(1)
+    rng = torch.Generator().manual_seed(0)
+    a, g = torch.rand(64, 12, generator=rng), torch.rand(64, 3, 9, generator=rng)
+    weights, v = [torch.rand(2, 3, 12, generator=rng)], torch.rand(2, 192, 2, generator=rng)
+    rows, matrix = torch.rand(4, 64, generator=rng), torch.rand(2, 40, 40, generator=rng)
+    matrix = matrix @ matrix.mT
+    U, u, x = torch.rand(2, 16, 3), torch.rand(2, 16), torch.rand(5, 3)
+    moments = [torch.rand(2, 3), torch.eye(3).repeat(2, 1, 1), torch.rand(2)]
+    rates = torch.tensor([0.1, 0.2])
+
+    def step():
+        basis, short = torch.eye(64)[None, :4].contiguous(), torch.zeros(2, 1, 3)
+        ops.lanczos_step(basis, *short, rows[:1], 0)
+        return basis
+
+    inputs = torch.stack([a, a])
+    calls = [
+        lambda: ops.gram([a], [g], scale=[1.0], bias=[0.5]),
+        lambda: ops.ntk_matvec(
+            v, weights=weights, inputs=[inputs], slopes=[], scale=[1.0], bias=[1.0]
+        ),
+        lambda: ops.tridiag_eigh(rows, rows[:, :63])[0],
+        lambda: ops.lanczos_dense(matrix, 2).eigenvalues,
+        step,
+        lambda: ops.toy_gd(U.clone(), u.clone(), x, x[:, 0].clone(), rates, 50).loss,
+        lambda: (
+            ops.toy_gd_reduced(
+                *[m.clone() for m in moments], x, x[:, 0].clone(), rates, 16.0, 50
+            ).loss
+        ),
+        lambda: ops.toy_scalar(rows[:, 0].clone(), rows[:, 1].clone(), 50).h,
+    ]
+    expected = [call() for call in calls]
+    start = threading.Barrier(len(calls))
+
+    def run(i):
+        torch.set_num_threads(1)
+        start.wait()
+        return [calls[i]() for _ in range(20)]
+
+    with ThreadPoolExecutor(len(calls)) as pool:
+        for found, one in zip(pool.map(run, range(len(calls))), expected, strict=True):
+            assert all(torch.equal(f.nan_to_num(7.0), one.nan_to_num(7.0)) for f in found)
+
+
 def child(queue):
     torch.set_num_threads(1)
     queue.put(work(3))

@@ -9,6 +9,7 @@ Run it outside the checkout, in an environment without compiler, pytest or anyth
 import importlib.metadata
 import re
 import sys
+import sysconfig
 from pathlib import Path
 
 import torch
@@ -106,6 +107,8 @@ if sys.argv[1:]:
         assert "was built without CUDA" in str(error), error
     else:
         raise AssertionError("a CUDA call went through in a build without CUDA")
+if sysconfig.get_config_var("Py_GIL_DISABLED"):
+    assert not sys._is_gil_enabled(), "importing catapult_ext switched the global lock on"
 maps = Path("/proc/self/maps")
 if maps.exists():
     runtimes = set(re.findall(r"\S*lib(?:g|i)?omp5?[.-]\S*", maps.read_text()))

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Annotated, Any
 
+from catapult_ext import __version__
 from catapult_ext.cli import demo, info, probe, reproduce, sweep, toy, toy_figures
 from catapult_ext.cli.console import load
-from catapult_ext.cli.options import as_command
+from catapult_ext.cli.options import Option, as_command
 
 COMMANDS: tuple[Callable[..., None], ...] = (
     demo.demo,
@@ -38,7 +39,10 @@ def build_app() -> Any:
         no_args_is_help=True,
         add_completion=False,
         pretty_exceptions_enable=False,
+        invoke_without_command=True,
+        context_settings={"help_option_names": ["-h", "--help"]},
     )
+    app.callback()(as_command(_version, typer, default_of_group=True))
     for function in COMMANDS:
         app.command()(as_command(function, typer))
     group = typer.Typer(invoke_without_command=True)
@@ -47,3 +51,11 @@ def build_app() -> Any:
         group.command()(as_command(function, typer))
     app.add_typer(group, name="toy")
     return app
+
+
+def _version(
+    version: Annotated[bool, Option("Show the version and exit.", "--version")] = False,
+) -> None:
+    """Curvature of neural networks and the catapult phase of large learning rates."""
+    if version:
+        print(f"catapult_ext {__version__}")

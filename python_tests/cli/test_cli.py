@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import importlib.metadata
 import json
 import shlex
 import subprocess
@@ -7,6 +8,7 @@ import sys
 
 import pytest
 
+import catapult_ext as cx
 from catapult_ext import build_info, cli
 from catapult_ext.cli import console
 
@@ -35,6 +37,37 @@ def test_info_shows_what_the_binary_can_do(capsys):
     assert "active_isa" in out
     assert build_info()["active_isa"] in out
     assert build_info()["torch"] in out
+
+
+def test_info_as_json_says_what_is_missing(capsys, monkeypatch):
+    real = importlib.metadata.version
+
+    def version(package):
+        if package == "matplotlib":
+            raise importlib.metadata.PackageNotFoundError(package)
+        return real(package)
+
+    monkeypatch.setattr("importlib.metadata.version", version)
+    code, out, _ = run(capsys, "info", "--json")
+    assert code == 0
+    facts = json.loads(out)
+    assert facts["matplotlib"] == "not installed"
+    assert "matplotlib, for pictures" in facts["missing"]
+    for name in ("processor", "active_isa", "threads", "torch", "cuda", "cuda_devices"):
+        assert name in facts
+    assert facts["processor"]
+
+
+def test_version_and_short_help(capsys):
+    assert run(capsys, "--version")[:2] == (0, f"catapult_ext {cx.__version__}\n")
+    assert run(capsys, "-h")[1] == run(capsys, "--help")[1]
+    assert run(capsys, "probe", "-h")[1] == run(capsys, "probe", "--help")[1]
+
+
+def test_a_command_that_is_not_there_names_the_nearest(capsys):
+    code, _, err = run(capsys, "prob")
+    assert code == 2
+    assert "Did you mean 'probe'?" in err
 
 
 def test_commands_are_functions_that_can_be_called(capsys, tmp_path):
