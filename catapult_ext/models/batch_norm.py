@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from catapult_ext import _validate as v
 from catapult_ext._module_copy import own_copy
 
+Inputs = Tensor | Callable[[nn.Module], object] | None
 BATCH_STATS = ("coupled", "frozen", "running")
 _NORM = nn.modules.batchnorm._BatchNorm
 _KNOWN = (nn.BatchNorm2d.forward, nn.SyncBatchNorm.forward)
@@ -48,7 +49,7 @@ def has_batch_norm(model: nn.Module) -> bool:
 
 @contextmanager
 def batch_stats_held(
-    model: nn.Module, policy: str, x: Tensor
+    model: nn.Module, policy: str, x: Inputs, *, drawn: bool = False
 ) -> Iterator[tuple[nn.Module, str | None]]:
     """For operators on ``model``: what to give them, and as which ``batch_stats``.
 
@@ -59,11 +60,12 @@ def batch_stats_held(
     modules = list(model.modules())
     norms = [m for m in modules if isinstance(m, _NORM)]
     if any(isinstance(m, nn.SyncBatchNorm) for m in norms) or policy not in BATCH_STATS:
-        yield with_batch_stats(model, policy, x), None
+        yield with_batch_stats(model, policy, x, drawn=drawn), None
         return
     modes = [m.training for m in modules]
     for module in modules:
-        module.training = policy != "running" and isinstance(module, _NORM)
+        norm = isinstance(module, _NORM)
+        module.training = policy != "running" if norm else drawn and module.training
     try:
         yield model, policy if norms and policy != "running" else None
     finally:
@@ -71,7 +73,9 @@ def batch_stats_held(
             module.training = mode
 
 
-def with_batch_stats(model: nn.Module, policy: str, x: Tensor | None = None) -> nn.Module:
+def with_batch_stats(
+    model: nn.Module, policy: str, x: Inputs = None, *, drawn: bool = False
+) -> nn.Module:
     """A copy of ``model`` whose batch normalisation holds still, for curvature probes.
 
     Args:
@@ -79,7 +83,8 @@ def with_batch_stats(model: nn.Module, policy: str, x: Tensor | None = None) -> 
         policy: ``"coupled"``: statistics of whatever batch is given, derivatives through them
             (:class:`CoupledBatchNorm`); ``"frozen"``: the statistics of ``x`` as constants;
             ``"running"``: the running averages, as in evaluation.
-        x: inputs whose statistics ``"frozen"`` takes.
+        x: inputs whose statistics ``"frozen"`` takes, or a function that runs the model on them.
+        drawn: other modules keep their modes, so that dropout draws; else all are in evaluation.
 
     Raises:
         ValueError: for another policy, or ``"frozen"`` without ``x``.
@@ -87,8 +92,12 @@ def with_batch_stats(model: nn.Module, policy: str, x: Tensor | None = None) -> 
     where = "models.with_batch_stats"
     if policy not in BATCH_STATS:
         v.fail(where, f"policy must be one of {', '.join(BATCH_STATS)}", repr(policy))
-    held: nn.Module = own_copy(model).eval()
+    held: nn.Module = own_copy(model)
     layers = [(name, m) for name, m in held.named_modules() if isinstance(m, _NORM)]
+    if not drawn:
+        held.eval()
+    for _, layer in layers:
+        layer.training = False
     if policy == "coupled":
         for name, layer in layers:
             if type(layer).forward not in _KNOWN:
@@ -105,7 +114,7 @@ def with_batch_stats(model: nn.Module, policy: str, x: Tensor | None = None) -> 
 
 @torch.no_grad()
 def _take_statistics(
-    layers: list[nn.modules.batchnorm._BatchNorm], model: nn.Module, x: Tensor | None
+    layers: list[nn.modules.batchnorm._BatchNorm], model: nn.Module, x: Inputs
 ) -> None:
     """Set the running statistics of ``layers`` to the biased batch statistics of ``x``."""
 
@@ -116,7 +125,7 @@ def _take_statistics(
 
     hooks = [layer.register_forward_pre_hook(look) for layer in layers]
     try:
-        model(x)
+        x(model) if callable(x) else model(x)
     finally:
         for hook in hooks:
             hook.remove()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 from torch.linalg import vector_norm
 
 from catapult_ext import _validate as v
+from catapult_ext._batches import count_samples
 from catapult_ext._module_copy import without_cached_weights
 
 # Activations that fall to (about) zero on the negative side, so that a unit can be inactive.
@@ -49,7 +51,8 @@ class ActivityWatch:
         modules = (m for m in self._model.modules() if isinstance(m, ONE_SIDED))
         self._hooks = [m.register_forward_hook(self._look) for m in modules]
         if self._hooks:
-            self._hooks.append(self._model.register_forward_pre_hook(self._begin))
+            begin = self._model.register_forward_pre_hook(self._begin, with_kwargs=True)
+            self._hooks.append(begin)
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -61,9 +64,8 @@ class ActivityWatch:
         """Whether the model has such modules at all."""
         return bool(self._hooks)
 
-    def _begin(self, _module: nn.Module, inputs: tuple[Any, ...]) -> None:
-        rows = len(inputs[0]) if inputs and isinstance(inputs[0], Tensor) else 0
-        self._passes.append((rows, []))
+    def _begin(self, _module: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any]) -> None:
+        self._passes.append((count_samples((inputs, named)), []))
 
     def _look(self, _module: nn.Module, inputs: tuple[Any, ...], _output: Any) -> None:
         # After an in-place activation this is its output, which is <= 0 for the same units.
@@ -87,25 +89,38 @@ class ActivityWatch:
         return Activity(inactive.mean().item(), inactive.max().item(), dead.max().item())
 
 
-def activity(model: nn.Module, x: Tensor) -> tuple[Tensor, Activity | None]:
-    """Outputs of ``model(x)`` and the activity of its one-sided activation modules.
+def activity(
+    model: nn.Module, x: Any, outputs: Callable[[nn.Module], Tensor] | None = None
+) -> tuple[Tensor, Activity | None]:
+    """Outputs of ``model`` on ``x`` and the activity of its one-sided activation modules.
 
     None where the model has no such module (activations called as functions are not seen).
-    Costs one forward pass.
+
+    Args:
+        model: any module.
+        x: inputs.
+        outputs: makes the outputs of the model on them; None calls the model on the tensor ``x``.
+
+    Cost:
+        One forward pass.
     """
     v.module("probes.activity", model)
-    if not isinstance(x, Tensor):
+    if outputs is None and not isinstance(x, Tensor):
         v.fail("probes.activity", "x must be a torch.Tensor", type(x).__name__, TypeError)
     with ActivityWatch(model) as watch, torch.no_grad(), without_cached_weights():
         try:
-            outputs = model(x.clone())
+            found = model(x.clone()) if outputs is None else outputs(model)
         except (TypeError, ValueError, RuntimeError, IndexError) as error:
             kind = TypeError if "dtype" in str(error) else ValueError
             raise kind(
                 "catapult_ext.probes.activity: the model must accept x, got "
-                f"{tuple(x.shape)} {x.dtype}, on which its forward pass fails: {error}"
+                f"{_shown(x)}, on which its forward pass fails: {error}"
             ) from error
-    return outputs, watch.found(len(x))
+    return found, watch.found(count_samples(x))
+
+
+def _shown(x: Any) -> str:
+    return f"{tuple(x.shape)} {x.dtype}" if isinstance(x, Tensor) else type(x).__name__
 
 
 def weight_norm(model: nn.Module) -> float:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,16 +13,18 @@ from torch import Tensor, nn
 
 from catapult_ext import _validate as v
 from catapult_ext._autocast import no_autocast
+from catapult_ext._model_call import Forward
 from catapult_ext._store import writing
 from catapult_ext.eig import EigshResult, TopTracker
 from catapult_ext.linops import GGN, NTK, Hessian
 from catapult_ext.linops.ggn import DualGGN
-from catapult_ext.losses import SquaredLoss, resolve
+from catapult_ext.losses import OWN_LOSS, SquaredLoss, resolve
 from catapult_ext.models import batch_stats_held, with_batch_stats
 from catapult_ext.probes import free
 from catapult_ext.probes.jumps import Jumps
 from catapult_ext.probes.observables import Activity, ActivityWatch, activity, weight_norm
 from catapult_ext.probes.overhead import Overhead
+from catapult_ext.probes.problem import Problem
 from catapult_ext.probes.record import BoundedRecord, Row, write_run
 
 QUANTITIES = ("ggn", "hessian", "ntk")
@@ -50,9 +53,12 @@ class CurvatureTracker:
         print(tracker.probes[-1]["values"], tracker.report())
 
     Args:
-        model: the module trained, outputs (N, O) or (N,).
-        loss: the loss trained (:func:`catapult_ext.losses.resolve`).
-        data: fixed probe set ``(x, y)``; None probes the ``batch`` given to :meth:`step`.
+        model: the module trained.
+        loss: the loss trained (:func:`catapult_ext.losses.resolve`); with ``quantity="hessian"``
+            also None, the loss that the model returns.
+        data: fixed probe set ``(x, y)``, or another form that
+            :func:`~catapult_ext._batches.batch_of` takes; None probes the ``batch`` given to
+            :meth:`step`.
         quantity: ``"ggn"``, ``"hessian"`` or ``"ntk"`` (sum convention; needs a fixed probe set).
         k: eigenvalues followed; ``grow_at`` may raise it to ``max_k``.
         every: steps from probe to probe (with ``budget``: at least so many).
@@ -69,7 +75,11 @@ class CurvatureTracker:
         max_k: most eigenvalues followed.
         kernel_samples: compare the trace kernel of so many probe samples with that at the first
             probe (drift); 0 for none.
-        batch_stats: what batch normalisation means, ``models.BATCH_STATS``.  Dropout is off.
+        batch_stats: what batch normalisation means, ``models.BATCH_STATS``.
+        forward: ``forward(model, x)`` returns the outputs; None calls the model.
+        params: names or patterns of the parameters to differentiate by; None for all.
+        dropout: None turns dropout off, ``"fixed"`` takes one fixed mask where it is on.
+        memory_budget: of the operators.
         check_every: see :class:`~catapult_ext.TopTracker`.  Where the loss or the norm of the
             gradient exceeds twice the largest value since the probe before the last one, a checked
             probe is made at once (with ``budget``: as soon as it pays for one).
@@ -120,6 +130,10 @@ class CurvatureTracker:
         seed: int = 0,
         out: Path | str | None = None,
         fresh: bool = False,
+        forward: Forward | None = None,
+        params: str | Sequence[str] | None = None,
+        dropout: str | None = None,
+        memory_budget: int | str | None = None,
     ) -> None:
         v.module(_WHERE, model)
         counts = {"kernel_samples": kernel_samples, "check_every": check_every, "max_k": max_k}
@@ -140,11 +154,19 @@ class CurvatureTracker:
         fixed = data is not None or quantity != "ntk"
         v.require(fixed, _WHERE, "quantity='ntk' needs a fixed probe set", "data=None")
         v.require(kernel_samples == 0 or data is not None, _WHERE, "drift needs data", "data=None")
-        if data is not None and (not isinstance(data, (tuple, list)) or len(data) != 2):
-            v.fail(_WHERE, "data must be a pair (x, y)", type(data).__name__, TypeError)
         self.model = model
         self.loss = resolve(loss)
-        self.data = data
+        own = self.loss is OWN_LOSS
+        text = "loss=None, the model's own, needs quantity='hessian' (give loss= otherwise)"
+        v.require(not own or quantity == "hessian", _WHERE, text, repr(quantity))
+        self.options = {
+            "forward": forward,
+            "params": params,
+            "dropout": dropout,
+            "memory_budget": memory_budget,
+            "seed": seed,
+        }
+        self.data = None if data is None else Problem.of(loss, data, _WHERE, **self.options)
         self.quantity = quantity
         self.every = every
         self.planned = steps
@@ -205,7 +227,7 @@ class CurvatureTracker:
 
         Args:
             loss: the loss that this step used, for r_t and lambda_r.
-            batch: ``(x, y)`` of this step; needed where no fixed probe set was given.
+            batch: of this step, in any form of ``data``; needed where no fixed probe set was given.
         """
         if not self._open:
             self.start()
@@ -222,6 +244,8 @@ class CurvatureTracker:
         if self._due():
             data = self.data if self.data is not None else batch
             v.require(data is not None, f"{_WHERE}.step", "batch is needed without data", None)
+            if not isinstance(data, Problem):
+                data = Problem.of(self.loss, data, f"{_WHERE}.step", **self.options)
             made = self._probe(data)
         self.overhead.leave()
         return made
@@ -249,7 +273,7 @@ class CurvatureTracker:
         return waited and self.overhead.affords(self._costliest)
 
     @no_autocast()
-    def _probe(self, data: Any) -> Row:
+    def _probe(self, data: Problem) -> Row:
         began = self.overhead.clock()
         with torch.no_grad():
             try:
@@ -270,25 +294,26 @@ class CurvatureTracker:
             self._top.grow(self.k + 1)
         return row
 
-    def _selected(self, data: Any) -> tuple[Any, Any]:
+    def _selected(self, data: Problem) -> Problem:
         """The probe samples; with a budget their number is chosen once."""
-        x, y = data
-        if self.overhead.budget is not None and self.samples is None and isinstance(x, Tensor):
+        if self.overhead.budget is not None and self.samples is None:
             still = with_batch_stats(self.model, "running")  # leaves running averages alone
             began = self.overhead.clock()
-            still(x)
+            data.outputs(still)
             forward = self.overhead.clock() - began
             step = self.overhead.training / self.count
             allowed = _FIRST_SHARE * self.overhead.budget * self.planned * step
             share = min(1.0, allowed / max(_COLD_FORWARDS * forward, 1e-12))
-            self.samples = max(min(_LEAST_SAMPLES, len(x)), int(share * len(x)))
-        if self.samples is None or not isinstance(x, Tensor) or self.samples >= len(x):
-            return x, y
-        return x[: self.samples], y[: self.samples]
+            n = data.n_samples
+            self.samples = max(min(_LEAST_SAMPLES, n), int(share * n))
+        return data.first(self.samples)
 
-    def _measure(self, data: tuple[Any, Any]) -> Row:
-        with batch_stats_held(self.model, self.batch_stats, data[0]) as (held, policy):
-            return self._measured(held, *data, batch_stats=policy, check=not self.probes)
+    def _measure(self, data: Problem) -> Row:
+        drawn = data.dropout is not None
+        still = batch_stats_held(self.model, self.batch_stats, data.outputs, drawn=drawn)
+        with still as (held, policy):
+            options = {**data.options, "batch_stats": policy, "check": not self.probes}
+            return self._measured(held, data, options)
 
     def _row(self, values: list[float]) -> Row:
         """A row with what every probe has; the rest not measured yet."""
@@ -309,9 +334,9 @@ class CurvatureTracker:
             "drift_norm": None,
         }
 
-    def _measured(self, held: nn.Module, x: Any, y: Any, **options: Any) -> Row:
+    def _measured(self, held: nn.Module, data: Problem, options: dict[str, Any]) -> Row:
         with ActivityWatch(held) as watch:  # in the forward pass that freezes the model
-            operator = self._operator(held, x, y, **options)
+            operator = self._operator(held, data, options)
         followed = self._followed(operator)
         found = self._top.update(followed, check=self._jumped)
         inherited = found.index_check == "inherited"
@@ -321,26 +346,28 @@ class CurvatureTracker:
         row["index_check"], row["flags"] = found.index_check, self._flags(found)
         if inherited:
             row["index_check"] = f"inherited since step {self._last_check}"
-        row["top_shares"] = self._shares(operator, followed, found, y)
-        if isinstance(x, Tensor):
-            if watch.watches:
-                active = watch.found(len(x)) or self._activity(x)
-                row["inactive"] = None if active is None else active.inactive
-            if self.kernel_samples:
-                kernel = NTK(held, x[: self.kernel_samples], **options).dense(outputs="trace")
-                self._kernel = kernel if self._kernel is None else self._kernel
-                row["drift"], row["drift_norm"] = free.kernel_drift(kernel, self._kernel)
+        row["top_shares"] = self._shares(operator, followed, found, data.y)
+        if watch.watches:
+            active = watch.found(data.n_samples) or self._activity(data)
+            row["inactive"] = None if active is None else active.inactive
+        if self.kernel_samples:
+            few = data.first(self.kernel_samples)
+            kernel = NTK(held, few.x, **options).dense(outputs="trace")
+            self._kernel = kernel if self._kernel is None else self._kernel
+            row["drift"], row["drift_norm"] = free.kernel_drift(kernel, self._kernel)
         return row
 
-    def _activity(self, x: Tensor) -> Activity | None:
+    def _activity(self, data: Problem) -> Activity | None:
         """By a forward pass of its own, which leaves running averages alone."""
-        return activity(with_batch_stats(self.model, self.batch_stats, x), x)[1]
+        drawn = data.dropout is not None
+        still = with_batch_stats(self.model, self.batch_stats, data.outputs, drawn=drawn)
+        return activity(still, data.x, data.outputs)[1]
 
-    def _operator(self, model: nn.Module, x: Any, y: Any, **options: Any) -> Any:
+    def _operator(self, model: nn.Module, data: Problem, options: dict[str, Any]) -> Any:
         if self.quantity == "ntk":
-            return NTK(model, x, **options)
+            return NTK(model, data.x, **options)
         kind = GGN if self.quantity == "ggn" else Hessian
-        return kind(model, self.loss, (x, y), **options)
+        return kind(model, self.loss, data.data, **options)
 
     def _followed(self, operator: Any) -> Any:
         """The smaller space where there is one: its vectors serve, nothing is lifted."""
@@ -361,7 +388,7 @@ class CurvatureTracker:
     ) -> list[float] | None:
         if isinstance(operator, Hessian) or not isinstance(self.loss, SquaredLoss):
             return None
-        f = operator.linearization.outputs
+        f = operator.linearization.snapshot.as_returned(operator.linearization.outputs)
         targets = self.loss.targets(f, y)
         residual = (f - targets).reshape(-1, 1)
         if isinstance(followed, (NTK, DualGGN)):  # the same space for a squared loss

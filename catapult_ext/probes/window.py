@@ -3,26 +3,26 @@
 from __future__ import annotations
 
 import copy
-import functools
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_map
 
 from catapult_ext import _validate as v
 from catapult_ext import training
 from catapult_ext._autocast import no_autocast
-from catapult_ext._module_copy import own_copy, without_cached_weights
+from catapult_ext._model_call import Forward
+from catapult_ext._module_copy import own_copy
 from catapult_ext.eig import eigsh
 from catapult_ext.linops import GGN, LinearOperator, Preconditioned
-from catapult_ext.losses import Loss, SquaredLoss, resolve
+from catapult_ext.losses import SquaredLoss
 from catapult_ext.models import has_batch_norm, with_batch_stats
 from catapult_ext.probes.observables import active_dropout, activity, hidden_width
 from catapult_ext.probes.phases import DEAD_FRACTION, divergence_cut
+from catapult_ext.probes.problem import Problem
 from catapult_ext.probes.stability import Rule, rule_of
 
 _WHERE = "learning_rate_window"
@@ -105,25 +105,34 @@ def learning_rate_window(
     tol: float = 1e-3,
     batch_stats: str = "coupled",
     seed: int = 0,
+    forward: Forward | None = None,
+    params: str | Sequence[str] | None = None,
+    dropout: str | None = None,
+    memory_budget: int | str | None = None,
 ) -> LearningRateWindow:
     """Where learning rates are lazy, catapult, and divergent, with the evidence.
 
     Args:
         model: as for :class:`~catapult_ext.GGN`; left as it is.
         loss: as trained (:func:`catapult_ext.losses.resolve`); its Gauss-Newton matrix is used.
-        data: ``(x, y)``, the batch that steps use.
+        data: ``(x, y)``, the batch that steps use, or another form that
+            :func:`~catapult_ext._batches.batch_of` takes.
         optimizer: None for gradient descent, or a torch SGD (momentum, dampening, Nesterov,
             weight decay), Adam or AdamW, whose state gives the preconditioner.
         burn_in: take so many steps of an Adam without state on a copy, at its own rate.
         measure: steps of the runs that measure eta_max by bisection; 0 for none.
         tol: relative error of lambda_0.
         batch_stats: what batch normalisation means, ``models.BATCH_STATS``.
-        seed: of the eigensolver.
+        seed: of the eigensolver, and of a fixed mask.
+        forward: ``forward(model, x)`` returns the outputs; None calls the model.
+        params: names or patterns of the parameters that are trained; None for all.
+        dropout: ``"fixed"`` for one fixed mask, in curvature and steps alike.
+        memory_budget: of the Gauss-Newton matrix.
 
     Raises:
-        ValueError: no Gauss-Newton factor, dropout on, Adam without state and ``burn_in=0``,
-            a model whose curvature is zero, parameter groups that differ.
-        TypeError: another optimizer.
+        ValueError: no Gauss-Newton factor, dropout on, ``params`` with an optimizer, Adam without
+            state and ``burn_in=0``, a model whose curvature is zero, parameter groups that differ.
+        TypeError: another optimizer, or data without labels.
 
     Cost:
         About 17 products of 2-3 forward passes for lambda_0, one gradient and about 15 forward
@@ -132,19 +141,40 @@ def learning_rate_window(
     v.module(_WHERE, model)
     v.integers(_WHERE, burn_in=burn_in, measure=measure, seed=seed)
     v.numbers(_WHERE, tol=tol)
-    known = resolve(loss)
     v.require(burn_in >= 0, _WHERE, "burn_in must be >= 0", burn_in)
     v.require(measure >= 0, _WHERE, "measure must be >= 0", measure)
-    off = active_dropout(model)
-    v.require(off is None, _WHERE, "dropout must be off (call model.eval())", off)
-    v.require(isinstance(data, (tuple, list)) and len(data) == 2, _WHERE, "data must be (x, y)", "")
-    x, y = data
+    problem = Problem.of(
+        loss,
+        data,
+        _WHERE,
+        forward=forward,
+        params=params,
+        dropout=dropout,
+        memory_budget=memory_budget,
+        seed=seed,
+    )
+    v.require(
+        params is None or optimizer is None,
+        _WHERE,
+        "params= needs optimizer=None (make the other parameters requires_grad_(False) instead)",
+        params,
+    )
+    off = None if dropout else active_dropout(model)
+    needs = "dropout must be off (call model.eval(), or pass dropout='fixed')"
+    v.require(off is None, _WHERE, needs, off)
+    model = problem.trained_copy(model)
     burnt = burn_in > 0 and optimizer is not None and not optimizer.state
     if burnt:
-        model, optimizer = _burnt_in(model, known, x, y, optimizer, burn_in)
+        read = GGN(
+            _held(model, problem, batch_stats), problem.loss, problem.data, **problem.options
+        )
+        problem = problem.read_as(read.targets)
+        del read
+        model, optimizer = _burnt_in(model, problem, optimizer, burn_in)
     rule = rule_of(optimizer, model)
-    held = with_batch_stats(model, batch_stats, x) if has_batch_norm(model) else model
-    operator = GGN(held, known, (x, y))
+    held = _held(model, problem, batch_stats)
+    operator = GGN(held, problem.loss, problem.data, **problem.options)
+    problem, known = problem.read_as(operator.targets), problem.loss
     seen: LinearOperator = operator
     if rule.scale is not None:
         seen = Preconditioned.by(operator.shift(rule.l2) if rule.l2 else operator, rule.scale)
@@ -153,14 +183,14 @@ def learning_rate_window(
     lambda0, error = found.eigenvalues[0].item() + plain, found.errors[0].item()
     v.require(lambda0 > 0, _WHERE, "the curvature must be > 0 (a constant model?)", lambda0)
     eta_crit = rule.factor / lambda0
-    eta_c, searched = _first_step(held, known, x, y, rule, eta_crit)
+    eta_c, searched = _first_step(held, problem, rule, eta_crit)
     kind, (low, high) = activation_range(model)
     moves = rule.scale is not None or not isinstance(known, SquaredLoss)
     if kind == _IN_PARAMETERS and moves:
         kind, (low, high) = _UNKNOWN, _OTHER
     measured = None
     if measure:
-        measured = _measured(held, known, x, y, optimizer, measure, eta_crit, lambda0)
+        measured = _measured(held, problem, optimizer, measure, eta_crit, lambda0)
     evidence = {
         "products": found.matvecs,
         "factor": rule.factor,
@@ -203,34 +233,28 @@ def activation_range(model: nn.Module) -> tuple[str, tuple[float, float]]:
     return f"{name}, {depth}", C_ACT[name][deep]
 
 
-def _gradients(model: nn.Module, loss: Loss, x: Any, y: Any) -> tuple[float, list[Tensor]]:
+def _held(model: nn.Module, problem: Problem, batch_stats: str) -> nn.Module:
+    if not has_batch_norm(model):
+        return model
+    drawn = problem.dropout is not None
+    return with_batch_stats(model, batch_stats, problem.outputs, drawn=drawn)
+
+
+def _gradients(model: nn.Module, problem: Problem) -> tuple[float, list[Tensor]]:
     weights = training.moved(model)
     with torch.enable_grad():
-        value = loss(_outputs(model, x), y)
+        value = problem.loss(problem.outputs(model), problem.y)
         found = torch.autograd.grad(value, weights, allow_unused=True)
     pairs = zip(found, weights, strict=True)
     return value.item(), [torch.zeros_like(p) if g is None else g for g, p in pairs]
 
 
-def _outputs(model: nn.Module, x: Any) -> Tensor:
-    try:
-        with without_cached_weights():
-            out = model(tree_map(lambda t: t.clone() if isinstance(t, Tensor) else t, x))
-    except RuntimeError as error:  # half precision, which the operator widens and the model may not
-        raise ValueError(
-            f"catapult_ext.{_WHERE}: the model must accept the inputs, got {x.dtype}: {error}"
-            if isinstance(x, Tensor)
-            else f"catapult_ext.{_WHERE}: the forward pass fails: {error}"
-        ) from error
-    return out.unsqueeze(1) if out.dim() == 1 else out
-
-
 @torch.no_grad()
 def _first_step(
-    model: nn.Module, loss: Loss, x: Any, y: Any, rule: Rule, guess: float
+    model: nn.Module, problem: Problem, rule: Rule, guess: float
 ) -> tuple[float | None, dict[str, float]]:
     """Rate at which the loss after one step equals that before: doubling, then bisection."""
-    start, direction = _gradients(own_copy(model), loss, x, y)
+    start, direction = _gradients(own_copy(model), problem)
     weights = training.moved(model)
     penalty = rule.l2 / 2
     if rule.l2:
@@ -248,7 +272,7 @@ def _first_step(
         after = training.moved(stepped)
         for p, p0, d in zip(after, weights, direction, strict=True):
             p.copy_(p0 - eta * d)
-        value = loss(_outputs(stepped, x), y).item()
+        value = problem.loss(problem.outputs(stepped), problem.y).item()
         value += penalty * sum(float(p.square().sum()) for p in after)
         return not value <= start
 
@@ -293,17 +317,17 @@ def _clone(optimizer: Any, model: nn.Module, rate: float, old: nn.Module) -> Any
 
 
 def _burnt_in(
-    model: nn.Module, loss: Loss, x: Any, y: Any, optimizer: Any, count: int
+    model: nn.Module, problem: Problem, optimizer: Any, count: int
 ) -> tuple[nn.Module, Any]:
     moved = own_copy(model)
     fresh = _clone(optimizer, moved, float(optimizer.param_groups[0]["lr"]), model)
-    for _ in _steps(moved, loss, x, y, fresh, count):
+    for _ in _steps(moved, problem, fresh, count):
         pass
     return moved, fresh
 
 
 def _steps(
-    model: nn.Module, loss: Loss, x: Any, y: Any, optimizer: Any, count: int, cut: float = math.inf
+    model: nn.Module, problem: Problem, optimizer: Any, count: int, cut: float = math.inf
 ) -> Iterator[training.Step]:
     """Full-batch training with a torch optimizer, which also moves what has no gradient."""
     weights = training.moved(model)
@@ -313,16 +337,13 @@ def _steps(
             p.grad = torch.zeros_like(p) if g is None else g
         optimizer.step()
 
-    forward = functools.partial(_outputs, model)
-    batches = training.whole(x, y)
-    return training.steps(forward, weights, batches, loss, count, move, cut=cut)
+    batches = training.whole(model, problem.y)  # what the outputs are a function of, for a problem
+    return training.steps(problem.outputs, weights, batches, problem.loss, count, move, cut=cut)
 
 
 def _measured(
     model: nn.Module,
-    loss: Loss,
-    x: Any,
-    y: Any,
+    problem: Problem,
     optimizer: Any,
     count: int,
     eta_crit: float,
@@ -334,17 +355,17 @@ def _measured(
     a layer dies (:class:`~catapult_ext.probes.Verdict`).
     """
     optimizer = torch.optim.SGD(model.parameters(), lr=1.0) if optimizer is None else optimizer
-    first, _ = _gradients(own_copy(model), loss, x, y)
+    first, _ = _gradients(own_copy(model), problem)
     cut = divergence_cut(first, hidden_width(model), lambda0)
 
     def diverges(eta: float) -> bool:
         moved = own_copy(model)
         fresh = _clone(optimizer, moved, eta, model)
-        for step in _steps(moved, loss, x, y, fresh, count, cut):
+        for step in _steps(moved, problem, fresh, count, cut):
             ended = step.loss
         if not ended < first:
             return True
-        active = activity(moved, x)[1] if isinstance(x, Tensor) else None
+        active = activity(moved, problem.x, problem.outputs)[1]
         return active is not None and active.worst_inactive > DEAD_FRACTION
 
     return _bracketed(diverges, eta_crit)

@@ -219,7 +219,7 @@ def test_the_optimizer_must_be_the_models():
     [
         ({"burn_in": -1}, ValueError, "burn_in"),
         ({"measure": -1}, ValueError, "measure"),
-        ({"data": X}, ValueError, "data must be"),
+        ({"data": X}, TypeError, "data must be a pair"),
         ({"loss": "quarter_mse"}, ValueError, "loss must be one of"),
         ({"optimizer": torch.optim.RMSprop([nn.Parameter(X)])}, TypeError, "SGD, Adam or AdamW"),
         ({"model": nn.Sequential(nn.Linear(64, 10), nn.Dropout(0.5))}, ValueError, "dropout"),

@@ -55,7 +55,7 @@ def copied_state(model: nn.Module, params: str | Sequence[str] | None, where: st
     own, buffers = dict(model.named_parameters()), dict(model.named_buffers())
     trainable = [name for name, p in own.items() if p.requires_grad]
     v.require(bool(trainable), where, "model must have trainable parameters", "none")
-    chosen = set(_selected(trainable, params, where))
+    chosen = set(selected_names(trainable, params, where))
     v.constant(where, own)
     taken: dict[str, Tensor] = {}
     constants: dict[str, Tensor] = {}
@@ -72,7 +72,7 @@ def copied_state(model: nn.Module, params: str | Sequence[str] | None, where: st
     return state
 
 
-def _selected(names: list[str], params: str | Sequence[str] | None, where: str) -> list[str]:
+def selected_names(names: list[str], params: str | Sequence[str] | None, where: str) -> list[str]:
     """Names that match a pattern of ``params``; every pattern must match one."""
     if params is None:
         return names
