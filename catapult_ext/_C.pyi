@@ -121,6 +121,20 @@ def ntk_matvec_workspace(
     stream: int,
     threads: int,
 ) -> int: ...
+def toy_lyapunov(
+    mean: Tensor,
+    deviation: Tensor,
+    beta: Tensor,
+    growth: Tensor,
+    steps: int,
+    burn_in: int,
+    first_path: int,
+    seed: int,
+    noise: int,
+    device: int,
+    stream: int,
+    threads: int,
+) -> None: ...
 def toy_scalar(
     h: Tensor,
     k: Tensor,

@@ -44,10 +44,12 @@ def work(seed):
     moments = [rand(2, 3), rand(2, 3, 3), rand(2)]
     reduced = ops.toy_gd_reduced(*moments, rand(5, 3), rand(5), rand(2), 16.0, 20)
     scalar = ops.toy_scalar(rand(9), rand(9), 50)
+    growth = ops.toy_lyapunov(*rand(3, 9).double(), 50, paths=11)
     found = cx.eigsh(cx.GGN(MODEL, "half_mse", (X, Y)), k=2, seed=seed)
-    made = [gram, product, *tridiagonal, *top, basis, alpha, beta, *state, toy.loss, scalar.h]
+    made = [gram, product, *tridiagonal, *top, basis, alpha, beta, *state, toy.loss, growth]
     return [
-        t.tolist() for t in (*made, *moments, reduced.loss, found.eigenvalues, found.eigenvectors)
+        t.tolist()
+        for t in (*made, *moments, scalar.h, reduced.loss, found.eigenvalues, found.eigenvectors)
     ]
 
 

@@ -128,6 +128,20 @@ CALLS = {
             "curvature_every": 1,
         },
     ),
+    "ops.toy_lyapunov": (
+        ops.toy_lyapunov,
+        {
+            "mean": rand(4).double(),
+            "deviation": rand(4).double(),
+            "beta": rand(4).double(),
+            "steps": 5,
+            "paths": 3,
+            "burn_in": 2,
+            "noise": "uniform",
+            "seed": 1,
+            "first_path": 0,
+        },
+    ),
     "ops.toy_scalar": (
         ops.toy_scalar,
         {"h": rand(4), "k": rand(4), "steps": 5, "b": rand(4), "beta": rand(4), "record_every": 1},
@@ -152,6 +166,30 @@ CALLS = {
     "toy.phase_diagram": (
         toy.phase_diagram,
         {"axis": "width", "resolution": 4, "steps": 5},
+    ),
+    "toy.mean_square_edge": (
+        toy.mean_square_edge,
+        {"beta": 0.5, "variance": rand(3).double(), "mean": 2.0},
+    ),
+    "toy.second_moment_matrix": (
+        toy.second_moment_matrix,
+        {"eta": rand(3), "beta": 0.5, "variance": 0.1, "mean": 1.0},
+    ),
+    "toy.second_moment_growth": (
+        toy.second_moment_growth,
+        {"eta": rand(3), "beta": 0.5, "variance": 0.1, "mean": 1.0},
+    ),
+    "toy.lyapunov_exponent": (
+        toy.lyapunov_exponent,
+        {"eta": rand(3), "beta": 0.5, "variance": 0.1, "noise": "uniform", "steps": 9, "paths": 8},
+    ),
+    "toy.lyapunov_edge": (
+        toy.lyapunov_edge,
+        {"beta": 0.5, "variance": rand(2), "tolerance": 0.5, "paths": 8, "max_steps": 300},
+    ),
+    "toy.noise_plane": (
+        toy.noise_plane,
+        {"resolution": (3, 2), "beta": (0.0, 0.5), "tolerance": 0.5, "paths": 8, "seed": 1},
     ),
     "toy.warm_up": (toy.warm_up, {"rates": [1.0], "steps": 10, "over": 5}),
     "toy.drop": (toy.drop, {"rates": [1.0], "steps": 10, "at": 5, "factor": 0.1}),

@@ -82,6 +82,8 @@ close(
     ops.toy_gd_reduced(*[s.clone() for s in state], x, y, eta, 16.0, 20).loss,
     reference.toy_gd_reduced(*[s.clone() for s in state], x, y, eta, 16.0, 20)[0],
 )
+noisy = [torch.tensor(t).double() for t in ([1.5, 2.0], [0.5, 1.0], [0.0, 0.9])]
+close("toy_lyapunov", ops.toy_lyapunov(*noisy, 40), reference.toy_lyapunov(*noisy, 40))
 h, k = torch.tensor([1.2, 1.6]).double(), torch.tensor([0.01, -0.02]).double()
 close("toy_scalar", ops.toy_scalar(h, k, 30).h, reference.toy_scalar(h, k, 30)[0])
 public = {name for name in ops.__all__ if name.islower()}

@@ -22,6 +22,7 @@ COMMANDS: tuple[Callable[..., None], ...] = (
 TOY_COMMANDS: tuple[Callable[..., None], ...] = (
     toy_figures.diagram,
     toy_figures.bifurcation,
+    toy_figures.noise,
     toy_figures.figure,
 )
 

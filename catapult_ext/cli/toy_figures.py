@@ -1,4 +1,4 @@
-"""catapult-ext toy diagram | figure: phase diagrams and the pictures of docs/toy.md."""
+"""catapult-ext toy diagram | bifurcation | noise | figure: planes and pictures of docs/toy.md."""
 
 from __future__ import annotations
 
@@ -97,6 +97,47 @@ def bifurcation(
     picture = result.plot(out / "fig_bifurcation.png")
     diverged = float((result.diverged_at >= 0).double().mean())
     print(f"diverged {diverged:.1%}\nPicture: {picture}\nArrays:  {out / 'bifurcation.npz'}")
+
+
+def noise(
+    beta_low: Annotated[float, Option("Smallest momentum.")] = 0.0,
+    beta_high: Annotated[float, Option("Largest momentum, below 1.")] = 0.99,
+    low: Annotated[
+        float, Option("Smallest variance of the curvature over its squared mean.")
+    ] = 0.01,
+    high: Annotated[float, Option("Largest.")] = 100.0,
+    resolution: Annotated[int, Option("Points per axis.")] = 64,
+    distribution: Annotated[
+        str, Option("Of the curvature: normal, uniform, two-point.")
+    ] = "normal",
+    tolerance: Annotated[float, Option("Largest relative bar of the Lyapunov edge.")] = 0.02,
+    paths: Annotated[int, Option("Sampled paths per point.")] = 64,
+    seed: Annotated[int, Option("Of the draws.")] = 0,
+    out: Annotated[Path, Option("Run folder.")] = RUNS / "toy-noise",
+    fresh: Annotated[bool, Option("Start again in an existing run folder.", "--fresh")] = False,
+) -> None:
+    """Largest learning rate of heavy ball under noise: in mean square, and of typical paths."""
+    from catapult_ext import toy
+
+    with row_progress() as progress:
+        result = toy.noise_plane(
+            beta=(beta_low, beta_high),
+            variance=(low, high),
+            resolution=resolution,
+            noise=distribution,
+            tolerance=tolerance,
+            paths=paths,
+            seed=seed,
+            out=out,
+            fresh=fresh,
+            progress=progress,
+        )
+    picture = result.plot(out / "fig_noise.png")
+    ratio, bars = result.lyapunov / result.mean_square, result.error / result.lyapunov
+    print(
+        f"Lyapunov edge {ratio.min():.2f} to {ratio.max():.2f} times the mean-square edge; bars up "
+        f"to {bars.max():.1%}\nPicture: {picture}\nArrays:  {out / 'plane.npz'}"
+    )
 
 
 def figure(

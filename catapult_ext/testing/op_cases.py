@@ -50,7 +50,7 @@ class OpCase:
 def op_cases(full: bool = False) -> dict[str, OpCase]:
     """One case per name; ``full`` gives the sizes that are measured on a GPU."""
     found = [_gram, _ntk_matvec, _toy_gd, _toy_gd_many, _toy_activated, _toy_gd_reduced]
-    found += [_toy_scalar, _lanczos_dense, _lanczos_step, _tridiag_eigh]
+    found += [_toy_scalar, _toy_lyapunov, _lanczos_dense, _lanczos_step, _tridiag_eigh]
     return {make.__name__.lstrip("_"): make(full) for make in found}
 
 
@@ -204,6 +204,25 @@ def _toy_scalar(full: bool) -> OpCase:
         tolerance=1e-2,
         flops=8.0 * lanes * steps,
         bytes=4.0 * 7 * lanes,
+        steps=steps,
+    )
+
+
+def _toy_lyapunov(full: bool) -> OpCase:
+    cases, paths, steps = (1 << 14, 64, 1000) if full else (7, 5, 21)
+
+    def make() -> tuple:
+        ones = torch.ones(cases, dtype=torch.float64, device="cpu")
+        return (2.5 * ones, torch.linspace(0.1, 3.0, cases, device="cpu").double(), 0.9 * ones)
+
+    return OpCase(
+        "toy_lyapunov",
+        make,
+        lambda *mine: (ops.toy_lyapunov(*mine, steps, paths=paths, burn_in=2),),
+        lambda *mine: (reference.toy_lyapunov(*mine, steps, paths=paths, burn_in=2),),
+        tolerance=1e-10,
+        flops=5.0 * cases * paths * steps,
+        bytes=8.0 * (3 + paths) * cases,
         steps=steps,
     )
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from catapult_ext.ops.toy_model import ACTIVATIONS
 from catapult_ext.toy.bifurcation import Bifurcation, bifurcation
+from catapult_ext.toy.lyapunov import Estimate, lyapunov_edge, lyapunov_exponent
 from catapult_ext.toy.maps import (
     PHASE_NAMES,
     ScalarRuns,
@@ -12,6 +13,12 @@ from catapult_ext.toy.maps import (
     state_of,
     uv_step,
 )
+from catapult_ext.toy.mean_square import (
+    mean_square_edge,
+    second_moment_growth,
+    second_moment_matrix,
+)
+from catapult_ext.toy.noise_plane import NoisePlane, noise_plane
 from catapult_ext.toy.observer import OBSERVABLES
 from catapult_ext.toy.phase_diagram import PhaseDiagram, phase_diagram
 from catapult_ext.toy.quadratic_models import (
@@ -32,6 +39,8 @@ __all__ = [
     "OBSERVABLES",
     "PHASE_NAMES",
     "Bifurcation",
+    "Estimate",
+    "NoisePlane",
     "PhaseDiagram",
     "QuadraticModel",
     "QuadraticRun",
@@ -43,11 +52,17 @@ __all__ = [
     "draw_reduced",
     "draw_weights",
     "drop",
+    "lyapunov_edge",
+    "lyapunov_exponent",
+    "mean_square_edge",
     "neural_quadratic",
+    "noise_plane",
     "phase_diagram",
     "pm_step",
     "quadratic_net",
     "run_scalar",
+    "second_moment_growth",
+    "second_moment_matrix",
     "second_order_regression",
     "simulate",
     "staircase",

@@ -141,8 +141,9 @@ def phase_diagram(
     _validate.require(max(pair) <= 1 << 20, _WHERE, "resolution must be at most 2^20", pair)
     columns, rows = pair
     low, high, logarithmic = AXES[axis]
-    c_grid = _grid("c", c, columns, False)
-    row_grid = _grid(axis, (low, high) if values is None else values, rows, logarithmic)
+    c_grid = grid(_WHERE, "c", c, columns, False)
+    given = (low, high) if values is None else values
+    row_grid = grid(_WHERE, axis, given, rows, logarithmic)
     fixed = {"width": width, "f0": f0, "b": b, "momentum": momentum}
     del fixed[axis]
     settings = {"steps": steps, **fixed, "lambda0": lambda0, "dtype": str(dtype).split(".")[-1]}
@@ -209,23 +210,29 @@ def _diagram(
     )
 
 
-def _grid(name: str, given: Any, count: int, logarithmic: bool) -> np.ndarray:
+def grid(where: str, name: str, given: Any, count: int, logarithmic: bool) -> np.ndarray:
+    """The values of an axis that is given as (low, high) or as the values themselves.
+
+    Raises:
+        TypeError: not numbers.
+        ValueError: not finite, empty, or a range that is none.
+    """
     if isinstance(given, tuple) and len(given) == 2:
         low, high = (float(x) for x in given)
-        _validate.require(count >= 2, _WHERE, "resolution must be at least 2", count)
+        _validate.require(count >= 2, where, "resolution must be at least 2", count)
         ordered = -math.inf < low < high < math.inf
         _validate.require(
-            ordered, _WHERE, f"{name} must be (low, high) with low < high, both finite", given
+            ordered, where, f"{name} must be (low, high) with low < high, both finite", given
         )
-        _validate.require(not logarithmic or low > 0, _WHERE, f"{name} must start above 0", low)
+        _validate.require(not logarithmic or low > 0, where, f"{name} must start above 0", low)
         return np.geomspace(low, high, count) if logarithmic else np.linspace(low, high, count)
     grid = np.atleast_1d(np.asarray(given, dtype=np.float64))
     _validate.require(
-        grid.ndim == 1 and grid.size > 0, _WHERE, f"{name} must be a range or 1-D", grid.shape
+        grid.ndim == 1 and grid.size > 0, where, f"{name} must be a range or 1-D", grid.shape
     )
     finite = np.isfinite(grid)
     if not finite.all():
-        _validate.fail(_WHERE, f"{name} must be finite", grid[~finite][0])
+        _validate.fail(where, f"{name} must be finite", grid[~finite][0])
     return grid
 
 

@@ -62,6 +62,7 @@ PYBIND11_MODULE(CATAPULT_MODULE_NAME, m, pybind11::mod_gil_not_used()) {
   bind_ntk_matvec(m);
   bind_toy_gd(m);
   bind_toy_gd_reduced(m);
+  bind_toy_lyapunov(m);
   bind_toy_scalar(m);
   bind_tridiag_eigh(m);
 }

@@ -6,6 +6,7 @@
 #include "ops/ntk_matvec/ntk_matvec.hpp"
 #include "ops/toy_gd/toy_gd.hpp"
 #include "ops/toy_gd_reduced/toy_gd_reduced.hpp"
+#include "ops/toy_lyapunov/toy_lyapunov.hpp"
 #include "ops/toy_scalar/toy_scalar.hpp"
 #include "ops/tridiag_eigh/tridiag_eigh.hpp"
 
@@ -39,6 +40,10 @@ void toy_gd_reduced_cuda(const ToyGdReducedArgs&, const Exec&) {
 
 #ifndef CATAPULT_CUDA_NTK_MATVEC
 void ntk_matvec_cuda(const NtkMatvecArgs&, const Exec&) { fail_without_cuda("ntk_matvec"); }
+#endif
+
+#ifndef CATAPULT_CUDA_TOY_LYAPUNOV
+void toy_lyapunov_cuda(const ToyLyapunovArgs&, const Exec&) { fail_without_cuda("toy_lyapunov"); }
 #endif
 
 #ifndef CATAPULT_CUDA_TOY_SCALAR

@@ -8,5 +8,6 @@ target_sources(catapult_core PRIVATE "${PROJECT_SOURCE_DIR}/csrc/ops/toy_gd/toy_
 catapult_add_simd_source(catapult_core
                          "${PROJECT_SOURCE_DIR}/csrc/ops/toy_gd/toy_activated_simd.cpp")
 catapult_add_op(toy_gd_reduced SIMD CUDA)
+catapult_add_op(toy_lyapunov SIMD CUDA)
 catapult_add_op(toy_scalar SIMD CUDA)
 catapult_add_op(tridiag_eigh CUDA)

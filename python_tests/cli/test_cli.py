@@ -124,6 +124,16 @@ def test_toy_bifurcation_leaves_picture_and_array(capsys, tmp_path):
     assert (out / "fig_bifurcation.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_toy_noise_leaves_picture_and_arrays(capsys, tmp_path):
+    out = tmp_path / "run"
+    given = ["--resolution", "3", "--beta-high", "0.5", "--tolerance", "0.2", "--paths", "8"]
+    code, text, err = run(capsys, "toy", "noise", *given, "--out", out)
+    assert code == 0, err
+    assert "times the mean-square edge; bars up to" in text
+    assert str(out / "plane.npz") in text
+    assert (out / "fig_noise.png").read_bytes().startswith(b"\x89PNG")
+
+
 def test_toy_shows_the_phases(capsys, tmp_path):
     code, out, err = run(capsys, "toy", "--c", "1.5,2.6,3.3,4.5", "--out", tmp_path / "toy")
     assert code == 0, err
@@ -186,6 +196,8 @@ def test_bad_arguments_are_one_line_and_leave_nothing(capsys, tmp_path, argument
         (["--width", "2.7"], "width must be a whole number from 1 to 1e15, got 2.7"),
         (["--seed", "-1"], "catapult_ext.toy: seed must be from 0 to 2^32 - 1, got -1"),
         (["bifurcation", "--resolution", "-3"], "--resolution must be >= 1, got -3"),
+        (["noise", "--beta-high", "1"], "beta must be in [0, 1) and finite, got 1"),
+        (["noise", "--low", "-1"], "variance must start above 0, got -1"),
         (["bifurcation", "--low", "nan"], "b must be positive and finite, got nan"),
         (["bifurcation", "--burn-in", "-3"], "burn_in must be >= 0, got -3"),
         (["diagram", "--width", "nan"], "width must be positive and finite, got nan"),
@@ -230,6 +242,7 @@ def test_foreign_folder_is_refused_untouched(capsys, tmp_path):
         (["sweep"], "cli.sweep.run", ["--c", "1", *SMALL]),
         (["toy", "diagram"], "toy.phase_diagram", ["--axis", "b"]),
         (["toy", "bifurcation"], "toy.bifurcation", ["--keep", "300"]),
+        (["toy", "noise"], "toy.noise_plane", ["--seed", "3"]),
         (["reproduce", "c-act-table"], "cli.reproduce.experiments.reproduce", ["--set", "seeds=1"]),
     ],
 )
