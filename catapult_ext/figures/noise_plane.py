@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -50,7 +50,7 @@ def plot_noise_plane(plane: Plane, path: Path) -> Path:
     edges = edges[np.isfinite(edges) & (edges > 0)]
     low, high = (edges.min(), edges.max()) if edges.size else (1.0, 1.0)
     scale = {"cmap": "viridis", "norm": LogNorm(low, max(high, low * 1.01))}
-    panels = (
+    panels: tuple[tuple[np.ndarray, dict[str, Any], str], ...] = (
         (plane.mean_square, scale, r"mean-square edge $\eta a$"),
         (plane.lyapunov, scale, r"Lyapunov edge $\eta a$"),
         (plane.lyapunov / plane.mean_square, {"cmap": "magma"}, "Lyapunov / mean-square"),
@@ -63,7 +63,9 @@ def plot_noise_plane(plane: Plane, path: Path) -> Path:
         )
         figure.colorbar(drawn, ax=ax)
         ax.plot(crossing, plane.beta, color="white", linestyle="--", linewidth=0.9)
-        ax.set(title=title, xlabel=r"noise $s^2/a^2$", xscale="log")
-        ax.set(xlim=(plane.variance[0], plane.variance[-1]), ylim=(plane.beta[0], plane.beta[-1]))
+        logarithmic = plane.variance.min() > 0
+        ax.set(title=title, xlabel=r"noise $s^2/a^2$", xscale="log" if logarithmic else "linear")
+        if min(plane.mean_square.shape) > 1:
+            ax.set(xlim=plane.variance[[0, -1]], ylim=plane.beta[[0, -1]])
     axes[0].set_ylabel(r"momentum $\beta$")
     return save_png(figure, path)

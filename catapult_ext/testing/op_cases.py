@@ -218,8 +218,8 @@ def _toy_lyapunov(full: bool) -> OpCase:
     return OpCase(
         "toy_lyapunov",
         make,
-        lambda *mine: (ops.toy_lyapunov(*mine, steps, paths=paths, burn_in=2),),
-        lambda *mine: (reference.toy_lyapunov(*mine, steps, paths=paths, burn_in=2),),
+        lambda m, d, b: (ops.toy_lyapunov(m, d, b, steps, paths=paths, burn_in=2),),
+        lambda m, d, b: (reference.toy_lyapunov(m, d, b, steps, paths=paths, burn_in=2),),
         tolerance=1e-10,
         flops=5.0 * cases * paths * steps,
         bytes=8.0 * (3 + paths) * cases,

@@ -221,8 +221,11 @@ class _Sampler(NamedTuple):
         parameters = torch.stack([eta * case.mean, eta * case.variance.sqrt(), case.beta])
         means, errors = [], []
         for part in parameters.split(max(1, AT_ONCE // self.paths), dim=1):
+            mean, deviation, beta = part
             growth = ops.toy_lyapunov(
-                *part,
+                mean,
+                deviation,
+                beta,
                 self.burn_in + steps,
                 paths=self.paths,
                 burn_in=self.burn_in,
@@ -231,8 +234,8 @@ class _Sampler(NamedTuple):
             )
             means.append(growth.mean(1) / steps)
             errors.append(2 * growth.std(1) / (steps * math.sqrt(self.paths)))
-        mean, error = torch.cat(means), torch.cat(errors)
-        return mean, torch.where(mean == -math.inf, torch.zeros_like(error), error)
+        value, error = torch.cat(means), torch.cat(errors)
+        return value, torch.where(value == -math.inf, torch.zeros_like(error), error)
 
 
 def _edges(

@@ -43,7 +43,7 @@ def noisy_momentum(
     devices = {value.device for value in values if value.ndim > 0}
     _validate.require(len(devices) <= 1, where, "arguments must be on one device", devices)
     _validate.no_grad_needed(where, dict(zip(named, values, strict=True)))
-    values = [value.to(*devices) for value in values]
+    values = [value.to(device) for device in devices for value in values] or values
     try:
         cases = NoisyMomentum(*torch.broadcast_tensors(*values))
     except RuntimeError:

@@ -107,7 +107,7 @@ def noise_plane(
     _validate.require(max(pair) <= 1 << 20, _WHERE, "resolution must be at most 2^20", pair)
     columns = grid(_WHERE, "variance", variance, pair[0], True)
     rows = grid(_WHERE, "beta", beta, pair[1], False)
-    settings = {"noise": noise, "tolerance": tolerance, "paths": paths}
+    settings: dict[str, Any] = {"noise": noise, "tolerance": tolerance, "paths": paths}
     settings |= {"max_steps": max_steps, "seed": seed}
     momenta, variances = torch.from_numpy(rows), torch.from_numpy(columns)
     # What is out of range is refused before a folder is made.
@@ -127,12 +127,17 @@ def noise_plane(
         compute=compute,
         progress=progress,
     )
+
+    def plane_of(arrays: Arrays, path: Path | None = None) -> NoisePlane:
+        edges = (arrays["mean_square"], arrays["lyapunov"], arrays["error"])
+        return NoisePlane(rows, columns, settings, *edges, path)
+
     if out is None:
-        return NoisePlane(rows, columns, settings, **table.in_memory())
+        return plane_of(table.in_memory())
     config = {"kind": "toy noise plane", **settings}
     config |= {"beta": rows.tolist(), "variance": columns.tolist()}
     with RunFolder(out, config, fresh=fresh) as folder:
-        plane = NoisePlane(rows, columns, settings, **table.stored(folder), path=folder.path)
+        plane = plane_of(table.stored(folder), folder.path)
         plane.save(folder.path / "plane.npz")
         widest = float((plane.error / plane.lyapunov).max())
         folder.write_json("summary.json", {"largest relative bar": widest})

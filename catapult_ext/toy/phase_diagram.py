@@ -218,6 +218,7 @@ def grid(where: str, name: str, given: Any, count: int, logarithmic: bool) -> np
         ValueError: not finite, empty, or a range that is none.
     """
     if isinstance(given, tuple) and len(given) == 2:
+        _validate.number_lists(where, **{name: given})
         low, high = (float(x) for x in given)
         _validate.require(count >= 2, where, "resolution must be at least 2", count)
         ordered = -math.inf < low < high < math.inf
@@ -226,14 +227,16 @@ def grid(where: str, name: str, given: Any, count: int, logarithmic: bool) -> np
         )
         _validate.require(not logarithmic or low > 0, where, f"{name} must start above 0", low)
         return np.geomspace(low, high, count) if logarithmic else np.linspace(low, high, count)
-    grid = np.atleast_1d(np.asarray(given, dtype=np.float64))
-    _validate.require(
-        grid.ndim == 1 and grid.size > 0, where, f"{name} must be a range or 1-D", grid.shape
+    values = np.atleast_1d(
+        _validate.array(where, name, given, torch.float64).detach().cpu().numpy()
     )
-    finite = np.isfinite(grid)
+    _validate.require(
+        values.ndim == 1 and values.size > 0, where, f"{name} must be a range or 1-D", values.shape
+    )
+    finite = np.isfinite(values)
     if not finite.all():
-        _validate.fail(where, f"{name} must be finite", grid[~finite][0])
-    return grid
+        _validate.fail(where, f"{name} must be finite", values[~finite][0])
+    return values
 
 
 def _run_rows(

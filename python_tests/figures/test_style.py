@@ -21,6 +21,10 @@ def diagram():
     return cx.toy.phase_diagram("b", resolution=4, steps=3)
 
 
+def noise_plane():
+    return cx.toy.noise_plane(beta=[0.5], variance=[0.0, 1.0], tolerance=0.5, paths=8)
+
+
 def orbits():
     b = torch.linspace(0.9, 1.5, 5, dtype=torch.float64)
     return cx.toy.bifurcation(b, burn_in=4, keep=4)
@@ -31,6 +35,7 @@ DRAWERS = {
     "curvature": lambda path: curvature.curvature_png(PROBES, [], "ntk"),
     "line panel": lambda path: line_panel.draw_panel(PANEL),
     "phase diagram": lambda path: diagram().plot(path),
+    "noise plane": lambda path: noise_plane().plot(path),
     "bifurcation": lambda path: orbits().plot(path),
     "gallery": lambda path: gallery.draw("plane", path),
 }
