@@ -23,12 +23,13 @@ def plane(size):
 def growth_along(eta, beta, variance, steps=4096):
     """Log growth per step of E x_t^2 along the recursion, after as many steps of burn-in."""
     rows = toy.second_moment_matrix(eta, beta, variance).unbind(-2)
-    (a, b, c), (d, e, _) = rows[0].unbind(-1), rows[1].unbind(-1)
+    (a, b, c), (d, e, _) = (row.unbind(-1) for row in rows[:2])
     xx = xy = yy = torch.ones_like(a)
     for t in range(2 * steps):
         if t == steps:
             start = xx
-        xx, xy, yy = a * xx + b * xy + c * yy, d * xx + e * xy, xx
+        moments = (a * xx + b * xy + c * yy, d * xx + e * xy, xx)
+        xx, xy, yy = moments
     return (xx / start).log() / steps
 
 
@@ -47,7 +48,8 @@ def test_mean_square_edge_is_that_of_the_recursion():
 
 def test_second_moments_are_those_of_every_path():
     """Two-point noise has finitely many paths: the average over all 2^9 of them is exact."""
-    eta, beta, a, s = 0.7, 0.8, 1.3, 0.9
+    eta, beta = 0.7, 0.8
+    a, s = 1.3, 0.9
     matrix = toy.second_moment_matrix(eta, beta, s * s, a)
     moments = torch.tensor([1.0, 0.5, 0.25], dtype=torch.float64)  # x_0 = 1, x_(-1) = 1 / 2
     paths = torch.cartesian_prod(*[torch.tensor([-1.0, 1.0]).double()] * 9)
