@@ -52,14 +52,32 @@ class Panel:
     hlines: dict[str, float] = field(default_factory=dict)
 
 
-def draw_panel(panel: Panel) -> tuple[bytes, bytes]:
-    """A panel as PNG and SVG bytes without date or version: equal pictures are equal files.
+@dataclass(frozen=True)
+class SideBySide:
+    """Two panels in one picture, with one range of y and one legend, for what is to be compared."""
+
+    title: str
+    left: Panel
+    right: Panel
+
+
+def draw_panel(panel: Panel | SideBySide) -> tuple[bytes, bytes]:
+    """A picture as PNG and SVG bytes without date or version: equal pictures are equal files.
 
     Raises:
         RuntimeError: matplotlib is missing; the message names the extra.
     """
     matplotlib = style.load_matplotlib()
     with matplotlib.rc_context(style.STYLE | _SETTINGS):
+        if isinstance(panel, SideBySide):
+            figure = matplotlib.figure.Figure(figsize=(10.0, 4.4), layout="constrained")
+            left, right = figure.subplots(1, 2, sharey=True)
+            _fill(left, panel.left)
+            _fill(right, panel.right)
+            right.get_legend().remove()
+            right.set_ylabel("")
+            figure.suptitle(panel.title, fontsize=10)
+            return style.png(figure, 130), style.svg(figure)
         figure = matplotlib.figure.Figure(figsize=(7.0, 4.2))
         figure.subplots_adjust(**_PLACE)
         _fill(figure.add_subplot(), panel)

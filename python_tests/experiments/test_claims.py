@@ -7,8 +7,8 @@ from types import SimpleNamespace
 import pytest
 
 from catapult_ext.experiments.reproduce import (
-    edge_of_stability,
     meltzer_sparsity,
+    progressive_sharpening,
     quadratic_models,
     warmup,
 )
@@ -69,7 +69,7 @@ def test_sparsity_needs_an_error():
 )
 def test_hovering_takes_time(rows, holds):
     seen = [{"mean": mean, "steps_there": steps} for mean, steps in rows]
-    assert edge_of_stability._claim_hovers(seen, "name", "2/eta").holds is holds
+    assert progressive_sharpening._claim_hovers(seen, "name", "2/eta").holds is holds
 
 
 @pytest.mark.parametrize(

@@ -59,7 +59,7 @@ def test_images_of_an_archive(archive):
 
 def test_an_experiment_says_what_data_it_takes(tmp_path, archive):
     wanted = r"data must be one of digits, mnist, .* whose classes can be chosen, got 'teacher'"
-    for name in ("quadratic-models", "edge-of-stability", "meltzer-sparsity"):
+    for name in ("quadratic-models", "progressive-sharpening", "meltzer-sparsity"):
         with pytest.raises(ValueError, match=wanted):
             rp.reproduce(name, "smoke", data="teacher")
     with pytest.raises(ValueError, match=r"wrn-10-1 needs samples of shape \(C, S, S\)"):

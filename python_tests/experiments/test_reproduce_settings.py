@@ -33,9 +33,14 @@ def refused(name, key, value, wanted, kind, out=None):
         ("c-act-table", "low", (0,), "a finite number > 0"),
         ("c-act-table", "activations", (("relu", "relu"), ()), "one or more distinct words"),
         ("cnn-fixed-steps", "l2", (-1e-3,), "a finite number >= 0"),
-        ("edge-of-stability", "every", (0,), "an int >= 1"),
-        ("edge-of-stability", "momentum", (0, 1.0), "a finite number > 0 and < 1"),
-        ("edge-of-stability", "pair", ((3,), (3, 3), (1, 2, 3), (-1, 2)), "2 distinct ints >= 0"),
+        ("progressive-sharpening", "every", (0,), "an int >= 1"),
+        ("progressive-sharpening", "momentum", (0, 1.0), "a finite number > 0 and < 1"),
+        (
+            "progressive-sharpening",
+            "pair",
+            ((3,), (3, 3), (1, 2, 3), (-1, 2)),
+            "2 distinct ints >= 0",
+        ),
         ("warmup", "warmups", ((0, 4), (4, 1)), "one or more distinct ints >= 1, ascending"),
         ("quadratic-models", "c", ((2.4, 2.8),), f"{RATES}, one of them < 2"),
         ("quadratic-models", "test", (0,), "an int >= 1 or None"),
@@ -92,7 +97,7 @@ def test_networks_without_curvature_are_named():
         with pytest.raises(ValueError, match=r"reproduce: .* must be > 0 \(dead units\?\), got"):
             rp.reproduce(name, "smoke", width=1, seeds=2)
     with pytest.raises(ValueError, match=r"sharpness must be > 0 \(constant inputs\?\), got"):
-        rp.reproduce("edge-of-stability", "smoke", train=1)
+        rp.reproduce("progressive-sharpening", "smoke", train=1)
 
 
 def test_a_search_ends_where_rounding_hides_the_tolerated_rise():

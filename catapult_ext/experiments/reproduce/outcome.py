@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from catapult_ext.figures.line_panel import Panel, Series
+from catapult_ext.figures.line_panel import Panel, Series, SideBySide
 
 Row = dict[str, Any]
 
@@ -43,7 +43,7 @@ class Outcome:
 
     claims: list[Claim]
     tables: dict[str, list[Row]]
-    panels: dict[str, Panel]
+    panels: Mapping[str, Panel | SideBySide]
     notes: list[str] = field(default_factory=list)
 
     @property

@@ -38,6 +38,7 @@ MODULES = {
     "kalra-phase-diagram": "kalra_phase_diagram",
     "quadratic-models": "quadratic_models",
     "edge-of-stability": "edge_of_stability",
+    "progressive-sharpening": "progressive_sharpening",
     "meltzer-sparsity": "meltzer_sparsity",
     "warmup": "warmup",
 }

@@ -1,4 +1,4 @@
-"""The third derivative and the bookkeeping of edge-of-stability."""
+"""The third derivative and the bookkeeping of progressive-sharpening."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from catapult_ext import losses, models
-from catapult_ext.experiments.reproduce import edge_of_stability as eos
+from catapult_ext.experiments.reproduce import progressive_sharpening as eos
 from catapult_ext.experiments.reproduce import self_stabilisation
 
 
