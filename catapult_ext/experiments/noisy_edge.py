@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -16,6 +18,22 @@ from catapult_ext.training import moved
 
 Record = dict[str, Any]
 LEAST_DRAWS = 16
+COLUMNS = ("at", "batch_sharpness", "error", "weighted", "sharpness", "loss")
+
+
+@dataclass(frozen=True)
+class BatchSharpness:
+    """Curvature g.Hg / |g|^2 of random batches along their own gradients.
+
+    Attributes:
+        mean: E[g.Hg / |g|^2].
+        error: its standard error; 0 for the full batch.
+        weighted: E[g.Hg] / E[|g|^2], in which batches with large gradients count more.
+    """
+
+    mean: float
+    error: float
+    weighted: float
 
 
 def batch_sharpness(
@@ -27,14 +45,14 @@ def batch_sharpness(
     *,
     draws: int = 1000,
     within: float = 0.005,
-) -> tuple[float, float]:
-    """Mean of g.Hg / |g|^2 over random batches, g and H of the batch; and its standard error.
+) -> BatchSharpness:
+    """Batch sharpness at the present parameters.
 
     Args:
         model: at its present parameters.
         loss: of outputs and targets.
         data: ``(x, y)``, from which every batch is drawn without replacement.
-        size: samples of a batch; all of them need one draw, without error.
+        size: samples of a batch; all of them need one draw.
         generator: of the batches.
         draws: at most so many.
         within: relative standard error at which drawing ends.
@@ -44,36 +62,35 @@ def batch_sharpness(
     """
     x, y = data
     weights = moved(model)
-    whole = size >= len(x)
-    found: list[float] = []
-    error = math.nan
-    while len(found) < (1 if whole else draws):
+    if size >= len(x):
+        bent, square = _along_gradient(model, loss, data, weights)
+        return BatchSharpness(bent / square, 0.0, bent / square)
+    found: list[tuple[float, float]] = []
+    ratios: list[float] = []
+    error = math.inf
+    while len(found) < draws:
         index = torch.randperm(len(x), generator=generator, device="cpu")[:size]
-        batch = (x, y) if whole else (x[index], y[index])
-        found.append(_along_gradient(model, loss, batch, weights))
+        found.append(_along_gradient(model, loss, (x[index], y[index]), weights))
+        ratios.append(found[-1][0] / found[-1][1])
         if len(found) >= LEAST_DRAWS:
-            error = _standard_error(found)
-            if not error > within * abs(sum(found) / len(found)):
+            error = statistics.stdev(ratios) / math.sqrt(len(ratios))
+            if error <= within * abs(statistics.fmean(ratios)):
                 break
-    return sum(found) / len(found), 0.0 if whole else error
+    weighted = sum(bent for bent, _ in found) / sum(square for _, square in found)
+    return BatchSharpness(statistics.fmean(ratios), error, weighted)
 
 
 def _along_gradient(
     model: nn.Module, loss: losses.Loss, batch: tuple[Tensor, Tensor], weights: list[Tensor]
-) -> float:
+) -> tuple[float, float]:
+    """g.Hg and |g|^2 of one batch."""
     x, y = batch
     value = loss(model(x), y)
     gradient = torch.autograd.grad(value, weights, create_graph=True)
     held = [g.detach() for g in gradient]
     product = torch.autograd.grad(gradient, weights, held)
     bent = sum(float((h * g).sum()) for h, g in zip(product, held, strict=True))
-    return bent / sum(float(g.square().sum()) for g in held)
-
-
-def _standard_error(values: list[float]) -> float:
-    middle = sum(values) / len(values)
-    spread = sum((v - middle) ** 2 for v in values) / (len(values) - 1)
-    return math.sqrt(spread / len(values))
+    return bent, sum(float(g.square().sum()) for g in held)
 
 
 def follow_batches(
@@ -104,12 +121,13 @@ def follow_batches(
         change: a step and the options of the optimizer (or ``batch``) that it sets.
 
     Returns:
-        ``at``, ``batch_sharpness``, ``error``, ``sharpness`` and ``loss`` of all data at every
-        reading; ``diverged``: the loss is not finite or above ``CUT`` times its start.
+        ``COLUMNS`` by reading: the step, batch sharpness (mean, its standard error, weighted), top
+        sharpness and loss of all data; ``diverged``: the loss is not finite or above ``CUT`` times
+        its start.
     """
     x, y = data
     drawing, reading = (torch.Generator().manual_seed(seed + k) for k in (0, 1_000_003))
-    record: Record = {key: [] for key in ("at", "batch_sharpness", "error", "sharpness", "loss")}
+    record: Record = {key: [] for key in COLUMNS}
     vector: Tensor | None = None
     start = math.inf
     for number in range(steps + 1):
@@ -124,10 +142,10 @@ def follow_batches(
             start = height if number == 0 else start
             if not height <= CUT * start:
                 return record | {"diverged": True}
-            mean, error = batch_sharpness(model, loss, data, batch, reading, draws=draws)
+            found = batch_sharpness(model, loss, data, batch, reading, draws=draws)
             top, vector = top_sharpness(model, loss, x, y, vector, 1e-2)
-            row = {"at": number, "batch_sharpness": mean, "error": error, "sharpness": top}
-            for key, value in (row | {"loss": height}).items():
+            row = (number, found.mean, found.error, found.weighted, top, height)
+            for key, value in zip(COLUMNS, row, strict=True):
                 record[key].append(number_or_none(value))
         chosen = slice(None)
         if batch < len(x):

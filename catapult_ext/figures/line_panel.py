@@ -54,11 +54,12 @@ class Panel:
 
 @dataclass(frozen=True)
 class SideBySide:
-    """Two panels in one picture, with one range of y and one legend, for what is to be compared."""
+    """Two panels in one picture; ``shared``: with one range and label of y, and one legend."""
 
     title: str
     left: Panel
     right: Panel
+    shared: bool = True
 
 
 def draw_panel(panel: Panel | SideBySide) -> tuple[bytes, bytes]:
@@ -71,11 +72,12 @@ def draw_panel(panel: Panel | SideBySide) -> tuple[bytes, bytes]:
     with matplotlib.rc_context(style.STYLE | _SETTINGS):
         if isinstance(panel, SideBySide):
             figure = matplotlib.figure.Figure(figsize=(10.0, 4.4), layout="constrained")
-            left, right = figure.subplots(1, 2, sharey=True)
+            left, right = figure.subplots(1, 2, sharey=panel.shared)
             _fill(left, panel.left)
             _fill(right, panel.right)
-            right.get_legend().remove()
-            right.set_ylabel("")
+            if panel.shared and right.get_legend():
+                right.get_legend().remove()
+                right.set_ylabel("")
             figure.suptitle(panel.title, fontsize=10)
             return style.png(figure, 130), style.svg(figure)
         figure = matplotlib.figure.Figure(figsize=(7.0, 4.2))

@@ -75,8 +75,8 @@ def net() -> tuple[nn.Module, tuple[torch.Tensor, torch.Tensor]]:
     return model, data
 
 
-def dense_ratio(model, x, y):
-    """g.Hg / |g|^2 with the Hessian written out."""
+def dense_terms(model, x, y):
+    """g.Hg and |g|^2 with the Hessian written out."""
     names = [name for name, _ in model.named_parameters()]
     sizes = [p.numel() for p in model.parameters()]
     shapes = [p.shape for p in model.parameters()]
@@ -88,20 +88,25 @@ def dense_ratio(model, x, y):
 
     at = torch.cat([p.detach().reshape(-1) for p in model.parameters()])
     g = torch.func.grad(value)(at)
-    return (g @ torch.func.hessian(value)(at) @ g / (g @ g)).item()
+    return (g @ torch.func.hessian(value)(at) @ g).item(), (g @ g).item()
 
 
 def test_batch_sharpness_is_the_mean_over_all_batches():
     model, (x, y) = net()
     whole = noisy_edge.batch_sharpness(model, HALF, (x, y), 6, torch.Generator())
-    assert whole == (pytest.approx(dense_ratio(model, x, y), rel=1e-10), 0.0)
-    single = [dense_ratio(model, x[i : i + 1], y[i : i + 1]) for i in range(6)]
-    mean, error = noisy_edge.batch_sharpness(
+    bent, square = dense_terms(model, x, y)
+    assert whole.mean == whole.weighted == pytest.approx(bent / square, rel=1e-10)
+    assert whole.error == 0
+    single = [dense_terms(model, x[i : i + 1], y[i : i + 1]) for i in range(6)]
+    ratios = torch.tensor([b / s for b, s in single], dtype=torch.float64)
+    found = noisy_edge.batch_sharpness(
         model, HALF, (x, y), 1, torch.Generator().manual_seed(0), draws=400, within=0.0
     )
-    assert abs(mean - sum(single) / 6) < 4 * error
-    spread = torch.tensor(single, dtype=torch.float64).std(correction=0).item()
-    assert error == pytest.approx(spread / math.sqrt(400), rel=0.15)
+    assert abs(found.mean - ratios.mean().item()) < 4 * found.error
+    assert found.error == pytest.approx(ratios.std(correction=0).item() / math.sqrt(400), rel=0.15)
+    weighted = sum(b for b, _ in single) / sum(s for _, s in single)
+    assert found.weighted == pytest.approx(weighted, rel=0.05)
+    assert abs(weighted / ratios.mean().item() - 1) > 0.1  # the two are not the same number
 
 
 def test_drawing_ends_at_the_error_asked_for():

@@ -79,7 +79,7 @@ def claim_order(pooled: list[Row]) -> Claim:
     kept = [r for r in pooled if r["chi"] is not None and r["published_chi"] is not None]
     tau = kendall([r["chi"] for r in kept], [r["published_chi"] for r in kept])
     decided = len(kept) >= 4 and tau is not None
-    text = f"Kendall's tau {show(tau)} over {len(kept)} optimizers; "
+    text = f"Kendall tau {show(tau)} over {len(kept)} optimizers; "
     text += ", ".join(
         f"{r['optimizer']} {r['chi']:.3f} ({r['published_chi']:g})"
         for r in sorted(kept, key=lambda r: r["published_chi"])

@@ -39,6 +39,9 @@ MODULES = {
     "quadratic-models": "quadratic_models",
     "edge-of-stability": "edge_of_stability",
     "progressive-sharpening": "progressive_sharpening",
+    "batch-sharpness": "batch_sharpness",
+    "momentum-plateaus": "momentum_plateaus",
+    "adam-spikes": "adam_spikes",
     "meltzer-sparsity": "meltzer_sparsity",
     "warmup": "warmup",
 }
