@@ -78,12 +78,13 @@ def test_leaving_the_first_plateau():
 
 
 def test_rates_put_every_run_at_the_same_distance_from_its_plateau():
-    s = momentum_plateaus.Settings(rate=0.4, beta=0.9)
+    s = momentum_plateaus.Settings(rate=0.4, full_rate=0.2, beta=0.9)
     rates = {p.name: momentum_plateaus._rate(s, p) for p in momentum_plateaus.plan(s)}
-    assert rates["gd_full"] == 0.4
+    assert rates["gd_full"] == 0.2
+    assert rates["gd_batch_4"] == 0.4
     assert rates["heavy-ball_batch_4"] == pytest.approx(0.04)
-    assert rates["heavy-ball_full"] == pytest.approx(0.76)
-    assert rates["nesterov_full"] == pytest.approx(0.76 / 2.8)
+    assert rates["heavy-ball_full"] == pytest.approx(0.38)
+    assert rates["nesterov_full"] == pytest.approx(0.38 / 2.8)
 
 
 def spike(before=1.2, after=0.9):

@@ -36,7 +36,9 @@ class Settings:
         train: training samples.
         width: units of each hidden layer.
         depth: hidden layers.
-        rate: of gradient descent; the others take it times their plateau over 2/eta.
+        rate: of gradient descent in batches; momentum takes it times 1 - beta.
+        full_rate: of gradient descent on the full batch; momentum takes it times 1 + beta, Nesterov
+            times (1 + beta) / (1 + 2 beta).
         beta: momentum.
         batches: samples of a step of the runs on the first plateau.
         steps: gradient steps.
@@ -50,6 +52,7 @@ class Settings:
     width: int = 32
     depth: int = 2
     rate: float = 0.4
+    full_rate: float = 0.25
     beta: float = setting(0.9, above=0, below=1)
     batches: tuple[int, ...] = setting((4, 16, 64), least=1, ascending=True)
     steps: int = 3000
@@ -62,7 +65,7 @@ SETTINGS = {
     "smoke": Settings(train=32, width=8, batches=(4, 8), steps=40, every=10, draws=16),
     "cpu": Settings(),
     "full": Settings(
-        "cifar-10", 8192, 512, rate=0.01, batches=(4, 16, 64, 256), steps=150_000, every=5000,
+        "cifar-10", 8192, 512, rate=0.01, full_rate=0.01, batches=(4, 16, 64, 256), steps=150_000, every=5000,
         draws=1000,
     ),
 }  # fmt: skip
@@ -79,7 +82,7 @@ class Plateau:
 
 
 def plan(s: Settings) -> list[Plateau]:
-    """What is run; a rate is ``s.rate`` times the plateau's edge over 2."""
+    """What is run."""
     low, high = 2 * (1 - s.beta), 2 * (1 + s.beta)
     runs = [Plateau(f"heavy-ball_batch_{b}", "heavy-ball", b, low) for b in s.batches]
     runs += [Plateau(f"gd_batch_{min(s.batches)}", "gd", min(s.batches), 2.0)]
@@ -131,7 +134,7 @@ def _run(s: Settings, data: Dataset, p: Plateau) -> Record:
 
 
 def _rate(s: Settings, p: Plateau) -> float:
-    return s.rate * p.edge / 2
+    return (s.full_rate if p.batch >= s.train else s.rate) * p.edge / 2
 
 
 def row(s: Settings, p: Plateau, record: Record) -> Row:
