@@ -65,8 +65,8 @@ SETTINGS = {
     "smoke": Settings(train=32, width=8, batches=(4, 8), steps=40, every=10, draws=16),
     "cpu": Settings(),
     "full": Settings(
-        "cifar-10", 8192, 512, rate=0.01, full_rate=0.01, batches=(4, 16, 64, 256), steps=150_000, every=5000,
-        draws=1000,
+        "cifar-10", 8192, 512, rate=0.01, full_rate=0.01, batches=(4, 16, 64, 256), steps=150_000,
+        every=5000, draws=1000,
     ),
 }  # fmt: skip
 
