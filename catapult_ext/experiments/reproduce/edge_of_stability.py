@@ -97,10 +97,11 @@ def run(settings: Settings, context: Context) -> Outcome:
         for optimizer in s.optimizers
         for rate in decade(s.stretch * LARGEST[loss][optimizer], s.rates)
     ]
-    records = context.parts(
-        {f"{loss}_{name}_{rate:.3g}": functools.partial(_run, s, data, loss, name, rate)
-         for loss, name, rate in plan}
-    )  # fmt: skip
+    jobs = {
+        f"{loss}_{name}_{rate:.3g}": functools.partial(_run, s, data, loss, name, rate)
+        for loss, name, rate in plan
+    }
+    records = context.parts(jobs)
     runs = [row(*which, record) for which, record in zip(plan, records, strict=True)]
     pooled = [
         pool(loss, name, [r for p, r in zip(plan, records, strict=True) if p[:2] == (loss, name)])
