@@ -266,7 +266,8 @@ class Krylov:
         """Measure <u, A v> - <A u, v>: noise of the products, or a matrix that is not symmetric.
 
         The linear part of A decides where the difference is larger than rounding: noise is what a
-        product with a sum of vectors does not share with the sum of their products.
+        product with a sum of vectors does not share with the sum of their products.  An operator
+        that is known to be symmetric is never refused.
         """
         skew = (h[: len(w)] - _inner(w, q)).abs().max().item() if len(w) else 0.0
         own = h[len(w) :]  # of the new block with itself
@@ -275,6 +276,8 @@ class Krylov:
     def _met(self, skew: float, rows: int) -> None:
         self.noise = max(self.noise, skew)
         if skew <= self.eps**0.5 * self.norm or skew <= _NOISE_SHARE * self._nonlinear:
+            return
+        if self.a.symmetric:
             return
         if skew <= _MOST_NOISE * self.norm:
             self._nonlinear = max(self._nonlinear, self._linearity_defect(rows))

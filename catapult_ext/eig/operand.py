@@ -25,6 +25,7 @@ class Operand:
     room: Callable[[int], int | None] | None = None  # bytes beside a product of so many columns
     budget: int = 0  # of which the room is a part
     noise: float | None = None  # relative accuracy of products, where coarser than the dtype's
+    symmetric: bool = False  # known to be: a skew is rounding of terms that cancel, however large
 
     @property
     def eps(self) -> float:
@@ -86,7 +87,10 @@ def _from_torch_object(a: Any, dtype: torch.dtype, where: str) -> Operand:
     v.require(symmetric, where, "A must be symmetric", type(a).__name__)
     device = torch.device(getattr(a, "device", "cpu"))
     room, budget = getattr(a, "solver_room", None), getattr(a, "budget", None)
-    return Operand(a.shape[0], dtype, device, lambda q: a @ q, None, room, budget or 0)
+    known = getattr(a, "skew_is_rounding", False) is True
+    return Operand(
+        a.shape[0], dtype, device, lambda q: a @ q, None, room, budget or 0, symmetric=known
+    )
 
 
 def _from_numpy_object(a: Any, dtype: Any, where: str) -> Operand:

@@ -1,4 +1,4 @@
-"""Picture of a tracked spectrum: eigenvalues with the edge 2/eta, and the loss below."""
+"""Picture of a tracked spectrum: eigenvalues with the edge k*/eta, below the loss and zeta."""
 
 from __future__ import annotations
 
@@ -18,14 +18,22 @@ def curvature_figure(
     Raises:
         RuntimeError: matplotlib is missing; the message names the extra.
     """
+    measured = [s for s in steps if s.get("zeta") is not None]
+    ratios = (2, 1, 1) if measured else (2, 1)
     with styled():
-        figure = new_figure(7.0, 5.2)
-        top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=(2, 1))
+        figure = new_figure(7.0, 1.2 + 2.0 * len(ratios))
+        top, middle, *rest = figure.subplots(len(ratios), 1, sharex=True, height_ratios=ratios)
         _draw_values(top, probes, quantity)
-        bottom.plot([s["step"] for s in steps], [s["loss"] for s in steps], color=BLACK, lw=1)
+        middle.plot([s["step"] for s in steps], [s["loss"] for s in steps], color=BLACK, lw=1)
         if steps and min(s["loss"] for s in steps) > 0:
-            bottom.set_yscale("log")
-        bottom.set(xlabel="step", ylabel="training loss")
+            middle.set_yscale("log")
+        middle.set(ylabel="training loss")
+        for ax in rest:
+            x, y = [s["step"] for s in measured], [s["zeta"] for s in measured]
+            ax.plot(x, y, color=BLACK, lw=1)
+            ax.axhline(1, color=ORANGE, ls="--", lw=1)
+            ax.set(ylabel=r"realized edge $\zeta$")
+        (rest or [middle])[-1].set(xlabel="step")
     return figure
 
 
@@ -38,11 +46,15 @@ def _draw_values(ax: Any, probes: list[dict[str, Any]], quantity: str) -> None:
         e = [p["errors"][rank] for p in rows]
         style = {"color": BLUE if rank == 0 else GREY, "marker": ".", "ms": 4, "lw": 1}
         ax.errorbar(x, y, yerr=e, label="largest" if rank == 0 else None, **style)
-    edges = [(p["step"], 2 / p["eta"]) for p in probes if p["eta"]]
-    if edges and quantity != "ntk":
-        ax.plot(*zip(*edges, strict=True), color=ORANGE, ls="--", lw=1, label=r"$2/\eta$")
+    compared = [p for p in probes if p["eta"] and p.get("threshold")]
+    edges = [(p["step"], p["threshold"] / p["eta"]) for p in compared]
+    if edges:
+        plain = all(p["threshold"] == 2 for p in compared)
+        label = r"$2/\eta$" if plain else r"$k^*/\eta$"
+        ax.plot(*zip(*edges, strict=True), color=ORANGE, ls="--", lw=1, label=label)
     ax.set_ylabel("eigenvalues")
-    ax.set_title(f"{_NAMES[quantity]} along training")
+    seen = "Preconditioned " if any(p.get("preconditioned") for p in probes) else ""
+    ax.set_title(f"{seen}{_NAMES[quantity]} along training")
     if deepest:
         ax.legend(loc="best")
 

@@ -104,6 +104,11 @@ class LinearOperator(ABC):
         """Bytes of the budget that a product of ``columns`` leaves; None without a budget."""
         return None
 
+    @property
+    def skew_is_rounding(self) -> bool:
+        """Whether the operator is known to be symmetric, so that a skew is rounding of products."""
+        return False
+
     @abstractmethod
     def _matmat(self, vectors: Tensor) -> Tensor:
         """The product with (n, K), already checked."""
@@ -257,6 +262,11 @@ class Identity(LinearOperator):
         """The identity matrix."""
         return torch.eye(self.shape[0], dtype=self.dtype, device=self.device)
 
+    @property
+    def skew_is_rounding(self) -> bool:
+        """It has none."""
+        return True
+
     def diagonal(self) -> Tensor:
         """Ones (n,)."""
         return torch.ones(self.shape[0], dtype=self.dtype, device=self.device)
@@ -316,6 +326,11 @@ class Combination(LinearOperator):
 
     def _rmatmat(self, vectors: Tensor) -> Tensor:
         return self._sum(lambda a: a._rmatmat(vectors))
+
+    @property
+    def skew_is_rounding(self) -> bool:
+        """Of every term."""
+        return all(a.skew_is_rounding for _, a in self.terms)
 
     def dense(self) -> Tensor:
         """The combined matrix."""

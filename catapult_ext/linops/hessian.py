@@ -24,7 +24,7 @@ from catapult_ext.linops.engines.choose import (
     within_budget,
 )
 from catapult_ext.linops.engines.labels_inside import labels_as_trained
-from catapult_ext.linops.engines.loss_curvature import loss_sees_parameters
+from catapult_ext.linops.engines.loss_curvature import is_known, loss_sees_parameters
 from catapult_ext.linops.engines.plan import Plan
 from catapult_ext.linops.engines.planner import Planner
 from catapult_ext.linops.model.channels_last import in_any_layout, set_plain_layout
@@ -147,6 +147,12 @@ class Hessian(KeepsGraph, LinearOperator):
     def solver_room(self, columns: int) -> int | None:
         """Bytes of the budget that a product of ``columns`` leaves; None without a budget."""
         return None if self.budget is None else self.plan.room(min(columns, self.columns))
+
+    @property
+    def skew_is_rounding(self) -> bool:
+        """True where torch's own operations alone, checked to repeat, make the loss."""
+        proven = self._options.get("check", True) and is_known(self.loss)
+        return proven and self.snapshot.observed.plain
 
     def _planner(self, samples: int | None = None) -> Planner:
         # an engine that keeps no graph costs less than the general one

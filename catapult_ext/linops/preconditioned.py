@@ -59,6 +59,11 @@ class Preconditioned(LinearOperator):
     def _matmat(self, vectors: Tensor) -> Tensor:
         return self._root * self.operator._product(self._root * vectors)
 
+    @property
+    def skew_is_rounding(self) -> bool:
+        """Of the operator inside."""
+        return self.operator.skew_is_rounding
+
     def dense(self) -> Tensor:
         """The matrix (P, P)."""
         return self._root * self.operator.dense() * self._root.T

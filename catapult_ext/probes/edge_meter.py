@@ -23,10 +23,9 @@ from catapult_ext.eig import Estimate, TopTracker
 from catapult_ext.probes.edge_row import EdgeRow, empty_row
 from catapult_ext.probes.loss_again import Evaluate, Replay, StepHessian, moved_back
 from catapult_ext.probes.observables import DROPOUT
-from catapult_ext.probes.step_filter import settings
 from catapult_ext.probes.step_metric import NoMetric, step_metric
 from catapult_ext.probes.step_watch import StepWatch, dot
-from catapult_ext.probes.threshold import StabilityThreshold, stability_threshold
+from catapult_ext.probes.threshold import ThresholdCache
 
 _WHERE = "EdgeMeter"
 
@@ -119,7 +118,7 @@ class EdgeMeter:
         self.count = 0
         self._top = TopTracker(1, tol=tol, seed=seed)
         self._dropouts = [m for m in model.modules() if isinstance(m, DROPOUT)]
-        self._thresholds: dict[str, StabilityThreshold] = {}
+        self._thresholds = ThresholdCache()
         self._pending: EdgeRow | None = None
         self._pending_metric: tuple[float, float] | None = None
         self._pending_square = math.nan
@@ -257,7 +256,7 @@ class EdgeMeter:
                 self._bend(row, evaluate)
             except v.NotFinite:
                 row["reason"] = "the Hessian is not finite"
-            except (NoMetric, RuntimeError) as error:  # such as no second derivative of an op
+            except (NoMetric, RuntimeError, ValueError) as error:  # such as no second derivative
                 row["reason"] = str(error)
         if not self.full_batch:
             with torch.no_grad(), self._replay.again():
@@ -268,12 +267,12 @@ class EdgeMeter:
     def _bend(self, row: EdgeRow, evaluate: Evaluate) -> None:
         """Top eigenvalue and batch sharpness at the parameters where the step began."""
         watch = self._watch
-        threshold = self._threshold()
+        threshold = self._thresholds.of(self.optimizer)
         row["threshold"] = threshold.k
         if threshold.reason is not None:
             raise NoMetric(threshold.reason)
         adaptive = bool(threshold.preconditioned)
-        metric = step_metric(self.optimizer, watch.rates, watch.displacement, adaptive)
+        metric = step_metric(self.optimizer, watch.rates, adaptive, watch.displacement)
         with self._replay.again(), moved_back(watch.parameters, watch.displacement):
             hessian = StepHessian(evaluate, watch.parameters, metric)
             found = self._top.update(hessian)
@@ -284,13 +283,6 @@ class EdgeMeter:
         pairs = zip(watch.displacement, metric, strict=True)
         square = dot(watch.displacement, [d / m for d, m in pairs]).item()
         self._pending_metric = square, row["eta_sharpness"]
-
-    def _threshold(self) -> StabilityThreshold:
-        """That of the optimizer's present settings; a schedule of the rate does not change it."""
-        key = "".join(settings(group) for group in self.optimizer.param_groups)
-        if key not in self._thresholds:
-            self._thresholds[key] = stability_threshold(self.optimizer)
-        return self._thresholds[key]
 
     def batch_sharpness(self, last: int | None = None) -> Estimate:
         """Mean of eta g.H g / |g|^2 over rows with curvature, with its standard error.

@@ -55,11 +55,21 @@ class StepObservables:
         return self._record.rows
 
     def follow(
-        self, step: int, loss: float, gradient: float | None, eta: float | None, plain: bool
+        self,
+        step: int,
+        loss: float,
+        gradient: float | None,
+        eta: float | None,
+        plain: bool,
+        completed: dict[str, Any] | None = None,
     ) -> None:
-        """Append step ``step``: its loss, |g|^2, rate, and whether it is plain descent."""
+        """Append step ``step``: its loss, |g|^2, rate, and whether it is plain descent.
+
+        ``completed``: what is known by now of the step before, such as its ``zeta``.
+        """
         last = self._last
         if last is not None and last["step"] == step - 1:
+            last.update(completed or {})
             size = last["gradient"]
             if last["plain"] and last["eta"] and size:
                 moved = (last["eta"] ** 2) * size

@@ -5,6 +5,9 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
+_COLD_FORWARDS = 50  # a checked solve in forward passes: about 20 products and the freezing
+_FIRST_SHARE = 0.1  # of the budget of a training, for one checked solve
+
 
 class Overhead:
     """Splits wall-clock time between training and probing.
@@ -44,3 +47,15 @@ class Overhead:
     def affords(self, seconds: float) -> bool:
         """Whether ``seconds`` more of probing keep within the budget."""
         return self.budget is None or self.probing + seconds <= self.budget * self.training
+
+    def share_of_samples(self, forward: float, count: int, planned: int) -> float:
+        """Share of the samples on which a checked solve costs a tenth of the budget of a training.
+
+        Args:
+            forward: seconds of a forward pass of all samples.
+            count: training steps made so far.
+            planned: training steps in all.
+        """
+        assert self.budget is not None
+        allowed = _FIRST_SHARE * self.budget * planned * self.training / count
+        return min(1.0, allowed / max(_COLD_FORWARDS * forward, 1e-12))

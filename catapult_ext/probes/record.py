@@ -48,9 +48,16 @@ class Row(Observables, total=False):
             step n`` where the last checked probe was made after n steps.
         products: with the operator.
         flags: ``checked``; ``missed``: an error is above tol; ``diverged``: inputs, outputs, the
-            loss or products are not finite, and the values are NaN.
-        eta: learning rate.
+            loss or products are not finite, and the values are NaN; ``failed``: the probe could not
+            be made, and the values are NaN; ``rounding``: rounding of terms that cancel, as in a
+            nearly dead net, leaves an error above tol.
+        eta: learning rate of the step that was taken, the largest of all groups; None where these
+            differ and eigenvalues are not preconditioned.
         eta_lambda: eta times the top eigenvalue.
+        preconditioned: whether eigenvalues are those of P^-1/2 G P^-1/2, P the optimizer's
+            preconditioner; a group with a smaller rate counts by its share of the largest one.
+        threshold: k* of the optimizer, with which eta_lambda compares.
+        reason: why there is no threshold, or no row.
         sharpness: top Hessian eigenvalue; eta times that in ``self_stabilisation``.
         predicted: change of eta times the sharpness in this step, by self-stabilisation.
         top_shares: share of a squared loss in each eigenvector.
@@ -70,6 +77,9 @@ class Row(Observables, total=False):
     flags: list[str]
     eta: float | None
     eta_lambda: float | None
+    preconditioned: bool
+    threshold: float | None
+    reason: str | None
     sharpness: float
     predicted: float
     top_shares: list[float] | None
@@ -169,7 +179,17 @@ def thinned(count: int) -> list[int]:
     return kept
 
 
-TRACKED = ("step", "index_check", "products", "eta", "eta_lambda", "weight_norm", "inactive")
+TRACKED = (
+    "step",
+    "index_check",
+    "products",
+    "eta",
+    "eta_lambda",
+    "preconditioned",
+    "threshold",
+    "weight_norm",
+    "inactive",
+)
 
 
 def write_run(

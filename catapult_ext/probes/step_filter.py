@@ -26,7 +26,7 @@ _QUIET = 64  # steps without response that end it
 _SILENT = 1e-18  # of the largest response: counts as none
 _SAME = 1e-9  # relative difference of two responses that count as equal
 _SHOWN = 32  # steps compared where the parameter moves freely
-_DECAYS = ("weight_decay", "lambd")  # set to zero in the copy
+_DECAYS = ("weight_decay", "lambd", "lr_decay")  # set to zero in the copy
 _RAW = ("lr", "params", "initial_lr", "max_lr", "min_lr", *_DECAYS)
 
 

@@ -23,6 +23,7 @@ from catapult_ext.probes.step_filter import NoFilter, StepFilter, settings, step
 _WHERE = "stability_threshold"
 _LEAST_GRID = 4096
 _BISECTIONS = 60
+_KEPT = 64  # settings whose threshold is remembered
 
 
 @dataclass(frozen=True, eq=False)
@@ -124,6 +125,22 @@ def _none(reason: str, filtered: StepFilter | None = None) -> StabilityThreshold
         return StabilityThreshold(math.nan, math.nan, None, None, reason)
     response, preconditioned = filtered.response, filtered.preconditioned
     return StabilityThreshold(math.nan, math.nan, response, preconditioned, reason)
+
+
+class ThresholdCache:
+    """Thresholds of one optimizer by its settings; a schedule of the rate does not change them."""
+
+    def __init__(self) -> None:
+        self._known: dict[str, StabilityThreshold] = {}
+
+    def of(self, optimizer: torch.optim.Optimizer) -> StabilityThreshold:
+        """That of its present settings."""
+        key = "".join(settings(group) for group in optimizer.param_groups)
+        if key not in self._known:
+            if len(self._known) >= _KEPT:  # a schedule of the momentum
+                self._known.clear()
+            self._known[key] = stability_threshold(optimizer)
+        return self._known[key]
 
 
 def least_crossing(filtered: StepFilter) -> tuple[float, float]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,23 +16,23 @@ from catapult_ext import _validate as v
 from catapult_ext._autocast import no_autocast
 from catapult_ext._model_call import Forward
 from catapult_ext._store import writing
-from catapult_ext.eig import EigshResult, TopTracker
-from catapult_ext.linops import GGN, NTK, Hessian
-from catapult_ext.linops.ggn import DualGGN
-from catapult_ext.losses import OWN_LOSS, SquaredLoss, resolve
-from catapult_ext.models import batch_stats_held, with_batch_stats
+from catapult_ext.eig import TopTracker
+from catapult_ext.losses import OWN_LOSS, resolve
+from catapult_ext.models import with_batch_stats
 from catapult_ext.probes import free
+from catapult_ext.probes.curvature_probe import CurvatureProbe
+from catapult_ext.probes.edge_meter import EdgeMeter
+from catapult_ext.probes.edge_row import EdgeRow
 from catapult_ext.probes.jumps import Jumps
-from catapult_ext.probes.observables import Activity, ActivityWatch, activity, weight_norm
+from catapult_ext.probes.optimizer_steps import OptimizerSteps
 from catapult_ext.probes.overhead import Overhead
 from catapult_ext.probes.problem import Problem
 from catapult_ext.probes.record import BoundedRecord, Row, write_run
+from catapult_ext.probes.step_metric import has_stepped, is_adaptive
+from catapult_ext.probes.tracker_options import check_options
 
-QUANTITIES = ("ggn", "hessian", "ntk")
 _WHERE = "CurvatureTracker"
 _TIMED_STEPS = 3  # a budget is split once so many steps have been timed
-_COLD_FORWARDS = 50  # a checked solve in forward passes: about 20 products and the freezing
-_FIRST_SHARE = 0.1  # of the budget of ``steps`` steps, for one checked solve
 _LEAST_SAMPLES = 16
 _FREE_SHARE = 1 / 3  # of a budget, for the norms of gradients
 
@@ -41,7 +42,13 @@ class CurvatureTracker:
 
     Call :meth:`step` (or the tracker) once after every optimizer step, before gradients are zeroed.
     Probes are warm-started (see :class:`~catapult_ext.TopTracker`); the model, its gradients, modes
-    and buffers are left as they are.
+    and buffers are left as they are.  Once a probe has been made, none ends the loop: one that
+    fails is a row of NaN with the flag ``failed`` and its reason, and a RuntimeWarning.
+
+    With ``optimizer=`` of an adaptive class, or of groups with different rates, the eigenvalues are
+    those of P^-1/2 G P^-1/2 (H in place of G), P the optimizer's own preconditioner, and
+    ``threshold`` is the k* with which ``eta_lambda`` compares
+    (:func:`catapult_ext.stability_threshold`).
 
         with cx.CurvatureTracker(model, "half_mse", (x, y), optimizer=opt, every=10) as tracker:
             for _ in range(steps):
@@ -70,7 +77,13 @@ class CurvatureTracker:
         steps: length of training that a budget is laid out for.
         samples: use the first so many probe samples.
         tol: relative error asked for.
-        optimizer: read for the learning rate; needed by ``grow_at`` and r_t.
+        optimizer: read for the rate of the step that was taken, its preconditioner and k*; needed
+            by ``grow_at``, r_t and ``full_batch``.
+        preconditioned: whether eigenvalues are taken in the optimizer's metric.  None: where it is
+            known and not the identity; an adaptive optimizer's first probe then comes after its
+            first step.  True asks for it, False leaves it out.
+        full_batch: whether every step uses the same data, without dropout or augmentation: then
+            ``zeta`` of every step follows from the losses (:class:`~catapult_ext.EdgeMeter`).
         grow_at: follow one more eigenvalue while eta times the smallest exceeds this (e.g. 1.5).
         max_k: most eigenvalues followed.
         kernel_samples: compare the trace kernel of so many probe samples with that at the first
@@ -90,10 +103,11 @@ class CurvatureTracker:
     Attributes:
         probes: one :class:`~catapult_ext.probes.record.Row` a probe, a dictionary: ``step``,
             ``values`` and ``errors`` (k), ``index_check``, ``products``, ``flags``, ``eta``,
-            ``eta_lambda``, ``weight_norm``, ``inactive``, ``top_shares`` of a squared loss,
-            ``drift`` and ``drift_norm``.
+            ``eta_lambda``, ``preconditioned``, ``threshold``, ``reason``, ``weight_norm``,
+            ``inactive``, ``top_shares`` of a squared loss, ``drift`` and ``drift_norm``.
         steps_seen: one dictionary a step where a loss was given: ``loss``, ``r``, ``lambda_r``
-            (:class:`~catapult_ext.probes.free.StepObservables`).  Of both lists the first 4096 rows
+            (:class:`~catapult_ext.probes.free.StepObservables`), with ``full_batch`` also ``zeta``
+            and why there is none, ``zeta_flags``.  Of both lists the first 4096 rows
             are kept, and at most as many later ones, evenly spread, and the last.
         overhead: seconds of training and probing, and their ratio ``share``.
 
@@ -122,6 +136,8 @@ class CurvatureTracker:
         samples: int | None = None,
         tol: float = 1e-3,
         optimizer: torch.optim.Optimizer | None = None,
+        preconditioned: bool | None = None,
+        full_batch: bool = False,
         grow_at: float | None = None,
         max_k: int = 16,
         kernel_samples: int = 0,
@@ -135,25 +151,24 @@ class CurvatureTracker:
         dropout: str | None = None,
         memory_budget: int | str | None = None,
     ) -> None:
-        v.module(_WHERE, model)
-        counts = {"kernel_samples": kernel_samples, "check_every": check_every, "max_k": max_k}
-        v.integers(_WHERE, k=k, every=every, steps=steps, seed=seed, **counts)
-        v.integers(_WHERE, samples=samples, optional=True)
-        v.numbers(_WHERE, tol=tol)
-        v.numbers(_WHERE, budget=budget, grow_at=grow_at, optional=True)
-        known = quantity in QUANTITIES
-        v.require(known, _WHERE, f"quantity must be one of {QUANTITIES}", repr(quantity))
-        v.require(every >= 1, _WHERE, "every must be >= 1", every)
-        v.require(steps >= 1, _WHERE, "steps must be >= 1", steps)
-        within = budget is None or 0 < budget < math.inf
-        v.require(within, _WHERE, "budget must be None or > 0", budget)
-        v.require(samples is None or samples >= 1, _WHERE, "samples must be >= 1", samples)
-        v.require(max_k >= k, _WHERE, f"max_k must be >= k = {k}", max_k)
-        needs = grow_at is None or optimizer is not None
-        v.require(needs, _WHERE, "grow_at needs the optimizer", None)
-        fixed = data is not None or quantity != "ntk"
-        v.require(fixed, _WHERE, "quantity='ntk' needs a fixed probe set", "data=None")
-        v.require(kernel_samples == 0 or data is not None, _WHERE, "drift needs data", "data=None")
+        check_options(
+            model,
+            quantity=quantity,
+            fixed=data is not None,
+            k=k,
+            every=every,
+            budget=budget,
+            steps=steps,
+            samples=samples,
+            tol=tol,
+            optimizer=optimizer,
+            preconditioned=preconditioned,
+            grow_at=grow_at,
+            max_k=max_k,
+            kernel_samples=kernel_samples,
+            check_every=check_every,
+            seed=seed,
+        )
         self.model = model
         self.loss = resolve(loss)
         own = self.loss is OWN_LOSS
@@ -172,8 +187,8 @@ class CurvatureTracker:
         self.planned = steps
         self.samples = samples
         self.tol = tol
-        self.optimizer, self.grow_at, self.max_k = optimizer, grow_at, max_k
-        self.kernel_samples, self.batch_stats = kernel_samples, batch_stats
+        self.grow_at, self.max_k = grow_at, max_k
+        self.preconditioned, self.full_batch = preconditioned, full_batch
         self.out = None if out is None else Path(out).absolute()  # the loop may change its folder
         self.fresh, self.seed = fresh, seed
         self.overhead = Overhead(budget)
@@ -183,14 +198,34 @@ class CurvatureTracker:
         self.count = 0
         # one guard more than for a change of one step: between probes lie many
         self._top = TopTracker(k, tol=tol, guards=2 + k // 4, check_every=check_every, seed=seed)
+        self._probed = CurvatureProbe(
+            model,
+            self.loss,
+            quantity,
+            self._top,
+            fixed=data is not None,
+            preconditioned=preconditioned,
+            kernel_samples=kernel_samples,
+            batch_stats=batch_stats,
+        )
+        self.optimizer = optimizer
+        self._edge: EdgeMeter | None = None
         self._free = free.StepObservables(self.loss)
         self._norms = 0.0  # seconds spent on the norms of gradients
         self._last_probe = 0
-        self._last_check = 0
         self._jumps = Jumps()
         self._jumped = False
-        self._kernel: Tensor | None = None
-        self._open = False
+        self._open = self._warned = False
+
+    @property
+    def optimizer(self) -> Any:
+        """The torch optimizer whose steps are followed, or None."""
+        return self._probed.steps.optimizer
+
+    @optimizer.setter
+    def optimizer(self, optimizer: Any) -> None:
+        self._probed.steps.close()
+        self._probed.steps = OptimizerSteps(optimizer)
 
     @property
     def probes(self) -> list[Row]:
@@ -215,10 +250,17 @@ class CurvatureTracker:
         self.close()
 
     def start(self) -> None:
-        """Start the clock; without a budget and with a fixed probe set, probe the start."""
+        """Start the clock; without a budget and with a fixed probe set, probe the start.
+
+        Raises:
+            ValueError: ``full_batch`` without an optimizer.
+        """
+        if self.full_batch and self._edge is None:
+            v.require(self.optimizer is not None, _WHERE, "full_batch needs the optimizer", None)
+            self._edge = EdgeMeter(self.model, self.optimizer, full_batch=True)
         self._open = True
         self.overhead.enter()
-        if self.overhead.budget is None and self.data is not None:
+        if self.overhead.budget is None and self.data is not None and not self._waits():
             self._probe(self.data)
         self.overhead.leave()
 
@@ -232,11 +274,13 @@ class CurvatureTracker:
         if not self._open:
             self.start()
         self.overhead.enter()
-        if loss is not None:
-            eta, plain = free.learning_rate(self.optimizer), free.is_plain_descent(self.optimizer)
+        value = loss.item() if isinstance(loss, Tensor) else loss
+        edge = None if self._edge is None else self._edge.step(value)
+        if value is not None:
+            value = float(value)
+            eta, plain = self._probed.steps.one_rate, free.is_plain_descent(self.optimizer)
             gradient = self._squared_gradient()
-            value = loss.item() if isinstance(loss, Tensor) else float(loss)
-            self._free.follow(self.count, value, gradient, eta, plain)
+            self._free.follow(self.count, value, gradient, eta, plain, self._zeta(edge))
             norm = None if gradient is None else math.sqrt(gradient)
             self._jumped |= self._jumps.follow(loss=value, gradient=norm)
         self.count += 1
@@ -262,7 +306,21 @@ class CurvatureTracker:
         self._norms += self.overhead.clock() - began
         return value
 
+    def _zeta(self, edge: EdgeRow | None) -> dict[str, Any]:
+        """What the meter has completed of the last step."""
+        if edge is None:
+            return {}
+        zeta = edge["zeta"] if math.isfinite(edge["zeta"]) else None
+        return {"zeta": zeta, "zeta_flags": edge["flags"]}
+
+    def _waits(self) -> bool:
+        """Whether the optimizer has a preconditioner to come, and no state yet."""
+        wanted = self.preconditioned is not False and self.quantity != "ntk"
+        return wanted and is_adaptive(self.optimizer) and not has_stepped(self.optimizer)
+
     def _due(self) -> bool:
+        if self._waits():
+            return False
         waited = self._jumped or self.count - self._last_probe >= self.every
         if self.overhead.budget is None:
             return waited or not self.probes
@@ -280,7 +338,12 @@ class CurvatureTracker:
                 row = self._measure(self._selected(data))
             except v.NotFinite:
                 # training that diverges is no fault of the loop that is watched
-                row = self._row([math.nan] * self.k)
+                row = self._probed.lost(self.count, "diverged")
+            except Exception as error:
+                if not self._probed.made:  # model, loss and data do not fit the probe
+                    raise
+                row = self._probed.lost(self.count, "failed", f"{type(error).__name__}: {error}")
+                self._warn(row["reason"])
         self._last_probe = self.count
         self._jumps.probed()
         self._jumped = False
@@ -301,102 +364,20 @@ class CurvatureTracker:
             began = self.overhead.clock()
             data.outputs(still)
             forward = self.overhead.clock() - began
-            step = self.overhead.training / self.count
-            allowed = _FIRST_SHARE * self.overhead.budget * self.planned * step
-            share = min(1.0, allowed / max(_COLD_FORWARDS * forward, 1e-12))
+            share = self.overhead.share_of_samples(forward, self.count, self.planned)
             n = data.n_samples
             self.samples = max(min(_LEAST_SAMPLES, n), int(share * n))
         return data.first(self.samples)
 
     def _measure(self, data: Problem) -> Row:
-        drawn = data.dropout is not None
-        still = batch_stats_held(self.model, self.batch_stats, data.outputs, drawn=drawn)
-        with still as (held, policy):
-            options = {**data.options, "batch_stats": policy, "check": not self.probes}
-            return self._measured(held, data, options)
+        return self._probed.measure(self.count, data, check=self._jumped)
 
-    def _row(self, values: list[float]) -> Row:
-        """A row with what every probe has; the rest not measured yet."""
-        eta = free.learning_rate(self.optimizer)
-        return {
-            "step": self.count,
-            "values": values,
-            "errors": values,
-            "index_check": "none",
-            "products": 0,
-            "flags": ["diverged"],
-            "eta": eta,
-            "eta_lambda": None if eta is None else eta * values[0],
-            "weight_norm": weight_norm(self.model),
-            "inactive": None,
-            "top_shares": None,
-            "drift": None,
-            "drift_norm": None,
-        }
-
-    def _measured(self, held: nn.Module, data: Problem, options: dict[str, Any]) -> Row:
-        with ActivityWatch(held) as watch:  # in the forward pass that freezes the model
-            operator = self._operator(held, data, options)
-        followed = self._followed(operator)
-        found = self._top.update(followed, check=self._jumped)
-        inherited = found.index_check == "inherited"
-        self._last_check = self._last_check if inherited else self.count
-        row = self._row(found.eigenvalues.tolist())
-        row["errors"], row["products"] = found.errors.tolist(), found.matvecs
-        row["index_check"], row["flags"] = found.index_check, self._flags(found)
-        if inherited:
-            row["index_check"] = f"inherited since step {self._last_check}"
-        row["top_shares"] = self._shares(operator, followed, found, data.y)
-        if watch.watches:
-            active = watch.found(data.n_samples) or self._activity(data)
-            row["inactive"] = None if active is None else active.inactive
-        if self.kernel_samples:
-            few = data.first(self.kernel_samples)
-            kernel = NTK(held, few.x, **options).dense(outputs="trace")
-            self._kernel = kernel if self._kernel is None else self._kernel
-            row["drift"], row["drift_norm"] = free.kernel_drift(kernel, self._kernel)
-        return row
-
-    def _activity(self, data: Problem) -> Activity | None:
-        """By a forward pass of its own, which leaves running averages alone."""
-        drawn = data.dropout is not None
-        still = with_batch_stats(self.model, self.batch_stats, data.outputs, drawn=drawn)
-        return activity(still, data.x, data.outputs)[1]
-
-    def _operator(self, model: nn.Module, data: Problem, options: dict[str, Any]) -> Any:
-        if self.quantity == "ntk":
-            return NTK(model, data.x, **options)
-        kind = GGN if self.quantity == "ggn" else Hessian
-        return kind(model, self.loss, data.data, **options)
-
-    def _followed(self, operator: Any) -> Any:
-        """The smaller space where there is one: its vectors serve, nothing is lifted."""
-        dual = operator.dual() if hasattr(operator, "dual") else None
-        if dual is None:
-            return operator
-        if self.data is None:
-            # another batch has another sample space: follow the vectors of parameter space
-            return _WithoutDual(operator)
-        return dual.operator if self.k <= dual.operator.shape[0] else operator
-
-    def _flags(self, found: EigshResult) -> list[str]:
-        flags = [] if found.index_check == "inherited" else ["checked"]
-        return flags if found.converged else [*flags, "missed"]
-
-    def _shares(
-        self, operator: Any, followed: Any, found: EigshResult, y: Any
-    ) -> list[float] | None:
-        if isinstance(operator, Hessian) or not isinstance(self.loss, SquaredLoss):
-            return None
-        f = operator.linearization.snapshot.as_returned(operator.linearization.outputs)
-        targets = self.loss.targets(f, y)
-        residual = (f - targets).reshape(-1, 1)
-        if isinstance(followed, (NTK, DualGGN)):  # the same space for a squared loss
-            parts = found.eigenvectors.double().T @ residual.double()
-            return (parts.square() / residual.double().square().sum())[:, 0].tolist()
-        gradient = operator.linearization.vjp(residual / self.loss.normaliser(f, y))[:, 0]
-        value = self.loss.value(f, targets).item()
-        return free.top_shares(found.eigenvectors, found.eigenvalues, gradient, value)
+    def _warn(self, reason: str | None) -> None:
+        """Once: rows say the rest."""
+        if not self._warned:
+            text = f"catapult_ext.{_WHERE}: the probe after step {self.count} failed ({reason})"
+            warnings.warn(text, RuntimeWarning, stacklevel=4)
+        self._warned = True
 
     def report(self) -> str:
         """What was probed, what it cost, and what was chosen, in one sentence."""
@@ -423,6 +404,8 @@ class CurvatureTracker:
                 "parameters": sum(p.numel() for p in self.model.parameters()),
                 "loss": self.loss.name,
                 "quantity": self.quantity,
+                "preconditioned": self.preconditioned,
+                "full_batch": self.full_batch,
                 "every": self.every,
                 "budget": self.overhead.budget,
                 "tol": self.tol,
@@ -434,10 +417,14 @@ class CurvatureTracker:
                 "report": self.report(),
             }
             write_run(self.out, self.fresh, config, self.probes, self.steps_seen, times)
+        if self._edge is not None:
+            self._edge.close()
+            self._edge = None
+        self._probed.steps.close()
         self._open = False
 
     def plot(self, path: Path | str | None = None) -> Any:
-        """Eigenvalues with 2/eta, and the loss, against the step: a matplotlib Figure.
+        """Eigenvalues with k*/eta, the loss and zeta, against the step: a matplotlib Figure.
 
         Raises:
             RuntimeError: matplotlib is missing (the message names the extra), or ``path`` cannot be
@@ -452,14 +439,3 @@ class CurvatureTracker:
             with writing(path):
                 figure.savefig(path, dpi=150)
         return figure
-
-
-class _WithoutDual:
-    """An operator seen through shape, dtype, device and @ only."""
-
-    def __init__(self, operator: Any) -> None:
-        self._operator = operator
-        self.shape, self.dtype, self.device = operator.shape, operator.dtype, operator.device
-
-    def __matmul__(self, vectors: Tensor) -> Tensor:
-        return self._operator @ vectors

@@ -16,7 +16,7 @@ spec = importlib.util.spec_from_file_location("problems", HERE.with_name("edge_p
 problems = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(problems)
 LINEAR, OTHERS, NETS = problems.LINEAR, problems.OTHERS, problems.NETS
-Problem, filters = problems.Problem, problems.filters
+Problem, filters, plain_zeta = problems.Problem, problems.filters, problems.plain_zeta
 optim = torch.optim
 
 
@@ -55,26 +55,6 @@ def test_mini_batches_leave_random_state_and_buffers_alone():
     assert all(math.isfinite(row["zeta"]) for row in meter.rows)
     for a, b in zip(plain, metered, strict=True):
         assert torch.equal(a, b)
-
-
-def plain_zeta(problem, make, loops=4, change=None):
-    """zeta of the last step by one evaluation, without a meter."""
-    optimizer = make(problem.model.parameters())
-    weights = list(problem.model.parameters())
-    for _ in range(loops):
-        before = [w.detach().clone() for w in weights]
-        optimizer.zero_grad()
-        loss = problem.loss()
-        loss.backward()
-        gradients = [w.grad.clone() for w in weights]
-        if change is not None:
-            change(weights)
-        optimizer.step()
-    descent = sum(
-        float((g * (b - w.detach())).sum())
-        for g, b, w in zip(gradients, before, weights, strict=True)
-    )
-    return 1 + (problem.loss().item() - loss.item()) / descent
 
 
 def clip(weights):

@@ -117,7 +117,7 @@ def test_against_path_integrals_and_dense_eigenvalues(name, net):
     adaptive = cx.stability_threshold(optimizer).preconditioned
     parts = [b - a for b, a in zip(before, after, strict=True)]
     rates = [g["lr"] for g in optimizer.param_groups]
-    metric = torch.cat([t.reshape(-1) for t in step_metric(optimizer, rates, parts, adaptive)])
+    metric = torch.cat([t.reshape(-1) for t in step_metric(optimizer, rates, adaptive, parts)])
     start = problem.hessian(before, weights)
     seen = metric.sqrt()[:, None] * start * metric.sqrt()
     top = torch.linalg.eigvalsh(seen)[-1].item()
@@ -161,7 +161,7 @@ def test_the_metric_is_what_the_class_divides_by(name):
         problem.step(optimizer)
     parts = [b - w.detach() for b, w in zip(before, weights, strict=True)]
     rates = [g["lr"] for g in optimizer.param_groups]
-    for d, m, w in zip(parts, step_metric(optimizer, rates, parts, True), weights, strict=True):
+    for d, m, w in zip(parts, step_metric(optimizer, rates, True, parts), weights, strict=True):
         assert torch.allclose(d, m * w.grad, rtol=1e-6, atol=1e-15)
 
 

@@ -39,6 +39,7 @@ CLOSED = {
     "RMSprop": (lambda w: optim.RMSprop(w), 2.0),
     "RMSprop with momentum": (lambda w: optim.RMSprop(w, momentum=0.9, centered=True), 3.8),
     "Adagrad": (lambda w: optim.Adagrad(w), 2.0),
+    "Adagrad, lr_decay": (lambda w: optim.Adagrad(w, lr_decay=0.1), 2.0),
     "Adadelta": (lambda w: optim.Adadelta(w), 2.0),
     "ASGD": (lambda w: optim.ASGD(w), 2.0),
     "EMA": (lambda w: Filtered(w, 0.1, *ema(0.9)), 38.0),

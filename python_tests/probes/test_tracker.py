@@ -165,14 +165,14 @@ def test_activity_needs_no_forward_pass_of_its_own(monkeypatch):
     want = activity(model, x)[1].inactive
     calls = []
     monkeypatch.setattr(
-        "catapult_ext.probes.tracker.activity", lambda *a: calls.append(a) or activity(*a)
+        "catapult_ext.probes.curvature_probe.activity", lambda *a: calls.append(a) or activity(*a)
     )
     with tracker:
         assert tracker.probes[0]["inactive"] == want
     assert not calls
     # frozen in chunks: the first pass of all samples, which checks the chunks, is the only one
     monkeypatch.setattr(
-        "catapult_ext.probes.tracker.GGN", partial(cx.GGN, samples_at_once=len(x) // 2)
+        "catapult_ext.probes.curvature_probe.GGN", partial(cx.GGN, samples_at_once=len(x) // 2)
     )
     with cx.CurvatureTracker(model, "half_mse", DATA.train, every=1) as chunked:
         assert not calls

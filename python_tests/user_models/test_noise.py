@@ -87,6 +87,51 @@ def test_products_of_noise_alone_are_refused():
         cx.eigsh(Noisy(diagonal(), 0.3), 2)
 
 
+@pytest.mark.parametrize("skew", [1e-4, 0.3])
+def test_a_skew_of_an_operator_known_to_be_symmetric_is_in_the_errors(skew):
+    b = torch.randn(100, 100, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
+
+    class Known(Noisy):
+        skew_is_rounding = True
+
+        def __matmul__(self, v):
+            return self.a @ v
+
+    a = diagonal() + skew * (b - b.T)
+    found = cx.eigsh(Known(a, 0), 2)
+    assert ((found.eigenvalues - torch.tensor([3.0, 98 / 99])).abs() <= found.errors).all()
+    assert found.errors.min() > skew
+
+
+def test_whose_skew_can_be_nothing_but_rounding():
+    class Odd(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x):
+            return 1.0 * x
+
+        @staticmethod
+        def backward(ctx, g):
+            return 1.0 * g
+
+    class Net(nn.Module):
+        def __init__(self, odd):
+            super().__init__()
+            self.layer, self.odd = nn.Linear(3, 2), odd
+
+        def forward(self, x):
+            return Odd.apply(self.layer(x)) if self.odd else self.layer(x)
+
+    data = torch.randn(5, 3), torch.randn(5, 2)
+    plain = cx.Hessian(Net(False), "half_mse", data)
+    assert plain.skew_is_rounding
+    assert (2 * plain + plain.identity()).skew_is_rounding if hasattr(plain, "identity") else True
+    assert not cx.Hessian(Net(True), "half_mse", data).skew_is_rounding
+    assert not cx.Hessian(Net(False), "half_mse", data, check=False).skew_is_rounding
+    own = cx.Hessian(Net(False), lambda f, y: (f - y).square().mean(), data)
+    assert not own.skew_is_rounding
+    assert not (plain + own).skew_is_rounding
+
+
 def saturated(dtype, margin):
     """One unit alive, and a soft-max that knows its answer: the terms of H cancel."""
     torch.manual_seed(0)

@@ -104,7 +104,7 @@ def checked_loss(
     with other_generators() if not is_known(loss) else nullcontext():
         with nullcontext() if draws else _NoDraws(where):
             value = loss_value(snapshot, loss, y, outputs)
-        v.require(bool(torch.isfinite(value)), where, "the loss must be finite", value.item())
+        v.finite(bool(torch.isfinite(value)), where, "the loss", value.item())
         v.require(value.requires_grad, where, "the loss must depend on the outputs", "a constant")
         if is_known(loss):
             return value
