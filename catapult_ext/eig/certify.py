@@ -128,7 +128,8 @@ class Inertia:
     """Exact counts of eigenvalues of an explicit symmetric matrix beyond a shift, in float64."""
 
     def __init__(self, matrix: Tensor, scale: float, which: str, k: int) -> None:
-        self.matrix = (matrix.double() / (scale or 1.0)).contiguous()
+        # on the CPU: LAPACK's pivots are known, and every count would wait for a device
+        self.matrix = (matrix.cpu().double() / (scale or 1.0)).contiguous()
         self.which, self.top = which, (k + 1) // 2
         self.norm = torch.linalg.matrix_norm(self.matrix).item()  # Frobenius: at least |A|
 

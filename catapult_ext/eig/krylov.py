@@ -17,6 +17,7 @@ from torch import Tensor
 from catapult_ext import _validate as v
 from catapult_ext import ops
 from catapult_ext.eig.operand import Operand
+from catapult_ext.eig.sums import combine, inner, row_norms
 
 _NOISE_SHARE = 20.0  # noise shows in <u, A v> by at most 20 times what one vector shows of it
 _PIECE = 1 << 21  # entries of the basis that a restart rotates at a time
@@ -67,16 +68,20 @@ class Krylov:
 
     def begin(self, block: Tensor) -> None:
         """Take rows of ``block`` (b, n) as a fresh start block, orthogonal to what is there."""
-        basis = self.v[: self.m]
-        for _ in range(2):
-            block = block - (block @ basis.T) @ basis
-        self.next, _ = self._orthonormal(block, basis, 0.0)
+        self.next = self._started(block)
         if not len(self.next) and self.m < self.a.n:
             # a given start and the random part cancelled; in one dimension half of them do
-            self.next, _ = self._orthonormal(self.random(len(block)), basis, 0.0)
+            self.next = self._started(self.random(len(block)))
         self.coupling = self.t.new_zeros(len(self.next), self.last.stop - self.last.start)
         self.start = slice(self.m, self.m + len(self.next))
         self.cycles = []
+
+    def _started(self, block: Tensor) -> Tensor:
+        """Orthonormal rows for a ``block``, orthogonal to the basis."""
+        basis = self.v[: self.m]
+        for _ in range(2):
+            block = block - (block @ basis.T) @ basis
+        return self._orthonormal(block, basis, 0.0)[0]
 
     def extend(self) -> None:
         """Multiply the next block, project, and orthogonalise what is left: one Krylov step."""
@@ -86,10 +91,10 @@ class Krylov:
         w = self._product(q, self.w[rows])  # first: it refuses values that torch.func wraps
         if q.data_ptr() != self.v[m].data_ptr():  # the fused step has left it in its place
             self.v[rows] = q
-        fused = b == 1 and self.a.device.type == "cpu"
-        t = (self._fused_step if fused else self._block_step)(w, m + b)
-        if m <= 8:
-            self._check_symmetry(t, self.w[:m], q)
+        mirrored = inner(self.w[:m], q) if m <= 8 else None
+        t, mirrored = self._step(w, m + b, mirrored)
+        if mirrored is not None:
+            self._check_symmetry(t, mirrored)
         t[m:] = (t[m:] + t[m:].T) / 2
         self.t[: m + b, rows] = t
         self.t[rows, : m + b] = t.T
@@ -101,25 +106,47 @@ class Krylov:
         For loops that choose their own directions: the Krylov invariant is given up, residuals come
         from A V alone.
         """
-        m, basis = self.m, self.v[: self.m]
+        m = self.m
         sizes = directions.double().norm(dim=1, keepdim=True).clamp_min(1e-300)
-        block = (directions.double() / sizes).to(self.v)
-        for _ in range(2):
-            block = block - (block @ basis.T) @ basis
-        q, _ = self._orthonormal(block, basis, 8 * self.eps)
+        q = self._outside((directions.double() / sizes).to(self.v))
         if not len(q):
             return
-        q = q - (q @ basis.T) @ basis  # what normalising has blown up
-        q = (q / q.double().norm(dim=1, keepdim=True).to(q))[: self.capacity - m]
         rows = slice(m, m + len(q))
-        self.v[rows] = q
         self._product(q, self.w[rows])
-        t = _inner(self.v[: rows.stop], self.w[rows])
+        t = self._projected(rows)
         self.noise = max(self.noise, (t[m:] - t[m:].T).abs().max().item())
         t[m:] = (t[m:] + t[m:].T) / 2
         self.t[: rows.stop, rows] = t
         self.t[rows, : rows.stop] = t.T
         self.m = rows.stop
+
+    def _outside(self, block: Tensor) -> Tensor:
+        """Rows of the basis, from here on, for the part of unit rows that lies outside it."""
+        m, basis = self.m, self.v[: self.m]
+        for _ in range(2):
+            block = block - (block @ basis.T) @ basis
+        q, _ = self._orthonormal(block, basis, 8 * self.eps)
+        q = q - (q @ basis.T) @ basis  # what normalising has blown up
+        q = (q / q.double().norm(dim=1, keepdim=True).to(q))[: self.capacity - m]
+        self.v[m : m + len(q)] = q
+        return self.v[m : m + len(q)]
+
+    def _seen(self, norms: Tensor) -> None:
+        """Take note of the norms of scaled products, which are not finite where a product is."""
+        largest = norms.max().item()
+        v.finite(math.isfinite(largest), self.where, "products with A")
+        self.norm = max(self.norm, largest)
+
+    def _projected(self, rows: slice) -> Tensor:
+        """The new columns of T for new ``rows`` of V and A V."""
+        return inner(self.v[: rows.stop], self.w[rows])
+
+    def _step(self, w: Tensor, rows: int, mirrored: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """New columns of T for products ``w`` with the last of ``rows`` rows; sets the next block.
+
+        ``mirrored`` comes back on the host.
+        """
+        return (self._fused_step if len(w) == 1 else self._block_step)(w, rows), mirrored
 
     def _fused_step(self, w: Tensor, rows: int) -> Tensor:
         """One vector: the native recurrence.  Returns the new column of T, sets the next block."""
@@ -180,7 +207,7 @@ class Krylov:
     def vectors(self, s: Tensor) -> tuple[Tensor, Tensor]:
         """Unit vectors with coefficients ``s`` (m, k) and scaled products, (k, n), float64."""
         rotate = s.double().to(self.a.device)
-        x, ax = (_combine(rotate.T, rows[: self.m]) for rows in (self.v, self.w))
+        x, ax = (combine(rotate.T, rows[: self.m]) for rows in (self.v, self.w))
         norms = x.norm(dim=1, keepdim=True)
         return x / norms, ax / norms
 
@@ -220,17 +247,25 @@ class Krylov:
             some = slice(i, i + step)
             found = self.a.product(q[some].T).T
             self.matvecs += len(found)
-            largest = max(abs(bound.item()) for bound in found.aminmax())
-            v.finite(largest < float("inf"), self.where, "products with A")
-            if self.scale == 0.0 and largest > 0:
-                least = torch.finfo(self.a.dtype).tiny
-                normal = largest >= least / torch.finfo(self.a.dtype).eps
-                needs = f"products with A must be well above {least:.2g}, or lose bits (scale A)"
-                v.require(normal, self.where, needs, f"{largest:.2g}")
-                self.scale = 2.0 ** round(math.log2(largest))
+            self._sized(found)
             torch.div(found, self.scale or 1.0, out=out[some])
-        self.norm = max(self.norm, row_norms(out).max().item())
+        self._measure(out)
         return out
+
+    def _measure(self, products: Tensor) -> None:
+        """Take note of the norms of scaled products."""
+        self._seen(row_norms(products))
+
+    def _sized(self, found: Tensor) -> None:
+        """Check a product; the first that is not zero sets the scale."""
+        largest = max(abs(bound) for bound in torch.stack(found.aminmax()).tolist())
+        v.finite(largest < float("inf"), self.where, "products with A")
+        if self.scale == 0.0 and largest > 0:
+            least = torch.finfo(self.a.dtype).tiny
+            normal = largest >= least / torch.finfo(self.a.dtype).eps
+            needs = f"products with A must be well above {least:.2g}, or lose bits (scale A)"
+            v.require(normal, self.where, needs, f"{largest:.2g}")
+            self.scale = 2.0 ** round(math.log2(largest))
 
     def _orthonormal(self, block: Tensor, basis: Tensor, drop: float) -> tuple[Tensor, Tensor]:
         """Orthonormal rows Q with block' = Q' C, for a block orthogonal to the basis already.
@@ -262,15 +297,16 @@ class Krylov:
         full = count == len(accepted)
         return accepted if full else accepted[:count].clone(), coefficients[:count]
 
-    def _check_symmetry(self, h: Tensor, w: Tensor, q: Tensor) -> None:
+    def _check_symmetry(self, h: Tensor, mirrored: Tensor) -> None:
         """Measure <u, A v> - <A u, v>: noise of the products, or a matrix that is not symmetric.
 
         The linear part of A decides where the difference is larger than rounding: noise is what a
         product with a sum of vectors does not share with the sum of their products.  An operator
         that is known to be symmetric is never refused.
         """
-        skew = (h[: len(w)] - _inner(w, q)).abs().max().item() if len(w) else 0.0
-        own = h[len(w) :]  # of the new block with itself
+        m = len(mirrored)
+        skew = (h[:m] - mirrored).abs().max().item() if m else 0.0
+        own = h[m:]  # of the new block with itself
         self._met(max(skew, (own - own.T).abs().max().item()), len(h))
 
     def _met(self, skew: float, rows: int) -> None:
@@ -297,35 +333,6 @@ class Krylov:
         generator = torch.Generator().manual_seed(0)
         mixed = torch.randn(count, 1, generator=generator, dtype=torch.float64, device="cpu")
         mixed = (mixed / mixed.norm()).to(self.a.device)
-        x, ax = (_combine(mixed.T, rows[:count]) for rows in (self.v, self.w))
+        x, ax = (combine(mixed.T, rows[:count]) for rows in (self.v, self.w))
         x = x.to(self.v)
         return row_norms(self._product(x, torch.empty_like(x)).double() - ax).item()
-
-
-def _inner(rows: Tensor, others: Tensor) -> Tensor:
-    """Products (m, b) of rows (m, n) and others (b, n), float64 on the CPU.
-
-    Summed over pieces: a float32 matrix times one column of 8e6 entries, as BLAS libraries add it
-    up, is right to three digits only.
-    """
-    total = torch.zeros(len(rows), len(others), dtype=torch.float64, device=rows.device)
-    for start in range(0, rows.shape[1], 1 << 15):
-        piece = slice(start, start + (1 << 15))
-        total += (rows[:, piece] @ others[:, piece].T).double()
-    return total.cpu()
-
-
-def _combine(coefficients: Tensor, rows: Tensor) -> Tensor:
-    """Product (k, m) @ (m, n) in float64, in pieces that stay in cache."""
-    out = torch.empty(len(coefficients), rows.shape[1], dtype=torch.float64, device=rows.device)
-    step = max(1, (1 << 19) // max(1, len(rows)))
-    for start in range(0, rows.shape[1], step):
-        piece = slice(start, start + step)
-        out[:, piece] = coefficients @ rows[:, piece].double()
-    return out
-
-
-def row_norms(rows: Tensor) -> Tensor:
-    """Euclidean norms along the last dimension in float64, without a float64 copy of long rows."""
-    pieces = [p.double().square().sum(-1) for p in rows.split(1 << 17, dim=-1)]
-    return torch.stack(pieces).sum(0).sqrt()

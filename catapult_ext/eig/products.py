@@ -23,13 +23,18 @@ def guarded(
             operator that writes into its argument, which is the solver's own basis.
         TypeError: an integer or complex result, whose conversion would lose what it says.
     """
+    unseen = True  # no product has been compared yet
 
     def call(q: Tensor) -> Tensor:
+        nonlocal unseen
         version = None if q.is_inference() else q._version
+        # a device would be waited for: its operators are compared once, by their first product
+        compared = unseen or q.device.type == "cpu"
         seen = _sample(q)
-        before = seen.clone()
+        before = seen.clone() if compared else seen
         out = product(q)
-        kept = (version is None or q._version == version) and torch.equal(seen, before)
+        kept = version is None or q._version == version
+        kept, unseen = kept and (not compared or torch.equal(seen, before)), False
         needs = "A @ v must leave v as it is (let it work on v.clone())"
         v.require(kept, where, needs, "a product that writes into its argument")
         fits = isinstance(out, Tensor) and out.shape == q.shape

@@ -13,7 +13,7 @@ from catapult_ext import _validate as v
 from catapult_ext import ops
 from catapult_ext._autocast import no_autocast
 from catapult_ext._deprecated import warn_renamed
-from catapult_ext.eig.krylov import Krylov
+from catapult_ext.eig.device_krylov import krylov
 from catapult_ext.eig.operand import Operand, as_operand
 
 _AT_ONCE = 8  # random vectors multiplied together
@@ -245,7 +245,7 @@ def spectral_density(
     weights = torch.zeros_like(nodes)
     open_ended = torch.ones(samples, dtype=torch.float64, device="cpu")
     for i in range(samples):
-        space = Krylov(a, m, seed * samples + i, where)
+        space = krylov(a, m, seed * samples + i, where)
         space.begin(space.random(1))
         while space.m < m and len(space.next):
             space.extend()

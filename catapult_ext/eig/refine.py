@@ -19,9 +19,11 @@ import torch
 from torch import Tensor
 
 from catapult_ext.eig.certify import inexact
+from catapult_ext.eig.device_krylov import krylov
 from catapult_ext.eig.krylov import Krylov
 from catapult_ext.eig.operand import Operand
 from catapult_ext.eig.pairs import Pairs
+from catapult_ext.eig.sums import on_host
 
 _ROUNDS = 6  # expansions of the space before a solve from scratch is the better use of products
 
@@ -36,7 +38,7 @@ def refine(
     not span k dimensions.
     """
     j = len(block)
-    space = Krylov(a, min(a.n, j + _ROUNDS * k), 0, where)
+    space = krylov(a, min(a.n, j + _ROUNDS * k), 0, where)
     space.append(block)
     if space.m < k:
         return None
@@ -60,8 +62,7 @@ def _judged(
     x, ax = space.vectors(s[:, :j])
     values = (x * ax).sum(1)
     rest = ax - values[:, None] * x
-    theta[: len(values)] = values.cpu()
-    gram = (rest @ rest.T).cpu()
+    theta[: len(values)], gram = on_host(values, rest @ rest.T)
     ceiling, rows = _complement(theta, gram, k, gaps)
     block_norm = torch.linalg.eigvalsh(gram[:k, :k])[-1].clamp_min(0).sqrt().item()
     size = max(space.norm, abs(theta[0].item()))
@@ -77,7 +78,7 @@ def _judged(
         else:
             direction = torch.eye(rows, dtype=torch.float64, device="cpu")[i]
         if errors[i] + floor > max(tol * abs(theta[i].item()), 2 * floor):
-            wanted.append(direction.to(rest) @ rest[:rows])
+            wanted.append(direction)
     pairs = Pairs(
         values=values[:k],
         x=x[:k],
@@ -90,7 +91,7 @@ def _judged(
         guards=x[k:],
         following=[],
     )
-    return pairs, torch.stack(wanted) if wanted else rest[:0]
+    return pairs, torch.stack(wanted).to(rest) @ rest[:rows] if wanted else rest[:0]
 
 
 def _complement(theta: Tensor, gram: Tensor, k: int, gaps: list[float]) -> tuple[float, int]:

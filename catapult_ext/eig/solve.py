@@ -15,10 +15,12 @@ from torch import Tensor
 
 from catapult_ext import _validate as v
 from catapult_ext.eig.certify import Inertia, Overlap, bounds, inexact, rounding, wanted
-from catapult_ext.eig.krylov import Cycle, Krylov, row_norms
+from catapult_ext.eig.device_krylov import krylov
+from catapult_ext.eig.krylov import Cycle, Krylov
 from catapult_ext.eig.memory import basis_rows
 from catapult_ext.eig.operand import Operand
 from catapult_ext.eig.pairs import EigshResult, Pairs
+from catapult_ext.eig.sums import on_host, row_norms
 
 INERTIA_LIMIT = 2048  # rows up to which an explicit matrix is factorised to count eigenvalues
 _Ritz = tuple[Tensor, Tensor, Tensor]  # values, vectors and residual rows, as Krylov.ritz gives
@@ -72,7 +74,7 @@ def solve(a: Operand, v0: Tensor | None, o: Options) -> Pairs:
         return _direct(a, o)
     random = min(a.n, max(o.k, len(warm)))
     rows, at_once = basis_rows(a, o.k, random, o.guards or 0, o.where)
-    space = Krylov(a, rows, o.seed, o.where, at_once)
+    space = krylov(a, rows, o.seed, o.where, at_once)
     start, share = space.random(random), 1.0
     if len(warm):
         # each start vector keeps a random part: half where the index check lives on it
@@ -209,7 +211,7 @@ def _finish(
     values, x, gram = space.pairs(s[:, chosen])
     norms = gram.diagonal().clamp_min(0).sqrt()
     theta, r = theta.clone(), residual.norm(dim=1)
-    theta[chosen], r[chosen] = values.cpu(), norms.cpu()
+    theta[chosen], r[chosen], gram = on_host(values, norms, gram)
     block_norm = torch.linalg.eigvalsh(gram)[-1].clamp_min(0).sqrt().item()
     found = _errors(space, o, theta, r, chosen, block_norm)
     errors, floor = found.errors, found.floor
@@ -235,7 +237,7 @@ def _finish(
         errors[rank] = error if error < 1e300 else math.inf
     errors = errors + floor
     counts = check if isinstance(check, Inertia) else None
-    guards, following = _guards(space, ritz, o, values.cpu(), counts)
+    guards, following = _guards(space, ritz, o, theta[chosen], counts)
     return Pairs(
         values=values,
         x=x,
@@ -294,16 +296,16 @@ def _lapack(a: Operand, o: Options, scale: float, norm: float, matvecs: int) -> 
     assert a.explicit is not None
     matrix = a.explicit.double() / scale
     theta, vectors = torch.linalg.eigh(matrix)
-    on_host = theta.cpu()
+    values = theta.cpu()
     guards = o.guards or 0
-    ranked = [i for i, _ in wanted(on_host, o.which, o.k + guards + 1)]
+    ranked = [i for i, _ in wanted(values, o.which, o.k + guards + 1)]
     if o.which == "BE":
-        ranked = [i for i, _ in wanted(on_host, o.which, o.k)]
+        ranked = [i for i, _ in wanted(values, o.which, o.k)]
     chosen, following = ranked[: o.k], ranked[o.k :]
     x = vectors[:, chosen].T
     rest = x @ matrix - theta[chosen, None] * x
-    floor = rounding(a.n, a.eps) * max(norm, on_host.abs().max().item())
-    beyond = [on_host[i].item() for i in following] + [-math.inf] * (guards + 1 - len(following))
+    floor = rounding(a.n, a.eps) * max(norm, values.abs().max().item())
+    beyond = [values[i].item() for i in following] + [-math.inf] * (guards + 1 - len(following))
     return Pairs(
         values=theta[chosen],
         x=x,
