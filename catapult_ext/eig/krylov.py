@@ -18,6 +18,7 @@ from catapult_ext import _validate as v
 from catapult_ext import ops
 from catapult_ext.eig.operand import Operand
 from catapult_ext.eig.sums import combine, inner, row_norms
+from catapult_ext.ops.routes import serves
 
 _NOISE_SHARE = 20.0  # noise shows in <u, A v> by at most 20 times what one vector shows of it
 _PIECE = 1 << 21  # entries of the basis that a restart rotates at a time
@@ -146,7 +147,8 @@ class Krylov:
 
         ``mirrored`` comes back on the host.
         """
-        return (self._fused_step if len(w) == 1 else self._block_step)(w, rows), mirrored
+        fused = serves("lanczos_step", self.a.device, len(w))
+        return (self._fused_step if fused else self._block_step)(w, rows), mirrored
 
     def _fused_step(self, w: Tensor, rows: int) -> Tensor:
         """One vector: the native recurrence.  Returns the new column of T, sets the next block."""

@@ -60,3 +60,17 @@ class Pairs:
         size = self.values.abs().max().item()
         lowest = self.values[-1].item()
         return [max(0.0, lowest - bound) / size if size > 0 else 0.0 for bound in self.following]
+
+
+@dataclass(frozen=True)
+class Options:
+    """Options of a solve, as :func:`catapult_ext.eigsh` documents them."""
+
+    k: int
+    which: str
+    tol: float
+    limit: int  # at most this many columns are multiplied
+    seed: int
+    confidence: float | None
+    where: str  # public function named in errors
+    guards: int | None = None  # further Ritz vectors returned beyond the k wanted ones

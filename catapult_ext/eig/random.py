@@ -15,6 +15,8 @@ from catapult_ext._autocast import no_autocast
 from catapult_ext._deprecated import warn_renamed
 from catapult_ext.eig.device_krylov import krylov
 from catapult_ext.eig.operand import Operand, as_operand
+from catapult_ext.eig.sums import on_host
+from catapult_ext.ops.routes import serves
 
 _AT_ONCE = 8  # random vectors multiplied together
 
@@ -243,26 +245,39 @@ def spectral_density(
     m, products = min(int(steps), a.n), 0
     nodes = torch.zeros(samples, m, dtype=torch.float64, device="cpu")
     weights = torch.zeros_like(nodes)
+    spaces: list[tuple[Tensor, float]] = []  # projections T and the scales of their operators
     open_ended = torch.ones(samples, dtype=torch.float64, device="cpu")
     for i in range(samples):
         space = krylov(a, m, seed * samples + i, where)
         space.begin(space.random(1))
         while space.m < m and len(space.next):
             space.extend()
-        t = space.t[: space.m, : space.m]
-        values, first, _ = ops.tridiag_eigh(t.diagonal()[None], t.diagonal(1)[None])
-        held = space.m  # a Krylov space that ended early: the last node repeats with no weight
-        nodes[i] = values[0, -1]
-        nodes[i, :held] = values[0]
-        nodes[i] *= space.scale or 1.0
-        weights[i, :held] = first[0].square()
+        spaces.append((space.t[: space.m, : space.m].clone(), space.scale or 1.0))
         open_ended[i] = float(len(space.next) > 0)  # else the measure is known exactly
         products += space.matvecs
+    _quadrature(spaces, nodes, weights, a.device)
     weights /= weights.sum(1, keepdim=True)
     sampling = confidence * _sampling_error(nodes, weights, a.n)
     error = sampling + _quadrature_error(nodes, weights * open_ended[:, None])
     low, high = nodes.min().item(), nodes.max().item()
     return SpectralDensity(nodes, weights, error, low, high, a.n, products)
+
+
+def _quadrature(
+    spaces: list[tuple[Tensor, float]], nodes: Tensor, weights: Tensor, device: torch.device
+) -> None:
+    """Fill in nodes and weights (samples, m) of the Gauss rules, one call for all of one size."""
+    for held in {len(t) for t, _ in spaces}:
+        some = [i for i, (t, _) in enumerate(spaces) if len(t) == held]
+        there = device if serves("tridiag_eigh", device, held) else "cpu"
+        alpha = torch.stack([spaces[i][0].diagonal() for i in some]).to(there)
+        beta = torch.stack([spaces[i][0].diagonal(1) for i in some]).to(there)
+        values, first = on_host(*ops.tridiag_eigh(alpha, beta)[:2])
+        scales = torch.tensor([[spaces[i][1]] for i in some], dtype=torch.float64, device="cpu")
+        nodes[some, :held] = values * scales
+        # a Krylov space that ended early: the last node repeats with no weight
+        nodes[some, held:] = (values * scales)[:, -1:]
+        weights[some, :held] = first.square()
 
 
 def _sampling_error(nodes: Tensor, weights: Tensor, n: int) -> float:

@@ -15,29 +15,18 @@ from torch import Tensor
 
 from catapult_ext import _validate as v
 from catapult_ext.eig.certify import Inertia, Overlap, bounds, inexact, rounding, wanted
+from catapult_ext.eig.dense import dense_pairs
 from catapult_ext.eig.device_krylov import krylov
 from catapult_ext.eig.krylov import Cycle, Krylov
 from catapult_ext.eig.memory import basis_rows
 from catapult_ext.eig.operand import Operand
-from catapult_ext.eig.pairs import EigshResult, Pairs
+from catapult_ext.eig.pairs import EigshResult, Options, Pairs
 from catapult_ext.eig.sums import on_host, row_norms
+from catapult_ext.ops.routes import serves
 
 INERTIA_LIMIT = 2048  # rows up to which an explicit matrix is factorised to count eigenvalues
+_UNLIMITED = 500  # products that no solve of a matrix by ops.lanczos_dense is stopped at
 _Ritz = tuple[Tensor, Tensor, Tensor]  # values, vectors and residual rows, as Krylov.ritz gives
-
-
-@dataclass(frozen=True)
-class Options:
-    """Options of a solve, as :func:`catapult_ext.eigsh` documents them."""
-
-    k: int
-    which: str
-    tol: float
-    limit: int  # at most this many columns are multiplied
-    seed: int
-    confidence: float | None
-    where: str  # public function named in errors
-    guards: int | None = None  # further Ritz vectors returned beyond the k wanted ones
 
 
 def start_rows(v0: Tensor | None, a: Operand, where: str) -> Tensor:
@@ -70,8 +59,21 @@ def solve(a: Operand, v0: Tensor | None, o: Options) -> Pairs:
     """
     warm = start_rows(v0, a, o.where)
     exact = a.explicit is not None and a.n <= INERTIA_LIMIT
-    if exact and o.limit > a.n and (o.k >= _direct_from(a.n) or _denormal(a)):
+    if exact and o.limit > a.n and (o.k >= _direct_from(a.n, a.device) or _denormal(a)):
         return _direct(a, o)
+    spent = 0
+    plain = exact and not len(warm) and o.limit > min(a.n, _UNLIMITED)
+    if plain and serves("lanczos_dense", a.device, a.n):
+        pairs, spent = dense_pairs(a, o)
+        if pairs is not None:
+            return pairs
+    pairs = _iterated(a, warm, o)
+    return replace(pairs, matvecs=pairs.matvecs + spent) if spent else pairs
+
+
+def _iterated(a: Operand, warm: Tensor, o: Options) -> Pairs:
+    """By block Lanczos, from rows ``warm`` if there are any."""
+    exact = a.explicit is not None and a.n <= INERTIA_LIMIT
     random = min(a.n, max(o.k, len(warm)))
     rows, at_once = basis_rows(a, o.k, random, o.guards or 0, o.where)
     space = krylov(a, rows, o.seed, o.where, at_once)
@@ -108,12 +110,13 @@ def _denormal(a: Operand) -> bool:
     return 0 < largest < torch.finfo(a.dtype).tiny / torch.finfo(a.dtype).eps
 
 
-def _direct_from(n: int) -> int:
+def _direct_from(n: int, device: torch.device) -> int:
     """The k from which LAPACK is faster than Lanczos with one LDL' for each wanted value.
 
-    Measured: n = 300 from k = 2, n = 1000 from k = 8; below n = 200 both take milliseconds.
+    Measured: n = 300 from k = 2, n = 1000 from k = 8; up to n = 48 it is the fastest for any k.
     """
-    return min(n, max(4, n // 125))
+    tiny = device.type == "cpu" and not serves("lanczos_dense", device, n)
+    return 1 if tiny else min(n, max(4, n // 125))
 
 
 def _floor(space: Krylov, theta: Tensor) -> float:

@@ -12,9 +12,9 @@ from catapult_ext import _validate as v
 from catapult_ext._autocast import no_autocast
 from catapult_ext.eig.certify import rounding
 from catapult_ext.eig.operand import Operand, as_operand
-from catapult_ext.eig.pairs import EigshResult, Pairs
+from catapult_ext.eig.pairs import EigshResult, Options, Pairs
 from catapult_ext.eig.refine import refine
-from catapult_ext.eig.solve import Options, lifted, package, solve
+from catapult_ext.eig.solve import lifted, package, solve
 
 _WHERE = "TopTracker"
 _MOVED = 0.25  # relative change of a value that calls for a checked solve

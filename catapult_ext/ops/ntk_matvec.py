@@ -10,12 +10,9 @@ from torch import Tensor
 
 from catapult_ext import _native, _validate
 from catapult_ext.ops._registry import register
+from catapult_ext.ops.routes import serves
 
 _WHERE = "ntk_matvec"
-
-# Half the rate of torch's GEMM on 1.5e9 operations is 30 microseconds on an H200: the launches that
-# a composition of torch calls takes per layer. Predicted (docs/kernels.md), not yet measured.
-_TORCH_FLOPS = 1.5e9
 
 
 def ntk_matvec(
@@ -60,7 +57,7 @@ def ntk_matvec(
     Cost:
         Per layer and vector 2 N p d multiply-adds (N p d for the first layer, less) plus N^2 p in
         sample space or 2 N p d in weight space; memory 2 N p K, and p d K in weight space. On a
-        GPU, layers of more than 1.5e9 operations go to torch's GEMMs instead of the kernel.
+        GPU, layers of more than 1.5e8 operations go to torch's GEMMs instead of the kernel.
     """
     _validate.listed(_WHERE, weights=weights, inputs=inputs, slopes=slopes)
     _validate.number_lists(_WHERE, scale=scale, bias=bias)
@@ -174,11 +171,10 @@ def _by_torch(
 
 
 def _use_torch(v: Tensor, weights: list[Tensor], samples: int) -> bool:
-    """On a GPU, products this large are worth the launches of one GEMM each (predicted)."""
-    if v.device.type != "cuda":
-        return False
+    """Products so large are worth the launches of one GEMM each."""
     columns = v.shape[0] * v.shape[2] * samples
-    return max(2 * columns * w.shape[1] * w.shape[2] for w in weights) > _TORCH_FLOPS
+    largest = max(2 * columns * w.shape[1] * w.shape[2] for w in weights)
+    return not serves("ntk_matvec", v.device, largest)
 
 
 def _impl(

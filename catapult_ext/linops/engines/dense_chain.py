@@ -114,8 +114,8 @@ class DenseChainLinearization(Linearization):
         return dx.transpose(1, 2).reshape(self.rows, k)
 
     def ntk(self, u: Tensor) -> Tensor:
-        """J J' u: (N*O, K) to (N*O, K), on the CPU by ``ops.ntk_matvec``."""
-        if not self._trainable or self.device.type != "cpu":
+        """J J' u: (N*O, K) to (N*O, K), by ``ops.ntk_matvec``."""
+        if not self._trainable:
             return self.jvp(self.vjp(u))
         last = self.layers[-1].slope
         if last is not None:  # an activation after the last layer
