@@ -112,6 +112,31 @@ def array(where: str, name: str, value: object, dtype: torch.dtype | None = None
     return found
 
 
+def device(where: str, value: object) -> torch.device:
+    """A device that this torch knows and that is there.
+
+    Raises:
+        TypeError, ValueError: no device, or a GPU that this torch cannot use.
+    """
+    try:
+        found = torch.device(value)  # type: ignore[call-overload]
+    except (TypeError, RuntimeError):
+        fail(where, "device must be a torch device such as 'cpu' or 'cuda'", repr(value), TypeError)
+    missing = found.type == "cuda" and not torch.cuda.is_available()
+    needs = "device must be there (this torch finds no GPU that it can use: see torch.cuda)"
+    require(not missing, where, needs, str(found))
+    return found
+
+
+def one_device(where: str, tensors: Mapping[str, Tensor]) -> None:
+    """All tensors but numbers (0-dim, on the CPU) must be on one device."""
+    own = {name: t for name, t in tensors.items() if t.dim() or t.device.type != "cpu"}
+    first = next(iter(own), "")
+    for name, value in own.items():
+        text = f"{name} must be on the device of {first} ({own[first].device})"
+        require(value.device == own[first].device, where, text, value.device)
+
+
 def dense(where: str, name: str, value: Tensor) -> None:
     """A strided tensor with memory: not sparse, not on the meta device."""
     if value.layout != torch.strided:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -21,7 +22,7 @@ from catapult_ext.experiments.start import (
 from catapult_ext.models import has_batch_norm, with_batch_stats
 from catapult_ext.probes import accuracy, activity, weight_norm
 from catapult_ext.probes.record import Projection, Row, columns, thinned
-from catapult_ext.training import Descent, Recipe, Step, epochs, moved, steps
+from catapult_ext.training import Descent, Recipe, Step, epochs, has_diverged, moved, steps
 
 __all__ = ["Recipe", "Run", "Start", "descend", "start", "train"]
 
@@ -41,6 +42,45 @@ class Run:
     rows: list[Row] = field(default_factory=list)
     projection: Projection | None = None
     diverged_at: int = -1
+
+
+_LOOK_EVERY = 16  # steps made before a device is asked for their losses
+
+
+class _Looks:
+    """The losses and projections of steps that are still on the device."""
+
+    def __init__(self, run: Run, on_step: Callable[[int, float], None] | None) -> None:
+        self._run, self._on_step = run, on_step
+        self._steps: list[Step] = []
+        self._measured: list[torch.Tensor] = []
+
+    def __len__(self) -> int:
+        return len(self._steps)
+
+    def note(self, step: Step) -> None:
+        """Take a step; nothing is read."""
+        self._steps.append(dataclasses.replace(step, batch=(None, None)))
+        if self._run.projection is not None:
+            residual = step.residual.reshape(-1, 1)
+            self._measured.append(self._run.projection.measure(residual)[:, 0])
+
+    def look(self) -> None:
+        """Read what was noted, in one copy, into the run; nothing beyond a divergence counts."""
+        run, noted = self._run, self._steps
+        numbers = torch.stack([step.value.double() for step in noted]).unsqueeze(1)
+        if self._measured:
+            numbers = torch.cat([numbers, torch.stack(self._measured)], 1)
+        for step, (loss, *measured) in zip(noted, numbers.tolist(), strict=True):
+            run.losses.append(loss)
+            if run.projection is not None and math.isfinite(loss):
+                run.projection.take([[value] for value in measured], [0])
+            if has_diverged(loss, step.cut):
+                run.diverged_at = step.number
+                break
+            if self._on_step is not None:
+                self._on_step(step.number, loss)
+        self._steps, self._measured = [], []
 
 
 def descend(
@@ -73,20 +113,21 @@ def descend(
     run = Run(projection=None if vectors is None else Projection(vectors))
     vector = problem.top.vector  # warm start, within this run only
     count = main + recipe.final_steps
-    for step in steps(model, weights, batches, problem.loss, count, move, cut=problem.cut):
-        run.losses.append(step.loss)
-        if run.projection is not None and math.isfinite(step.loss):
-            run.projection.follow(step.residual.reshape(-1, 1))
-        if step.diverged:
-            run.diverged_at = step.number
+    look_every = 1 if weights[0].device.type == "cpu" else _LOOK_EVERY
+    looks = _Looks(run, on_step)
+    rates = (model, weights, batches, problem.loss, count, move)
+    for step in steps(*rates, cut=problem.cut, ahead=look_every > 1):
+        looks.note(step)
+        marked = step.number in marks
+        if marked or step.number == count or len(looks) == look_every:
+            looks.look()
+        if run.diverged_at >= 0:
             break
-        if step.number in marks:
+        if marked:
             time, mark = eta * min(step.number, main), marks[step.number]
             row: Row = {"step": step.number, "time": time, "mark": mark}
             vector = _measure(row, problem, recipe, step, vector)
             run.rows.append(row)
-        if on_step is not None:
-            on_step(step.number, step.loss)
         if step.number >= main and recipe.final_rate is not None:
             move.rate = recipe.final_rate
     return run

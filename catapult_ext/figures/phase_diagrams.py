@@ -151,12 +151,12 @@ def plot_bifurcation(result: Orbits, path: Path) -> Path:
     """
     figure = new_figure(9, 7)
     axes = figure.subplots(2, 1, sharex=True)
-    alive = np.flatnonzero((result.diverged_at < 0).numpy())
+    alive = np.flatnonzero((result.diverged_at < 0).cpu().numpy())
     alive = alive[:: max(1, len(alive) // (4 * PIXELS))]
-    b = result.b.numpy()[alive]
+    b = result.b.cpu().numpy()[alive]
     for ax, values, name in (
-        (axes[0], result.eta_lambda.numpy()[alive], r"late $\eta\lambda$"),
-        (axes[1], result.a.numpy()[alive], r"late residual $a = \eta(f-y)/\sqrt{W}$"),
+        (axes[0], result.eta_lambda.cpu().numpy()[alive], r"late $\eta\lambda$"),
+        (axes[1], result.a.cpu().numpy()[alive], r"late residual $a = \eta(f-y)/\sqrt{W}$"),
     ):
         points = np.repeat(b, values.shape[1])
         ax.plot(points, values.ravel(), ",", color=NAVY, alpha=0.25, rasterized=True)

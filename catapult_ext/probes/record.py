@@ -121,18 +121,28 @@ class Projection:
 
     def follow(self, residual: Tensor, columns: list[int] | None = None) -> None:
         """Record (N*O, K) residuals, K the number of ``columns`` (default: all)."""
+        which = list(range(residual.shape[1])) if columns is None else columns
+        self.take(self.measure(residual, columns).tolist(), which)
+
+    def measure(self, residual: Tensor, columns: list[int] | None = None) -> Tensor:
+        """Growth and norm (2, K) of (N*O, K) residuals, on their device, in float64."""
         parts = (self.vectors.T @ residual).abs().double()
         if self._start is None:
             size = parts.norm(dim=0, keepdim=True)
             counted = (parts >= self.share * size) & (parts > 0)
             self._start = torch.where(counted, parts, torch.inf)
             self._size = torch.where(size > 0, size, torch.inf)[0]
-        which = list(range(residual.shape[1])) if columns is None else columns
-        growth = (parts / self._start[:, which]).amax(dim=0).tolist()
-        norm = (parts.norm(dim=0) / self._size[which]).tolist()
-        for i, column in enumerate(which):
-            self.growth[column].append(growth[i])
-            self.norm[column].append(norm[i])
+        start, size = self._start, self._size
+        if columns is not None:
+            which = torch.tensor(columns, device=start.device)
+            start, size = start[:, which], size[which]
+        return torch.stack([(parts / start).amax(dim=0), parts.norm(dim=0) / size])
+
+    def take(self, measured: list[list[float]], columns: list[int]) -> None:
+        """Append what :meth:`measure` found, as numbers."""
+        for i, column in enumerate(columns):
+            self.growth[column].append(measured[0][i])
+            self.norm[column].append(measured[1][i])
 
 
 FIRST_ROWS = 4096  # of a long record, all kept; of the later ones at most as many, evenly spread

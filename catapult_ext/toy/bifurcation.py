@@ -76,7 +76,7 @@ def bifurcation(
     2311.02076).
 
     Args:
-        b: (R,) labels, positive.
+        b: (R,) labels, positive; on their device the steps are made, and the results are returned.
         burn_in: steps before the first one kept; close to a doubling many are needed.
         keep: steps kept.
         start: residual a at the start.
@@ -116,7 +116,7 @@ def bifurcation(
         late = torch.where(last.diverged_at >= 0, last.diverged_at + burn_in, -1)
         diverged_at = torch.where(first.diverged_at >= 0, first.diverged_at, late)
         found = {"a": last.record_a, "eta_lambda": last.record_v, "diverged_at": diverged_at}
-        return {name: value.numpy() for name, value in found.items()}
+        return {name: value.cpu().numpy() for name, value in found.items()}
 
     table = RowTable(
         rows=len(b),
@@ -135,10 +135,12 @@ def bifurcation(
     config |= {"start": start, "aligned": aligned}
     with RunFolder(out, config, fresh=fresh) as folder:
         arrays = table.stored(folder)
-        save_npz(folder.path / "bifurcation.npz", {"b": b.numpy(), **arrays})
+        save_npz(folder.path / "bifurcation.npz", {"b": b.cpu().numpy(), **arrays})
         folder.write_json("summary.json", {"diverged": int((arrays["diverged_at"] >= 0).sum())})
         return _result(b, arrays, folder.path)
 
 
 def _result(b: Tensor, arrays: Arrays, path: Path | None) -> Bifurcation:
-    return Bifurcation(b=b, path=path, **{n: torch.from_numpy(v) for n, v in arrays.items()})
+    return Bifurcation(
+        b=b, path=path, **{n: torch.from_numpy(v).to(b.device) for n, v in arrays.items()}
+    )

@@ -135,6 +135,9 @@ def run_scalar(
     named = {"c": c, "width": width, "f0": f0, "label": label, "momentum": momentum}
     named["lambda0"] = lambda0
     values = [_validate.array(where, name, value, dtype) for name, value in named.items()]
+    _validate.one_device(where, dict(zip(named, values, strict=True)))
+    device = next((value.device for value in values if value.dim()), values[0].device)
+    values = [value.to(device) for value in values]
     _validate.integers(where, steps=steps, record_every=record_every)
     try:
         given = torch.broadcast_tensors(*values)

@@ -95,6 +95,7 @@ def phase_diagram(
     momentum: float = 0.0,
     lambda0: float = 2.0,
     dtype: torch.dtype = torch.float64,
+    device: torch.device | str = "cpu",
     out: Path | str | None = None,
     fresh: bool = False,
     progress: Progress | None = None,
@@ -115,6 +116,7 @@ def phase_diagram(
         momentum: heavy-ball beta where it does not vary.
         lambda0: curvature at the start; 2 is its mean for N(0, 1) weights.
         dtype: float32 or float64.
+        device: where the points are computed; the arrays are on the CPU.
         out: a run folder: rows are stored as they finish, an interrupted call goes on where it
             stopped, and ``diagram.npz`` is written at the end. None keeps everything in memory.
         fresh: forget what ``out`` holds.
@@ -148,14 +150,17 @@ def phase_diagram(
     del fixed[axis]
     settings = {"steps": steps, **fixed, "lambda0": lambda0, "dtype": str(dtype).split(".")[-1]}
 
-    row_values = torch.from_numpy(row_grid)[:, None].to(dtype)
-    c_values = torch.from_numpy(c_grid).to(dtype)
+    there = _validate.device(_WHERE, device)
+    if there.type != "cpu":
+        settings["device"] = there.type
+    row_values = torch.from_numpy(row_grid)[:, None].to(dtype=dtype, device=there)
+    c_values = torch.from_numpy(c_grid).to(dtype=dtype, device=there)
     # Without a step: what is out of range is refused before a folder is made.
     run_scalar(steps=0, **_arguments(axis, row_values, c_values.min(), settings, dtype))
 
     def compute(part: slice) -> Arrays:
         runs = _run_rows(axis, row_values[part], c_values, settings, dtype)
-        return {name: getattr(runs, name).numpy() for name in FIELDS}
+        return {name: getattr(runs, name).cpu().numpy() for name in FIELDS}
 
     shape = (len(row_grid), len(c_grid))
     table = RowTable(
@@ -250,8 +255,8 @@ def _arguments(
 ) -> dict[str, Any]:
     chosen = {name: settings.get(name, row) for name in AXES}
     lambda0 = settings["lambda0"]
-    width = torch.as_tensor(chosen["width"], dtype=dtype, device="cpu")
-    f0 = torch.as_tensor(chosen["f0"], dtype=dtype, device="cpu")
+    width = torch.as_tensor(chosen["width"], dtype=dtype, device=c.device)
+    f0 = torch.as_tensor(chosen["f0"], dtype=dtype, device=c.device)
     limit = width.sqrt() * lambda0 / 2
     # b = eta y / sqrt(W) is given, so that the label follows from the learning rate.
     eta = c / lambda0

@@ -3,7 +3,15 @@
 from __future__ import annotations
 
 from catapult_ext.training.batches import drawn, epochs, whole
-from catapult_ext.training.loop import Descent, Gradients, Step, full_batch, moved, steps
+from catapult_ext.training.loop import (
+    Descent,
+    Gradients,
+    Step,
+    full_batch,
+    has_diverged,
+    moved,
+    steps,
+)
 from catapult_ext.training.recipe import Recipe, probe_schedule
 
 __all__ = [
@@ -14,6 +22,7 @@ __all__ = [
     "drawn",
     "epochs",
     "full_batch",
+    "has_diverged",
     "moved",
     "probe_schedule",
     "steps",

@@ -31,12 +31,12 @@ def epochs(
         augment: maps inputs and a generator to the inputs that are trained on.
     """
     generator = torch.Generator().manual_seed(seed)
-    order = torch.empty(0, dtype=torch.int64, device="cpu")
+    order = torch.empty(0, dtype=torch.int64, device=x.device)
     while True:
         chosen, targets = x, y
         if size is not None and size < len(x):
             if len(order) < size:  # the rest of an epoch is dropped
-                order = torch.randperm(len(x), generator=generator, device="cpu")
+                order = torch.randperm(len(x), generator=generator, device="cpu").to(x.device)
             index, order = order[:size], order[size:]
             chosen, targets = x[index], y[index]
         yield (chosen if augment is None else augment(chosen, generator)), targets
@@ -46,5 +46,6 @@ def drawn(x: Tensor, y: Tensor, size: int | None, seed: int) -> Batches:
     """Batches of ``size`` samples, each drawn from all of them; None for all in random order."""
     generator = torch.Generator().manual_seed(seed)
     while True:
-        index = torch.randperm(len(x), generator=generator, device="cpu")[:size]
+        order = torch.randperm(len(x), generator=generator, device="cpu")[:size]
+        index = order.to(x.device, non_blocking=True)
         yield x[index], y[index]

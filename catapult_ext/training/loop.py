@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -22,19 +23,34 @@ class Step:
 
     Attributes:
         number: steps made so far.
-        loss: of the batch at the present parameters.
+        value: loss of the batch at the present parameters, a scalar without graph.
+        cut: loss above which the run has diverged.
         batch: ``(x, y)``.
         outputs: of the model on the batch, (N, O), without graph.
         residual: derivative of the loss with respect to the outputs, (N, O).
-        diverged: the loss is not finite or above the cut; this step is the last one shown.
     """
 
     number: int
-    loss: float
+    value: Tensor
     batch: tuple[Any, Any]
     outputs: Tensor
     residual: Tensor
-    diverged: bool
+    cut: float = math.inf
+
+    @cached_property
+    def loss(self) -> float:
+        """``value`` as a number; on a GPU its first use waits for the device."""
+        return self.value.item()
+
+    @property
+    def diverged(self) -> bool:
+        """The loss is not finite or above the cut; this step is the last one shown."""
+        return has_diverged(self.loss, self.cut)
+
+
+def has_diverged(loss: float, cut: float) -> bool:
+    """Not finite, or above the cut."""
+    return not (math.isfinite(loss) and loss <= cut)
 
 
 class Descent:
@@ -83,6 +99,7 @@ def steps(
     move: Callable[[Gradients], object],
     *,
     cut: float = math.inf,
+    ahead: bool = False,
 ) -> Iterator[Step]:
     """Show a step, make it, and so on: ``count`` steps, ``count + 1`` losses.
 
@@ -98,6 +115,8 @@ def steps(
         move: called with the gradients, in the order of ``weights``; None for those that the loss
             does not depend on.
         cut: loss above which the run has diverged. The step that shows it is not made.
+        ahead: read nothing from the device: the caller looks at the losses when it likes, stops at
+            a step that has diverged, and forgets those made after it.
 
     Cost:
         A forward and a backward pass per step.
@@ -108,14 +127,12 @@ def steps(
             # a model may write its inputs in place
             outputs = model(x.clone() if isinstance(x, Tensor) else x)
             value = loss(outputs, y)
-            height = value.item()
-            diverged = not (math.isfinite(height) and height <= cut)
             (residual,) = torch.autograd.grad(value, outputs)
-            if last := diverged or number == count:
+            shown = Step(number, value.detach(), (x, y), outputs.detach(), residual, cut)
+            if last := number == count or (not ahead and shown.diverged):
                 gradients: Gradients = ()
             else:
                 gradients = torch.autograd.grad(outputs, weights, residual, allow_unused=True)
-        shown = Step(number, height, (x, y), outputs.detach(), residual, diverged)
         del outputs, value  # and with them the graph
         yield shown
         if last:
