@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from catapult_ext import _validate as v
+from catapult_ext.eig.batched import top_eigenvalues
 from catapult_ext.models import NTKLinear
 from catapult_ext.probes.observables import ONE_SIDED
 
@@ -101,8 +102,10 @@ class StackedDense:
         slopes = [torch.stack(layer, dim=2) for layer in zip(*columns, strict=True)]
         rows = f.shape[1] * f.shape[2]
         found = []
-        for part in torch.arange(len(f), device="cpu").split(max(1, KERNEL_VALUES // rows**2)):
-            kernel = torch.zeros(len(part), rows, rows, dtype=torch.float64, device=f.device)
+        at_once = max(1, KERNEL_VALUES // rows**2)
+        for start in range(0, len(f), at_once):
+            part = slice(start, start + at_once)
+            kernel = torch.zeros(len(f[part]), rows, rows, dtype=torch.float64, device=f.device)
             for a, g, scale in zip(inputs, slopes, self.scales, strict=True):
                 a, g = a[part].detach().double(), g[part].double().flatten(1, 2)
                 samples = scale * (a @ a.transpose(1, 2))
@@ -110,7 +113,7 @@ class StackedDense:
                 kernel += pairs * (g @ g.transpose(1, 2))
             broken = ~torch.isfinite(kernel).all(dim=2).all(dim=1)
             kernel[broken] = 0
-            top = torch.linalg.eigvalsh(kernel)[:, -1] / len(self.x)
+            top = top_eigenvalues(kernel)[:, 0] / len(self.x)
             found.append(torch.where(broken, torch.nan, top))
         return torch.cat(found)
 
@@ -176,14 +179,15 @@ class StackedDense:
         if not self.x.is_cuda or not len(eta):
             return step
         before = [w.detach().clone() for w in self.weights]
-        side = torch.cuda.Stream()
-        side.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(side):
-            step()  # a graph must not meet a library's first use
-        torch.cuda.current_stream().wait_stream(side)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            losses = step()
+        with torch.cuda.device(self.x.device):  # where streams and graphs are made
+            side = torch.cuda.Stream()
+            side.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(side):
+                step()  # a graph must not meet a library's first use
+            torch.cuda.current_stream().wait_stream(side)
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph):
+                losses = step()
         with torch.no_grad():
             for w, start in zip(self.weights, before, strict=True):
                 w.copy_(start)

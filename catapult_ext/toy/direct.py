@@ -71,6 +71,7 @@ class _Descent:
         self.converged_at = self.diverged_at.clone()
         self.observer = Observer(task.observe, network, task.data)
         self.records = _Recorder(U, len(U))
+        self.decays = bool(self.rule.decay.any())
         self.cut = network.cut(task.data, U, v)
         if task.stop.diverged is not None:
             self.cut.fill_(task.stop.diverged)
@@ -111,7 +112,7 @@ class _Descent:
             weights = self.rule.batches.weights(t).to(residual)
             residual = residual * (weights[self.alive] if len(weights) > 1 else weights)
         gradients = list(pull_back(residual / len(self.task.data.x)))
-        if bool(self.rule.decay.any()):
+        if self.decays:
             decay = self.rule.decay[self.alive]
             gradients = [g + _as(decay, g) * w for g, w in zip(gradients, self.state, strict=False)]
         if self.task.stop.converged is not None:

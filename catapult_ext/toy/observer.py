@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from catapult_ext import _validate
+from catapult_ext.eig.batched import top_eigenvalues, top_eigenvectors
 from catapult_ext.toy.network import Network
 from catapult_ext.toy.problem import Data
 from catapult_ext.toy.rules import Observe
@@ -51,13 +52,13 @@ class Observer:
         U, v = U.double(), v.double()
         kernel = self.network.kernel(U, v, self.x)
         if "projected_loss" in self.names and self.start is None:
-            self.start = torch.linalg.eigh(kernel).eigenvectors[:, :, -self.k :].flip(2)
-        values = torch.linalg.eigvalsh(kernel)
-        out = {"curvature": values[:, -1]}
+            self.start = top_eigenvectors(kernel, self.k)
+        values = top_eigenvalues(kernel, self.k if "eigenvalues" in self.names else 1)
+        out = {"curvature": values[:, 0]}
         residual = self.network.run(U, v, self.x)[0] - self.y
         for name in self.names:
             if name == "eigenvalues":
-                out[name] = values[:, -self.k :].flip(1)
+                out[name] = values
             elif name == "projected_loss":
                 assert self.start is not None
                 parts = (residual[:, None, :] @ self.start[alive])[:, 0]
@@ -121,4 +122,4 @@ def linear_sharpness(U: Tensor, v: Tensor, x: Tensor, residual: Tensor, width: f
     pairs = torch.arange(hidden - 1, device=x.device)
     for row, column in ((inputs, first + 1), (first + 1, inputs)):
         H[:, row + pairs, column + pairs] += scale * zeta.norm(dim=1, keepdim=True)
-    return torch.linalg.eigvalsh(H)[:, -1]
+    return top_eigenvalues(H)[:, 0]
