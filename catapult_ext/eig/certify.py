@@ -26,13 +26,14 @@ def rounding(n: int, eps: float) -> float:
     return (10 + n**0.25) * eps
 
 
-def inexact(n: int, eps: float, size: float, noise: float) -> float:
+def inexact(n: int, eps: float, size: float, noise: float, grain: float = 0.0) -> float:
     """What inexact products may put into an eigenvalue: c_n eps |A|, or the noise that was met.
 
     ``noise`` is the largest |<u, A v> - <A u, v>| of at least a few pairs; an eigenvalue is off
-    by such a number as well, of another pair, for which four times the largest is allowed.
+    by such a number as well, of another pair, for which four times the largest is allowed.  An A
+    that is made of numbers rounded to ``grain`` may be off by twice that while it is symmetric.
     """
-    return max(rounding(n, eps) * size, 4 * noise)
+    return max(rounding(n, eps) * size, 4 * noise, 2 * grain * size)
 
 
 def wanted(theta: Tensor, which: str, k: int) -> list[tuple[int, int]]:

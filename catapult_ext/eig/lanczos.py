@@ -56,9 +56,11 @@ def eigsh(
             do, for about half the products (``"residual"``).
 
     Returns:
-        :class:`EigshResult`; ``errors`` hold ``min(|R|_2, r_i^2/gap_i) + c_n eps |A|``, raised
-        until the index check passes.  Explicit matrices with n <= 2048 are checked by inertia, and
-        solved densely should Lanczos have missed a value.
+        :class:`EigshResult`; ``errors`` hold ``min(|R|_2, r_i^2/gap_i) + c_n eps |A|``, with at
+        least two rounding units of a model that computes more coarsely than its dtype (autocast
+        inside: 1.6 % of |A| in bfloat16), raised until the index check passes. Explicit
+        matrices with n <= 2048 are checked by inertia, and solved densely should Lanczos have
+        missed a value.
 
     Raises:
         TypeError: A without shape or @, another dtype.

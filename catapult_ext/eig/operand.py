@@ -26,6 +26,7 @@ class Operand:
     budget: int = 0  # of which the room is a part
     noise: float | None = None  # relative accuracy of products, where coarser than the dtype's
     symmetric: bool = False  # known to be: a skew is rounding of terms that cancel, however large
+    grain: float = 0.0  # rounding unit of numbers that A is made of, where coarser than the dtype's
 
     @property
     def eps(self) -> float:
@@ -88,8 +89,18 @@ def _from_torch_object(a: Any, dtype: torch.dtype, where: str) -> Operand:
     device = torch.device(getattr(a, "device", "cpu"))
     room, budget = getattr(a, "solver_room", None), getattr(a, "budget", None)
     known = getattr(a, "skew_is_rounding", False) is True
+    unit = float(getattr(a, "rounding_unit", 0.0))
+    grain = unit if unit > torch.finfo(dtype).eps else 0.0
     return Operand(
-        a.shape[0], dtype, device, lambda q: a @ q, None, room, budget or 0, symmetric=known
+        a.shape[0],
+        dtype,
+        device,
+        lambda q: a @ q,
+        None,
+        room,
+        budget or 0,
+        symmetric=known,
+        grain=grain,
     )
 
 

@@ -66,7 +66,7 @@ def _judged(
     ceiling, rows = _complement(theta, gram, k, gaps)
     block_norm = torch.linalg.eigvalsh(gram[:k, :k])[-1].clamp_min(0).sqrt().item()
     size = max(space.norm, abs(theta[0].item()))
-    floor = inexact(space.a.n, space.eps, size, space.noise)
+    floor = inexact(space.a.n, space.eps, size, space.noise, space.a.grain)
     errors, wanted = torch.full((k,), block_norm, dtype=torch.float64, device="cpu"), []
     for i in range(k):
         room = theta[i].item() - ceiling

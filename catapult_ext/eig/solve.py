@@ -122,7 +122,7 @@ def _direct_from(n: int, device: torch.device) -> int:
 def _floor(space: Krylov, theta: Tensor) -> float:
     """The share of inexact products in errors, in scaled units."""
     size = max(space.norm, theta.abs().max().item())
-    return inexact(space.a.n, space.eps, size, space.noise)
+    return inexact(space.a.n, space.eps, size, space.noise, space.a.grain)
 
 
 def _overlap(

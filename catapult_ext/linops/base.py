@@ -96,6 +96,11 @@ class LinearOperator(ABC):
         return None
 
     @property
+    def rounding_unit(self) -> float:
+        """Of the least precise numbers in a product: eps of ``dtype``, or of a coarser one."""
+        return torch.finfo(self.dtype).eps
+
+    @property
     def budget(self) -> int | None:
         """Bytes of ``memory_budget``; None where none was given."""
         return None
@@ -339,6 +344,11 @@ class Combination(LinearOperator):
     def diagonal(self) -> Tensor:
         """The combined diagonal (n,)."""
         return self._sum(lambda a: a.diagonal())
+
+    @property
+    def rounding_unit(self) -> float:
+        """The largest of the terms."""
+        return max(a.rounding_unit for _, a in self.terms)
 
     def dual(self) -> Dual | None:
         """That of a positive multiple of one operator; sums and shifts have none."""

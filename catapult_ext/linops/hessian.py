@@ -135,6 +135,11 @@ class Hessian(KeepsGraph, LinearOperator):
         return self._products.gradient
 
     @property
+    def rounding_unit(self) -> float:
+        """Eps of ``dtype``, or of what the forward pass computes in where that is coarser."""
+        return self.snapshot.observed.eps
+
+    @property
     def plan(self) -> Plan:
         """Chunks and predicted flops, bytes and peak memory; a few samples are run to find them."""
         return self._plan or self._planner(self.snapshot.n_samples).plan()

@@ -54,6 +54,11 @@ class ModelOperator(KeepsGraph, LinearOperator):
         return None if self.budget is None else self.plan.room(min(columns, self.columns))
 
     @property
+    def rounding_unit(self) -> float:
+        """Eps of ``dtype``, or of what the forward pass computes in where that is coarser."""
+        return self.linearization.snapshot.observed.eps
+
+    @property
     def n_samples(self) -> int:
         """N: the leading size of the outputs."""
         return self.output_shape[0] if self.output_shape else 1

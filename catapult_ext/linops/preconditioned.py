@@ -56,6 +56,11 @@ class Preconditioned(LinearOperator):
         self.shape, self.dtype, self.device = operator.shape, operator.dtype, operator.device
         self._root = inverse.detach().to(operator.device, operator.dtype).sqrt()[:, None]
 
+    @property
+    def rounding_unit(self) -> float:
+        """That of the operator inside."""
+        return self.operator.rounding_unit
+
     def _matmat(self, vectors: Tensor) -> Tensor:
         return self._root * self.operator._product(self._root * vectors)
 

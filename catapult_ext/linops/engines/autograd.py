@@ -144,9 +144,8 @@ class AutogradLinearization(Linearization):
         """
         if self._program is not None and self._proven():
             return self._replayed(t)
-        if not self._why_not("backward of backward", self._pushed_with_graph, self._signature):
-            return self._backward_of_backward(t)
-        return self._rows_of_jacobian() @ t
+        why = self._why_not("backward of backward", self._pushed_with_graph, self._signature)
+        return self._rows_of_jacobian(why) @ t if why else self._backward_of_backward(t)
 
     def _replayed(self, t: Tensor) -> Tensor:
         assert self._program is not None
@@ -168,18 +167,17 @@ class AutogradLinearization(Linearization):
             self._program = None
         return self._program is not None
 
-    def _why_not(self, route: str, product: Product, signature: int | None = None) -> str:
-        """Why a way to J t is wrong, proven once per model; empty where it is right.
+    def _why_not(self, route: str, product: Product, signature: int) -> str:
+        """Why a way to J t is wrong, proven once for each series of operations; empty if right.
 
         A proof of the same operations holds for later passes of the same model, unless Python code
         may hide others, or a parameter had no gradient that could have shown an error in one of
         torch's own formulas.
         """
-        known, key = self.snapshot.proofs, (route, self.snapshot.coarse)
+        known, key = self.snapshot.proofs, (route, self.snapshot.coarse, signature)
         if key in known:
             return known[key]
-        fact = (*key, signature)
-        if signature is not None and fact in self.snapshot.facts:
+        if key in self.snapshot.facts:
             known[key] = ""
             return ""
         sizes: list[float] = []
@@ -192,8 +190,8 @@ class AutogradLinearization(Linearization):
         known[key] = mismatch(self.snapshot, self.rows, product, vjp)
         own = self._program is not None and self._program.own_rules and route == "replay"
         shown = own or min(sizes) > torch.finfo(self.dtype).eps * max(sizes)
-        if not known[key] and shown and signature is not None and self.snapshot.observed.plain:
-            self.snapshot.facts.add(fact)
+        if not known[key] and shown and self.snapshot.observed.plain:
+            self.snapshot.facts.add(key)
         return known[key]
 
     @cached_property
@@ -201,12 +199,11 @@ class AutogradLinearization(Linearization):
         """A number for the kinds of operations in the graph, in order."""
         return hash(tuple(type(n).__name__ for n in nodes_of([self._graph.grad_fn])))
 
-    def _rows_of_jacobian(self) -> Tensor:
-        """J (N*O, P) by one backward pass a row, kept for further products."""
+    def _rows_of_jacobian(self, why: str) -> Tensor:
+        """J (N*O, P) by one backward pass a row, kept for further products, since of ``why``."""
         if self._jacobian is None:
             size = self.rows * self.n_params * self.dtype.itemsize
             if size > min(self.workspace, self.allowance.room):
-                why = self.snapshot.proofs["backward of backward", self.snapshot.coarse]
                 raise RuntimeError(
                     f"catapult_ext.{self.snapshot.where}: products with J need second derivatives "
                     f"of all operations, got {why}; J itself, {size:.2e} bytes, does not fit into "

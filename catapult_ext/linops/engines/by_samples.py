@@ -63,6 +63,7 @@ class LinearizationBySamples(Linearization):
         one = make(snapshot.part(slice(0, 1)))
         self._kind = type(one)
         self.engine = self._kind.engine
+        snapshot.observed = one.snapshot.observed
         if check:
             self._check_independence(self._fitting(meter.peak, budget))
             one.check_derivatives()

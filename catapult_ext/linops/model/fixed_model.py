@@ -78,8 +78,8 @@ class FixedModel(ABC):
             which samples; None where it returned none.
         observed: notes on the last pass with graph.
         meter: counts what passes make, and stops one that grows too large; None: nothing counts.
-        proofs: by (route, ``coarse``): why products by that route are wrong, "" where they are
-            right.  Parts of the model share it.
+        proofs: by (route, ``coarse``, signature of the pass): why products by that route are wrong,
+            "" where they are right.  Parts of the model share it.
     """
 
     where: str
@@ -100,7 +100,7 @@ class FixedModel(ABC):
     returned_loss: tuple[float, slice] | None
     observed: Notes
     meter: Counter | None
-    proofs: dict[tuple[str, bool], str]
+    proofs: dict[tuple[str, bool, int], str]
 
     # Passes.
 

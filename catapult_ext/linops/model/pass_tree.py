@@ -53,6 +53,8 @@ class Tree:
 
     def run(self, x: Any) -> Any:
         """What the model returns for inputs ``x``."""
+        # casts that an earlier pass left there belong to its graph
+        torch.clear_autocast_cache()
         return call_model(self.model, x, self.forward)
 
     def own_loss(self) -> Any:

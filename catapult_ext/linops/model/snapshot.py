@@ -142,8 +142,7 @@ class Snapshot(FixedModel):
         self._ran = False  # set by the first forward pass that succeeds
         self.meter: Meter | None = None  # counts forward passes, and stops one that grows too large
         self.coarse = False  # forward passes in bfloat16 (autocast)
-        # by (route, ``coarse``): why products by that route are wrong, "" where they are right
-        self.proofs: dict[tuple[str, bool], str] = {}
+        self.proofs: dict[tuple[str, bool, int], str] = {}
         self._composition = Composition()
         self.observed = Observed(self.dtype)  # of the last forward pass with graph
         self.channels_last = False  # images and filters run so

@@ -79,6 +79,7 @@ class Streamed(LinearOperator):
         v.require(bool(own), self.name, "the model must have trainable parameters", "none")
         outputs: tuple[int, ...] | None = None
         samples = entries = 0
+        self._unit = 0.0
         self.dtype, self.device = own[0].dtype, own[0].device
         self.n_params = sum(p.numel() for p in own)
         for batch in self._pass():
@@ -97,6 +98,7 @@ class Streamed(LinearOperator):
             entries += prod(operator.output_shape)
             self._parts.append(self._measure(operator))
             self.dtype, self.n_params = operator.dtype, operator.n_params
+            self._unit = max(self._unit, operator.rounding_unit)
         return {
             "outputs": outputs,
             "last": None if outputs is None else outputs[-1:],
@@ -118,6 +120,11 @@ class Streamed(LinearOperator):
 
     def _empty(self, batch: Any) -> bool:
         return any(t.dim() > 0 and len(t) == 0 for t in tensors_of(batch)[:1])
+
+    @property
+    def rounding_unit(self) -> float:
+        """Eps of ``dtype``, or of what forward passes compute in where that is coarser."""
+        return max(self._unit, super().rounding_unit)
 
     @abstractmethod
     def _operator(self, batch: Any) -> Any:

@@ -140,6 +140,11 @@ class _StreamedDual(LinearOperator):
         n = sum(ggn.counts)
         self.shape, self.dtype, self.device = (n, n), ggn.dtype, ggn.device
 
+    @property
+    def rounding_unit(self) -> float:
+        """That of the large operator."""
+        return self._ggn.rounding_unit
+
     def _each(self) -> Iterator[tuple[DualGGN, float, slice]]:
         for operator, weight, rows in self._ggn._each():
             yield DualGGN(operator.linearization, operator.factor), weight**0.5, rows

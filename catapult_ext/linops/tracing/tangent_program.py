@@ -38,6 +38,7 @@ class Step:
 
     inputs: list[int | None]
     results: list[int | None]
+    dtypes: list[torch.dtype | None]  # of the results: operations may mix them (autocast)
     rule: Rule
     dying: Sequence[int] = ()  # slots that no later step reads
 
@@ -127,7 +128,8 @@ class TangentTracer(DispatchMode):
             return
         # the version of what is written in place goes up when this call has returned
         self._saved += [(t, t._version + (t is written)) for t in saved]
-        self._steps.append(Step(list(slots), results, made))
+        dtypes = [t.dtype if isinstance(t, Tensor) else None for t in outs]
+        self._steps.append(Step(list(slots), results, dtypes, made))
         self._signature = hash((self._signature, call.func))
         self._own_rules = self._own_rules and rule is not None
 
@@ -182,6 +184,6 @@ class Program:
     @staticmethod
     def _keep(values: dict[int, Tensor], step: Step, out: Any) -> None:
         outs = [out] if isinstance(out, Tensor) else tree_leaves(out)
-        for slot, value in zip(step.results, outs, strict=False):
+        for slot, dtype, value in zip(step.results, step.dtypes, outs, strict=False):
             if slot is not None and value is not None:
-                values[slot] = value
+                values[slot] = value if value.dtype is dtype else value.to(dtype)
