@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -37,33 +38,42 @@ class TopSpace:
 
 @torch.no_grad()
 def top_space(
-    model: nn.Module, loss: losses.Loss, x: Tensor, y: Tensor, k: int, tol: float
+    model: nn.Module, loss: losses.Loss, x: Tensor, y: Tensor, k: int, tol: float, **options: Any
 ) -> TopSpace:
     """Solve for the k top NTK eigenpairs and lambda0 at the model's present parameters."""
-    kernel = NTK(model, x)
+    kernel = NTK(model, x, **options)
     found = eigsh(kernel, k=min(k, kernel.shape[0]), tol=tol)
     ratios = tuple((found.eigenvalues / found.eigenvalues[0]).tolist())
     if isinstance(loss, losses.SquaredLoss):
         m = loss.normaliser(model(x.clone()), y)
         value, error = float(found.eigenvalues[0]) / m, float(found.errors[0]) / m
         return TopSpace(value, error, found.eigenvectors[:, :1], ratios, found.eigenvectors)
-    return TopSpace(*top_curvature(model, loss, x, y, None, tol), ratios, found.eigenvectors)
+    top = top_curvature(model, loss, x, y, None, tol, **options)
+    return TopSpace(*top, ratios, found.eigenvectors)
 
 
 @torch.no_grad()
 def top_curvature(
-    model: nn.Module, loss: losses.Loss, x: Tensor, y: Tensor, v0: Tensor | None, tol: float
+    model: nn.Module,
+    loss: losses.Loss,
+    x: Tensor,
+    y: Tensor,
+    v0: Tensor | None,
+    tol: float,
+    **options: Any,
 ) -> tuple[float, float, Tensor]:
     """Lambda at the model's present parameters: (value, its error bound, eigenvector (n, 1)).
 
     For squared losses the NTK is solved, which has the GGN's non-zero spectrum times the loss's
-    normaliser; otherwise the GGN. ``v0`` is the eigenvector of an earlier call on the same run.
+    normaliser; otherwise the GGN. ``v0`` is the eigenvector of an earlier call on the same run, and
+    ``options`` are those of the operators.
     """
     if isinstance(loss, losses.SquaredLoss):
-        found = eigsh(NTK(model, x), tol=tol, v0=v0, confidence=CONFIDENCE)
+        found = eigsh(NTK(model, x, **options), tol=tol, v0=v0, confidence=CONFIDENCE)
         m = loss.normaliser(model(x.clone()), y)
     else:
-        found = eigsh(GGN(model, loss, (x, y)), tol=tol, v0=v0, confidence=CONFIDENCE)
+        ggn = GGN(model, loss, (x, y), **options)
+        found = eigsh(ggn, tol=tol, v0=v0, confidence=CONFIDENCE)
         m = 1.0
     return float(found.eigenvalues[0]) / m, float(found.errors[0]) / m, found.eigenvectors
 

@@ -148,7 +148,7 @@ def _measure(
         probe_x, probe_y = probe_set(problem.data, recipe)
         still = held_still(model, recipe, probe_x)
         row["lambda"], row["lambda_error"], vector = top_curvature(
-            still, loss, probe_x, probe_y, vector, recipe.tol
+            still, loss, probe_x, probe_y, vector, recipe.tol, **problem.options
         )
     row["weight_norm"] = weight_norm(model)
     evaluated, f, count = model, step.outputs, at_once(recipe)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -33,6 +33,7 @@ class Start:
             kernel eigenspace where the recipe asks for it.
         loss0: initial training loss.
         cut: loss above which a run is given up.
+        options: of the operators.
     """
 
     model: nn.Module
@@ -42,6 +43,7 @@ class Start:
     top: TopSpace
     loss0: float
     cut: float
+    options: dict[str, Any] = field(default_factory=dict)
 
     @property
     def lambda0(self) -> float:
@@ -62,6 +64,7 @@ def start(
     *,
     cut: float | None = None,
     where: str = "experiments.start",
+    options: dict[str, Any] | None = None,
 ) -> Start:
     """Measure the curvature at the start; the model is copied.
 
@@ -72,6 +75,7 @@ def start(
         recipe: how the runs will train.
         cut: loss above which a run is given up; default ``probes.divergence_cut``.
         where: the public function named in errors.
+        options: of the operators.
 
     Raises:
         ValueError: a loss without Gauss-Newton matrix, or a model that does not fit the data.
@@ -82,16 +86,16 @@ def start(
     x, y = probe_set(data, recipe)
     still, tol = held_still(model, recipe, x), min(recipe.tol / 10, 1e-4)
     if recipe.top:
-        top = top_space(still, resolved, x, y, recipe.top, tol)
+        top = top_space(still, resolved, x, y, recipe.top, tol, **(options or {}))
     else:
-        top = TopSpace(*top_curvature(still, resolved, x, y, None, tol))
+        top = TopSpace(*top_curvature(still, resolved, x, y, None, tol, **(options or {})))
     v.require(top.lambda0 > 0, where, "lambda_0 must be > 0 (a constant model?)", top.lambda0)
     state = {name: v.detach().clone() for name, v in model.state_dict().items()}
     # The loss that training sees first, with the batch statistics it uses.
     seen = model if recipe.batch_stats is None else with_batch_stats(model, "coupled")
     loss0 = resolved(outputs_of(seen, data.x_train, at_once(recipe)), data.y_train).item()
     cut = cut or divergence_cut(loss0, hidden_width(model), top.lambda0)
-    return Start(model, state, resolved, data, top, loss0, cut)
+    return Start(model, state, resolved, data, top, loss0, cut, options or {})
 
 
 def probe_set(data: Dataset, recipe: Recipe) -> tuple[Tensor, Tensor]:

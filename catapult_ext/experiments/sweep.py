@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -14,10 +13,12 @@ from torch import Tensor, nn
 
 from catapult_ext import _validate as v
 from catapult_ext import losses
+from catapult_ext._model_call import Forward
 from catapult_ext._processes import Ranks
 from catapult_ext._store import RunFolder, environment, weights_digest
 from catapult_ext.data import Dataset, as_dataset
 from catapult_ext.experiments.descent import descend, sweep_record
+from catapult_ext.experiments.indexed import indexed
 from catapult_ext.experiments.linearised import linearised_sweep
 from catapult_ext.experiments.parts import Parts
 from catapult_ext.experiments.result import SweepResult
@@ -27,6 +28,7 @@ from catapult_ext.experiments.sweep_config import SweepConfig, check_problem, de
 from catapult_ext.figures.style import require_matplotlib
 from catapult_ext.figures.sweep import CAPTIONS, sweep_figures
 from catapult_ext.probes import hidden_width
+from catapult_ext.probes.problem import Problem
 from catapult_ext.runs import report
 from catapult_ext.training import Recipe
 
@@ -54,7 +56,7 @@ class Progress:
 
 def sweep(
     model: nn.Module,
-    data: Dataset | Sequence[Tensor],
+    data: Any,
     *,
     c: Sequence[float] | None = None,
     eta: Sequence[float] | None = None,
@@ -64,14 +66,16 @@ def sweep(
     fresh: bool = False,
     progress: Progress | None = None,
     group: Any = None,
+    forward: Forward | None = None,
     **settings: Any,
 ) -> SweepResult:
     """Train ``model`` by full-batch gradient descent at each learning rate, from the same start.
 
     Args:
-        model: any module with (N, O) outputs and no active dropout; it is copied, not changed.
-        data: a ``data.Dataset``, ``(x, y)`` or ``(x, y, x_test, y_test)``; y (N, O), one-hot for
-            classes.
+        model: any module without active dropout; it is copied, not changed.
+        data: a ``data.Dataset``, ``(x, y)`` or ``(x, y, x_test, y_test)``, y (N, O), one-hot for
+            classes; or labels and batches in another form that
+            :func:`~catapult_ext._batches.batch_of` takes, without a test set.
         c: learning rates in units of 1 / lambda_0: lazy below 2. Give these or ``eta``.
         eta: learning rates.
         steps: gradient steps of every rate.
@@ -84,6 +88,7 @@ def sweep(
         progress: called with what happens.
         group: None, ``"world"`` or a torch.distributed group, whose ranks share out the rates;
             every rank makes the same call with the same ``out``, which all must see.
+        forward: ``forward(model, x)`` returns the outputs; None calls the model.
         **settings: the other fields of :class:`SweepConfig`.
 
     Returns:
@@ -91,8 +96,7 @@ def sweep(
 
     Raises:
         TypeError: wrong types or dtypes, both or none of c and eta.
-        ValueError: rates <= 0, sizes that do not fit, outputs that are not (N, O), a loss without a
-            Gauss-Newton matrix.
+        ValueError: rates <= 0, sizes that do not fit, a loss without a Gauss-Newton matrix.
         RuntimeError: a rank that failed or was lost (named); a run folder that cannot be used
             (``runs.RunFolderError``), or matplotlib missing with ``out``.
 
@@ -106,16 +110,37 @@ def sweep(
         steps=steps,
         **settings,
     )
+    v.module(_WHERE, model)
+    chosen, dropout = config.params, config.dropout
+    found: Any
+    if _plain(data) and forward is None and dropout is None:
+        found = as_dataset(data, _WHERE)
+        model = Problem(_WHERE, losses.OWN_LOSS, None, params=chosen).trained_copy(model)
+    else:
+        data = data.train if isinstance(data, Dataset) else data
+        problem = Problem.of(loss, data, _WHERE, forward=forward, params=chosen, dropout=dropout)
+        needs = "loss must have a Gauss-Newton matrix (give loss=)"
+        v.require(problem.loss.convex, _WHERE, needs, problem.loss.name)
+        model, found = indexed(problem.trained_copy(model), problem)
     return run(
         config,
         model,
-        as_dataset(data, _WHERE),
+        found,
         loss,
         out=out,
         fresh=fresh,
         progress=progress,
         group=group,
     )
+
+
+def _plain(data: Any) -> bool:
+    """Whether these are the tensors of a data set, targets (N,) or (N, O) as its outputs."""
+    if isinstance(data, Dataset):
+        return True
+    pair = type(data) in (tuple, list) and len(data) in (2, 4)
+    floats = pair and all(isinstance(t, Tensor) and t.is_floating_point() for t in data)
+    return pair and (len(data) == 4 or (floats and data[1].dim() <= 2))
 
 
 def _rates(name: str, values: object) -> tuple[float, ...]:
@@ -138,12 +163,12 @@ def run(
     group: Any = None,
 ) -> SweepResult:
     """:func:`sweep` with its settings in a :class:`SweepConfig`."""
-    resolved = check_problem(model, data, loss, config.linearised)
+    resolved = check_problem(model, data, loss, config.linearised, config.dropout)
     progress = progress or Progress()
     identity = {
         "experiment": "sweep",
         "version": 1,
-        **dataclasses.asdict(config),
+        **config.identity(),
         "loss": describe_loss(loss),
         "model": str(model).splitlines(),
         "weights": weights_digest(model),
@@ -205,7 +230,9 @@ class _Sweep:
         """Full-batch descent of the model as it is."""
         s = self.config
         top = s.top or self.data.outputs
-        return Recipe(s.steps, probe_factor=s.probe_factor, batch_stats=None, tol=s.tol, top=top)
+        return Recipe(
+            s.steps, probe_factor=s.probe_factor, batch_stats=s.batch_stats, tol=s.tol, top=top
+        )
 
     def reported(self, title: str) -> SweepResult:
         """:meth:`result`, written to the folder."""
@@ -272,7 +299,11 @@ class _Sweep:
 
     def _problem(self) -> tuple[Start, dict[str, Any]]:
         config, data = self.config, self.data
-        problem = start(self.model, data, self.loss, self.recipe, cut=config.cut, where=_WHERE)
+        options = {"dropout": config.dropout, "memory_budget": config.memory_budget}
+        options = {name: value for name, value in options.items() if value is not None}
+        problem = start(
+            self.model, data, self.loss, self.recipe, cut=config.cut, where=_WHERE, options=options
+        )
         model, top = problem.model, problem.top
         initial = {
             "lambda0": top.lambda0,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import math
 from dataclasses import dataclass
@@ -33,6 +34,11 @@ class SweepConfig:
         top: dimension of the kernel's top eigenspace the residual is projected on; default O.
         cut: loss above which a run is divergent; default ``probes.divergence_cut``.
         linearised: also run the model linearised at its start (squared losses only).
+        params: names or patterns of the parameters that are trained; None for all.
+        dropout: ``"fixed"`` for one fixed mask, in curvature and steps alike.
+        batch_stats: what batch normalisation means, ``models.BATCH_STATS``: training then uses the
+            statistics of the batch. None takes the model in the mode that it is in.
+        memory_budget: of the operators.
     """
 
     c: tuple[float, ...] | None = None
@@ -43,6 +49,10 @@ class SweepConfig:
     top: int | None = None
     cut: float | None = None
     linearised: bool = False
+    params: str | tuple[str, ...] | None = None
+    dropout: str | None = None
+    batch_stats: str | None = None
+    memory_budget: int | str | None = None
 
     def __post_init__(self) -> None:
         if (self.c is None) == (self.eta is None):
@@ -62,6 +72,12 @@ class SweepConfig:
         v.require(self.top is None or self.top >= 1, _WHERE, "top must be >= 1", self.top)
         v.require(self.cut is None or self.cut > 0, _WHERE, "cut must be > 0", self.cut)
 
+    def identity(self) -> dict[str, Any]:
+        """The settings that tell one run from another; later ones count where they are given."""
+        later = ("params", "dropout", "batch_stats", "memory_budget")
+        held = dataclasses.asdict(self)
+        return {k: a for k, a in held.items() if k not in later or a is not None}
+
     def rates(self, lambda0: float) -> list[tuple[float, float]]:
         """(c, eta) of every learning rate, ascending."""
         if self.c is not None:
@@ -69,7 +85,9 @@ class SweepConfig:
         return [(eta * lambda0, eta) for eta in sorted(self.eta or ())]
 
 
-def check_problem(model: nn.Module, data: Dataset, loss: Any, linearised: bool) -> losses.Loss:
+def check_problem(
+    model: nn.Module, data: Any, loss: Any, linearised: bool, dropout: str | None = None
+) -> losses.Loss:
     """Resolve the loss and check that model, data and loss fit, before anything is written.
 
     Raises:
@@ -82,13 +100,13 @@ def check_problem(model: nn.Module, data: Dataset, loss: Any, linearised: bool) 
     for name, p in model.named_parameters():
         if not p.is_floating_point():
             v.fail(_WHERE, f"parameter {name} must have a floating dtype", p.dtype, TypeError)
-        if p.dtype != data.x_train.dtype:
+        if isinstance(data, Dataset) and p.dtype != data.x_train.dtype:
             v.fail(_WHERE, f"parameter {name} must have the dtype of the data", p.dtype, TypeError)
         v.require(bool(torch.isfinite(p).all()), _WHERE, f"parameter {name} must be finite", "nan")
     v.require(any(p.requires_grad for p in model.parameters()), _WHERE, "model needs parameters", 0)
-    dropout = active_dropout(model)
-    text = "dropout makes every step random: call model.eval()"
-    v.require(dropout is None, _WHERE, text, dropout)
+    drawn = None if dropout else active_dropout(model)
+    text = "dropout makes every step random: call model.eval(), or pass dropout='fixed'"
+    v.require(drawn is None, _WHERE, text, drawn)
     resolved = losses.resolve(loss)
     v.require(resolved.convex, _WHERE, "loss must have a Gauss-Newton matrix", resolved.name)
     if linearised:
@@ -97,8 +115,10 @@ def check_problem(model: nn.Module, data: Dataset, loss: Any, linearised: bool) 
     with torch.no_grad():
         outputs = own_copy(model)(data.x_train.clone())
     shape = tuple(outputs.shape) if isinstance(outputs, Tensor) else type(outputs).__name__
-    wanted = (len(data.x_train), data.outputs)
-    v.require(shape == wanted, _WHERE, f"model must return outputs of shape {wanted}", shape)
+    if isinstance(data, Dataset):
+        wanted = (len(data.x_train), data.outputs)
+        needs = f"model must return outputs of shape {wanted} (or pass forward=)"
+        v.require(shape == wanted, _WHERE, needs, shape)
     resolved.targets(outputs, data.y_train)
     return resolved
 

@@ -17,8 +17,9 @@ from catapult_ext._batches import (
     inputs_of,
     map_tensors,
 )
-from catapult_ext._model_call import Forward, call_model, output_tensor, own_loss
+from catapult_ext._model_call import Forward, call_model, loss_in, output_tensor, own_loss
 from catapult_ext._module_copy import own_copy, without_cached_weights
+from catapult_ext.linops.engines.labels_inside import read_as
 from catapult_ext.linops.model.policy import Policy
 from catapult_ext.linops.model.state import selected_names
 from catapult_ext.losses import OWN_LOSS, Loss, resolve
@@ -96,6 +97,29 @@ class Problem:
         """The same with labels as an operator has read them (its ``targets``)."""
         return replace(self, y=targets, inside=False)
 
+    def read(self, model: nn.Module) -> Problem:
+        """The same with labels inside the inputs as the model reads them, by one forward pass."""
+        if not self.inside:
+            return self
+        moved = own_copy(model)
+        with torch.no_grad():
+            out = self._returned(moved, map_tensors(self.x, Tensor.clone))
+        own, f = loss_in(out), output_tensor(out, self.where)
+        if own is None or out is f:
+            return self.read_as(self.y)
+        value = float(own)
+        return self.read_as(read_as(f, value, slice(None), self.loss, self.y, self.where))
+
+    def called(self, model: nn.Module, x: Any) -> Tensor:
+        """The outputs of ``model`` on inputs ``x`` of this problem's form, with graph."""
+        pick = own_loss if self.loss is OWN_LOSS else output_tensor
+        return pick(self._returned(model, x), self.where)
+
+    def _returned(self, model: nn.Module, x: Any) -> Any:
+        device = next((p.device for p in model.parameters()), torch.device("cpu"))
+        with Policy(None, self.dropout, self.seed).seeded(device):
+            return call_model(model, x, self.forward)
+
     def outputs(self, model: nn.Module) -> Tensor:
         """The outputs of ``model``, as it returns them, with graph.
 
@@ -104,18 +128,15 @@ class Problem:
             ValueError: the forward pass fails.
         """
         given = map_tensors(self.x, Tensor.clone)  # a model may write its inputs in place
-        device = next((p.device for p in model.parameters()), torch.device("cpu"))
         try:
-            with without_cached_weights(), Policy(None, self.dropout, self.seed).seeded(device):
-                out = call_model(model, given, self.forward)
+            with without_cached_weights():
+                return self.called(model, given)
         except RuntimeError as error:  # half precision, which operators widen and models may not
             shown = self.x.dtype if isinstance(self.x, Tensor) else type(self.x).__name__
             raise ValueError(
                 f"catapult_ext.{self.where}: the model must accept the inputs (or pass forward=), "
                 f"got {shown}: {error}"
             ) from error
-        pick = own_loss if self.loss is OWN_LOSS else output_tensor
-        return pick(out, self.where)
 
     def trained_copy(self, model: nn.Module) -> nn.Module:
         """``model``, or a copy of which ``params`` alone are trainable."""

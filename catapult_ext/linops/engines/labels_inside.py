@@ -24,12 +24,31 @@ def labels_as_trained(snapshot: FixedModel, loss: Loss, batch: Batch, outputs: T
     Raises:
         ValueError: neither reading gives the loss that the model returns.
     """
-    y = batch.y
     own = snapshot.returned_loss
-    if not batch.inside or own is None or not isinstance(loss, CrossEntropy):
-        return y
+    if not batch.inside or own is None:
+        return batch.y
     value, samples = own
-    f = snapshot.as_returned(outputs[samples])
+    return read_as(
+        snapshot.as_returned(outputs[samples]), value, samples, loss, batch.y, snapshot.where
+    )
+
+
+def read_as(f: Tensor, value: float, samples: slice, loss: Loss, y: Any, where: str) -> Any:
+    """Labels ``y``, or those of the next position, by the loss ``value`` returned with ``f``.
+
+    Args:
+        f: outputs as the model returns them, of some samples.
+        value: the model's own loss of these.
+        samples: which.
+        loss: others than cross-entropy leave the labels as they are.
+        y: the labels of all samples.
+        where: the public function named in errors.
+
+    Raises:
+        ValueError: neither reading gives the loss that the model returns.
+    """
+    if not isinstance(loss, CrossEntropy):
+        return y
     ignored = loss.module.ignore_index
     plain = CrossEntropy(nn.CrossEntropyLoss(ignore_index=ignored))
     readings = [y]
@@ -40,7 +59,7 @@ def labels_as_trained(snapshot: FixedModel, loss: Loss, batch: Batch, outputs: T
     shown = " and ".join(f"{a:.6g}" for a in found)
     v.require(
         abs(found[best] - value) <= _AGREES * abs(value),
-        snapshot.where,
+        where,
         "cross-entropy with the labels inside the batch must be the loss that the model returns, "
         f"{value:.6g}, position by position or for the next one: give data=(batch, labels) for "
         "labels position by position, or forward= and labels that fit its outputs",
