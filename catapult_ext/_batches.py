@@ -210,6 +210,13 @@ def count_samples(x: Any, y: Any = None) -> int:
     return Counter(sizes).most_common(1)[0][0] if sizes else 1  # of equals the first one
 
 
+def first_labels(y: Any, count: int | None, n: int) -> Any:
+    """The labels of the first ``count`` of ``n`` samples, of which each may have several rows."""
+    if count is None or count >= n or not isinstance(y, Tensor) or not y.dim():
+        return y
+    return y[: count * (len(y) // n)] if len(y) % n == 0 else y
+
+
 def first_samples(batch: Any, count: int | None, n: int) -> Any:
     """The first ``count`` of the ``n`` samples of inputs or labels; constants stay whole."""
     if count is None or count >= n:

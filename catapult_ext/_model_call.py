@@ -51,8 +51,10 @@ def call_model(model: nn.Module, x: Any, forward: Forward | None = None) -> Any:
         return _by_name(model, accepts, dict(x), x)
     if isinstance(x, tuple):
         named = fields_of(x)
-        if named is not None and accepts.names(named):
-            return model(**named)
+        if named is not None:
+            known = accepts.known(named)
+            if known and accepts.names(known):
+                return model(**known)
         return model(x) if not accepts(*x) and accepts(x) else model(*x)
     named = fields_of(x)
     if named is not None:
@@ -65,7 +67,7 @@ def call_model(model: nn.Module, x: Any, forward: Forward | None = None) -> Any:
 def _by_name(model: nn.Module, accepts: _Arguments, named: dict[str, Any], whole: Any) -> Any:
     if accepts.names(named):
         return model(**named)
-    known = {k: a for k, a in named.items() if k in accepts.keywords or k not in LABELS}
+    known = accepts.known(named)
     if known and accepts.names(known):
         return model(**known)
     return model(whole) if accepts(whole) else model(**named)
@@ -90,6 +92,10 @@ class _Arguments:
         except TypeError:
             return False
         return True
+
+    def known(self, fields: Mapping[Any, Any]) -> dict[Any, Any]:
+        """``fields`` without the labels that no argument names."""
+        return {k: a for k, a in fields.items() if k in self.keywords or k not in LABELS}
 
     def names(self, fields: Mapping[Any, Any]) -> bool:
         """Whether all of ``fields`` can be keyword arguments."""

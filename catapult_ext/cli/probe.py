@@ -12,10 +12,35 @@ from catapult_ext.cli.options import Argument, Option
 from catapult_ext.experiments import probing
 from catapult_ext.probes import LearningRateWindow, learning_rate_window
 
+_FORWARD = "package.module:function of (model, x) that returns the outputs."
+_PARAMS = "Names or patterns of the parameters to take, separated by commas."
+_DROPOUT = "fixed: one fixed mask, with the model in the factory's mode; else dropout is off."
+_BATCH_STATS = "Batch normalisation: coupled, frozen or running."
+_BUDGET = "Memory of the operators, as '512 MiB'."
 
-def _problem(model: str, data: str, loss: str, samples: int | None) -> tuple[Any, Any, Any]:
+
+def _problem(
+    model: str,
+    data: str,
+    loss: str,
+    samples: int | None,
+    forward: str | None,
+    params: str | None,
+    dropout: str | None,
+    memory_budget: str | None,
+) -> tuple[Any, Any, Any, dict[str, Any]]:
     known = losses.resolve(loss)
-    return probing.load_model(model).eval(), known, probing.load_data(data, samples)
+    net = probing.load_model(model)
+    options = {
+        "forward": probing.load_function("--forward", forward),
+        "params": None if params is None else [name.strip() for name in params.split(",")],
+        "dropout": dropout,
+        "memory_budget": memory_budget,
+    }
+    if dropout is None:
+        net.eval()
+    found = probing.in_dtype_of(net, probing.load_data(data, samples))
+    return net, known, found, options
 
 
 def _print_window(window: LearningRateWindow) -> None:
@@ -40,7 +65,10 @@ def _print_window(window: LearningRateWindow) -> None:
 def probe(
     model: Annotated[str, Argument("package.module:factory, called without arguments.")],
     data: Annotated[
-        str, Option("FILE.npz or FILE.pt (x, y), digits, digits28, or module:factory of a loader.")
+        str,
+        Option(
+            "FILE.npz or FILE.pt (x, y), digits, digits28, or module:factory of a batch or loader."
+        ),
     ] = "digits",
     loss: Annotated[str, Option(", ".join(losses.NAMED))] = "half_mse",
     k: Annotated[int, Option("Eigenvalues of each operator.")] = 3,
@@ -48,12 +76,20 @@ def probe(
     tol: Annotated[float, Option("Relative error of the eigenvalues.")] = 1e-3,
     out: Annotated[Path | None, Option("Write the spectrum's picture here (PNG).")] = None,
     seed: Annotated[int, Option("Of random vectors.")] = 0,
+    forward: Annotated[str | None, Option(_FORWARD)] = None,
+    params: Annotated[str | None, Option(_PARAMS)] = None,
+    dropout: Annotated[str | None, Option(_DROPOUT)] = None,
+    batch_stats: Annotated[str | None, Option(_BATCH_STATS)] = None,
+    memory_budget: Annotated[str | None, Option(_BUDGET)] = None,
 ) -> None:
     """Show how curved a model is: top of NTK, GGN and Hessian, and its learning rates."""
-    net, known, pair = _problem(model, data, loss, samples)
+    net, known, found, options = _problem(
+        model, data, loss, samples, forward, params, dropout, memory_budget
+    )
     if out is not None:
         picture_path("probe", out)
-    result = probing.probe(net, known, pair, k=k, tol=tol, density=out is not None, seed=seed)
+    options |= {"k": k, "tol": tol, "density": out is not None, "seed": seed}
+    result = probing.probe(net, known, found, batch_stats=batch_stats, **options)
     box = load("rich.box").SIMPLE_HEAD
     table = load("rich.table").Table(title=model, header_style="bold", box=box)
     for name in result.rows[0]:
@@ -80,7 +116,16 @@ def max_lr(
         int, Option("Steps of training runs that measure eta_max; 0: estimate.")
     ] = 0,
     seed: Annotated[int, Option("Of random vectors.")] = 0,
+    forward: Annotated[str | None, Option(_FORWARD)] = None,
+    params: Annotated[str | None, Option(_PARAMS)] = None,
+    dropout: Annotated[str | None, Option(_DROPOUT)] = None,
+    batch_stats: Annotated[str | None, Option(_BATCH_STATS)] = None,
+    memory_budget: Annotated[str | None, Option(_BUDGET)] = None,
 ) -> None:
     """Show how large a learning rate a model stands, and what happens above which rate."""
-    net, known, pair = _problem(model, data, loss, samples)
-    _print_window(learning_rate_window(net, known, pair, measure=measure, seed=seed))
+    net, known, found, options = _problem(
+        model, data, loss, samples, forward, params, dropout, memory_budget
+    )
+    if batch_stats is not None:
+        options["batch_stats"] = batch_stats
+    _print_window(learning_rate_window(net, known, found, measure=measure, seed=seed, **options))

@@ -4,21 +4,32 @@ from __future__ import annotations
 
 import importlib
 import sys
-from collections.abc import Iterable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from catapult_ext import _validate as v
 from catapult_ext import data as datasets
+from catapult_ext._batches import (
+    batch_of,
+    count_samples,
+    first_labels,
+    first_samples,
+    is_stream,
+    joined,
+    map_tensors,
+)
+from catapult_ext._model_call import fields_of
 from catapult_ext.data.files import read_pt, read_training_npz, training_named
 from catapult_ext.data.named import NAMES
 from catapult_ext.eig import SpectralDensity, eigsh, spectral_density
 from catapult_ext.linops import GGN, NTK, Hessian
+from catapult_ext.models import batch_stats_held
 from catapult_ext.probes import LearningRateWindow, learning_rate_window
+from catapult_ext.probes.problem import Problem
 
 _WHERE = "probe"
 
@@ -36,12 +47,17 @@ def load_model(spec: str) -> nn.Module:
     return model
 
 
-def load_data(source: str, samples: int | None = None) -> tuple[Tensor, Tensor]:
-    """``(x, y)`` of an ``.npz`` or ``.pt`` file, a data set by name, or a loader factory.
+def load_function(option: str, spec: str | None) -> Any:
+    """The function ``package.module:name``, uncalled; None where none is given."""
+    return None if spec is None else _named(option, spec)
+
+
+def load_data(source: str, samples: int | None = None) -> Any:
+    """``(x, y)`` of an ``.npz`` or ``.pt`` file, a data set by name, or what a factory returns.
 
     Files hold ``x`` and ``y``, or ``x_train`` and ``y_train`` (``.pt``: a dictionary, or a pair,
-    loaded with ``weights_only``).  A factory ``package.module:name`` returns a pair or an iterable
-    of batches ``(x, y)``, which are joined.
+    loaded with ``weights_only``).  A factory ``package.module:name`` returns data in any form of
+    :func:`~catapult_ext._batches.batch_of`; the batches of an iterable are joined.
 
     Args:
         source: file, factory, or a name that :func:`~catapult_ext.data.named` takes.
@@ -53,12 +69,16 @@ def load_data(source: str, samples: int | None = None) -> tuple[Tensor, Tensor]:
         DataFileError: a file that is damaged or lacks the data.
     """
     v.require(samples is None or samples >= 1, _WHERE, "samples must be >= 1", samples)
-    pair: tuple[Any, Any]
+    pair: Any
     if source in NAMES:
         count = None if samples is None else max(512, samples)  # samples do not change the draw
         pair = datasets.named(source, train=count).train
     elif ":" in source and not Path(source).exists():
-        pair = _from_factory(source, samples)
+        made = _from_factory(source, samples)
+        if not _tensors(made):
+            batch = batch_of(made, _WHERE)
+            return first_samples(made, samples, count_samples(batch.x, batch.y))
+        pair = made
     else:
         pair = _from_file(Path(source))
     for name, value in zip("xy", pair, strict=True):
@@ -68,10 +88,10 @@ def load_data(source: str, samples: int | None = None) -> tuple[Tensor, Tensor]:
         v.dense(_WHERE, f"{name} of {source}", value)
         v.require(value.dim() > 0, _WHERE, f"{name} of {source} must hold a row a sample", value)
     x, y = pair
-    ok = len(x) == len(y) > 0
+    ok = len(y) > 0 and len(x) > 0 and len(y) % len(x) == 0
     wanted = f"x and y of {source} must hold the same number of samples, at least one"
     v.require(ok, _WHERE, wanted, (len(x), len(y)))
-    return x[:samples], y[:samples]
+    return x[:samples], first_labels(y, samples, len(x))
 
 
 def _from_file(path: Path) -> tuple[Any, Any]:
@@ -92,32 +112,49 @@ def _from_file(path: Path) -> tuple[Any, Any]:
     return held["x_train"], held["y_train"]
 
 
-def _from_factory(source: str, samples: int | None) -> tuple[Any, Any]:
+def _tensors(data: Any) -> bool:
+    """Whether ``data`` is a pair ``(x, y)`` of tensors."""
+    pair = type(data) in (tuple, list) and len(data) == 2
+    return pair and all(isinstance(part, Tensor) for part in data)
+
+
+def _from_factory(source: str, samples: int | None) -> Any:
     made = _made("DATA", source)
-    if isinstance(made, (tuple, list)) and len(made) == 2 and isinstance(made[0], Tensor):
-        return made[0], made[1]
-    wanted = f"{source} must return (x, y) or batches (x, y) of tensors"
-    if not isinstance(made, Iterable):
-        v.fail(_WHERE, wanted, type(made).__name__, TypeError)
+    wanted = f"{source} must return (x, y) or batches (x, y) of tensors, or batches with labels"
+    if type(made) in (tuple, list) and len(made) == 2 and isinstance(made[0], Tensor):
+        return made
+    if not is_stream(made) and not isinstance(made, list):
+        try:
+            batch_of(made, _WHERE)
+        except TypeError as error:
+            v.fail(_WHERE, wanted, error, TypeError)
+        return made
     batches: list[Any] = []
+    count = 0
     for batch in made:
-        pair = isinstance(batch, (tuple, list)) and len(batch) == 2
-        if not pair or not all(isinstance(part, Tensor) and part.dim() for part in batch):
+        if not (_tensors(batch) or fields_of(batch) is not None or isinstance(batch, tuple)):
             v.fail(_WHERE, wanted, f"a batch of type {type(batch).__name__}", TypeError)
-        batches.append(batch)
-        if samples is not None and sum(len(x) for x, _ in batches) >= samples:
+        held = batch_of(batch, _WHERE)
+        batches.append(tuple(batch) if type(batch) is list else batch)
+        count += count_samples(held.x, held.y)
+        if samples is not None and count >= samples:
             break
     v.require(bool(batches), _WHERE, wanted, "none")
-    xs, ys = zip(*batches, strict=True)
     try:
-        return torch.cat(xs), torch.cat(ys)
-    except RuntimeError as error:
-        v.fail(_WHERE, f"the batches of {source} must fit together", error)
-        raise
+        return joined(batches, _WHERE)
+    except TypeError as error:
+        raise ValueError(
+            f"catapult_ext.{_WHERE}: the batches of {source} must fit together: {error}"
+        ) from error
 
 
 def _made(kind: str, spec: str) -> Any:
     """What the factory ``package.module:factory`` returns."""
+    return _named(kind, spec)()
+
+
+def _named(kind: str, spec: str) -> Any:
+    """The function ``package.module:factory``."""
     place, _, name = spec.partition(":")
     named = all(part.isidentifier() for part in (*place.split("."), name))
     v.require(named, _WHERE, f"{kind} must be package.module:factory", spec)
@@ -131,9 +168,15 @@ def _made(kind: str, spec: str) -> Any:
         v.fail(_WHERE, f"{kind} must name a module that can be imported", place)
     factory = getattr(module, name, None)
     if callable(factory):
-        return factory()
+        return factory
     held = type(factory).__name__ if hasattr(module, name) else "no such name"
     v.fail(_WHERE, f"{kind}: module {place} must have a function {name}", held)
+
+
+def in_dtype_of(model: nn.Module, data: Any) -> Any:
+    """The same data with floating tensors in the dtype of the model's parameters."""
+    dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), None)
+    return map_tensors(data, lambda t: t.to(dtype) if t.is_floating_point() else t)
 
 
 @dataclass(frozen=True, eq=False)
@@ -155,24 +198,45 @@ class ProbeResult:
 def probe(
     model: nn.Module,
     loss: object,
-    data: tuple[Tensor, Tensor],
+    data: Any,
     *,
     k: int = 3,
     tol: float = 1e-3,
     density: bool = True,
     measure: int = 0,
     seed: int = 0,
+    batch_stats: str | None = None,
+    **options: Any,
 ) -> ProbeResult:
     """Top-k eigenvalues of NTK, GGN and Hessian, the learning-rate window and the density.
 
-    The NTK and the GGN share one frozen model.  Raises what these raise.
+    The NTK and the GGN share one frozen model.
+
+    Args:
+        model: any module.
+        loss: see :func:`catapult_ext.losses.resolve`.
+        data: as for :class:`~catapult_ext.GGN`.
+        k: eigenvalues of each operator.
+        tol: relative error of the eigenvalues.
+        density: whether to estimate the Hessian's.
+        measure: steps of runs that measure eta_max.
+        seed: of random vectors, and of a fixed mask.
+        batch_stats: what batch normalisation means, ``models.BATCH_STATS``; None takes the
+            operators in the model's mode, and "coupled" for the window.
+        **options: ``forward``, ``params``, ``dropout``, ``memory_budget``.
+
+    Raises:
+        TypeError, ValueError: what the operators and the window raise.
     """
-    ggn = GGN(model, loss, data)
-    operators = {
-        "NTK": NTK.of(ggn.linearization),
-        "GGN": ggn,
-        "Hessian": Hessian(model, loss, data),
-    }
+    problem = Problem.of(loss, data, _WHERE, seed=seed, **options)
+    drawn = problem.dropout is not None
+    held: Any = nullcontext((model, None))
+    if batch_stats is not None:
+        held = batch_stats_held(model, batch_stats, problem.outputs, drawn=drawn)
+    with held as (still, policy):
+        ggn = GGN(still, loss, problem.data, batch_stats=policy, **problem.options)
+        hessian = Hessian(still, loss, problem.data, batch_stats=policy, **problem.options)
+    operators = {"NTK": NTK.of(ggn.linearization), "GGN": ggn, "Hessian": hessian}
     rows = []
     for name, operator in operators.items():
         found = eigsh(operator, min(k, operator.shape[0]), tol=tol, seed=seed)
@@ -187,6 +251,15 @@ def probe(
                     "products": found.matvecs,
                 }
             )
-    window = learning_rate_window(model, loss, data, tol=tol, measure=measure, seed=seed)
-    spectrum = spectral_density(operators["Hessian"], 40, 4, seed=seed) if density else None
+    window = learning_rate_window(
+        model,
+        loss,
+        problem.data,
+        tol=tol,
+        measure=measure,
+        seed=seed,
+        batch_stats=batch_stats or "coupled",
+        **options,
+    )
+    spectrum = spectral_density(hessian, 40, 4, seed=seed) if density else None
     return ProbeResult(rows, window, spectrum)

@@ -13,6 +13,7 @@ from catapult_ext import _validate as v
 from catapult_ext._batches import (
     batch_of,
     count_samples,
+    first_labels,
     first_samples,
     inputs_of,
     map_tensors,
@@ -90,7 +91,7 @@ class Problem:
     def first(self, count: int | None) -> Problem:
         """The same on the first ``count`` samples."""
         n = self.n_samples
-        x, y = (first_samples(part, count, n) for part in (self.x, self.y))
+        x, y = first_samples(self.x, count, n), first_labels(self.y, count, n)
         return replace(self, x=x, y=y)
 
     def read_as(self, targets: Any) -> Problem:
