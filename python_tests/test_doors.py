@@ -19,7 +19,8 @@ import catapult_ext as cx
 from catapult_ext import cli
 from catapult_ext.experiments import probing
 
-N, T, D, V = 6, 3, 2, 4
+N, T = 6, 3  # samples, tokens
+D, V = 2, 4  # features, classes
 GENERATOR = torch.Generator().manual_seed(0)
 X = torch.randn(N, T, D, generator=GENERATOR, dtype=torch.float64)
 SCALE = torch.tensor([0.5, 2.0, 1.0], dtype=torch.float64).unsqueeze(1)  # (T, 1), of no sample
