@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from catapult_ext import _validate as v
@@ -124,8 +123,3 @@ class RowsFactor(OutputFactor):
     def hessian(self, u: Tensor) -> Tensor:
         """H_L u for u (N, O, K)."""
         return self.rows.back(self.inner.hessian(self.rows.columns(u)))
-
-
-def shifted(labels: Tensor, ignored: int) -> Tensor:
-    """Labels of the next position, as causal language models compare them; the last is ignored."""
-    return torch.nn.functional.pad(labels[..., 1:], (0, 1), value=ignored)

@@ -20,10 +20,10 @@ from catapult_ext._batches import (
 )
 from catapult_ext._model_call import Forward, call_model, loss_in, output_tensor, own_loss
 from catapult_ext._module_copy import own_copy, without_cached_weights
-from catapult_ext.linops.engines.labels_inside import read_as
 from catapult_ext.linops.model.policy import Policy
 from catapult_ext.linops.model.state import selected_names
 from catapult_ext.losses import OWN_LOSS, Loss, resolve
+from catapult_ext.losses.labels import read_as
 
 
 @dataclass(frozen=True, eq=False)

@@ -4,15 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 
-from catapult_ext import _validate as v
 from catapult_ext._batches import Batch
 from catapult_ext.linops.model.fixed_model import FixedModel
-from catapult_ext.losses import CrossEntropy, Loss
-from catapult_ext.losses.rows import shifted
-
-_AGREES = 1e-4  # relative, between the model's own loss and that of its outputs
+from catapult_ext.losses import Loss
+from catapult_ext.losses.labels import read_as
 
 
 def labels_as_trained(snapshot: FixedModel, loss: Loss, batch: Batch, outputs: Tensor) -> Any:
@@ -31,38 +28,3 @@ def labels_as_trained(snapshot: FixedModel, loss: Loss, batch: Batch, outputs: T
     return read_as(
         snapshot.as_returned(outputs[samples]), value, samples, loss, batch.y, snapshot.where
     )
-
-
-def read_as(f: Tensor, value: float, samples: slice, loss: Loss, y: Any, where: str) -> Any:
-    """Labels ``y``, or those of the next position, by the loss ``value`` returned with ``f``.
-
-    Args:
-        f: outputs as the model returns them, of some samples.
-        value: the model's own loss of these.
-        samples: which.
-        loss: others than cross-entropy leave the labels as they are.
-        y: the labels of all samples.
-        where: the public function named in errors.
-
-    Raises:
-        ValueError: neither reading gives the loss that the model returns.
-    """
-    if not isinstance(loss, CrossEntropy):
-        return y
-    ignored = loss.module.ignore_index
-    plain = CrossEntropy(nn.CrossEntropyLoss(ignore_index=ignored))
-    readings = [y]
-    if isinstance(y, Tensor) and y.dim() > 1 and not y.is_floating_point():
-        readings.append(shifted(y, ignored))
-    found = [plain(f, y[samples]).item() for y in readings]
-    best = min(range(len(found)), key=lambda i: abs(found[i] - value))
-    shown = " and ".join(f"{a:.6g}" for a in found)
-    v.require(
-        abs(found[best] - value) <= _AGREES * abs(value),
-        where,
-        "cross-entropy with the labels inside the batch must be the loss that the model returns, "
-        f"{value:.6g}, position by position or for the next one: give data=(batch, labels) for "
-        "labels position by position, or forward= and labels that fit its outputs",
-        shown,
-    )
-    return readings[best]
