@@ -1,4 +1,4 @@
-"""How labels are compared with outputs: position by position, or with those of the next position."""
+"""How labels are compared with outputs: position by position, or those of the next position."""
 
 from __future__ import annotations
 
