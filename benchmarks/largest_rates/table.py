@@ -58,21 +58,35 @@ def trained(
     data: tuple[Tensor, Tensor],
     steps: int = STEPS,
 ) -> list[bool]:
-    """Which of the models work after ``steps`` steps, each at its rate; the models stay.
+    """Which of the models work after ``steps`` steps, each at its rate; the models stay."""
+    start, end, weights = losses_after(models, rates, optimizer, loss, data, steps)
+    below = (end < start).tolist()  # False for a loss that is not finite
+    shell = without_averages(models[0])
+    return [ok and alive(shell, weights, i, data[0]) for i, ok in enumerate(below)]
 
-    All are one program: weights stacked, each step of the optimizer taken at rate 1 from zero and
-    then scaled, which for these optimizers, without decay, is the step at the model's own rate.
+
+def losses_after(
+    models: list[nn.Module],
+    rates: list[float],
+    optimizer: str,
+    loss: Loss,
+    data: tuple[Tensor, Tensor],
+    steps: int,
+) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+    """Losses (R,) before and after ``steps`` steps, and the stacked weights.
+
+    All runs are one program: each step of the optimizer is taken at rate 1 from zero and then
+    scaled, which for these optimizers, without decay, is the step at the model's own rate.
     """
     x, y = data
     bare = [without_averages(model) for model in models]
-    skeleton = bare[0]
     parameters, buffers = torch.func.stack_module_state(bare)
     weights = {k: p.detach().clone().requires_grad_() for k, p in parameters.items()}
     scale = torch.tensor(rates)
     step = OPTIMIZERS[optimizer][0](list(weights.values()), 1.0)
 
     def one(parameters: Any, buffers: Any) -> Tensor:
-        return loss(torch.func.functional_call(skeleton, (parameters, buffers), (x,)), y)
+        return loss(torch.func.functional_call(bare[0], (parameters, buffers), (x,)), y)
 
     every = torch.func.vmap(one)
     start = every(weights, buffers).detach()
@@ -86,8 +100,7 @@ def trained(
             step.step()
             for p, old in zip(weights.values(), before, strict=True):
                 p.mul_(scale.view(-1, *[1] * (p.dim() - 1))).add_(old)
-    below = every(weights, buffers).detach() < start  # False for a loss that is not finite
-    return [bool(ok) and alive(skeleton, weights, i, x) for i, ok in enumerate(below)]
+    return start, every(weights, buffers).detach(), weights
 
 
 def without_averages(model: nn.Module) -> nn.Module:
@@ -96,11 +109,11 @@ def without_averages(model: nn.Module) -> nn.Module:
 
 
 @torch.no_grad()
-def alive(skeleton: nn.Module, weights: dict[str, Tensor], index: int, x: Tensor) -> bool:
+def alive(shell: nn.Module, weights: dict[str, Tensor], index: int, x: Tensor) -> bool:
     """Whether no layer of one of the stacked models is dead."""
-    for name, p in skeleton.named_parameters():
+    for name, p in shell.named_parameters():
         p.copy_(weights[name][index])
-    found = activity(skeleton, x)[1]
+    found = activity(shell, x)[1]
     return found is None or found.worst_inactive <= DEAD_FRACTION
 
 

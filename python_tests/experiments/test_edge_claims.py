@@ -16,16 +16,19 @@ def run(optimizer="gd", rate=0.1, chi=1.2, zeta=0.99, readings=20, diverged=Fals
 
 
 @pytest.mark.parametrize(
-    ("runs", "holds"),
+    ("side", "runs", "holds"),
     [
-        ([run(), run(chi=1.6, zeta=1.02)], True),
-        ([run(), run(chi=1.6, zeta=0.9)], False),
-        ([run(chi=1.01, zeta=0.9)], None),  # chi is at 1 as well
-        ([], None),
+        ("above", [run(), run(chi=1.6, zeta=1.02), run(chi=0.8, zeta=0.1)], True),
+        ("above", [run(), run(chi=1.6, zeta=0.9)], False),
+        ("above", [run(chi=1.01, zeta=0.9)], None),  # chi is at 1 as well
+        ("above", [run(chi=0.8)], None),
+        ("below", [run(chi=0.8), run(zeta=0.1)], True),
+        ("below", [run(chi=0.8, zeta=0.6)], False),
+        ("below", [], None),
     ],
 )
-def test_realized_edge(runs, holds):
-    claim = judged.claim_realized("half_mse", runs)
+def test_realized_edge(side, runs, holds):
+    claim = judged.claim_realized("half_mse", runs, side)
     assert claim.holds is holds
     assert claim.holds or claim.why
 

@@ -52,7 +52,7 @@ class Settings:
     width: int = 32
     depth: int = 2
     rate: float = 0.4
-    full_rate: float = 0.25
+    full_rate: float = 0.2
     beta: float = setting(0.9, above=0, below=1)
     batches: tuple[int, ...] = setting((4, 16, 64), least=1, ascending=True)
     steps: int = 3000
