@@ -40,6 +40,25 @@ def backend(request):
     return request.param
 
 
+@pytest.hookimpl(tryfirst=True)  # before -m chooses
+def pytest_collection_modifyitems(items):
+    """The marks ``gpu`` and ``emulated`` follow the back end or the device of a test."""
+    for item in items:
+        given = item.callspec.params if hasattr(item, "callspec") else {}
+        names = (getattr(given.get("backend"), "name", ""), given.get("device"))
+        for name, mark in (("cuda", "gpu"), ("cuda_emulated", "emulated")):
+            if name in names:
+                item.add_marker(mark)
+
+
+@pytest.fixture(params=["cpu", "cuda"])
+def device(request):
+    """One test per device."""
+    if request.param == "cuda" and not torch.cuda.is_available():
+        pytest.skip("no CUDA device")
+    return torch.device(request.param)
+
+
 @pytest.fixture(params=[torch.float32, torch.float64], ids=["float32", "float64"])
 def dtype(request):
     return request.param

@@ -12,38 +12,90 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from catapult_ext.testing import backends
+from catapult_ext.testing.baselines import matmul_precision
 from catapult_ext.testing.op_cases import OpCase, op_cases
 
+PAUSES = (1e-3, 1e-2, 1e-1)  # seconds the GPU is kept busy while the host prepares a launch
+CYCLES = 2e9  # a second of torch.cuda._sleep, or a little more
 
-def time_once(call: Callable[..., Any], args: list, device: str) -> float:
-    """Seconds of one call: by events on a GPU, so that the launch is not counted twice."""
+
+@dataclass(frozen=True)
+class Timing:
+    """One call: seconds of the device, of the host, and whether the first holds none of the second.
+
+    An operation that itself waits for the device can not be timed without its host.
+    """
+
+    seconds: float
+    host: float
+    kernels_alone: bool
+
+
+def time_once(call: Callable[..., Any], fresh: Callable[[], list], device: str) -> Timing:
+    """Time of one call; on a GPU between two events that are queued while it sleeps.
+
+    On an idle stream the first event would be passed at once, and the checks, the binding and the
+    launch of the call would count as time of the kernels.
+    """
     if device != "cuda":
+        args = fresh()
         start = time.perf_counter()
         call(*args)
-        return time.perf_counter() - start
-    begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-    torch.cuda.synchronize()
-    begin.record()
-    call(*args)
-    end.record()
-    torch.cuda.synchronize()
-    return begin.elapsed_time(end) / 1e3
+        used = time.perf_counter() - start
+        return Timing(used, used, False)
+    for pause in PAUSES:
+        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        args = fresh()
+        torch.cuda.synchronize()
+        torch.cuda._sleep(int(pause * CYCLES))
+        begin.record()
+        start = time.perf_counter()
+        call(*args)
+        host = time.perf_counter() - start
+        end.record()
+        alone = not begin.query()  # still asleep when the host had queued everything
+        torch.cuda.synchronize()
+        if alone or host > PAUSES[-1]:
+            break
+    return Timing(begin.elapsed_time(end) / 1e3, host, alone)
 
 
-def median_time(call: Callable[..., Any], case: OpCase, device: str) -> dict[str, float]:
-    """Median, spread and count; fresh arguments for every call, warm-up first."""
+def median_time(call: Callable[..., Any], case: OpCase, device: str) -> dict[str, Any]:
+    """Median, spread and count; fresh arguments for every call, warm-up first.
+
+    What takes a second or more is taken once.
+    """
     source = [t.to(device) for t in case.make()]
-    first = time_once(call, [t.clone() for t in source], device)
-    count = max(3, min(30, int(1.0 / max(first, 1e-6))))
-    times = [time_once(call, [t.clone() for t in source], device) for _ in range(count)]
-    middle = statistics.median(times)
-    return {"seconds": middle, "spread": (max(times) - min(times)) / middle, "count": count}
+
+    def fresh() -> list:
+        return [t.clone() for t in source]
+
+    times = [time_once(call, fresh, device)]
+    first = max(times[0].seconds, times[0].host)
+    if first < 1.0:
+        count = max(3, min(30, int(1.0 / max(first, 1e-6))))
+        times = [time_once(call, fresh, device) for _ in range(count)]
+    seconds = [t.seconds for t in times]
+    middle = statistics.median(seconds)
+    return {
+        "seconds": middle,
+        "spread": (max(seconds) - min(seconds)) / middle,
+        "count": len(times),
+        "host_seconds": statistics.median(t.host for t in times),
+        "kernels_alone": all(t.kernels_alone for t in times),
+    }
+
+
+def fastest(call: Callable[..., Any], args: list, device: str) -> float:
+    """Least seconds of five calls."""
+    return min(time_once(call, lambda: args, device).seconds for _ in range(5))
 
 
 def peaks(device: str) -> dict[str, float]:
@@ -52,34 +104,32 @@ def peaks(device: str) -> dict[str, float]:
     found = {}
     source = torch.empty(words, device=device)
     target = torch.empty_like(source)
-    times = [time_once(target.copy_, [source], device) for _ in range(5)]
-    found["copy_gbytes_per_second"] = 8e-9 * words / min(times)
-    for name, dtype, tf32 in [
-        ("float32", torch.float32, False),
-        ("tf32", torch.float32, True),
-        ("float64", torch.float64, False),
+    found["copy_gbytes_per_second"] = 8e-9 * words / fastest(target.copy_, [source], device)
+    for name, dtype, precision in [
+        ("float32", torch.float32, "ieee"),
+        ("tf32", torch.float32, "tf32"),
+        ("float64", torch.float64, "ieee"),
     ]:
-        torch.backends.cuda.matmul.allow_tf32 = tf32
         a = torch.randn(n, n, device=device, dtype=dtype)
-        times = [time_once(torch.matmul, [a, a], device) for _ in range(5)]
-        found[f"{name}_gflops"] = 2e-9 * n**3 / min(times)
-    torch.backends.cuda.matmul.allow_tf32 = False
+        with matmul_precision(precision):
+            seconds = fastest(torch.matmul, [a, a], device)
+        found[f"{name}_gflops"] = 2e-9 * n**3 / seconds
     return found
 
 
 def measure(case: OpCase, limits: dict[str, float], device: str) -> dict[str, Any]:
-    """One row: our time, torch's, and what share of the machine's limits was reached."""
+    """One row: our time, that of the others, and what share of the machine's limits was reached."""
     ours = median_time(case.call, case, device)
     row: dict[str, Any] = {"op": case.op, "ours": ours, "goal": case.goal}
     seconds = ours["seconds"]
     row["microseconds_per_step"] = seconds / case.steps * 1e6
     row["gflops"] = case.flops / seconds / 1e9
     row["gbytes_per_second"] = case.bytes / seconds / 1e9
-    row["share_of_gemm"] = row["gflops"] / limits["float32_gflops"]
+    row["gemm"] = case.gemm
+    row["share_of_gemm"] = row["gflops"] / limits[f"{case.gemm}_gflops"]
     row["share_of_copy"] = row["gbytes_per_second"] / limits["copy_gbytes_per_second"]
-    if case.baseline is not None:
-        row["torch"] = median_time(case.baseline, case, device)
-        row["speedup"] = row["torch"]["seconds"] / seconds
+    row["baselines"] = {n: median_time(call, case, device) for n, call in case.baselines.items()}
+    row["speedup"] = {n: theirs["seconds"] / seconds for n, theirs in row["baselines"].items()}
     return row
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
 
@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from catapult_ext import ops, reference
+from catapult_ext.testing.baselines import matmul_precision, symmetric_eigenvalues
 from catapult_ext.testing.toy_cases import ToyProblem, lean_torch_gd, reduced_state, toy_problem
 
 
@@ -29,7 +30,8 @@ class OpCase:
         call: arguments on any device -> the tensors to compare, mutated ones included.
         oracle: the same through ``catapult_ext.reference``.
         tolerance: largest relative difference of the two, per tensor.
-        baseline: the plain-torch way, or None.
+        baselines: name -> the same work another way.
+        gemm: precision of the GEMM whose rate is the limit: "float32", "tf32" or "float64".
         flops: useful operations of one call. ``bytes``: the least it must move.
         steps: sequential steps inside a call (a time per step is reported), or 1.
         goal: what the project asks of the measured case, in words.
@@ -40,7 +42,8 @@ class OpCase:
     call: Callable[..., tuple[Tensor, ...]]
     oracle: Callable[..., tuple[Tensor, ...]]
     tolerance: float = 1e-4
-    baseline: Callable[..., Any] | None = None
+    baselines: dict[str, Callable[..., Any]] = field(default_factory=dict)
+    gemm: str = "float32"
     flops: float = 0.0
     bytes: float = 0.0
     steps: int = 1
@@ -49,7 +52,7 @@ class OpCase:
 
 def op_cases(full: bool = False) -> dict[str, OpCase]:
     """One case per name; ``full`` gives the sizes that are measured on a GPU."""
-    found = [_gram, _ntk_matvec, _toy_gd, _toy_gd_many, _toy_activated, _toy_gd_reduced]
+    found = [_gram, _gram_tf32, _ntk_matvec, _toy_gd, _toy_gd_many, _toy_activated, _toy_gd_reduced]
     found += [_toy_scalar, _toy_lyapunov, _lanczos_dense, _lanczos_step, _tridiag_eigh]
     return {make.__name__.lstrip("_"): make(full) for make in found}
 
@@ -59,24 +62,31 @@ def _random(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> T
     return torch.randn(*shape, generator=generator, dtype=dtype, device="cpu")
 
 
-def _gram(full: bool) -> OpCase:
+def _gram(full: bool, precision: str = "full") -> OpCase:
     samples, width = (8192, 1024) if full else (19, 12)
-    scale, bias = [1.0 / width], [1.0]
+    scale, bias, tf32 = [1.0 / width], [1.0], precision == "tf32"
 
-    def baseline(a: Tensor, g: Tensor) -> Tensor:
-        return (a @ a.T).mul_(scale[0]).add_(bias[0]).mul_(g[:, 0] @ g[:, 0].T)
+    def matmul(a: Tensor, g: Tensor) -> Tensor:
+        with matmul_precision("tf32" if tf32 else "ieee"):
+            return (a @ a.T).mul_(scale[0]).add_(bias[0]).mul_(g[:, 0] @ g[:, 0].T)
 
+    share = "35 % of torch's TF32" if tf32 else "60 % of torch's float32"
     return OpCase(
         "gram",
         lambda: (_random(samples, width), _random(samples, 1, width, seed=1)),
-        lambda a, g: (ops.gram([a], [g], scale=scale, bias=bias),),
+        lambda a, g: (ops.gram([a], [g], scale=scale, bias=bias, precision=precision),),
         lambda a, g: (reference.gram([a], [g], scale=scale, bias=bias),),
-        tolerance=1e-5,
-        baseline=baseline,
+        tolerance=5e-3 if tf32 else 1e-5,
+        baselines={"torch.matmul": matmul},
+        gemm="tf32" if tf32 else "float32",
         flops=2.0 * samples**2 * width,
         bytes=4.0 * (samples**2 + 2 * samples * width),
-        goal="useful flops per second at least 60 % of torch's float32 GEMM rate",
+        goal=f"useful flops per second at least {share} GEMM rate",
     )
+
+
+def _gram_tf32(full: bool) -> OpCase:
+    return _gram(full, "tf32")
 
 
 def _ntk_matvec(full: bool) -> OpCase:
@@ -110,7 +120,7 @@ def _ntk_matvec(full: bool) -> OpCase:
         make,
         lambda v, *rest: (ops.ntk_matvec(v, **split(rest)),),
         lambda v, *rest: (reference.ntk_matvec(v, **split(rest)),),
-        baseline=lambda v, *rest: reference.ntk_matvec(v, **split(rest)),
+        baselines={"torch.matmul": lambda v, *rest: reference.ntk_matvec(v, **split(rest))},
         flops=8.0 * samples * weights,
         bytes=4.0 * 2 * (weights + samples * sum(widths)),
     )
@@ -134,7 +144,7 @@ def _toy(full: bool, replicas: int, steps: int, goal: str, activation: str = "li
         lambda *mine: run(ops.toy_gd, *mine),
         lambda *mine: run(reference.toy_gd, *mine),
         tolerance=5e-3,
-        baseline=lambda *mine: lean_torch_gd(ToyProblem(*mine), steps, activation),
+        baselines={"lean torch": lambda *mine: lean_torch_gd(ToyProblem(*mine), steps, activation)},
         flops=replicas * steps * width * products,
         bytes=2.0 * 4 * replicas * width * (inputs + 1),
         steps=steps,
@@ -221,6 +231,7 @@ def _toy_lyapunov(full: bool) -> OpCase:
         lambda m, d, b: (ops.toy_lyapunov(m, d, b, steps, paths=paths, burn_in=2),),
         lambda m, d, b: (reference.toy_lyapunov(m, d, b, steps, paths=paths, burn_in=2),),
         tolerance=1e-10,
+        gemm="float64",
         flops=5.0 * cases * paths * steps,
         bytes=8.0 * (3 + paths) * cases,
         steps=steps,
@@ -240,7 +251,7 @@ def _lanczos_dense(full: bool) -> OpCase:
         make,
         lambda a: (ops.lanczos_dense(a).eigenvalues,),
         lambda a: (reference.lanczos_dense(a)[0],),
-        baseline=torch.linalg.eigvalsh,
+        baselines=dict(symmetric_eigenvalues()),
         bytes=4.0 * replicas * n * n / 2,
         goal="at least 20 x torch.linalg.eigvalsh",
     )
@@ -277,7 +288,7 @@ def _lanczos_step(full: bool) -> OpCase:
         make,
         lambda *mine: run(ops.lanczos_step, *mine),
         lambda *mine: run(reference.lanczos_step, *mine),
-        baseline=composed,
+        baselines={"torch.matmul": composed},
         flops=8.0 * replicas * rows * n,
         bytes=4.0 * replicas * n * (2 * rows + 3),
         goal="at least 75 % of the copy bandwidth",
@@ -287,16 +298,20 @@ def _lanczos_step(full: bool) -> OpCase:
 def _tridiag_eigh(full: bool) -> OpCase:
     replicas, m = (4096, 64) if full else (3, 9)
 
-    def dense(alpha: Tensor, beta: Tensor) -> Tensor:
-        matrix = torch.diag_embed(alpha) + torch.diag_embed(beta, 1) + torch.diag_embed(beta, -1)
-        return torch.linalg.eigvalsh(matrix)
+    def dense(solve: Callable[[Tensor], Any]) -> Callable[..., Any]:
+        def solved(alpha: Tensor, beta: Tensor) -> Any:
+            diagonals = [torch.diag_embed(alpha)]
+            diagonals += [torch.diag_embed(beta, side) for side in (-1, 1)]
+            return solve(torch.stack(diagonals).sum(0))
+
+        return solved
 
     return OpCase(
         "tridiag_eigh",
         lambda: (_random(replicas, m), _random(replicas, m - 1, seed=1)),
         lambda alpha, beta: (ops.tridiag_eigh(alpha, beta)[0],),
         lambda alpha, beta: (reference.tridiag_eigh(alpha, beta)[0],),
-        baseline=dense,
+        baselines={name: dense(solve) for name, solve in symmetric_eigenvalues().items()},
         flops=40.0 * replicas * m * m,
         bytes=4.0 * 5 * replicas * m,
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from catapult_ext.ops.toy_model import ACTIVATIONS
 from catapult_ext.toy.bifurcation import Bifurcation, bifurcation
-from catapult_ext.toy.lyapunov import Estimate, lyapunov_edge, lyapunov_exponent
+from catapult_ext.toy.lyapunov import LyapunovEstimate, lyapunov_edge, lyapunov_exponent
 from catapult_ext.toy.maps import (
     PHASE_NAMES,
     ScalarRuns,
@@ -39,7 +39,7 @@ __all__ = [
     "OBSERVABLES",
     "PHASE_NAMES",
     "Bifurcation",
-    "Estimate",
+    "LyapunovEstimate",
     "NoisePlane",
     "PhaseDiagram",
     "QuadraticModel",

@@ -21,7 +21,7 @@ LARGEST_RATE = 1e30  # times |h|: what ``ops.toy_lyapunov`` can follow
 
 
 @dataclass(frozen=True)
-class Estimate:
+class LyapunovEstimate:
     """A sampled value and its bar.
 
     Attributes:
@@ -43,7 +43,7 @@ def lyapunov_exponent(
     steps: int = 10_000,
     paths: int = 64,
     seed: int = 0,
-) -> Estimate:
+) -> LyapunovEstimate:
     """Growth rate per step of a typical path of heavy ball with a random curvature.
 
     The top Lyapunov exponent lim log |x_t| / t of the recursion of :func:`mean_square_edge`; almost
@@ -65,8 +65,8 @@ def lyapunov_exponent(
         seed: of the draws.
 
     Returns:
-        An :class:`Estimate` of the broadcast shape: exponents, and two standard errors over the
-        paths; -inf with error 0 where a path ends in the origin.
+        A :class:`LyapunovEstimate` of the broadcast shape: exponents, and two standard errors over
+        the paths; -inf with error 0 where a path ends in the origin.
 
     Raises:
         TypeError: arguments of the wrong type.
@@ -86,7 +86,7 @@ def lyapunov_exponent(
         sampler = _Sampler(momentum, noise, paths, seed)
         some = NoisyMomentum(*(t[mine] for t in flat))
         value[mine], error[mine] = sampler.exponent(some.eta, some, steps)
-    return Estimate(value.reshape(shape), error.reshape(shape))
+    return LyapunovEstimate(value.reshape(shape), error.reshape(shape))
 
 
 def lyapunov_edge(
@@ -99,7 +99,7 @@ def lyapunov_edge(
     paths: int = 64,
     max_steps: int = 1 << 20,
     seed: int = 0,
-) -> Estimate:
+) -> LyapunovEstimate:
     """The learning rate below which almost every path of heavy ball converges, by sampling.
 
     The curvature is random, as for :func:`mean_square_edge`; below that edge the exponent of
@@ -126,7 +126,7 @@ def lyapunov_edge(
         seed: of the draws.
 
     Returns:
-        An :class:`Estimate` of the broadcast shape: edges and bars, in units of a learning rate.
+        A :class:`LyapunovEstimate` of the broadcast shape: edges and bars, as learning rates.
 
     Raises:
         TypeError: arguments of the wrong type.
@@ -150,7 +150,7 @@ def lyapunov_edge(
         value[mine], error[mine] = _edges(sampler, some, float(tolerance), max_steps)
     scale = case.mean.flatten()
     shape = case.beta.shape
-    return Estimate((value / scale).reshape(shape), (error / scale).reshape(shape))
+    return LyapunovEstimate((value / scale).reshape(shape), (error / scale).reshape(shape))
 
 
 def check_edges(

@@ -78,6 +78,7 @@ def test_diverged_replicas_leave_the_stack_and_disturb_nobody():
     assert (seen[0], seen[-1]) == ([0, 1, 2], [0])
 
 
+@pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 def test_the_graph_of_a_gpu_takes_the_same_steps():
     d = data.gaussian(7, in_features=6, out_features=3, dtype=F64)

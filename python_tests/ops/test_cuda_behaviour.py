@@ -16,8 +16,16 @@ from catapult_ext.testing.op_cases import op_cases
 ROOT = Path(__file__).resolve().parents[2]
 CASES = op_cases()
 EMULATED, CUDA = backends()[-2:]
-needs_emulation = pytest.mark.skipif(bool(EMULATED.unavailable), reason=EMULATED.unavailable)
-needs_cuda = pytest.mark.skipif(bool(CUDA.unavailable), reason=CUDA.unavailable)
+
+
+def needs_emulation(test):
+    reason = EMULATED.unavailable
+    return pytest.mark.emulated(pytest.mark.skipif(bool(reason), reason=reason)(test))
+
+
+def needs_cuda(test):
+    reason = CUDA.unavailable
+    return pytest.mark.gpu(pytest.mark.skipif(bool(reason), reason=reason)(test))
 
 
 def assert_close(got, want, tolerance):
