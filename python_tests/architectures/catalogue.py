@@ -21,12 +21,16 @@ FOLDER = Path(__file__).resolve().parent
 
 @dataclass
 class Case:
-    """A model, its inputs, and how a user picks outputs (N, O) from what it returns."""
+    """A model, its inputs, and how a user picks outputs (N, O) from what it returns.
+
+    ``labelled`` makes the model and the batch with labels, where these are others.
+    """
 
     model: nn.Module
     inputs: Any
     forward: Callable[[nn.Module, Any], Tensor]
     hessian: bool = True  # False: torch itself has no or a wrong second derivative
+    labelled: Callable[[], tuple[nn.Module, dict[str, Tensor]]] | None = None
 
 
 @dataclass(frozen=True)

@@ -83,7 +83,16 @@ def _paired(name: str) -> Case:
         _built(name, f"{name}Model"),
         {"input_ids": tokens(5), "decoder_input_ids": tokens(4)},
         lambda m, x: m(**x, use_cache=False).last_hidden_state[:, -1, :3],
+        labelled=partial(_translating, name),
     )
+
+
+def _translating(name: str) -> Any:
+    """With a head, and a batch as for training."""
+    head = f"{name}MTModel" if name == "Marian" else f"{name}ForConditionalGeneration"
+    model = _built(name, head)
+    model.config.decoder_start_token_id = 1
+    return model, {"input_ids": tokens(5), "labels": tokens(4)}
 
 
 if installed("transformers"):
