@@ -148,7 +148,7 @@ def _joined(values: list[Any], counts: list[int]) -> Any:
         return {k: _joined([part[k] for part in values], counts) for k in first}
     if isinstance(first, (tuple, list)):
         items = [_joined(list(column), counts) for column in zip(*values, strict=True)]
-        return type(first)(*items) if hasattr(first, "_fields") else type(first)(items)
+        return first._make(items) if hasattr(first, "_make") else type(first)(items)
     if dataclasses.is_dataclass(first):
         return _with_fields(
             first,
@@ -185,7 +185,8 @@ def map_tensors(value: Any, change: Callable[[Tensor], Any], other: Any = None) 
         return {k: map_tensors(a, change, other) for k, a in value.items()}
     if isinstance(value, (tuple, list)):
         items = [map_tensors(a, change, other) for a in value]
-        return type(value)(*items) if hasattr(value, "_fields") else type(value)(items)
+        # a packed sequence checks its fields, which were right before
+        return value._make(items) if hasattr(value, "_make") else type(value)(items)
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         named = {f.name: getattr(value, f.name) for f in dataclasses.fields(value)}
         return _with_fields(value, {k: map_tensors(a, change, other) for k, a in named.items()})
@@ -194,9 +195,17 @@ def map_tensors(value: Any, change: Callable[[Tensor], Any], other: Any = None) 
 
 def tensors_of(value: Any) -> list[Tensor]:
     """All tensors in nested mappings, sequences and dataclasses, in order."""
-    found: list[Tensor] = []
-    map_tensors(value, found.append)
-    return found
+    if isinstance(value, Tensor):
+        return [value]
+    if isinstance(value, Mapping):
+        parts: Any = value.values()
+    elif isinstance(value, (tuple, list)):
+        parts = value
+    elif dataclasses.is_dataclass(value) and not isinstance(value, type):
+        parts = [getattr(value, f.name) for f in dataclasses.fields(value)]
+    else:
+        return []
+    return [t for part in parts for t in tensors_of(part)]
 
 
 def count_samples(x: Any, y: Any = None) -> int:

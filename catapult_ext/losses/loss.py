@@ -362,7 +362,14 @@ class CallableLoss(Loss):
 
     def value(self, f: Tensor, y: Tensor) -> Tensor:
         """The function's value, a scalar; anything else raises a ValueError."""
-        out = self.fn(f, y)
+        try:
+            out = self.fn(f, y)
+        except AttributeError as error:  # written for the object that a model returns
+            raise TypeError(
+                f"catapult_ext.losses.{self.name}: a callable loss must take the outputs, a tensor "
+                f"{tuple(f.shape)}, and the targets (loss=None takes the loss that the model "
+                f"returns), got {error}"
+            ) from error
         scalar = isinstance(out, Tensor) and out.numel() == 1
         v.require(
             scalar,

@@ -151,7 +151,7 @@ def test_labels_in_the_batch(entry):
         losses = list(cross_entropy(out.logits, batch["labels"]))
         own = [i for i, a in enumerate(losses) if a.item() == pytest.approx(out.loss.item(), 1e-6)]
         if not own:  # another loss than plain cross-entropy: said, with a way out
-            with pytest.raises(ValueError, match="loss that the model returns.*forward="):
+            with pytest.raises(ValueError, match=r"loss that the model returns.*forward="):
                 cx.GGN(model, "cross_entropy", batch)
             return
 

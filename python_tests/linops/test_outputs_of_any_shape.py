@@ -216,6 +216,39 @@ def test_two_readings_of_labels_are_an_error():
     torch.testing.assert_close(rows.dense(), want, rtol=1e-10, atol=1e-13)
 
 
+def test_padded_and_packed_batches():
+    torch.manual_seed(0)
+
+    class Padded(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.cell, self.head = nn.RNN(3, 4, batch_first=True), nn.Linear(4, 2)
+
+        def packed(self, x):
+            return self.head(self.cell(x)[1][0])
+
+        def forward(self, x, lengths):
+            options = {"batch_first": True, "enforce_sorted": False}
+            return self.packed(nn.utils.rnn.pack_padded_sequence(x, lengths, **options))
+
+    model, lengths, y = Padded().double(), torch.tensor([5, 3, 2, 4]), torch.tensor([0, 1, 1, 0])
+    data = ((TOKENS, lengths), y)
+    whole = cx.GGN(model, nn.CrossEntropyLoss(), data).dense()
+    chunks = cx.GGN(model, nn.CrossEntropyLoss(), data, samples_at_once=2)
+    torch.testing.assert_close(chunks.dense(), whole, rtol=1e-10, atol=1e-13)
+    options = {"batch_first": True, "enforce_sorted": False}
+    packed = nn.utils.rnn.pack_padded_sequence(TOKENS, lengths, **options)
+    found = cx.GGN(
+        model, nn.CrossEntropyLoss(), (packed, y), forward=lambda m, x: m.packed(x)
+    ).dense()
+    torch.testing.assert_close(found, whole, rtol=1e-10, atol=1e-13)
+
+
+def test_a_loss_of_the_whole_result_is_told_what_it_gets():
+    with pytest.raises(TypeError, match=r"must take the outputs, a tensor \(4, 5, 2\).*loss=None"):
+        cx.Hessian(net("tokens"), lambda out, y: out.loss, (TOKENS, None))
+
+
 def test_a_scalar():
     model, x = net("tokens"), TOKENS
     found = cx.Hessian(model, lambda f, y: f, (x, None), forward=lambda m, x: m(x).square().mean())
