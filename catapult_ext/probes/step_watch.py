@@ -17,7 +17,8 @@ class StepWatch:
 
     The gradient is the loss's own.  Where something changed it in place between the backward pass
     and the step (clipping, ``GradScaler.unscale_``), a copy made during the backward pass is used.
-    Copies are made at the first step and, once a change was seen, at every step.
+    Copies are made at the first step and, once a change was seen, at every step; otherwise one hook
+    a backward pass notes the versions of all gradients.
 
     Attributes:
         measuring: whether the next step is to be measured; otherwise the hooks only count.
@@ -39,34 +40,33 @@ class StepWatch:
         self.products: Tensor | None = None
         self._gradients: list[Tensor] = []
         self.versions = 0  # of all parameters after the last step
-        self._seen: dict[Tensor, tuple[Tensor, int]] = {}
+        self._buffers = _Displacement()
+        self._seen: list[tuple[Tensor, Tensor, int]] = []  # parameters, gradients, their versions
         self._copies: dict[Tensor, Tensor] = {}
         self._copying = True
         self._held: dict[Tensor, Tensor] | None = None
-        self._closure = False
-        hooks = [
+        self._closure = self._queued = False
+        self._hooks: list[Any] = [
             optimizer.register_step_pre_hook(self._before),
             optimizer.register_step_post_hook(self._after),
         ]
-        for group in optimizer.param_groups:
-            for p in group["params"]:
-                if p.is_leaf and p.requires_grad:
-                    hooks.append(p.register_post_accumulate_grad_hook(self._accumulated))
-        self._hooks: list[Any] = hooks
+        self._gradient_hooks: list[Any] = []
+        self._hook_gradients()
 
     def close(self) -> None:
         """Take the hooks away and drop all copies."""
-        for hook in self._hooks:
+        for hook in (*self._hooks, *self._gradient_hooks):
             hook.remove()
-        self._hooks = []
-        self._seen, self._copies, self._held = {}, {}, None
+        self._hooks, self._gradient_hooks = [], []
+        self._seen, self._copies, self._held = [], {}, None
         self.displacement, self._gradients = [], []
+        self._buffers = _Displacement()
 
     def clear(self, *, measuring: bool) -> None:
         """Forget the step; say whether the next one is measured."""
         self.measuring, self.steps = measuring, 0
         self.flags, self.products = [], None
-        self._seen, self._held = {}, None
+        self._seen, self._held = [], None
 
     def hold_gradient(self) -> None:
         """Copy the gradients as they are: the loss's own, at the present parameters."""
@@ -74,12 +74,39 @@ class StepWatch:
             present = (p for g in self.optimizer.param_groups for p in g["params"])
             self._held = {p: p.grad.detach().clone() for p in present if p.grad is not None}
 
-    def _accumulated(self, p: Tensor) -> None:
-        if not self.measuring or p.grad is None:
-            return
-        self._seen[p] = (p.grad, p.grad._version)
+    def _hook_gradients(self) -> None:
+        """One hook for each gradient while copies are made, otherwise one alone."""
+        for hook in self._gradient_hooks:
+            hook.remove()
+        groups = self.optimizer.param_groups
+        leaves = [p for g in groups for p in g["params"] if p.is_leaf and p.requires_grad]
         if self._copying:
+            made = [p.register_post_accumulate_grad_hook(self._copied) for p in leaves]
+        else:
+            made = [p.register_post_accumulate_grad_hook(self._begun) for p in leaves[-1:]]
+        self._gradient_hooks = made
+
+    def _copied(self, p: Tensor) -> None:
+        if self.measuring and p.grad is not None:
             self._copies[p] = p.grad.detach().clone()
+            self._queue()
+
+    def _begun(self, _p: Tensor) -> None:
+        if self.measuring:
+            self._queue()
+
+    def _queue(self) -> None:
+        if not self._queued:
+            self._queued = True
+            torch.autograd.Variable._execution_engine.queue_callback(self._ended)
+
+    def _ended(self) -> None:
+        """At the end of a backward pass: all gradients, as the loss has made them."""
+        self._queued = False
+        self._seen = [(p, p.grad, p.grad._version) for p in self._trained() if p.grad is not None]
+
+    def _trained(self) -> list[Tensor]:
+        return [p for g in self.optimizer.param_groups for p in g["params"] if p.requires_grad]
 
     @torch.no_grad()
     def _before(self, _optimizer: Any, given: Any, named: Any) -> None:
@@ -87,19 +114,13 @@ class StepWatch:
             return
         groups = self.optimizer.param_groups
         self.rates = [float(g["lr"]) if "lr" in g else float("nan") for g in groups]
-        self.parameters = [p for g in groups for p in g["params"] if p.requires_grad]
+        self.parameters = self._trained()
         # an optimizer's arguments begin with itself
         closure = given[1] if len(given) > 1 else named.get("closure")
         self._closure = closure is not None
         if self.versions and self.versions != self._version():
             self.flags.append("parameters changed between steps")
-        same = len(self.displacement) == len(self.parameters) and all(
-            d.shape == p.shape and d.dtype == p.dtype and d.device == p.device
-            for d, p in zip(self.displacement, self.parameters, strict=True)
-        )
-        if not same:
-            self.displacement = [torch.empty_like(p) for p in self.parameters]
-        torch._foreach_copy_(self.displacement, self.parameters)
+        self.displacement = self._buffers.begin(self.parameters)
         if not self._closure:
             self._gradients = self._loss_gradients()
 
@@ -115,15 +136,18 @@ class StepWatch:
             size = float(scale)
             grads = [None if p.grad is None else p.grad / size for p in self.parameters]
             return self._all(grads)
-        changed = any(
-            p.grad is not seen or seen._version != version
-            for p, (seen, version) in self._seen.items()
+        # without a note of its backward pass, whose gradient it is is not known
+        same = len(self._seen) == len(self.parameters) and all(
+            p.grad is seen and seen._version == version for p, seen, version in self._seen
         )
-        if not changed:
-            self._copying, self._copies = False, {}
+        if same:
+            if self._copying:
+                self._copying, self._copies = False, {}
+                self._hook_gradients()
             return self._all([p.grad for p in self.parameters])
         if not self._copying:
             self._copying = True
+            self._hook_gradients()
             self.flags.append(
                 "gradient changed after the backward pass (copies are kept from now on)"
             )
@@ -152,15 +176,64 @@ class StepWatch:
             self._gradients = self._loss_gradients()
         elif self._closure:
             self.flags.append("closure (call hold_gradient() at its end)")
-        torch._foreach_sub_(self.displacement, self.parameters)
+        self._buffers.end(self.parameters)
         self.versions = self._version()
         if self._gradients:  # at once, as the loop may set gradients to zero in place
-            moved = self.displacement
-            self.products = torch.stack([dot(self._gradients, moved), dot(moved, moved)])
+            self.products = self._buffers.products(self._gradients)
         self._gradients = []
 
     def _version(self) -> int:
         return sum(p._version for p in self.parameters)
+
+
+class _Displacement:
+    """theta - theta_+, kept as pieces of one buffer where parameters are alike.
+
+    Attributes:
+        pieces: a tensor for each parameter.
+    """
+
+    def __init__(self) -> None:
+        self.pieces: list[Tensor] = []
+        self._key: list[Any] = []
+        self._flat: Tensor | None = None
+
+    def begin(self, parameters: Sequence[Tensor]) -> list[Tensor]:
+        """Copy theta; returns the pieces."""
+        key = [(id(p), p.dtype, p.shape) for p in parameters]
+        if key != self._key:
+            self._key = key
+            self._make(parameters)
+        torch._foreach_copy_(self.pieces, list(parameters))
+        return self.pieces
+
+    def _make(self, parameters: Sequence[Tensor]) -> None:
+        kinds = {(p.dtype, p.device) for p in parameters}
+        self._flat, self.pieces = None, [torch.empty_like(p) for p in parameters]
+        wide = all(dtype in (torch.float32, torch.float64) for dtype, _ in kinds)
+        if len(kinds) == 1 and wide and all(p.is_contiguous() for p in parameters):
+            sizes = [p.numel() for p in parameters]
+            self._flat = parameters[0].new_empty(sum(sizes))
+            pieces = zip(self._flat.split(sizes), parameters, strict=True)
+            self.pieces = [piece.view(p.shape) for piece, p in pieces]
+
+    def end(self, parameters: Sequence[Tensor]) -> None:
+        """Subtract theta_+."""
+        torch._foreach_sub_(self.pieces, list(parameters))
+
+    def products(self, gradients: Sequence[Tensor]) -> Tensor:
+        """(2,) float64: the product with the gradients, and the square."""
+        moved, flat = self.pieces, self._flat
+        alike = all(
+            g.dtype == m.dtype and g.layout == m.layout
+            for g, m in zip(gradients, moved, strict=True)
+        )
+        if flat is None or not alike:
+            return torch.stack([dot(gradients, moved), dot(moved, moved)])
+        parts = [
+            torch.dot(g.reshape(-1), d.view(-1)) for g, d in zip(gradients, moved, strict=True)
+        ]
+        return torch.stack([torch.stack(parts).double().sum(), torch.dot(flat, flat).double()])
 
 
 def dot(one: Sequence[Tensor], two: Sequence[Tensor]) -> Tensor:
