@@ -53,7 +53,11 @@ NETS = {"mlp": mlp, "gpt": gpt, "resnet20": resnet}
 MODES = {
     "full batch, every step": ({"full_batch": True}, 1, 0.05),
     "mini-batches, every 10th": ({"every": 10}, 10, 0.05),
-    "all four, every 50th": ({"every": 50, "curvature_every": 50}, 50, 0.10),
+    "zeta, chi, varsigma and tau, every 50th": (
+        {"every": 50, "curvature_every": 50, "batch_sharpness": False},
+        50,
+        0.10,
+    ),
 }
 
 

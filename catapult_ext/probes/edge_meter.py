@@ -23,11 +23,13 @@ from catapult_ext.eig import Estimate, TopTracker
 from catapult_ext.probes.edge_row import EdgeRow, empty_row
 from catapult_ext.probes.loss_again import Evaluate, Replay, StepHessian, moved_back
 from catapult_ext.probes.observables import DROPOUT
+from catapult_ext.probes.record import BoundedRecord
 from catapult_ext.probes.step_metric import NoMetric, step_metric
 from catapult_ext.probes.step_watch import StepWatch, dot
 from catapult_ext.probes.threshold import ThresholdCache
 
 _WHERE = "EdgeMeter"
+_CHECK_EVERY = 25  # rows with curvature from one checked solve to the next
 
 
 class EdgeMeter:
@@ -66,11 +68,13 @@ class EdgeMeter:
         every: steps from row to row.
         curvature_every: steps between rows with chi, varsigma, tau and batch sharpness, a multiple
             of ``every``; 0 for none.  They need ``evaluate``.
-        tol: relative error asked of S.
+        batch_sharpness: whether rows with curvature have the batch sharpness too.
+        tol: relative error asked of S; what it came to is in ``eta_sharpness_error``.
         seed: of the eigenvalue solver.
 
     Attributes:
-        rows: one :class:`EdgeRow` a measured step.
+        rows: one :class:`EdgeRow` a measured step: the first 4096 are kept, and at most as many
+            later ones, evenly spread, and the last.
 
     Raises:
         TypeError: no module, no torch optimizer, LBFGS.
@@ -79,7 +83,8 @@ class EdgeMeter:
     Cost:
         A copy of the parameters, and three passes over them, each measured step.  ``evaluate`` adds
         a forward pass.  A row with curvature adds a forward and backward pass with a kept graph and
-        about 4 Hessian products (17 at the first one and every tenth).
+        1 or 2 Hessian products (about 12 at the first one and every 25th), each about two training
+        steps; the batch sharpness adds one.
     """
 
     def __init__(
@@ -90,7 +95,8 @@ class EdgeMeter:
         full_batch: bool = False,
         every: int = 1,
         curvature_every: int = 0,
-        tol: float = 1e-3,
+        batch_sharpness: bool = True,
+        tol: float = 1e-2,
         seed: int = 0,
     ) -> None:
         v.module(_WHERE, model)
@@ -114,9 +120,11 @@ class EdgeMeter:
         v.require(ranks == 1, _WHERE, "training must run in one process (losses are local)", ranks)
         self.model, self.optimizer = model, inner
         self.full_batch, self.every, self.curvature_every = full_batch, every, curvature_every
-        self.rows: list[EdgeRow] = []
+        self._record: BoundedRecord[EdgeRow] = BoundedRecord()
         self.count = 0
-        self._top = TopTracker(1, tol=tol, seed=seed)
+        # no guards: a row then takes one product where S has moved little
+        self._top = TopTracker(1, tol=tol, guards=0, check_every=_CHECK_EVERY, seed=seed)
+        self._sharpness_of_batches = batch_sharpness
         self._dropouts = [m for m in model.modules() if isinstance(m, DROPOUT)]
         self._thresholds = ThresholdCache()
         self._pending: EdgeRow | None = None
@@ -126,6 +134,11 @@ class EdgeMeter:
         self._replay = Replay(model)
         self._replay.keeping = self._evaluates(0)
         self._open = True
+
+    @property
+    def rows(self) -> list[EdgeRow]:
+        """See the class."""
+        return self._record.rows
 
     def __enter__(self) -> EdgeMeter:
         return self
@@ -212,7 +225,7 @@ class EdgeMeter:
         """A row of this step with what its displacement and gradient say."""
         watch = self._watch
         row = empty_row(self.count, value)
-        self.rows.append(row)
+        self._record.append(row)
         self._pending_metric, self._pending_square = None, math.nan
         flags = row["flags"]
         flags += [f for f in watch.flags if "between steps" not in f]
@@ -276,8 +289,9 @@ class EdgeMeter:
         with self._replay.again(), moved_back(watch.parameters, watch.displacement):
             hessian = StepHessian(evaluate, watch.parameters, metric)
             found = self._top.update(hessian)
-            g = hessian.gradient
-            row["eta_batch_sharpness"] = float(g @ (hessian @ g)) / float(g @ g)
+            if self._sharpness_of_batches:
+                g = hessian.gradient
+                row["eta_batch_sharpness"] = float(g @ (hessian @ g)) / float(g @ g)
         row["eta_sharpness"] = found.eigenvalues[0].item()
         row["eta_sharpness_error"] = found.errors[0].item()
         pairs = zip(watch.displacement, metric, strict=True)

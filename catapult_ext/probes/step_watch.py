@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+_PIECE = 1 << 15  # entries whose products are added in the tensors' own dtype
 _FRAMES = 16  # callers of an optimizer's step among which a GradScaler is looked for
 
 
@@ -45,7 +46,7 @@ class StepWatch:
         self._copies: dict[Tensor, Tensor] = {}
         self._copying = True
         self._held: dict[Tensor, Tensor] | None = None
-        self._closure = self._queued = False
+        self._closure = False
         self._hooks: list[Any] = [
             optimizer.register_step_pre_hook(self._before),
             optimizer.register_step_post_hook(self._after),
@@ -80,29 +81,21 @@ class StepWatch:
             hook.remove()
         groups = self.optimizer.param_groups
         leaves = [p for g in groups for p in g["params"] if p.is_leaf and p.requires_grad]
+        made = [p.register_post_accumulate_grad_hook(self._begun) for p in leaves[-1:]]
         if self._copying:
-            made = [p.register_post_accumulate_grad_hook(self._copied) for p in leaves]
-        else:
-            made = [p.register_post_accumulate_grad_hook(self._begun) for p in leaves[-1:]]
+            made += [p.register_post_accumulate_grad_hook(self._copied) for p in leaves]
         self._gradient_hooks = made
 
     def _copied(self, p: Tensor) -> None:
         if self.measuring and p.grad is not None:
             self._copies[p] = p.grad.detach().clone()
-            self._queue()
 
     def _begun(self, _p: Tensor) -> None:
         if self.measuring:
-            self._queue()
-
-    def _queue(self) -> None:
-        if not self._queued:
-            self._queued = True
             torch.autograd.Variable._execution_engine.queue_callback(self._ended)
 
     def _ended(self) -> None:
         """At the end of a backward pass: all gradients, as the loss has made them."""
-        self._queued = False
         self._seen = [(p, p.grad, p.grad._version) for p in self._trained() if p.grad is not None]
 
     def _trained(self) -> list[Tensor]:
@@ -230,20 +223,29 @@ class _Displacement:
         )
         if flat is None or not alike:
             return torch.stack([dot(gradients, moved), dot(moved, moved)])
-        parts = [
-            torch.dot(g.reshape(-1), d.view(-1)) for g, d in zip(gradients, moved, strict=True)
-        ]
-        return torch.stack([torch.stack(parts).double().sum(), torch.dot(flat, flat).double()])
+        along = [part for g, d in zip(gradients, moved, strict=True) for part in _dots(g, d)]
+        square = _dots(flat, flat)
+        sums = torch.stack([*along, *square]).double()
+        return torch.stack([sums[: len(along)].sum(), sums[len(along) :].sum()])
 
 
 def dot(one: Sequence[Tensor], two: Sequence[Tensor]) -> Tensor:
-    """Sum of the products of all entries, in float64 over the tensors."""
+    """Sum of the products of all entries, in float64 over pieces of the tensors."""
     parts = []
     for a, b in zip(one, two, strict=True):
         a = a.to_dense() if a.layout != torch.strided else a
         wide = torch.promote_types(torch.promote_types(a.dtype, b.dtype), torch.float32)
-        parts.append(torch.dot(a.reshape(-1).to(wide), b.reshape(-1).to(wide)).double())
+        parts.append(torch.stack(_dots(a.to(wide), b.to(wide))).double().sum())
     return torch.stack([p.to(parts[0].device) for p in parts]).sum()
+
+
+def _dots(a: Tensor, b: Tensor) -> list[Tensor]:
+    """Products of pieces: BLAS libraries add up 1e7 products in float32 to three digits only."""
+    a, b = a.reshape(-1), b.reshape(-1)
+    if len(a) <= _PIECE:
+        return [torch.dot(a, b)]
+    pieces = zip(a.split(_PIECE), b.split(_PIECE), strict=True)
+    return [torch.dot(one, two) for one, two in pieces]
 
 
 def _loss_scale() -> float:

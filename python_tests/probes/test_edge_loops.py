@@ -320,6 +320,109 @@ def test_an_operation_without_second_derivative_is_a_reason():
     assert math.isnan(row["chi"])
 
 
+def test_sparse_gradients():
+    """SparseAdam: only the rows that were looked up move."""
+    torch.manual_seed(0)
+    table = nn.Embedding(7, 3, sparse=True).double()
+    optimizer = optim.SparseAdam(table.parameters(), lr=0.1)
+    words = torch.tensor([1, 4, 4, 6])
+    with cx.EdgeMeter(table, optimizer) as meter:
+        for _ in range(3):
+            before = table.weight.detach().clone()
+            optimizer.zero_grad()
+            loss = table(words).square().sum()
+            loss.backward()
+            gradient = table.weight.grad.to_dense()
+            optimizer.step()
+            row = meter.step(loss, evaluate=lambda: table(words).square().sum())
+            moved = before - table.weight.detach()
+            change = table(words).square().sum().item() - loss.item()
+            assert row["flags"] == []
+            assert row["zeta"] == pytest.approx(
+                1 + change / float((gradient * moved).sum()), rel=1e-9
+            )
+
+
+def test_one_hook_a_backward_pass_until_a_gradient_changes():
+    problem = Problem("mlp")
+    optimizer = LINEAR["SGD"](problem.model.parameters())
+
+    def hooked():
+        held = [p._post_accumulate_grad_hooks for p in problem.model.parameters()]
+        return sum(len(hooks or ()) for hooks in held)
+
+    with cx.EdgeMeter(problem.model, optimizer, full_batch=True) as meter:
+        counts = [hooked()]
+        for t in range(4):
+            optimizer.zero_grad()
+            loss = problem.loss()
+            loss.backward()
+            if t == 2:
+                clip(problem.model.parameters())
+            optimizer.step()
+            meter.step(loss)
+            counts.append(hooked())
+    assert counts == [5, 1, 1, 5, 1]
+    assert hooked() == 0
+
+
+def test_a_backward_pass_without_the_hooked_parameter_is_seen():
+    """Two losses, the second of which does not reach the last parameter."""
+    problem = Problem("mlp")
+    optimizer = LINEAR["SGD"](problem.model.parameters())
+    first = problem.model[0]
+
+    def losses():
+        return problem.loss(), first.weight.square().sum()
+
+    with cx.EdgeMeter(problem.model, optimizer) as meter:
+        for t in range(4):
+            optimizer.zero_grad()
+            one, two = losses()
+            one.backward()
+            if t > 0:
+                two.backward()
+            total = one + two if t > 0 else one
+            gradient = [p.grad.clone() for p in problem.model.parameters()]
+            before = [p.detach().clone() for p in problem.model.parameters()]
+            optimizer.step()
+            evaluate = (lambda: sum(losses())) if t > 0 else problem.loss
+            row = meter.step(total, evaluate=evaluate)
+            after = list(problem.model.parameters())
+            descent = sum(
+                float((g * (b - a.detach())).sum())
+                for g, b, a in zip(gradient, before, after, strict=True)
+            )
+            if t != 1:
+                assert row["flags"] == []
+                assert row["descent"] == pytest.approx(descent, rel=1e-9)
+    assert "gradient changed" in meter.rows[1]["flags"][0]
+
+
+def test_batch_sharpness_can_be_left_out():
+    problem = Problem("mlp")
+    optimizer = LINEAR["SGD"](problem.model.parameters())
+    options = {"curvature_every": 1, "batch_sharpness": False}
+    with cx.EdgeMeter(problem.model, optimizer, **options) as meter:
+        row = meter.step(problem.step(optimizer), evaluate=problem.loss)
+        assert math.isfinite(row["chi"])
+        assert math.isnan(row["eta_batch_sharpness"])
+        with pytest.raises(ValueError, match="a row must have curvature"):
+            meter.batch_sharpness()
+
+
+def test_a_long_run_leaves_a_bounded_record():
+    model = nn.Linear(1, 1, bias=False)
+    optimizer = optim.SGD(model.parameters(), lr=1e-6)
+    model.weight.grad = torch.ones(1, 1)
+    with cx.EdgeMeter(model, optimizer, full_batch=True) as meter:
+        for t in range(8300):
+            optimizer.step()
+            meter.step(1.0 - 1e-6 * t)
+    assert len(meter.rows) <= 2 * 4096 + 1
+    assert meter.rows[-1]["step"] == 8299
+
+
 def test_hooks_go_with_the_meter():
     model = nn.Linear(2, 2)
     optimizer = optim.SGD(model.parameters(), lr=0.1)
@@ -346,6 +449,27 @@ def test_a_wrapped_optimizer():
     with cx.EdgeMeter(problem.model, Wrapper(optimizer)) as meter:
         row = meter.step(problem.step(optimizer), evaluate=problem.loss)
     assert math.isfinite(row["zeta"])
+
+
+def test_accelerate():
+    accelerate = pytest.importorskip("accelerate")
+    expected = plain_zeta(Problem("mlp"), LINEAR["Adam"], loops=2)
+    problem = Problem("mlp")
+    accelerator = accelerate.Accelerator(cpu=True, gradient_accumulation_steps=2)
+    given = LINEAR["Adam"](problem.model.parameters())
+    problem.model, optimizer = accelerator.prepare(problem.model, given)
+    row = None
+    with cx.EdgeMeter(problem.model, optimizer) as meter:
+        for _ in range(4):  # micro-batches of two steps, both of the same samples
+            with accelerator.accumulate(problem.model):
+                loss = problem.loss()
+                accelerator.backward(loss)
+                optimizer.step()
+                optimizer.zero_grad()
+                if accelerator.sync_gradients:
+                    row = meter.step(loss, evaluate=problem.loss)
+    assert row["flags"] == []
+    assert row["zeta"] == pytest.approx(expected, rel=1e-9)
 
 
 def test_bad_arguments():

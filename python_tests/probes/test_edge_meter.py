@@ -11,6 +11,7 @@ from torch import nn
 
 import catapult_ext as cx
 from catapult_ext.probes.step_metric import step_metric
+from catapult_ext.probes.step_watch import StepWatch
 
 HERE = Path(__file__)
 spec = importlib.util.spec_from_file_location("problems", HERE.with_name("edge_problems.py"))
@@ -198,3 +199,18 @@ def test_batch_sharpness_has_a_standard_error():
     assert found.value.item() == pytest.approx(values.mean())
     assert found.error.item() == pytest.approx(values.std(ddof=1) / 2)
     assert meter.batch_sharpness(last=2).value.item() == pytest.approx(values[2:].mean())
+
+
+@pytest.mark.parametrize("parameters", [1, 3])
+def test_long_sums_in_float32_keep_their_digits(parameters):
+    """Products of 2e7 entries of one sign, as of a gradient with itself, against float64."""
+    torch.manual_seed(0)
+    weights = [nn.Parameter(torch.zeros(20_000_000 // parameters)) for _ in range(parameters)]
+    optimizer = optim.SGD(weights, lr=0.1)
+    watch = StepWatch(optimizer)
+    for w in weights:
+        w.grad = torch.rand_like(w)
+    optimizer.step()
+    square = sum(float(w.grad.double().square().sum()) for w in weights)
+    assert watch.products.tolist() == pytest.approx([0.1 * square, 0.01 * square], rel=2e-6)
+    watch.close()
