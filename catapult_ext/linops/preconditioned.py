@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from catapult_ext import _validate as v
+from catapult_ext._module_copy import unwrapped
 from catapult_ext.linops.base import LinearOperator
 
 _STATES = {
@@ -29,19 +30,24 @@ class Preconditioned(LinearOperator):
 
     Args:
         operator: Hessian, GGN or a combination of them, of ``model``'s trainable parameters.
-        optimizer: Adam, AdamW, NAdam, RMSprop or Adagrad that has taken steps on ``model``.
+        optimizer: Adam, AdamW, NAdam, RMSprop or Adagrad that has taken steps on ``model``, or a
+            wrapper of one (accelerate's, hence Trainer's; Lightning's, opacus's).  Groups may
+            differ in any setting: eta is the largest learning rate, and P^-1 of a group counts by
+            its share of it.  A parameter that never had a gradient does not move: P^-1 is 0.
         model: the module the operator was made of.
 
     Raises:
         TypeError: another optimizer.
-        ValueError: a parameter without state, an operator of another size.
+        ValueError: a parameter without state that has a gradient or that the optimizer does not
+            train, an operator of another size.
     """
 
     name = "Preconditioned"
 
     def __init__(self, operator: LinearOperator, optimizer: Any, model: nn.Module) -> None:
         names = operator.parameter_names
-        self._set_up(operator, inverse_preconditioner(optimizer, model, names, self.name))
+        inverse = inverse_preconditioner(optimizer, model, names, self.name)
+        self._set_up(operator, inverse * relative_rates(optimizer, model, names))
 
     @classmethod
     def by(cls, operator: LinearOperator, inverse: Tensor) -> Preconditioned:
@@ -88,41 +94,86 @@ def inverse_preconditioner(
     """Diagonal of P^-1, (P,): 1 / (sqrt(v) + eps), v the optimizer's (corrected) second moment.
 
     Args:
-        optimizer: see :class:`Preconditioned`.
+        optimizer: see :class:`Preconditioned`; rates of groups are not looked at.
         model: whose parameters it trains.
         names: of the parameters to take, in order; None: all trainable ones.
         where: the public function named in errors.
         hint: another way out, added to the error for an optimizer that has taken no steps.
     """
+    given, optimizer = type(optimizer).__name__, bare_optimizer(optimizer)
     kind = type(optimizer)
     if kind not in _STATES:
         known = ", ".join(k.__name__ for k in _STATES)
-        v.fail(where, f"optimizer must be one of {known}", kind.__name__, TypeError)
-    groups = {id(p): group for group in optimizer.param_groups for p in group["params"]}
-    own = dict(model.named_parameters())
-    chosen = [n for n, p in own.items() if p.requires_grad] if names is None else names
-    parts = []
-    for name in chosen:
-        p = own.get(name)
-        if p is None:
-            v.fail(where, "parameters must be the model's", name)
-        group = groups.get(id(p), {})
+        v.fail(where, f"optimizer must be one of {known}, or wrap one", given, TypeError)
+    parts, untouched = [], []
+    for name, p, group in _trained(optimizer, model, names, where):
         key = "max_exp_avg_sq" if group.get("amsgrad") else _STATES[kind]
         state = optimizer.state.get(p, {})
         # Adagrad starts with a filled state; its step tells whether one was taken
-        taken = key in state and float(state.get("step", 1)) > 0
-        v.require(
-            taken,
-            where,
-            f"{kind.__name__} must have taken steps{hint}",
-            f"no state for {name}",
-        )
-        parts.append((_root_of(state, group, key) + float(group["eps"])).reciprocal().reshape(-1))
+        if key in state and float(state.get("step", 1)) > 0:
+            second = _root_of(state, group, key) + float(group["eps"])
+            parts.append(second.reciprocal().reshape(-1))
+        else:
+            untouched.append((name, p))
+            parts.append(p.detach().new_zeros(p.numel()))
+    # the loss does not depend on parameters that others have left behind
+    missing = [n for n, p in untouched if p.grad is not None or len(untouched) == len(parts)]
+    v.require(
+        not missing,
+        where,
+        f"{kind.__name__} must have taken steps{hint}",
+        f"no state for {', '.join(missing[:1])}",
+    )
     return torch.cat(parts).detach()
+
+
+def bare_optimizer(optimizer: Any) -> Any:
+    """The torch optimizer inside wrappers of accelerate, Lightning and opacus."""
+    seen: set[int] = set()
+    while type(optimizer) not in _STATES and id(optimizer) not in seen:
+        seen.add(id(optimizer))
+        inner = getattr(optimizer, "optimizer", getattr(optimizer, "original_optimizer", None))
+        if not isinstance(inner, torch.optim.Optimizer):
+            break
+        optimizer = inner
+    return optimizer
+
+
+def relative_rates(
+    optimizer: Any, model: nn.Module, names: Sequence[str] | None = None
+) -> Tensor | float:
+    """Learning rates of the parameters' groups over the largest of them, (P,); 1 for one rate."""
+    trained = _trained(bare_optimizer(optimizer), model, names, "Preconditioned")
+    rates = [float(group["lr"]) for _, _, group in trained]
+    largest = max(rates)
+    if largest <= 0 or min(rates) == largest:  # a warm-up starts at zero
+        return 1.0
+    return torch.cat(
+        [
+            torch.full((p.numel(),), rate / largest, dtype=p.dtype, device=p.device)
+            for rate, (_, p, _) in zip(rates, trained, strict=True)
+        ]
+    )
+
+
+def _trained(
+    optimizer: Any, model: nn.Module, names: Sequence[str] | None, where: str
+) -> list[tuple[str, nn.Parameter, dict[str, Any]]]:
+    """Names, parameters and their groups, in order."""
+    groups = {id(p): group for group in optimizer.param_groups for p in group["params"]}
+    own = dict(unwrapped(model).named_parameters())
+    chosen = [n for n, p in own.items() if p.requires_grad] if names is None else names
+    for name in chosen:
+        v.require(name in own, where, "parameters must be the model's", name)
+        trains = "the optimizer must train all parameters of the operator (pass params= to it)"
+        v.require(id(own[name]) in groups, where, trains, f"{name} in none of its groups")
+    return [(name, own[name], groups[id(own[name])]) for name in chosen]
 
 
 def _root_of(state: dict[str, Any], group: dict[str, Any], key: str) -> Tensor:
     second = state[key]
+    if second.is_complex():  # of the real and of the imaginary part
+        second = torch.view_as_real(second)
     if "betas" in group:
         second = second / (1 - float(group["betas"][1]) ** float(state["step"]))
     if group.get("centered"):

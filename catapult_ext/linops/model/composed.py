@@ -76,8 +76,8 @@ def embedding_bag(
     include_last_offset: bool = False,
     padding_idx: int | None = None,
 ) -> Tensor:
-    """``torch.nn.functional.embedding_bag`` of bags in rows; others run as they are."""
-    if ids.dim() != 2 or max_norm is not None or scale_grad_by_freq or padding_idx is not None:
+    """``torch.nn.functional.embedding_bag``; with ``max_norm`` or frequencies torch's own."""
+    if max_norm is not None or scale_grad_by_freq:
         return F.embedding_bag(
             ids,
             weight,
@@ -91,12 +91,31 @@ def embedding_bag(
             include_last_offset,
             padding_idx,
         )
+    given, kept = (torch.ones(ids.shape, dtype=torch.bool, device=ids.device),) * 2
+    if ids.dim() == 1 and offsets is not None:
+        places, given = _bags(offsets[:-1] if include_last_offset else offsets, len(ids))
+        ids = ids[places]
+        if per_sample_weights is not None:
+            per_sample_weights = per_sample_weights[places]
+    kept = given if padding_idx is None else given & (ids != padding_idx % len(weight))
     rows = F.embedding(ids, weight)
     if per_sample_weights is not None:
         rows = rows * per_sample_weights.unsqueeze(-1)
+    inside, counts = kept.unsqueeze(-1), kept.sum(1).unsqueeze(-1)
     if mode == "max":
-        return rows.amax(1)
-    return rows.sum(1) if mode == "sum" else rows.mean(1)
+        largest = rows.masked_fill(~inside, float("-inf"))
+        # an empty bag is zero
+        return largest.masked_fill(counts.unsqueeze(-1) == 0, 0).amax(1)
+    total = rows.masked_fill(~inside, 0).sum(1)
+    return total if mode == "sum" else total / counts.clamp_min(1)
+
+
+def _bags(offsets: Tensor, n: int) -> tuple[Tensor, Tensor]:
+    """Positions (bags, longest) of the ids of each bag of n ids, and which of them are there."""
+    ends = torch.cat([offsets[1:], offsets.new_tensor([n])])
+    steps = torch.arange(max(1, int((ends - offsets).max())), device=offsets.device)
+    places = offsets.unsqueeze(1) + steps
+    return places.clamp_max(max(0, n - 1)), places < ends.unsqueeze(1)
 
 
 _COMPOSED: dict[Any, Any] = {

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from functools import cache
 from typing import Any, ClassVar
 
@@ -68,9 +68,30 @@ class _ConstantStatistics(TorchFunctionMode):
 
 @cache
 def _refusable(func: Any) -> tuple[bool, bool]:
-    """Whether an operation draws random numbers, and whether it is a batch norm."""
+    """Whether an operation may draw random numbers, and whether it is a batch norm."""
     random = torch.Tag.nondeterministic_seeded in func.tags
     return random, "batch_norm" in func.name() and "backward" not in func.name()
+
+
+# operations that draw numbers in training alone: the argument that says so, and its default
+_IN_TRAINING = {
+    torch.ops.aten.rrelu_with_noise.default: ("training", False),
+    torch.ops.aten.rrelu_with_noise_.default: ("training", False),
+    torch.ops.aten.rrelu_with_noise_functional.default: ("training", False),
+    torch.ops.aten.native_dropout.default: ("train", True),
+}
+
+
+def draws(func: Any, args: Any, kwargs: Any) -> bool:
+    """Whether this call of an operation draws random numbers that its result depends on."""
+    if torch.Tag.nondeterministic_seeded not in func.tags:
+        return False
+    if func not in _IN_TRAINING:
+        return True
+    name, default = _IN_TRAINING[func]
+    bound = dict(zip((a.name for a in func._schema.arguments), args, strict=False)) | kwargs
+    active = bound.get(name, default)
+    return (active is None or bool(active)) and bound.get("p", 1) > 0
 
 
 class _Refusals(DispatchMode):
@@ -85,10 +106,14 @@ class _Refusals(DispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         random, batch_norm = _refusable(func)
-        if random and self._random:
+        if random and self._random and draws(func, args, kwargs):
+            way = (  # which a model may seed itself: its numbers are then those of every pass
+                "pass dropout='fixed', which holds the draws of its generator"
+                if isinstance(kwargs.get("generator"), torch.Generator)
+                else "call model.eval(), remove the active dropout or pass dropout='fixed'"
+            )
             raise ValueError(
-                f"catapult_ext.{self.where}: the forward pass draws random numbers ({func}): "
-                "call model.eval(), remove the active dropout or pass dropout='fixed'"
+                f"catapult_ext.{self.where}: the forward pass draws random numbers ({func}): {way}"
             )
         if batch_norm and self._statistics:
             names = [a.name for a in func._schema.arguments]
@@ -126,6 +151,11 @@ def _with_dense_gradient(function: Any, position: int) -> Any:
     return dense
 
 
+def _branch(pred: Any, true_fn: Any, false_fn: Any, operands: Any = ()) -> Any:
+    """``torch.cond`` where the condition is known, as in every pass here."""
+    return (true_fn if bool(pred) else false_fn)(*operands)
+
+
 def _plain_generator(*args: Any, **kwargs: Any) -> Iterator[None]:
     """Stands for the context of a checkpoint: changes nothing."""
     yield
@@ -144,13 +174,17 @@ def _without_recomputation() -> list[tuple[Any, str, Any]]:
 
     Activation checkpointing would recompute with a later state; the fused weight norm has a wrong
     second derivative (torch 2.13).  Parametrised weights that are cached belong to other passes.
+    Attention kernels that a model chooses itself have no second derivative.
     """
+    import torch.nn.attention as attention
     import torch.nn.utils.parametrize as parametrize
     import torch.utils.checkpoint as home
 
     wanted: list[tuple[Any, str, Any]] = [
         (home, "_checkpoint_without_reentrant_generator", _plain_generator),
         (home, "CheckpointFunction", _Direct),
+        (attention, "_sdpa_kernel", lambda *backends, **options: None),
+        (torch, "cond", _branch),
         (torch, "_weight_norm", weight_norm),
         (torch, "embedding", _with_dense_gradient(torch.embedding, 4)),
         (torch, "embedding_bag", _with_dense_gradient(torch.embedding_bag, 5)),
@@ -168,6 +202,7 @@ class _Replaced:
     _depth = 0
     _before: ClassVar[list[tuple[Any, str, Any]]] = []
     _fast = True
+    _attention: ClassVar[AbstractContextManager[Any]] = nullcontext()
 
     def __enter__(self) -> None:
         cls = _Replaced
@@ -175,6 +210,10 @@ class _Replaced:
             cls._depth += 1
             if cls._depth > 1:
                 return
+            from torch.nn.attention import SDPBackend, sdpa_kernel
+
+            cls._attention = sdpa_kernel(SDPBackend.MATH)
+            cls._attention.__enter__()
             wanted = _without_recomputation()
             cls._before = [(place, name, getattr(place, name)) for place, name, _ in wanted]
             for place, name, value in wanted:
@@ -191,13 +230,11 @@ class _Replaced:
             for place, name, value in cls._before:
                 setattr(place, name, value)
             torch.backends.mha.set_fastpath_enabled(cls._fast)
+            cls._attention.__exit__(None, None, None)
 
 
 @contextmanager
 def frozen_context() -> Iterator[None]:
     """Gradients on and autocast off in any caller's mode; kernels that have derivatives."""
-    from torch.nn.attention import SDPBackend, sdpa_kernel
-
-    grad = (torch.inference_mode(False), torch.enable_grad())
-    with grad[0], grad[1], sdpa_kernel(SDPBackend.MATH), _Replaced(), no_autocast():
+    with torch.inference_mode(False), torch.enable_grad(), _Replaced(), no_autocast():
         yield

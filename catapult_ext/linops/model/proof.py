@@ -99,7 +99,8 @@ class Proof:
             for name in names:
                 original = self._originals[name]()
                 if original is not None:
-                    held[name].copy_(original)
+                    parts = original.is_complex() and not held[name].is_complex()
+                    held[name].copy_(torch.view_as_real(original) if parts else original)
 
     def own_names(self, tensors: Sequence[Tensor]) -> list[str]:
         """Names of those among ``tensors`` that are parameters of the user's module itself."""

@@ -33,7 +33,6 @@ from catapult_ext.linops.model.habits import (
     other_generators,
 )
 from catapult_ext.linops.model.inputs import (
-    HALF,
     Inputs,
     copied_inputs,
     finite,
@@ -115,11 +114,8 @@ class Snapshot(FixedModel):
         )
         with torch.inference_mode(False):
             state = copied_state(model, params, where)
-            self.params, self.constants, self._buffers = (
-                state.params,
-                state.constants,
-                state.buffers,
-            )
+            self.params, self.constants = state.params, state.constants
+            self._buffers, self._complex = state.buffers, state.complex_params
             self.dtype, self.device, names = state.dtype, state.device, state.originals
             self.x = copied_inputs(x, where, self.device)
             self._template = Template(model, forward, loss, names)
@@ -161,7 +157,8 @@ class Snapshot(FixedModel):
             if known is None:
                 known = self.constants[name]
                 return known.clone() if name in self._buffers or own else known
-            return known.clone() if own else known
+            known = known.clone() if own else known
+            return torch.view_as_complex(known) if name in self._complex else known
 
         return tensor
 
@@ -296,8 +293,8 @@ class Snapshot(FixedModel):
             loss = None if out is returned else loss_in(returned)
             self.returned_loss = None if loss is None else (float(loss.detach()), slice(None))
         self._raw = out if tracer else None
-        if out.dtype in HALF:
-            out = out.to(self.dtype)
+        if out.is_floating_point() and out.dtype != self.dtype:
+            out = out.to(self.dtype)  # of a layer or a loss that computes in float32, say
         shape = tuple(out.shape)
         needs = f"model outputs must not be empty ({FORWARD})"
         v.require(out.numel() > 0, self.where, needs, shape)

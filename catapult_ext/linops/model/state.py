@@ -21,12 +21,15 @@ class State:
         params: the parameters to differentiate by, leaves that require grad.
         constants: all other parameters, and buffers.
         buffers: names of the buffers.
+        complex_params: names of those among ``params`` whose last dimension, of size 2, holds the
+            real and imaginary parts of a complex parameter.
         originals: names and originals by ``id`` of the original.
     """
 
     params: dict[str, Tensor]
     constants: dict[str, Tensor]
     buffers: set[str]
+    complex_params: set[str]
     originals: dict[int, tuple[str, Tensor]]
 
     @property
@@ -61,13 +64,15 @@ def copied_state(model: nn.Module, params: str | Sequence[str] | None, where: st
     constants: dict[str, Tensor] = {}
     for name, p in own.items():
         if name in chosen:
-            taken[name] = wide(p.detach().clone()).requires_grad_()
+            values = torch.view_as_real(p.detach()) if p.is_complex() else p.detach()
+            taken[name] = wide(values.clone()).requires_grad_()
         else:
             constants[name] = wide(p.detach().clone())
     for name, b in buffers.items():
         constants[name] = wide(b.detach().clone())
     originals = {id(t): (name, t) for name, t in (*own.items(), *buffers.items())}
-    state = State(taken, constants, set(buffers), originals)
+    numbers = {name for name in taken if own[name].is_complex()}
+    state = State(taken, constants, set(buffers), numbers, originals)
     _check_parameters(state, where)
     return state
 
@@ -97,7 +102,8 @@ def _check_parameters(state: State, where: str) -> None:
         if p.dtype not in v.FLOAT_DTYPES or p.dtype != dtype:
             v.fail(
                 where,
-                "trainable parameters must all be float32 (or half precision) or all float64",
+                "trainable parameters must all be float32 (or half precision) or all float64, or "
+                "complex of such parts",
                 f"{name} with {p.dtype}",
                 TypeError,
             )

@@ -20,6 +20,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from catapult_ext.linops.model.dispatch_mode import DispatchMode
 from catapult_ext.linops.model.leaves import tensors_in
+from catapult_ext.linops.model.pass_context import draws
 from catapult_ext.linops.tracing.tangent_rules import (
     SHAPES,
     STOPS,
@@ -113,11 +114,14 @@ class TangentTracer(DispatchMode):
         if call.func.is_view:
             self._viewed.add(outs[0].untyped_storage()._cdata)
         results = [
-            self._new(t) if isinstance(t, Tensor) and t.is_floating_point() else None for t in outs
+            self._new(t)
+            if isinstance(t, Tensor) and (t.is_floating_point() or t.is_complex())
+            else None
+            for t in outs
         ]
         if all(r is None for r in results):
             return
-        if torch.Tag.nondeterministic_seeded in call.func.tags:
+        if draws(call.func, call.args, call.kwargs):
             self.why = f"it draws random numbers in {call.func}"
             return
         try:
