@@ -3,8 +3,8 @@
 ``copy.deepcopy`` refuses modules that keep a tensor with a graph (a feature map, an old weight
 norm), locks and handles, and shares what functions close over.  The copies made here hold tensors
 without graphs, rebuild functions whose closure, defaults or globals hold state, share what cannot
-be copied, and leave out wrappers (``torch.compile``, DDP, DataParallel) and hooks of the backward
-pass.
+be copied, and leave out wrappers (``torch.compile``, DDP, DataParallel, opacus) and hooks of the
+backward pass.
 """
 
 from __future__ import annotations
@@ -39,6 +39,7 @@ _FORWARD_HOOKS = {
     "_forward_pre_hooks_with_kwargs",
     "_non_persistent_buffers_set",
 }
+_HOOKS_CALLED = {"_forward_hooks", "_forward_pre_hooks", *_BACKWARD_HOOKS}
 _ALL_HOOKS = _BACKWARD_HOOKS | _OTHER_HOOKS | _FORWARD_HOOKS
 
 
@@ -70,13 +71,33 @@ class Kind:
         return value
 
 
+def _is_grad_sample(value: Any) -> bool:
+    """Whether it is opacus's wrapper, whose hooks collect the gradients of single samples."""
+    return any(
+        kind.__name__ == "GradSampleModule" and kind.__module__.startswith("opacus.")
+        for kind in type(value).__mro__
+    )
+
+
+def _kept_hooks(hooks: OrderedDict[int, Any]) -> OrderedDict[int, Any]:
+    """Without those of opacus, which belong to the training of the original."""
+    kept = OrderedDict()
+    for key, hook in hooks.items():
+        owner = getattr(getattr(hook, "func", hook), "__self__", None)
+        if not _is_grad_sample(owner):
+            kept[key] = hook
+    return kept
+
+
 def unwrapped(module: nn.Module) -> nn.Module:
-    """The module inside ``torch.compile``, DistributedDataParallel or DataParallel."""
+    """The module inside ``torch.compile``, DDP, DataParallel or opacus's GradSampleModule."""
     while True:
         if type(module).__name__ == "OptimizedModule":  # importing its class takes seconds
             module = module.get_submodule("_orig_mod")
         elif isinstance(module, (nn.parallel.DistributedDataParallel, nn.DataParallel)):
             module = module.module
+        elif _is_grad_sample(module):
+            module = module.get_submodule("_module")
         else:
             return module
 
@@ -244,6 +265,8 @@ class Copier:
                 attributes[name] = item
             elif name in _ALL_HOOKS and (not item or name in self._dropped):
                 attributes[name] = type(item)()
+            elif name in _HOOKS_CALLED:
+                attributes[name] = self(_kept_hooks(item))
             else:
                 attributes[name] = self(item)
         attributes["_compiled_call_impl"] = None

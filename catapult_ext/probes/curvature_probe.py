@@ -204,6 +204,7 @@ class _WithoutDual:
         self._operator = operator
         self.shape, self.dtype, self.device = operator.shape, operator.dtype, operator.device
         self.skew_is_rounding = operator.skew_is_rounding
+        self.rounding_unit = operator.rounding_unit
 
     def __matmul__(self, vectors: Tensor) -> Tensor:
         return self._operator @ vectors

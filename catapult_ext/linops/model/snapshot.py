@@ -18,6 +18,7 @@ from torch.utils._python_dispatch import _disable_current_modes
 from catapult_ext import _validate as v
 from catapult_ext._batches import count_samples, map_tensors, tensors_of
 from catapult_ext._model_call import FORWARD, loss_in, output_tensor
+from catapult_ext._module_copy import unwrapped
 from catapult_ext.linops.model.channels_last import (
     OtherLayout,
     same_in_either_layout,
@@ -104,8 +105,8 @@ class Snapshot(FixedModel):
         v.require(not inside, where, needs, "a call inside one")
         self.policy: Policy = policy or Policy()
         self.policy.check(where)
-        # a compiled module has the same parameters, and traces badly under the modes used here
-        model = check_modules(getattr(model, "_orig_mod", model), where, self.policy)
+        # names are those of the module inside; a compiled one traces badly under the modes here
+        model = unwrapped(check_modules(model, where, self.policy))
         v.require(
             forward is None or callable(forward),
             where,
