@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING
 
+import torch
+from torch import Tensor, nn
+
+from catapult_ext._autocast import no_autocast
 from catapult_ext.linops.engines.base import Linearization
-from catapult_ext.linops.engines.loss_curvature import check_layout
+from catapult_ext.linops.engines.choose import Options
+from catapult_ext.linops.engines.loss_curvature import check_layout, checked_loss, is_known
 from catapult_ext.linops.ggn import GGN
-from catapult_ext.losses import Loss
+from catapult_ext.linops.model.pass_context import frozen_context
+from catapult_ext.losses import Loss, checked_reduction
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+_OF_OUTPUTS = "(leave penalties out: their gradient belongs to no sample)"
 
 
 class EmpiricalFisher(GGN):
@@ -22,12 +32,27 @@ class EmpiricalFisher(GGN):
 
     Args:
         model: module whose outputs the loss takes, as for :class:`~catapult_ext.linops.ggn.GGN`.
-        loss: a loss of :func:`catapult_ext.losses.resolve`, but not a callable.
+        loss: a loss of :func:`catapult_ext.losses.resolve`; a callable also needs ``reduction``.
         data: as for :class:`~catapult_ext.linops.ggn.GGN`.
+        reduction: ``"mean"`` or ``"sum"``: what a callable does over the samples it is given.
         **options: those of :class:`~catapult_ext.linops.ggn.GGN`.
     """
 
     name = "EmpiricalFisher"
+    _reduction: str | None = None
+
+    @no_autocast()
+    def __init__(
+        self,
+        model: nn.Module,
+        loss: object,
+        data: object,
+        *,
+        reduction: str | None = None,
+        **options: Unpack[Options],
+    ) -> None:
+        self._reduction = checked_reduction(reduction, self.name)
+        super().__init__(model, loss, data, **options)
 
     def _set_up(self, linearization: Linearization, loss: Loss, y: Tensor) -> None:
         self._use(linearization)
@@ -36,9 +61,13 @@ class EmpiricalFisher(GGN):
         check_layout(snapshot, loss, y)
         outputs = snapshot.as_returned(linearization.outputs)
         targets = loss.targets(outputs, y)
-        m = loss.normaliser(outputs, targets)
-        with torch.inference_mode(False), torch.enable_grad():
-            f = outputs.clone().requires_grad_()
-            (slope,) = torch.autograd.grad(loss.value(f, targets), f)
-        self.factor = loss.slopes(outputs, slope * m**0.5, targets)
+        if is_known(loss) or self._reduction is None:
+            m = loss.normaliser(outputs, targets)
+        else:
+            m = float(outputs.shape[0]) if self._reduction == "mean" else 1.0
+        with frozen_context():
+            f = linearization.outputs.clone().requires_grad_()
+            value = checked_loss(snapshot, loss, y, f, of_outputs=_OF_OUTPUTS)
+            (slope,) = torch.autograd.grad(value, f)
+        self.factor = loss.slopes(outputs, snapshot.as_returned(slope) * m**0.5, targets)
         self.shape = (linearization.n_params, linearization.n_params)

@@ -1,5 +1,6 @@
 """Losses as the curvature operators see them: value, normaliser and output Hessian."""
 
+from catapult_ext.losses.accepted import checked_reduction, resolve
 from catapult_ext.losses.convert import CONVENTIONS, convert_lambda
 from catapult_ext.losses.factors import (
     AutogradHessian,
@@ -9,6 +10,7 @@ from catapult_ext.losses.factors import (
     RankOneFactor,
     SoftmaxFactor,
 )
+from catapult_ext.losses.log_likelihood import LogLikelihood
 from catapult_ext.losses.loss import (
     ACCEPTED,
     NAMED,
@@ -20,7 +22,6 @@ from catapult_ext.losses.loss import (
     SquaredLoss,
     half_mse,
     half_mse_mean,
-    resolve,
 )
 
 __all__ = [
@@ -33,12 +34,14 @@ __all__ = [
     "CallableLoss",
     "CrossEntropy",
     "DiagonalFactor",
+    "LogLikelihood",
     "Loss",
     "OutputFactor",
     "OutputHessian",
     "RankOneFactor",
     "SoftmaxFactor",
     "SquaredLoss",
+    "checked_reduction",
     "convert_lambda",
     "half_mse",
     "half_mse_mean",

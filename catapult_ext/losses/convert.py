@@ -9,7 +9,8 @@ from typing import TypeVar
 from torch import Tensor, nn
 
 from catapult_ext import _validate as v
-from catapult_ext.losses.loss import Loss, SquaredLoss, resolve
+from catapult_ext.losses.accepted import resolve
+from catapult_ext.losses.loss import Loss, SquaredLoss
 
 # What the top eigenvalue of the plain kernel (sum over parameters, no 1/N) is multiplied by.
 _FULL: dict[str, Callable[[int, int], float]] = {

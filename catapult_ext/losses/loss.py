@@ -29,9 +29,10 @@ from catapult_ext.losses.rows import ClassRows
 
 NAMED = ("half_mse", "half_mse_mean", "mse", "cross_entropy", "bce")
 ACCEPTED = (
-    "a name (" + ", ".join(NAMED) + "), torch.nn.MSELoss, torch.nn.CrossEntropyLoss or "
-    "torch.nn.BCEWithLogitsLoss"
+    "a name (" + ", ".join(NAMED) + "), torch.nn.MSELoss, torch.nn.CrossEntropyLoss, "
+    "torch.nn.BCEWithLogitsLoss, torch.nn.NLLLoss or torch.nn.KLDivLoss"
 )
+_ADDS_UP = "or pass reduction='mean' or 'sum' for another one that adds up over samples"
 
 
 class Loss(ABC):
@@ -333,7 +334,7 @@ class BinaryCrossEntropy(Loss):
 
 @dataclass(frozen=True, eq=False)
 class CallableLoss(Loss):
-    """Any ``fn(outputs, targets) -> scalar``: without a convention, so for the Hessian only."""
+    """Any ``fn(outputs, targets) -> scalar``, without a convention of its normaliser."""
 
     fn: Callable[[Tensor, Tensor], Tensor]
     name: str
@@ -343,7 +344,8 @@ class CallableLoss(Loss):
     def averages(self) -> bool:
         """Unknown: raises ValueError."""
         raise ValueError(
-            f"catapult_ext.losses: whether a loss averages is known for {ACCEPTED}, got {self.name}"
+            f"catapult_ext.losses: whether a loss averages is known for {ACCEPTED} ({_ADDS_UP}), "
+            f"got {self.name}"
         )
 
     def targets(self, f: Tensor, y: Tensor) -> Tensor:
@@ -353,7 +355,7 @@ class CallableLoss(Loss):
     def normaliser(self, f: Tensor, y: Tensor) -> float:
         """Unknown: raises ValueError."""
         raise ValueError(
-            f"catapult_ext.losses: a normaliser exists for {ACCEPTED}, got {self.name}"
+            f"catapult_ext.losses: a normaliser exists for {ACCEPTED} ({_ADDS_UP}), got {self.name}"
         )
 
     def output_hessian(self, f: Tensor, y: Tensor) -> OutputHessian:
@@ -384,50 +386,9 @@ half_mse = SquaredLoss("half_mse", 0.5, "samples")
 half_mse_mean = SquaredLoss("half_mse_mean", 0.5, "entries")
 
 
-_MEANT = (half_mse, half_mse_mean, nn.MSELoss(), nn.CrossEntropyLoss(), nn.BCEWithLogitsLoss())
-_BY_NAME: dict[str, object] = dict(zip(NAMED, _MEANT, strict=True))
-
-
 def _itself(f: Tensor, y: object) -> Tensor:
     return f.sum()
 
 
 # The outputs are the loss already: what loss=None stands for, where the model returns a loss.
 OWN_LOSS = CallableLoss(_itself, "the model's own loss")
-
-
-def resolve(loss: object) -> Loss:
-    """Turn what a user passes as ``loss`` into a :class:`Loss`.
-
-    Args:
-        loss: a :class:`Loss`; a torch MSELoss, CrossEntropyLoss or BCEWithLogitsLoss with reduction
-            mean or sum; their names ``"mse"``, ``"cross_entropy"`` and ``"bce"`` for the plain
-            ones; ``"half_mse"`` (1/2N sum) or ``"half_mse_mean"`` (1/2NO sum); or a callable
-            ``(outputs, targets) -> scalar`` (including other torch loss modules).  None is
-            ``OWN_LOSS``, the loss that the model returns itself.
-
-    Raises:
-        ValueError: unknown name, or ``reduction='none'``.
-        TypeError: anything else.
-    """
-    if isinstance(loss, str):
-        v.require(loss in NAMED, "losses", f"loss must be one of {', '.join(NAMED)}", repr(loss))
-        loss = _BY_NAME[loss]
-    if loss is None:
-        return OWN_LOSS
-    if isinstance(loss, Loss):
-        return loss
-    if getattr(loss, "reduction", None) == "none":
-        v.fail("losses", "reduction must be 'mean' or 'sum'", "'none'")
-    # exact types: a subclass may compute something else
-    if type(loss) is nn.MSELoss:
-        return SquaredLoss("MSELoss", 1.0, "entries" if loss.reduction == "mean" else "none")
-    if type(loss) is nn.CrossEntropyLoss:
-        return CrossEntropy(loss)
-    if type(loss) is nn.BCEWithLogitsLoss:
-        return BinaryCrossEntropy(loss)
-    if not callable(loss) or isinstance(loss, type):
-        shown = loss.__name__ if isinstance(loss, type) else type(loss).__name__
-        v.fail("losses", f"a loss must be {ACCEPTED}, or a callable", shown, TypeError)
-    name = getattr(loss, "__name__", type(loss).__name__)
-    return CallableLoss(loss, name)

@@ -24,12 +24,14 @@ from catapult_ext.losses import (
     AutogradHessian,
     BinaryCrossEntropy,
     CrossEntropy,
+    LogLikelihood,
     Loss,
     SquaredLoss,
 )
 
 _OF_OUTPUTS = "where samples go in chunks or engine is 'dense-chain' (leave both out)"
-_KNOWN = (SquaredLoss, CrossEntropy, BinaryCrossEntropy)  # functions of outputs and targets alone
+# functions of outputs and targets alone
+_KNOWN = (SquaredLoss, CrossEntropy, BinaryCrossEntropy, LogLikelihood)
 
 
 def is_known(loss: Loss) -> bool:

@@ -37,6 +37,7 @@ class Streamed(LinearOperator):
     """
 
     _averages: bool
+    _reduction: str | None = None  # of a callable loss
     _operators: list[Any]
 
     def __init__(
@@ -112,7 +113,7 @@ class Streamed(LinearOperator):
         }
 
     def _averaging(self, loss: Loss) -> bool:
-        return loss.averages
+        return loss.averages if self._reduction is None else self._reduction == "mean"
 
     def _pass(self) -> Iterator[Any]:
         self.passes += 1

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from catapult_ext import _validate as v
 from catapult_ext._batches import inputs_in
 from catapult_ext.linops.base import Dual, LinearOperator
 from catapult_ext.linops.engines.choose import Options
@@ -16,7 +15,7 @@ from catapult_ext.linops.ggn import GGN, DualGGN
 from catapult_ext.linops.hessian import Hessian
 from catapult_ext.linops.ntk import NTK
 from catapult_ext.linops.streamed.base import Streamed
-from catapult_ext.losses import Loss, OutputFactor, resolve
+from catapult_ext.losses import OutputFactor, checked_reduction, resolve
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -75,13 +74,14 @@ class StreamedGGN(Streamed):
 
     Args:
         model: as for :class:`StreamedNTK`.
-        loss: a loss with a known normaliser (see :func:`catapult_ext.losses.resolve`).
+        loss: see :func:`catapult_ext.losses.resolve`; a callable also needs ``reduction``.
         data: ``(x, y)``, or an iterable of such pairs that can be read again.
+        reduction: ``"mean"`` or ``"sum"``: what a callable does over the samples it is given.
         group: as for :class:`StreamedNTK`.
         **options: see :class:`~catapult_ext.linops.engines.choose.Options`.
 
     Raises:
-        ValueError: also for a callable loss, whose normaliser is unknown.
+        ValueError: also for a callable without ``reduction``.
 
     Cost:
         One pass per block of columns, memory of one batch, one all-reduce of P*K values. Where
@@ -96,9 +96,11 @@ class StreamedGGN(Streamed):
         loss: object,
         data: Any,
         *,
+        reduction: str | None = None,
         group: Any = None,
         **options: Unpack[Options],
     ) -> None:
+        self._reduction = checked_reduction(reduction, self.name)
         super().__init__(model, data, resolve(loss), group, options)
         self.shape = (self.n_params, self.n_params)
         held = [one and self.batches.held for one in self.group.everyone(self._has_factor())]
@@ -113,6 +115,8 @@ class StreamedGGN(Streamed):
     def _measure(self, operator: GGN) -> float:
         if not self._averages:
             return 1.0
+        if self._reduction is not None:
+            return float(operator.n_samples)
         outputs = operator.linearization.snapshot.as_returned(operator.linearization.outputs)
         return operator.loss.normaliser(outputs, operator.targets)
 
@@ -199,18 +203,9 @@ class StreamedHessian(Streamed):
         group: Any = None,
         **options: Unpack[Options],
     ) -> None:
-        v.require(
-            reduction in (None, "mean", "sum"),
-            self.name,
-            "reduction must be 'mean' or 'sum'",
-            repr(reduction),
-        )
-        self._reduction = reduction
+        self._reduction = checked_reduction(reduction, self.name)
         super().__init__(model, data, resolve(loss), group, options)
         self.shape = (self.n_params, self.n_params)
-
-    def _averaging(self, loss: Loss) -> bool:
-        return loss.averages if self._reduction is None else self._reduction == "mean"
 
     def _operator(self, batch: Any) -> Hessian:
         return Hessian(self._model, self._loss, batch, **self._options)
