@@ -102,8 +102,8 @@ def _check_parameters(state: State, where: str) -> None:
         if p.dtype not in v.FLOAT_DTYPES or p.dtype != dtype:
             v.fail(
                 where,
-                "trainable parameters must all be float32 (or half precision) or all float64, or "
-                "complex of such parts",
+                "trainable parameters, and parts of complex ones, must all be float32 (or half "
+                "precision) or all float64",
                 f"{name} with {p.dtype}",
                 TypeError,
             )
