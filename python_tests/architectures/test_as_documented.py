@@ -144,6 +144,10 @@ def test_labels_in_the_batch(entry):
         truth = Truth(model, batch)
         out = truth.returned()
         v = direction(sum(p.numel() for p in truth.params))
+        try:
+            truth.pulled(out.loss, retain_graph=True)
+        except RuntimeError as error:  # torch itself cannot train the model as it is
+            pytest.skip(str(error)[:80])
         if case.hessian:
             operator = cx.Hessian(model, None, batch)
             assert operator.value == pytest.approx(out.loss.item(), rel=1e-4)

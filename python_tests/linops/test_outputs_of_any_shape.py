@@ -249,6 +249,30 @@ def test_a_loss_of_the_whole_result_is_told_what_it_gets():
         cx.Hessian(net("tokens"), lambda out, y: out.loss, (TOKENS, None))
 
 
+def test_an_object_from_a_model_with_a_function_of_its_own():
+    class Doubled(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x):
+            return 2 * x
+
+        @staticmethod
+        def backward(ctx, g):
+            return 2 * g
+
+    class Model(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = net("tokens")
+
+        def forward(self, x):
+            return {"logits": Doubled.apply(self.inner(x))}
+
+    x, y = TOKENS, classes(2, 4, 5)
+    want = brute_force(net("tokens"), lambda f, y: flat(2 * f, y), x, y)[1]
+    found = cx.GGN(Model(), nn.CrossEntropyLoss(), (x, y)).dense()
+    torch.testing.assert_close(found, want, rtol=1e-10, atol=1e-13)
+
+
 def test_a_scalar():
     model, x = net("tokens"), TOKENS
     found = cx.Hessian(model, lambda f, y: f, (x, None), forward=lambda m, x: m(x).square().mean())

@@ -109,6 +109,10 @@ class FixedModel(ABC):
         """The object that the model returns at ``params``."""
 
     @abstractmethod
+    def outputs_in(self, returned: Any) -> Tensor:
+        """The tensor of outputs in what the model returned."""
+
+    @abstractmethod
     def outputs(
         self, params: Mapping[str, Tensor], tracer: AbstractContextManager[Any] | None = None
     ) -> Tensor:

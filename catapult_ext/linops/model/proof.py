@@ -208,7 +208,8 @@ class Proof:
             return own.clone() if snapshot.writes_parameters else own
 
         with policed(snapshot.policy, snapshot.where, snapshot.device), other_generators():
-            out = template.tree(tensor).run(fresh_inputs(snapshot.x, torch.Tensor.clone))
+            returned = template.tree(tensor).run(fresh_inputs(snapshot.x, torch.Tensor.clone))
+            out = snapshot.outputs_in(returned)
             chosen = [originals[name] for name in snapshot.names]
             return torch.autograd.grad(out, chosen, u.reshape(out.shape).to(out), allow_unused=True)
 

@@ -276,6 +276,10 @@ class Snapshot(FixedModel):
         self._ran = True
         return out
 
+    def outputs_in(self, returned: Any) -> Tensor:
+        """The tensor of outputs in what the model returned."""
+        return self._pick(returned, self.where)
+
     def outputs(
         self, params: Mapping[str, Tensor], tracer: AbstractContextManager[Any] | None = None
     ) -> Tensor:
@@ -289,7 +293,7 @@ class Snapshot(FixedModel):
             low = torch.autocast(self.device.type, torch.bfloat16, cache_enabled=False)
         with tracer or nullcontext(), low:
             returned = self._called(params)
-        out = self._pick(returned, self.where)
+        out = self.outputs_in(returned)
         if torch._C._functorch.peek_interpreter_stack() is None:
             loss = None if out is returned else loss_in(returned)
             self.returned_loss = None if loss is None else (float(loss.detach()), slice(None))
