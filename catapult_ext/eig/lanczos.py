@@ -47,7 +47,8 @@ def eigsh(
         maxiter: stop after this many columns multiplied by A (default ``1000 + 20 k``), with
             ``converged=False`` and errors that still hold; at least one block is multiplied.
         v0: start vector (n,) or block (n, j <= n) of a previous solve; random vectors are added.
-        seed: of the random start; same seed, machine and threads, same bits.
+        seed: of the random start; same seed, machine and threads, same bits (on a GPU where the
+            products have them: cuDNN's may not, unless ``torch.backends.cudnn.deterministic``).
         precision: ``"full"``, or ``"mixed"`` (``which="LA"``; a dense tensor, NTK, GGN, Hessian): a
             solve with bfloat16 products to 2 %, then Rayleigh-Ritz, values and errors from products
             in full precision, a full solve from there should they miss ``tol``.  Faster only where

@@ -102,6 +102,8 @@ def check_problem(
             v.fail(_WHERE, f"parameter {name} must have a floating dtype", p.dtype, TypeError)
         if isinstance(data, Dataset) and p.dtype != data.x_train.dtype:
             v.fail(_WHERE, f"parameter {name} must have the dtype of the data", p.dtype, TypeError)
+        own = data.x_train.device
+        v.require(p.device == own, _WHERE, f"the model must be on the data's {own}", p.device)
         v.require(bool(torch.isfinite(p).all()), _WHERE, f"parameter {name} must be finite", "nan")
     v.require(any(p.requires_grad for p in model.parameters()), _WHERE, "model needs parameters", 0)
     drawn = None if dropout else active_dropout(model)

@@ -300,6 +300,9 @@ def pretended_cuda(
     with ExitStack() as stack:
         for name, value in device.patches().items():
             stack.enter_context(mock.patch.object(torch.cuda, name, value))
+        # torch.tensor(..., device=) then makes a tensor on the CPU and moves it, which is seen here
+        stack.callback(torch._C._set_only_lift_cpu_tensors, torch._C._only_lift_cpu_tensors())
+        torch._C._set_only_lift_cpu_tensors(True)
         stack.enter_context(_native.pretended(device.call_native))
         stack.enter_context(device)
         yield device

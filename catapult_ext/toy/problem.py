@@ -38,6 +38,7 @@ class Span(NamedTuple):
 def check_data(where: str, x: Any, y: Any, dtype: torch.dtype | None) -> Data:
     """Tensors of one floating dtype, finite, (N, D) and (N,); nested lists and arrays are taken."""
     x, y = _validate.array(where, "x", x), _validate.array(where, "y", y)
+    _validate.one_device(where, {"x": x, "y": y})
     _validate.require(x.dim() == 2, where, "x must have shape (N, D)", tuple(x.shape))
     _validate.require(x.numel() > 0, where, "x must not be empty", tuple(x.shape))
     _validate.require(

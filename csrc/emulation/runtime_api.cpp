@@ -1,6 +1,7 @@
 #include "emulation/runtime_api.hpp"
 
 #include <algorithm>
+#include <cstdlib>
 #include <cstring>
 #include <sstream>
 #include <string>
@@ -11,17 +12,27 @@ constexpr int kDevices = 2;  // so that a device guard has something to guard
 int current_device = 0;
 std::string launches;
 
+// CATAPULT_EMU_DRIVER=old: every call fails as under a driver that is older than the runtime.
+bool driver_is_old() {
+  const char* driver = std::getenv("CATAPULT_EMU_DRIVER");
+  return driver != nullptr && std::strcmp(driver, "old") == 0;
+}
+
 }  // namespace
 
 const char* cudaGetErrorName(cudaError_t error) {
+  if (error == cudaErrorInsufficientDriver) return "cudaErrorInsufficientDriver";
   return error == cudaSuccess ? "cudaSuccess" : "cudaErrorInvalidDevice";
 }
 
 const char* cudaGetErrorString(cudaError_t error) {
+  if (error == cudaErrorInsufficientDriver)
+    return "CUDA driver version is insufficient for CUDA runtime version";
   return error == cudaSuccess ? "no error" : "invalid device ordinal";
 }
 
 cudaError_t cudaGetDevice(int* device) {
+  if (driver_is_old()) return cudaErrorInsufficientDriver;
   *device = current_device;
   return cudaSuccess;
 }
@@ -34,6 +45,7 @@ cudaError_t cudaSetDevice(int device) {
 
 cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int device) {
   using namespace catapult::emulation;
+  if (driver_is_old()) return cudaErrorInsufficientDriver;
   if (device < 0 || device >= kDevices) return cudaErrorInvalidDevice;
   switch (attribute) {
     case cudaDevAttrMultiProcessorCount:

@@ -5,7 +5,11 @@
 
 #include "emulation/scheduler.hpp"
 
-enum cudaError_t { cudaSuccess = 0, cudaErrorInvalidDevice = 101 };
+enum cudaError_t {
+  cudaSuccess = 0,
+  cudaErrorInsufficientDriver = 35,
+  cudaErrorInvalidDevice = 101,
+};
 enum cudaDeviceAttr {
   cudaDevAttrMultiProcessorCount,
   cudaDevAttrMaxSharedMemoryPerBlockOptin,

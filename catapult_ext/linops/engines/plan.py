@@ -103,7 +103,9 @@ def parse_budget(budget: object, device: torch.device, where: str) -> int:
 def free_bytes(device: torch.device) -> int:
     """Memory that can still be taken: of the device, or of this machine and control group."""
     if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
+        # what torch's allocator keeps for the next tensors is as good as free
+        kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return torch.cuda.mem_get_info(device)[0] + kept
     return host_bytes()
 
 
