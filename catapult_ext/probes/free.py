@@ -25,13 +25,13 @@ def is_plain_descent(optimizer: Any) -> bool:
     )
 
 
-def squared_gradient(model: nn.Module) -> float | None:
-    """|g|^2 of the gradients held by the parameters, in float64; None if there are none."""
+def squared_gradient(model: nn.Module) -> Tensor | None:
+    """|g|^2 of the gradients held by the parameters, a float64 scalar; None if there are none."""
     held = [p.grad for p in model.parameters() if p.grad is not None]
     if not held:
         return None
     norms = torch.stack(torch._foreach_norm([g.detach() for g in held])).double()
-    return norms.square().sum().item()
+    return norms.square().sum()
 
 
 class StepObservables:

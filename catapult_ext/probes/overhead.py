@@ -31,6 +31,12 @@ class Overhead:
             self.training += now - self._mark
         self._mark = now
 
+    def waited(self) -> None:
+        """After :meth:`enter`: a device was waited for, and what it did was training."""
+        assert self._mark is not None
+        now = self.clock()
+        self.training, self._mark = self.training + now - self._mark, now
+
     def leave(self) -> float:
         """Training goes on; returns the seconds since :meth:`enter`."""
         assert self._mark is not None

@@ -24,6 +24,7 @@ from catapult_ext.probes.curvature_probe import CurvatureProbe
 from catapult_ext.probes.edge_meter import EdgeMeter
 from catapult_ext.probes.edge_row import EdgeRow
 from catapult_ext.probes.jumps import Jumps
+from catapult_ext.probes.late_numbers import LateNumbers
 from catapult_ext.probes.optimizer_steps import OptimizerSteps
 from catapult_ext.probes.overhead import Overhead
 from catapult_ext.probes.problem import Problem
@@ -95,7 +96,8 @@ class CurvatureTracker:
         memory_budget: of the operators.
         check_every: see :class:`~catapult_ext.TopTracker`.  Where the loss or the norm of the
             gradient exceeds twice the largest value since the probe before the last one, a checked
-            probe is made at once (with ``budget``: as soon as it pays for one).
+            probe is made at once (with ``budget``: as soon as it pays for one; on a GPU: as soon as
+            the numbers have arrived, for which no step waits).
         seed: of random vectors.
         out: run folder to write at the end; needs to be new or ``fresh``.
         fresh: replace an earlier run in ``out``.
@@ -211,6 +213,7 @@ class CurvatureTracker:
         self.optimizer = optimizer
         self._edge: EdgeMeter | None = None
         self._free = free.StepObservables(self.loss)
+        self._late = LateNumbers(self._arrived)
         self._norms = 0.0  # seconds spent on the norms of gradients
         self._last_probe = 0
         self._jumps = Jumps()
@@ -235,6 +238,7 @@ class CurvatureTracker:
     @property
     def steps_seen(self) -> list[dict[str, Any]]:
         """See the class."""
+        self._late.take_all()
         return self._free.rows
 
     @property
@@ -274,18 +278,13 @@ class CurvatureTracker:
         if not self._open:
             self.start()
         self.overhead.enter()
-        value = loss.item() if isinstance(loss, Tensor) else loss
-        edge = None if self._edge is None else self._edge.step(value)
-        if value is not None:
-            value = float(value)
-            eta, plain = self._probed.steps.one_rate, free.is_plain_descent(self.optimizer)
-            gradient = self._squared_gradient()
-            self._free.follow(self.count, value, gradient, eta, plain, self._zeta(edge))
-            norm = None if gradient is None else math.sqrt(gradient)
-            self._jumped |= self._jumps.follow(loss=value, gradient=norm)
+        self._note(loss)
         self.count += 1
         made = None
         if self._due():
+            self._late.take_all()
+            self._wait()
+            self.overhead.waited()  # on a GPU training is done only now
             data = self.data if self.data is not None else batch
             v.require(data is not None, f"{_WHERE}.step", "batch is needed without data", None)
             if not isinstance(data, Problem):
@@ -296,7 +295,43 @@ class CurvatureTracker:
 
     __call__ = step
 
-    def _squared_gradient(self) -> float | None:
+    def _note(self, loss: Tensor | float | None) -> None:
+        """Take the loss and the gradient of a step; those of a GPU when they have arrived."""
+        eta, plain = self._probed.steps.one_rate, free.is_plain_descent(self.optimizer)
+        if isinstance(loss, Tensor) and loss.is_cuda and self._edge is None:
+            gradient = self._squared_gradient()
+            numbers = [loss] if gradient is None else [loss, gradient.to(loss.device)]
+            self._late.put(numbers, self.count, eta, plain)
+            self._late.take_arrived()
+            return
+        value = loss.item() if isinstance(loss, Tensor) else loss
+        edge = None if self._edge is None else self._edge.step(value)
+        if value is not None:
+            gradient = self._squared_gradient()
+            found = [float(value)] if gradient is None else [float(value), float(gradient)]
+            self._arrived(found, self.count, eta, plain, self._zeta(edge))
+
+    def _arrived(
+        self,
+        numbers: list[float],
+        step: int,
+        eta: float | None,
+        plain: bool,
+        zeta: dict[str, Any] | None = None,
+    ) -> None:
+        """Follow the loss and, where it was taken, the squared gradient of ``step``."""
+        value, gradient = numbers[0], numbers[1] if len(numbers) > 1 else None
+        self._free.follow(step, value, gradient, eta, plain, zeta)
+        norm = None if gradient is None else math.sqrt(gradient)
+        self._jumped |= self._jumps.follow(loss=value, gradient=norm)
+
+    def _wait(self) -> None:
+        """On a GPU, until it has done what it was given."""
+        device = next((p.device for p in self.model.parameters()), None)
+        if device is not None and device.type == "cuda":
+            torch.cuda.synchronize(device)
+
+    def _squared_gradient(self) -> Tensor | None:
         """|g|^2, at as many steps as its share of a budget pays for."""
         began = self.overhead.clock()
         budget = self.overhead.budget
@@ -363,6 +398,7 @@ class CurvatureTracker:
             still = with_batch_stats(self.model, "running")  # leaves running averages alone
             began = self.overhead.clock()
             data.outputs(still)
+            self._wait()
             forward = self.overhead.clock() - began
             share = self.overhead.share_of_samples(forward, self.count, self.planned)
             n = data.n_samples

@@ -159,7 +159,7 @@ class PretendedDevice(DispatchMode):
             self.launched(name)
         if name in _WAITING:
             self.wait(_WAITING[name])
-        elif crosses and not (crosses == "copy to the device" and kwargs.get("non_blocking")):
+        elif crosses and not kwargs.get("non_blocking"):
             self.wait(crosses)
         elif name.startswith(("index", "_index")) and _by_mask(name, args):
             self.wait("boolean index")
@@ -188,6 +188,7 @@ class PretendedDevice(DispatchMode):
                 self.capturing = None
 
         return {
+            "Event": lambda **options: PretendedEvent(self),
             "_lazy_init": lambda: None,
             "is_available": lambda: True,
             "device_count": lambda: 1,
@@ -207,6 +208,25 @@ class PretendedDevice(DispatchMode):
             "CUDAGraph": lambda: PretendedGraph(self),
             "graph": graph,
         }
+
+
+class PretendedEvent:
+    """A place in the device's work."""
+
+    def __init__(self, device: PretendedDevice) -> None:
+        self._device, self._at = device, 0.0
+
+    def record(self, stream: Any = None) -> None:
+        """The place is behind all work given so far."""
+        self._at = self._device.done
+
+    def query(self) -> bool:
+        """Whether the device has come there."""
+        return self._device.host >= self._at
+
+    def synchronize(self) -> None:
+        """The host waits until it has."""
+        self._device.wait("event")
 
 
 class PretendedGraph:
