@@ -60,6 +60,9 @@ def calls(move):
             resolution=(3, 2), steps=3, device=device
         ),
         "toy.bifurcation": lambda: cx.toy.bifurcation(rates.double(), burn_in=3, keep=2),
+        "toy.lyapunov_exponent": lambda: cx.toy.lyapunov_exponent(
+            rates.double(), 0.5, 0.1, steps=20, paths=8
+        ),
         "StackedDense": lambda: StackedDense([net, net], x, y).descend(rates, 2, rates + 1e6),
     }
 

@@ -79,6 +79,8 @@ ROUTES = (
     Route("toy_gd_reduced", "cuda", _PREDICTED),
     Route("toy_scalar", "cpu", "benchmarks/bench_toy_scalar.py"),
     Route("toy_scalar", "cuda", _PREDICTED),
+    Route("toy_lyapunov", "cpu", "benchmarks/bench_toy_lyapunov.py"),
+    Route("toy_lyapunov", "cuda", _PREDICTED),
 )
 _BY_NAME = {(route.op, route.device): route for route in ROUTES}
 
