@@ -20,7 +20,7 @@ os.environ.setdefault("CATAPULT_CSRC", str(ROOT / "csrc"))
 import pytest  # noqa: E402
 import torch  # noqa: E402
 
-from catapult_ext.testing import backends  # noqa: E402
+from catapult_ext.testing import backends, pretended  # noqa: E402
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -51,12 +51,18 @@ def pytest_collection_modifyitems(items):
                 item.add_marker(mark)
 
 
-@pytest.fixture(params=["cpu", "cuda"])
+@pytest.fixture(params=["cpu", "pretended", "cuda"])
 def device(request):
-    """One test per device."""
+    """One test per device; the pretended one runs the emulated kernels and mixes no devices."""
     if request.param == "cuda" and not torch.cuda.is_available():
         pytest.skip("no CUDA device")
-    return torch.device(request.param)
+    if request.param != "pretended":
+        yield torch.device(request.param)
+        return
+    if pretended.why_unavailable():
+        pytest.skip(pretended.why_unavailable())
+    with pretended.pretended_cuda():
+        yield pretended.DEVICE
 
 
 @pytest.fixture(params=[torch.float32, torch.float64], ids=["float32", "float64"])

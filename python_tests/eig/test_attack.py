@@ -14,6 +14,8 @@ import pytest
 import torch
 
 import catapult_ext as cx
+from catapult_ext.eig import device_krylov, refine, solve
+from catapult_ext.eig import random as random_vectors
 from catapult_ext.testing.spectra import Wrapped
 
 FULL, SLICE = 10_000, 200  # solves of the nightly run and of the default one
@@ -217,6 +219,21 @@ def attack(first, solves):
 
 def test_a_slice_of_the_attack():
     attack(100_000, SLICE).verify()
+
+
+@pytest.fixture
+def steps_of_a_device(monkeypatch):
+    for module in (solve, refine, random_vectors):
+        monkeypatch.setattr(module, "krylov", device_krylov.DeviceKrylov)
+
+
+def test_a_slice_of_the_attack_on_the_steps_of_a_device(steps_of_a_device):
+    attack(200_000, SLICE // 2).verify()
+
+
+@pytest.mark.nightly
+def test_the_attack_on_the_steps_of_a_device(steps_of_a_device):
+    attack(0, FULL // 4).verify()
 
 
 @pytest.mark.nightly
