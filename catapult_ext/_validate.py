@@ -138,7 +138,10 @@ def one_device(where: str, tensors: Mapping[str, Tensor]) -> None:
 
 
 def dense(where: str, name: str, value: Tensor) -> None:
-    """A strided tensor with memory: not sparse, not on the meta device."""
+    """A strided tensor with memory: not sparse, not nested, not on the meta device."""
+    if value.is_nested:
+        needs = f"{name} must be a dense tensor (pad it, and give the lengths or a mask beside)"
+        fail(where, needs, "a nested tensor", TypeError)
     if value.layout != torch.strided:
         fail(where, f"{name} must be a dense tensor", value.layout, TypeError)
     require(value.device.type != "meta", where, f"{name} must hold data", "a meta tensor")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
@@ -40,7 +39,10 @@ def _is_factor(value: object) -> bool:
 
 
 class KeepsGraph:
-    """Operators that keep the graph of a forward pass: copied inside a process, never pickled."""
+    """Operators that keep the graph of a forward pass: never pickled, and shared by copies.
+
+    An operator holds copies of model and data that nothing changes, so that one graph serves all.
+    """
 
     name: str
 
@@ -56,9 +58,7 @@ class KeepsGraph:
         return out
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
-        out = memo[id(self)] = type(self).__new__(type(self))
-        out.__dict__.update(copy.deepcopy(self.__dict__, memo))
-        return out
+        return self.__copy__()
 
 
 class LinearOperator(ABC):

@@ -65,7 +65,7 @@ def resolve(loss: object) -> Loss:
         return CrossEntropy(loss)
     if type(loss) is nn.BCEWithLogitsLoss:
         return BinaryCrossEntropy(loss)
-    if type(loss) in (nn.NLLLoss, nn.KLDivLoss):
+    if isinstance(loss, (nn.NLLLoss, nn.KLDivLoss)) and type(loss) in (nn.NLLLoss, nn.KLDivLoss):
         return LogLikelihood(loss, type(loss).__name__)
     if not callable(loss) or isinstance(loss, type):
         shown = loss.__name__ if isinstance(loss, type) else type(loss).__name__

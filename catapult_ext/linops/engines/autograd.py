@@ -238,7 +238,12 @@ class AutogradLinearization(Linearization):
         if self.snapshot.coarse:
             return None
         if self._uses is None:
-            found = Structured(self.snapshot)
+            try:
+                found = Structured(self.snapshot)
+            except LIMITS:
+                raise
+            except Exception:  # sizes that are no numbers, as of jagged tensors inside the model
+                return None
             if found.why:
                 return None
             if self.allowance.budget is not None or found.bytes > _KEPT:

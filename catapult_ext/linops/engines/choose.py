@@ -6,7 +6,7 @@ pass: ``dense-chain`` where the model is proven to be such a chain, and ``autogr
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any, TypedDict, TypeVar, cast
 
@@ -27,6 +27,7 @@ from catapult_ext.linops.model.fixed_model import FixedModel, Probe
 from catapult_ext.linops.model.memory_meter import OverBudget
 from catapult_ext.linops.model.policy import Policy
 from catapult_ext.linops.model.snapshot import Hook, Inputs, Snapshot
+from catapult_ext.linops.model.state import Chosen
 from catapult_ext.losses import OWN_LOSS, Loss
 
 if TYPE_CHECKING:
@@ -50,7 +51,8 @@ class Options(TypedDict, total=False):
 
     Attributes:
         engine: ``"dense-chain"``, ``"linearize"``, ``"autograd"``, or None to choose.
-        params: names or ``fnmatch`` patterns of the parameters to differentiate by; None: all.
+        params: names or ``fnmatch`` patterns of the parameters to differentiate by, names of
+            modules, or parameters themselves; None: all.
         forward: ``forward(model, x)`` picks or makes the outputs (N, ...); None calls the model.
         batch_stats: ``"frozen"`` or ``"coupled"`` for batch norms on batch statistics.
         dropout: ``"fixed"`` for one fixed draw of every random number.
@@ -66,7 +68,7 @@ class Options(TypedDict, total=False):
     """
 
     engine: str | None
-    params: str | Sequence[str] | None
+    params: Chosen
     forward: Hook | None
     batch_stats: str | None
     dropout: str | None

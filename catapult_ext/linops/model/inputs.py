@@ -13,6 +13,8 @@ from catapult_ext._batches import map_tensors
 from catapult_ext._module_copy import Copier
 
 Inputs = Tensor | tuple[Any, ...] | Mapping[str, Any]
+# matrices beside the data, such as a graph's adjacency
+_SPARSE = (torch.sparse_coo, torch.sparse_csr, torch.sparse_csc, torch.sparse_bsr, torch.sparse_bsc)
 HALF = (torch.bfloat16, torch.float16)
 _PLAIN = (type(None), bool, int, float, complex, str, bytes)
 
@@ -33,11 +35,14 @@ def copied_inputs(value: Any, where: str, device: torch.device) -> Any:
     """Detached copies of all tensors in a nested input, checked finite and on ``device``."""
 
     def copied(t: Tensor) -> Tensor:
+        if t.is_nested:
+            v.dense(where, "inputs", t)
         v.require(t.device == device, where, f"inputs must be on the model's {device}", t.device)
-        v.dense(where, "inputs", t)
+        if t.layout not in _SPARSE:
+            v.dense(where, "inputs", t)
         v.constant(where, {"inputs": t})
         v.require(t.numel() > 0, where, "inputs must not be empty", tuple(t.shape))
-        v.finite(finite(t), where, "inputs")
+        v.finite(finite(t if t.layout == torch.strided else t.detach().values()), where, "inputs")
         return wide(t.detach().clone())
 
     return map_tensors(value, copied, _own)

@@ -46,7 +46,7 @@ from catapult_ext.linops.model.pass_context import Note, policed
 from catapult_ext.linops.model.pass_tree import Template, Tree
 from catapult_ext.linops.model.policy import Policy, check_modules, check_repeats, repeats
 from catapult_ext.linops.model.proof import Proof
-from catapult_ext.linops.model.state import copied_state
+from catapult_ext.linops.model.state import Chosen, copied_state
 
 Hook = Callable[[nn.Module, Any], Tensor]
 _CHECKED = 8  # so many samples, or one in so many, show whether a pass repeats
@@ -62,7 +62,8 @@ class Snapshot(FixedModel):
         x: a tensor, a tuple (positional) or mapping (keyword arguments) of inputs, or a batch in
             another form that :func:`~catapult_ext._model_call.call_model` takes.
         where: the public function named in errors.
-        params: names or patterns (``fnmatch``) of the parameters to take; None takes all.
+        params: names or patterns (``fnmatch``) of the parameters to take, names of modules, or
+            parameters themselves; None takes all.
         forward: ``forward(model, x)`` returns the outputs (N, ...); None calls the model.
         policy: see :class:`~catapult_ext.linops.model.policy.Policy`.
         loss: one that may refer to the model; that of :meth:`own_loss` refers to the tree of the
@@ -90,7 +91,7 @@ class Snapshot(FixedModel):
         x: Inputs,
         where: str,
         *,
-        params: str | Sequence[str] | None = None,
+        params: Chosen = None,
         forward: Hook | None = None,
         policy: Policy | None = None,
         loss: Any = None,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
@@ -11,6 +11,8 @@ from torch import Tensor, nn
 
 from catapult_ext import _validate as v
 from catapult_ext.linops.model.inputs import wide
+
+Chosen = str | Tensor | Iterable[str | Tensor] | None  # parameters, by name or themselves
 
 
 @dataclass(frozen=True)
@@ -43,22 +45,24 @@ class State:
         return next(iter(self.params.values())).device
 
 
-def copied_state(model: nn.Module, params: str | Sequence[str] | None, where: str) -> State:
+def copied_state(model: nn.Module, params: Chosen, where: str) -> State:
     """Copies of parameters and buffers of ``model``; half precision becomes float32.
 
     Args:
         model: the user's module.
-        params: names or patterns (``fnmatch``) of the parameters to take; None takes all.
+        params: names or patterns (``fnmatch``) of the parameters to take, names of modules, or
+            parameters themselves; None takes all.
         where: the public function named in errors.
 
     Raises:
-        TypeError: parameters of another or of mixed dtype.
+        TypeError: parameters of another or of mixed dtype, or without values.
         ValueError: no trainable parameter, one on another device, a pattern that matches none.
     """
     own, buffers = dict(model.named_parameters()), dict(model.named_buffers())
     trainable = [name for name, p in own.items() if p.requires_grad]
     v.require(bool(trainable), where, "model must have trainable parameters", "none")
-    chosen = set(selected_names(trainable, params, where))
+    chosen = set(selected_names(trainable, _named(params, own, where), where))
+    _check_values(own, where)
     v.constant(where, own)
     taken: dict[str, Tensor] = {}
     constants: dict[str, Tensor] = {}
@@ -77,23 +81,58 @@ def copied_state(model: nn.Module, params: str | Sequence[str] | None, where: st
     return state
 
 
+def _named(params: Chosen, own: Mapping[str, Tensor], where: str) -> str | Sequence[str] | None:
+    """``params`` with the names of parameters in the place of these."""
+    if params is None or isinstance(params, str):
+        return params
+    if not isinstance(params, Iterable):
+        return params  # refused where names are matched
+    known = {id(p): name for name, p in own.items()}
+    given = [params] if isinstance(params, Tensor) else list(params)
+    foreign = [tuple(p.shape) for p in given if isinstance(p, Tensor) and id(p) not in known]
+    v.require(
+        not foreign,
+        where,
+        "params must be parameters of the model itself",
+        f"tensors of shapes {foreign[:3]} that are not",
+    )
+    return [known[id(p)] if isinstance(p, Tensor) else p for p in given]
+
+
+def _check_values(own: Mapping[str, Tensor], where: str) -> None:
+    """Refuse parameters on the meta device, where offloading keeps none of their values."""
+    empty = [name for name, p in own.items() if p.device.type == "meta"]
+    if empty:
+        v.fail(
+            where,
+            "parameters must hold their values (of a model that accelerate has offloaded, call "
+            "accelerate.hooks.remove_hook_from_module(model, recurse=True) first)",
+            f"{empty[0]} on the meta device",
+            TypeError,
+        )
+
+
 def selected_names(names: list[str], params: str | Sequence[str] | None, where: str) -> list[str]:
-    """Names that match a pattern of ``params``; every pattern must match one."""
+    """Names that match a pattern of ``params`` or lie in a module of that name; each must fit."""
     if params is None:
         return names
     if not isinstance(params, Sequence):
         v.fail(where, "params must be a name or a list of names", type(params).__name__, TypeError)
     patterns = [params] if isinstance(params, str) else list(params)
+
+    def fits(name: str, pattern: str) -> bool:
+        return fnmatchcase(name, pattern) or name.startswith(f"{pattern}.")
+
     for pattern in patterns:
-        matches = isinstance(pattern, str) and any(fnmatchcase(n, pattern) for n in names)
+        matches = isinstance(pattern, str) and any(fits(n, pattern) for n in names)
         v.require(
             matches,
             where,
             f"params must be names or patterns of trainable parameters ({', '.join(names[:8])}"
             f"{', ...' if len(names) > 8 else ''})",
-            repr(pattern),
+            repr(pattern) if isinstance(pattern, str) else type(pattern).__name__,
         )
-    return [n for n in names if any(fnmatchcase(n, pattern) for pattern in patterns)]
+    return [n for n in names if any(fits(n, pattern) for pattern in patterns)]
 
 
 def _check_parameters(state: State, where: str) -> None:

@@ -74,17 +74,30 @@ def crc(values: Tensor, mark: int = 0) -> int:
     return zlib.crc32(data.numpy().data, mark)
 
 
+def _strided_parts(value: Tensor) -> list[Tensor]:
+    """The tensor itself, or indices and values of a sparse one."""
+    if value.layout == torch.strided:
+        return [value]
+    if value.layout == torch.sparse_coo:
+        value = value.coalesce()
+        return [value.indices(), value.values()]
+    if value.layout in (torch.sparse_csc, torch.sparse_bsc):
+        return [value.ccol_indices(), value.row_indices(), value.values()]
+    return [value.crow_indices(), value.col_indices(), value.values()]
+
+
 def _fingerprint(batch: Any, where: str) -> int:
     """CRC of every tensor of the batch, shapes included."""
     mark = 0
 
     def tensor(leaf: Tensor) -> None:
         nonlocal mark
-        if leaf.layout != torch.strided or leaf.is_meta:
-            held = f"{leaf.layout} on {leaf.device}"
+        if leaf.is_nested or leaf.is_meta:
+            held = "a nested tensor" if leaf.is_nested else f"{leaf.layout} on {leaf.device}"
             v.fail(where, "tensors of a batch must be dense and hold values", held, TypeError)
         mark = zlib.crc32(repr((tuple(leaf.shape), leaf.dtype)).encode(), mark)
-        mark = crc(leaf, mark)
+        for part in _strided_parts(leaf):
+            mark = crc(part, mark)
 
     def other(leaf: Any) -> None:
         nonlocal mark
