@@ -147,10 +147,11 @@ def follow_batches(
             row = (number, found.mean, found.error, found.weighted, top, height)
             for key, value in zip(COLUMNS, row, strict=True):
                 record[key].append(number_or_none(value))
-        chosen = slice(None)
+        drawn = x, y
         if batch < len(x):
-            chosen = torch.randperm(len(x), generator=drawing, device="cpu")[:batch]
+            index = torch.randperm(len(x), generator=drawing, device="cpu")[:batch]
+            drawn = x[index], y[index]
         optimizer.zero_grad()
-        loss(model(x[chosen]), y[chosen]).backward()
+        loss(model(drawn[0]), drawn[1]).backward()
         optimizer.step()
     return record | {"diverged": False}

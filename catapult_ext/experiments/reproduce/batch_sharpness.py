@@ -97,7 +97,8 @@ def run(settings: Settings, context: Context) -> Outcome:
         claim_response(changed["half_rate"]),
     ]
     notes = [f"Means over the last {LATE:.0%} of {s.steps} steps, in units of 2/eta."]
-    panels = {"batches": _panel(s, records), "changes": _panel_changes(s, half, records)}
+    panels: dict[str, Panel | SideBySide] = {"batches": _panel(s, records)}
+    panels["changes"] = _panel_changes(s, half, records)
     return Outcome(claims, {"batches": rows, "changes": changes}, panels, notes)
 
 
@@ -212,7 +213,7 @@ def _panel(s: Settings, records: Mapping[str, Record]) -> SideBySide:
     for key, title in (("batch_sharpness", "batch sharpness"), ("sharpness", "top eigenvalue")):
         series = [_series(f"batches of {b}", records[f"batch_{b}"], key, s.rate) for b in s.batches]
         sides.append(Panel(title, "step", "units of 2/eta", series, hlines={"2/eta": 1.0}))
-    return SideBySide(f"Stochastic gradient descent, eta = {s.rate:g}", *sides)
+    return SideBySide(f"Stochastic gradient descent, eta = {s.rate:g}", sides[0], sides[1])
 
 
 def _series(name: str, record: Record, key: str, rate: float) -> Series:

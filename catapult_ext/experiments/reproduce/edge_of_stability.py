@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 from dataclasses import dataclass, replace
-from typing import Any
 
 from torch.nn import functional
 
@@ -110,7 +109,7 @@ def run(settings: Settings, context: Context) -> Outcome:
         for name in s.optimizers
     ]
     claims = [claim for loss in s.losses for claim in judged.claims(loss, runs, pooled)]
-    panels: dict[str, Any] = {}
+    panels: dict[str, Panel | SideBySide] = {}
     for loss in s.losses:
         panels[f"medians_{loss}"] = _panel_medians(loss, s, runs)
         panels[f"course_{loss}"] = _panel_course(loss, plan, records)
@@ -127,8 +126,8 @@ def _pooled(data: Dataset, side: int) -> Dataset:
     text = f"pool = {side} of edge-of-stability needs images (N, C, S, S), S a multiple of it"
     fits = images.dim() == 4 and all(size % side == 0 for size in images.shape[2:])
     v.require(fits, "reproduce", text, tuple(images.shape))
-    small = (functional.avg_pool2d(x, side).flatten(1) for x in (images, others))
-    return replace(data, **dict(zip(("x_train", "x_test"), small, strict=True)))
+    small, rest = (functional.avg_pool2d(x, side).flatten(1) for x in (images, others))
+    return replace(data, x_train=small, x_test=rest)
 
 
 def decade(largest: float, count: int) -> list[float]:
@@ -198,7 +197,7 @@ def _panel_medians(loss: str, s: Settings, runs: list[Row]) -> SideBySide:
             series.append(Series(optimizer, at, [r[key] for r in own]))
         label = "rate / largest rate of the optimizer"
         sides.append(Panel(name, label, "median near the edge", series, True, hlines={"edge": 1.0}))
-    return SideBySide(f"Spectral position and realized edge, {loss}", *sides)
+    return SideBySide(f"Spectral position and realized edge, {loss}", sides[0], sides[1])
 
 
 def _panel_course(loss: str, plan: list[tuple[str, str, float]], records: list[Record]) -> Panel:
