@@ -28,7 +28,7 @@ SHOWN = 4.0  # a picture cuts larger chi
 # Largest rate of each decade, for tanh nets of torch's own initialisation: a few hundred steps
 # bring its upper half to the edge.
 LARGEST = {
-    "gd": 0.3 * 10**0.5,
+    "gd": 0.3,
     "heavy-ball": 0.3,
     "nesterov": 0.3,
     "adam": 3e-3 * 10**0.5,
