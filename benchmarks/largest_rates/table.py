@@ -5,8 +5,8 @@ if after ``STEPS`` steps the loss is below its start and no layer is dead, as in
 largest one is the last before two failures of a grid of factors 4, then refined to factors sqrt(2);
 all rates and seeds of a row are trained as one program.
 
-Finished rows are kept in the JSON file, and a second call goes on where the first one ended:
-`--window` fills the columns of the window into rows that have none, or `--window --fresh` into all.
+Finished rows are kept in the JSON file, and a second call goes on where the first one ended.
+`--window` asks the window about the measured rows that have no answer yet, with `--fresh` about all.
 """
 
 from __future__ import annotations
@@ -172,7 +172,7 @@ def main() -> None:
     """Measure what is missing, and print the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--json", type=Path, default=OUT)
-    parser.add_argument("--window", action="store_true", help="ask learning_rate_window too")
+    parser.add_argument("--window", action="store_true", help="ask learning_rate_window")
     parser.add_argument("--fresh", action="store_true", help="ask it again")
     parser.add_argument("--print", action="store_true", help="only print what is there")
     given = parser.parse_args()
@@ -182,13 +182,14 @@ def main() -> None:
     order = itertools.product(OPTIMIZERS, ARCHITECTURES, LOSSES, INITIALISATIONS)
     for optimizer, *net in () if given.print else order:
         cell = (*net, optimizer)
-        row = rows.setdefault(" ".join(cell), {})
-        if "largest" not in row:
-            row["largest"] = measured(*cell)
-            keep(given.json, rows)
-        if given.window and (given.fresh or "window" not in row):
-            row["window"] = said(*cell)
-            keep(given.json, rows)
+        name = " ".join(cell)
+        if given.window and name in rows and (given.fresh or "window" not in rows[name]):
+            rows[name]["window"] = said(*cell)
+        elif not given.window and name not in rows:
+            rows[name] = {"largest": measured(*cell)}
+        else:
+            continue
+        keep(given.json, rows)
     print(markdown(rows))
 
 

@@ -83,8 +83,9 @@ def test_a_table_goes_on_where_it_ended(table, monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(table, "measured", lambda *cell: asked.append(cell) or [0.5] * 3)
     window = {"low": 0.5, "high": 2.0, "start": 0.25, "from": "trials", "flags": []}
     monkeypatch.setattr(table, "said", lambda *cell: window)
-    monkeypatch.setattr(sys, "argv", ["table", "--json", str(path), "--window"])
-    table.main()
+    for options in (["--window"], [], ["--window"]):
+        monkeypatch.setattr(sys, "argv", ["table", "--json", str(path), *options])
+        table.main()
     rows = json.loads(path.read_text())
     assert len(rows) == 32
     assert len(asked) == 31
