@@ -6,7 +6,7 @@ largest one is the last before two failures of a grid of factors 4, then refined
 all rates and seeds of a row are trained as one program.
 
 Finished rows are kept in the JSON file, and a second call goes on where the first one ended.
-`--window` asks the window about the measured rows that have no answer yet, with `--fresh` about all.
+`--window` asks the window about measured rows without an answer yet, with `--fresh` about all.
 """
 
 from __future__ import annotations
