@@ -39,7 +39,7 @@ LOSSES = ("half_mse", "cross_entropy")
 # Each optimizer with the rates that the scan begins with, far below and far above any that matter.
 OPTIMIZERS: dict[str, tuple[Callable[[Iterable[Tensor], float], Any], float, float]] = {
     "SGD": (lambda w, rate: torch.optim.SGD(w, lr=rate), 2**-6, 2**6),
-    "Adam": (lambda w, rate: torch.optim.Adam(w, lr=rate), 2**-12, 2**0),
+    "Adam": (lambda w, rate: torch.optim.Adam(w, lr=rate), 2**-12, 2**8),
     "momentum": (lambda w, rate: torch.optim.SGD(w, lr=rate, momentum=0.9), 2**-10, 2**6),
     "Nesterov": (
         lambda w, rate: torch.optim.SGD(w, lr=rate, momentum=0.9, nesterov=True), 2**-8, 2**4,
@@ -154,7 +154,7 @@ def said(architecture: str, loss: str, init: str, optimizer: str) -> Row:
     begin = time.process_time()
     try:
         window = cx.learning_rate_window(model, loss, digits(loss), chosen, **options)
-    except (ValueError, RuntimeError, TypeError) as error:
+    except (ValueError, RuntimeError) as error:
         return {"refused": str(error)}
     low, high = (None, None) if window.eta_max is None else window.eta_max
     return {

@@ -78,7 +78,7 @@ def claim_apart(loss: str, runs: list[Row]) -> Claim:
 
 def claim_order(pooled: list[Row]) -> Claim:
     """The optimizers' order by pooled chi is the published one."""
-    kept = [r for r in pooled if r["chi"] is not None and r["published_chi"] is not None]
+    kept = [r for r in pooled if r["readings"] >= LONG and r["published_chi"] is not None]
     tau = kendall([r["chi"] for r in kept], [r["published_chi"] for r in kept])
     decided = len(kept) >= 4 and tau is not None
     text = f"Kendall tau {show(tau)} over {len(kept)} optimizers; "

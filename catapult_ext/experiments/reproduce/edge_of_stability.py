@@ -178,6 +178,7 @@ def pool(loss: str, name: str, records: list[Record]) -> Row:
         "loss": loss,
         "optimizer": name,
         "runs_at_the_edge": sum(bool(c) for c, _ in kept),
+        "readings": len(chi),
         "chi": median(chi) if chi else None,
         "zeta": median(zeta) if zeta else None,
         "published_chi": published,
