@@ -208,7 +208,8 @@ def markdown(rows: dict[str, Row]) -> str:
     cells = itertools.product(ARCHITECTURES, LOSSES, INITIALISATIONS, OPTIMIZERS)
     for name, row in ((n, rows[n]) for n in map(" ".join, cells) if n in rows):
         window = row.get("window", {})
-        rates = ", ".join(f"{r:.3g}" for r in row["largest"])
+        end = OPTIMIZERS[name.split(" ")[-1]][2]  # of the grid: such a rate is no limit
+        rates = ", ".join(f"{'>=' if r >= end else ''}{r:.3g}" for r in row["largest"])
         said_range = said_start = "-"
         if window.get("low") is not None:
             own = row["largest"][0]
