@@ -98,6 +98,31 @@ def test_reads(case):
         assert re.search(text, str(caught.value)), (text, str(caught.value))
 
 
+class Autocast(LanguageModel):
+    """As accelerate prepares a model for bf16 training."""
+
+    def forward(self, input_ids, labels=None):
+        with torch.autocast("cpu", torch.bfloat16):
+            logits = super().forward(input_ids)["logits"].float()
+        following = input_ids[:, 1:].flatten()
+        loss = nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), following)
+        return {"loss": loss, "logits": logits}
+
+
+def test_training_in_bfloat16_works():
+    batch = {"input_ids": TOKENS, "labels": TOKENS}
+    model = Autocast()
+    plain = LanguageModel().double()  # the same weights, in float64
+    following = torch.nn.functional.pad(TOKENS[:, 1:], (0, 1), value=-100)
+    exact = cx.eigsh(cx.GGN(plain, "cross_entropy", (TOKENS, following))).eigenvalues.item()
+    near = pytest.approx(exact, rel=2e-2)  # bfloat16 has three digits
+    assert cx.eigsh(cx.GGN(model, "cross_entropy", batch)).eigenvalues.item() == near
+    assert cx.learning_rate_window(model, "cross_entropy", batch).lambda0 == near
+    with cx.CurvatureTracker(model, "cross_entropy", batch) as tracker:
+        pass
+    assert tracker.probes[0]["values"][0] == near
+
+
 def test_pixels_work():
     labels = torch.randint(2, (3, 5, 5), generator=torch.Generator().manual_seed(1))
     model = pixels()
