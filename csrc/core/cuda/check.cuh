@@ -8,7 +8,9 @@ namespace catapult::device {
 
 inline void check_cuda(cudaError_t error, const char* op, const char* what) {
   if (error == cudaErrorInsufficientDriver)
-    fail_runtime(op, "the NVIDIA driver is missing, or too old for the CUDA that catapult_ext was built with (",
+    fail_runtime(op,
+                 "the NVIDIA driver is missing, or too old for the CUDA that catapult_ext was "
+                 "built with (",
                  what, ": ", cudaGetErrorString(error),
                  "); update the driver, or reinstall catapult_ext with an older CUDA toolkit");
   if (error != cudaSuccess)
