@@ -135,7 +135,7 @@ def residual_mlp() -> nn.Module:
     return nn.Sequential(nn.Linear(64, 128), *branches, nn.ReLU(), nn.Linear(128, 10))
 
 
-def images(loss: str, shape: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+def images(loss: str | nn.Module, shape: tuple[int, ...]) -> tuple[Tensor, Tensor]:
     """Digits: one-hot targets for the squared loss, labels for cross entropy."""
     x, y = cx.data.digits(train=SAMPLES).train
     return x.view(-1, *shape), y if loss == "half_mse" else y.argmax(dim=1)
@@ -155,13 +155,13 @@ class Net:
 
     Attributes:
         model: makes it, given a seed (torch's generator is seeded as well).
-        loss: a name that ``losses.resolve`` knows.
+        loss: a name that ``losses.resolve`` knows, or torch's module.
         optimizer: SGD, momentum (0.9) or Adam.
         shape: of one input; None for sequences.
     """
 
     model: Callable[[int], nn.Module]
-    loss: str
+    loss: str | nn.Module
     optimizer: str
     shape: tuple[int, ...] | None = (64,)
 

@@ -45,18 +45,27 @@ def _problem(
 
 def _print_window(window: LearningRateWindow) -> None:
     shown = console()
-    low, high = window.eta_max
     lines = [
         f"lambda_0  {window.lambda0:.5g} +- {window.error:.2g} ({window.index_check})",
-        f"eta_crit  {window.eta_crit:.5g} +- {window.eta_crit_error:.2g} ({window.rule})",
+        f"eta_crit  {window.eta_crit:.5g} +- {window.eta_crit_error:.2g} "
+        f"({window.rule}, the model linearised at its start)",
         "eta_c     none found"
         if window.eta_c is None
         else f"eta_c     {window.eta_c:.4g} (first step leaves the loss as it was)",
-        f"eta_max   {low:.4g} to {high:.4g} (estimate: {window.evidence['table']})",
     ]
-    if window.eta_max_measured is not None:
-        low, high = window.eta_max_measured
-        lines.append(f"eta_max   {low:.4g} to {high:.4g} (measured)")
+    if window.eta_max is None:
+        lines.append("eta_max   not known")
+    else:
+        low, high = window.eta_max
+        steps = window.evidence["trial_steps"]
+        source = {
+            "measured": f"measured in {steps} steps",
+            "trials": f"trials of {steps} steps in all",
+            "table": f"estimate: {window.evidence['table']}",
+        }[window.eta_max_from or ""]
+        lines.append(f"eta_max   {low:.4g} to {high:.4g} ({source})")
+    if window.start is not None:
+        lines.append(f"start     {window.start:.4g}")
     for line in lines:
         shown.print(line, highlight=False, soft_wrap=True)
     shown.print("\n" + window.advice(), highlight=False)
@@ -113,8 +122,9 @@ def max_lr(
     loss: Annotated[str, Option(", ".join(losses.NAMED))] = "half_mse",
     samples: Annotated[int, Option("First so many samples.")] = 512,
     measure: Annotated[
-        int, Option("Steps of training runs that measure eta_max; 0: estimate.")
+        int, Option("Steps of training runs that measure eta_max; 0: short trials.")
     ] = 0,
+    trial_steps: Annotated[int, Option("Steps of each trial; 0: none.")] = 32,
     seed: Annotated[int, Option("Of random vectors.")] = 0,
     forward: Annotated[str | None, Option(_FORWARD)] = None,
     params: Annotated[str | None, Option(_PARAMS)] = None,
@@ -128,4 +138,7 @@ def max_lr(
     )
     if batch_stats is not None:
         options["batch_stats"] = batch_stats
-    _print_window(learning_rate_window(net, known, found, measure=measure, seed=seed, **options))
+    window = learning_rate_window(
+        net, known, found, trial_steps=trial_steps, measure=measure, seed=seed, **options
+    )
+    _print_window(window)

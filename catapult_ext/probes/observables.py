@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.linalg import vector_norm
+from torch.overrides import TorchFunctionMode
 
 from catapult_ext import _validate as v
 from catapult_ext._batches import count_samples
@@ -16,6 +17,7 @@ from catapult_ext._module_copy import without_cached_weights
 
 # Activations that fall to (about) zero on the negative side, so that a unit can be inactive.
 ONE_SIDED = (nn.ReLU, nn.ReLU6, nn.GELU, nn.SiLU, nn.Softplus, nn.ELU)
+ONE_SIDED_OPERATIONS = ("relu", "relu6", "gelu", "silu", "softplus", "elu")
 DROPOUT = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout)
 
 
@@ -32,6 +34,42 @@ class Activity:
     inactive: float
     worst_inactive: float
     dead: float
+
+
+def _shares(values: Tensor) -> Tensor:
+    """(2,) shares inactive and dead of pre-activations; units along dimension 1."""
+    with torch.no_grad():
+        off = values.detach() <= 0
+        others = [d for d in range(off.dim()) if d != 1]
+        times = off.sum(others, dtype=torch.int32)
+        samples = off.numel() // max(times.numel(), 1)
+        return torch.stack([times.double().mean() / samples, (times == samples).double().mean()])
+
+
+def _summary(layers: list[Tensor]) -> Activity | None:
+    if not layers:
+        return None
+    inactive, dead = torch.stack(layers).T
+    return Activity(inactive.mean().item(), inactive.max().item(), dead.max().item())
+
+
+class OperationWatch(TorchFunctionMode):
+    """Sees the one-sided activations of a forward pass as operations, however they are called."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._layers: list[Tensor] = []
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        values = args[0] if args else (kwargs or {}).get("input")
+        name = getattr(func, "__name__", "").removesuffix("_")
+        if name in ONE_SIDED_OPERATIONS and isinstance(values, Tensor):
+            self._layers.append(_shares(values))  # before the call, which may be in place
+        return func(*args, **(kwargs or {}))
+
+    def found(self) -> Activity | None:
+        """Over all passes made inside; None without such an operation."""
+        return _summary(self._layers)
 
 
 class ActivityWatch:
@@ -69,32 +107,21 @@ class ActivityWatch:
 
     def _look(self, _module: nn.Module, inputs: tuple[Any, ...], _output: Any) -> None:
         # After an in-place activation this is its output, which is <= 0 for the same units.
-        with torch.no_grad():
-            off = inputs[0].detach() <= 0
-            others = [d for d in range(off.dim()) if d != 1]
-            times = off.sum(others, dtype=torch.int32)
-            samples = off.numel() // max(times.numel(), 1)
-            shares = torch.stack(
-                [times.double().mean() / samples, (times == samples).double().mean()]
-            )
         if self._passes:
-            self._passes[-1][1].append(shares)
+            self._passes[-1][1].append(_shares(inputs[0]))
 
     def found(self, rows: int) -> Activity | None:
         """Of the last forward pass over ``rows`` samples; None without one or without a module."""
         seen = [shares for n, shares in self._passes if n == rows and shares]
-        if not seen:
-            return None
-        inactive, dead = torch.stack(seen[-1]).T
-        return Activity(inactive.mean().item(), inactive.max().item(), dead.max().item())
+        return _summary(seen[-1]) if seen else None
 
 
 def activity(
     model: nn.Module, x: Any, outputs: Callable[[nn.Module], Tensor] | None = None
 ) -> tuple[Tensor, Activity | None]:
-    """Outputs of ``model`` on ``x`` and the activity of its one-sided activation modules.
+    """Outputs of ``model`` on ``x`` and the activity of its one-sided activations.
 
-    None where the model has no such module (activations called as functions are not seen).
+    Activations called as functions are seen as well; None where there is none.
 
     Args:
         model: any module.
@@ -107,7 +134,7 @@ def activity(
     v.module("probes.activity", model)
     if outputs is None and not isinstance(x, Tensor):
         v.fail("probes.activity", "x must be a torch.Tensor", type(x).__name__, TypeError)
-    with ActivityWatch(model) as watch, torch.no_grad(), without_cached_weights():
+    with OperationWatch() as watch, torch.no_grad(), without_cached_weights():
         try:
             found = model(x.clone()) if outputs is None else outputs(model)
         except (TypeError, ValueError, RuntimeError, IndexError) as error:
@@ -116,7 +143,7 @@ def activity(
                 "catapult_ext.probes.activity: the model must accept x, got "
                 f"{_shown(x)}, on which its forward pass fails: {error}"
             ) from error
-    return found, watch.found(count_samples(x))
+    return found, watch.found()
 
 
 def _shown(x: Any) -> str:

@@ -87,8 +87,15 @@ def _numbers(text):
 def test_max_lr_measures(capsys, folder):
     code, out, err = run(capsys, "max-lr", "probed_net:net", "--samples", 24, "--measure", 20)
     assert code == 0, err
-    assert "(measured)" in out
+    assert "(measured in " in out
     assert "eta_crit" in out
+    code, out, err = run(capsys, "max-lr", "probed_net:net", "--samples", 24)
+    assert code == 0, err
+    assert "(trials of " in out
+    assert "start  " in out
+    code, out, err = run(capsys, "max-lr", "probed_net:net", "--samples", 24, "--trial-steps", 0)
+    assert code == 0, err
+    assert "(estimate: ReLU, one hidden layer)" in out
 
 
 def test_data_sources_agree(folder):

@@ -1,41 +1,22 @@
-"""learning_rate_window against training: the linearised model's edge, the first step, eta_max."""
+"""learning_rate_window against closed forms: the linearised edge, the first step, quadratics."""
 
-import copy
+import importlib.util
 import math
+from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 
 import catapult_ext as cx
-from catapult_ext.probes.window import activation_range
 
-DATA = cx.data.digits(train=32)
-X, Y = (t.double() for t in DATA.train)
-
-
-def mlp(depth, activation, seed=5, width=96):
-    return cx.models.fully_connected(
-        64,
-        10,
-        width=width,
-        depth=depth,
-        activation_name=activation,
-        seed=seed,
-        dtype=torch.float64,
-    )
-
-
-NETS = {
-    "relu3": lambda: mlp(3, "relu"),
-    "relu1": lambda: mlp(1, "relu"),
-    "tanh2": lambda: mlp(2, nn.Tanh),
-    "gelu2": lambda: mlp(2, nn.GELU),
-    "linear1": lambda: mlp(1, nn.Identity),
-    "standard": lambda: cx.models.fully_connected(
-        64, 10, width=96, depth=2, parameterisation="standard", seed=5, dtype=torch.float64
-    ),
-}
+spec = importlib.util.spec_from_file_location(
+    "window_problems", Path(__file__).with_name("window_problems.py")
+)
+problems = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(problems)
+NETS, X, Y = problems.NETS, problems.X, problems.Y
+mlp, diverges = problems.mlp, problems.diverges
 
 
 def linearised_edge(model, beta):
@@ -105,28 +86,21 @@ def test_first_step_of_a_quadratic():
 
 
 @pytest.mark.parametrize("name", NETS)
-def test_eta_max_interval_holds_the_measured_value(name):
-    window = cx.learning_rate_window(NETS[name](), "half_mse", (X, Y), measure=60)
-    low, high = window.eta_max_measured
+def test_the_range_holds_the_measured_value(name):
+    model = NETS[name]()
+    window = cx.learning_rate_window(model, "half_mse", (X, Y))
+    measured = cx.learning_rate_window(model, "half_mse", (X, Y), measure=60)
+    low, high = measured.eta_max_measured
     assert low < high <= 1.02 * low
-    assert window.eta_max[0] <= low
-    assert high <= window.eta_max[1]
-    # the widest row of the table spans 2.5, up to rounding
-    assert window.eta_max[1] <= 2.5 * window.eta_max[0] * (1 + 1e-12)
-    assert window.eta_crit < low
-
-
-def _diverges(model, optimizer_of, eta, steps):
-    model = copy.deepcopy(model)
-    optimizer = optimizer_of(model.parameters(), eta)
-    losses = []
-    for _ in range(steps):
-        optimizer.zero_grad()
-        loss = (model(X) - Y).square().sum() / (2 * len(X))
-        loss.backward()
-        optimizer.step()
-        losses.append(loss.item())
-    return not losses[-1] < losses[0]
+    assert measured.eta_max == (low, high)
+    assert measured.eta_max_from == "measured"
+    assert window.eta_max_from == "trials"
+    assert window.eta_max[0] <= low <= high <= window.eta_max[1] <= 4.001 * window.eta_max[0]
+    assert window.start < low
+    assert window.evidence["trial_steps"] == sum(t.steps for t in window.evidence["trials"])
+    # the table's protocol holds on all of these nets
+    c = [low * window.lambda0, high * window.lambda0]
+    assert window.evidence["c_act"][0] <= c[0] <= c[1] <= window.evidence["c_act"][1]
 
 
 @pytest.mark.parametrize(
@@ -148,8 +122,8 @@ def test_sgd_options_on_a_quadratic(options):
 
     held = optimizer_of(model.parameters(), 1.0)
     window = cx.learning_rate_window(model, "half_mse", (X, Y), held, tol=1e-6)
-    assert not _diverges(model, optimizer_of, 0.99 * window.eta_crit, 1500)
-    assert _diverges(model, optimizer_of, 1.01 * window.eta_crit, 1500)
+    assert not diverges(model, optimizer_of, 0.99 * window.eta_crit, 1500)
+    assert diverges(model, optimizer_of, 1.01 * window.eta_crit, 1500)
 
 
 def test_adam():
@@ -175,26 +149,37 @@ def test_adam():
     assert window.eta_crit == pytest.approx(2 * 1.9 / 0.1 / exact, rel=1e-5)
 
 
-def test_advice_and_table():
-    window = cx.learning_rate_window(NETS["relu3"](), "half_mse", (X, Y))
-    text = window.advice()
-    assert f"{window.eta_crit:.3g}" in text
-    assert "ReLU, two or more hidden layers" in text
-    assert activation_range(nn.Sequential(nn.Linear(3, 3), nn.Mish()))[0].startswith("an activ")
-    assert activation_range(mlp(1, nn.Identity))[0] == "linear, one hidden layer"
+def test_advice():
+    model = NETS["relu3"]()
+    window = cx.learning_rate_window(model, "half_mse", (X, Y))
+    for value in (window.eta_crit, window.start, *window.eta_max):
+        assert f"{value:.3g}" in window.advice()
+    assert f"{window.evidence['trial_steps']} steps in all" in window.advice()
+    table = cx.learning_rate_window(model, "half_mse", (X, Y), trial_steps=0)
+    assert "ReLU, two or more hidden layers" in table.advice()
+    assert "NTK-like initialisation" in table.advice()
+    assert table.start is None
+    labels = Y.argmax(1)
+    nothing = cx.learning_rate_window(model, "cross_entropy", (X, labels), trial_steps=0)
+    assert nothing.eta_max is None
+    assert "Nothing is known about training" in nothing.advice()
+    for said in (window, table, nothing):
+        assert "stabl" not in said.advice()
 
 
 def test_a_model_linear_in_its_parameters_has_no_catapult():
     model = nn.Sequential(nn.Flatten(), nn.Linear(64, 10)).double()
     window = cx.learning_rate_window(model, "half_mse", (X, Y), tol=1e-6)
     assert window.eta_max == pytest.approx((window.eta_crit,) * 2)
+    assert not window.evidence["trials"]
     assert "no catapult" in window.advice()
     measured = cx.learning_rate_window(model, "half_mse", (X, Y), measure=400)
     assert measured.eta_max_measured == pytest.approx((window.eta_crit,) * 2, rel=0.05)
-    assert "no catapult" in measured.advice()
     # the curvature of cross-entropy falls with confidence
     labels = Y.argmax(1)
-    assert cx.learning_rate_window(model, "cross_entropy", (X, labels)).eta_max[0] > window.eta_crit
+    softer = cx.learning_rate_window(model, "cross_entropy", (X, labels))
+    assert softer.eta_max_from == "trials"
+    assert softer.eta_max[1] > softer.eta_crit
 
 
 def test_the_optimizer_must_be_the_models():
@@ -209,8 +194,8 @@ def test_the_optimizer_must_be_the_models():
     other = torch.optim.SGD([*model[2].parameters(), nn.Parameter(torch.zeros(1))], lr=0.1)
     with pytest.raises(ValueError, match="and no others, got 1 of another model"):
         cx.learning_rate_window(model, "half_mse", (X, Y), other)
-    groups = [{"params": [model[2].weight], "lr": 0.2}, {"params": [model[2].bias]}]
-    with pytest.raises(ValueError, match="share their settings"):
+    groups = [{"params": [model[2].weight], "lr": 0.0}, {"params": [model[2].bias]}]
+    with pytest.raises(ValueError, match="first parameter group's learning rate must be > 0"):
         cx.learning_rate_window(model, "half_mse", (X, Y), torch.optim.SGD(groups, lr=0.1))
 
 
@@ -219,9 +204,11 @@ def test_the_optimizer_must_be_the_models():
     [
         ({"burn_in": -1}, ValueError, "burn_in"),
         ({"measure": -1}, ValueError, "measure"),
+        ({"trial_steps": -1}, ValueError, "trial_steps"),
         ({"data": X}, TypeError, "data must be a pair"),
         ({"loss": "quarter_mse"}, ValueError, "loss must be one of"),
-        ({"optimizer": torch.optim.RMSprop([nn.Parameter(X)])}, TypeError, "SGD, Adam or AdamW"),
+        ({"optimizer": torch.optim.LBFGS([nn.Parameter(X)])}, TypeError, "needs no closure"),
+        ({"optimizer": "adam"}, TypeError, "torch.optim.Optimizer"),
         ({"model": nn.Sequential(nn.Linear(64, 10), nn.Dropout(0.5))}, ValueError, "dropout"),
     ],
 )

@@ -1,0 +1,150 @@
+"""Trials: short trainings of copies at one rate, and the search for the largest that works."""
+
+from __future__ import annotations
+
+import copy
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from catapult_ext import training
+from catapult_ext._module_copy import own_copy
+from catapult_ext.probes.observables import activity, hidden_width
+from catapult_ext.probes.phases import DEAD_FRACTION, divergence_cut
+from catapult_ext.probes.problem import Problem
+from catapult_ext.probes.problem_descent import loss_of, steps
+from catapult_ext.probes.stability import relative_rates
+
+
+@dataclass(frozen=True, eq=False)
+class Trial:
+    """One short training.
+
+    Attributes:
+        rate: learning rate of the first parameter group.
+        steps: made; fewer than asked for where the run diverged.
+        end: loss at the end over that at the start.
+        failure: why the rate does not train; None where it does.
+    """
+
+    rate: float
+    steps: int
+    end: float
+    failure: str | None
+
+
+@dataclass(frozen=True, eq=False)
+class Ended:
+    """Where the trial at ``rate`` ended."""
+
+    rate: float
+    model: nn.Module
+    optimizer: Any
+
+
+class Trials:
+    """Trains copies of ``model`` on one batch from the same start, at rates of one's choice.
+
+    A rate fails if the loss passes the divergence cut or ends no lower than it began, or if a layer
+    dies (:class:`~catapult_ext.probes.Verdict`).
+
+    Args:
+        model: left as it is.
+        problem: loss and data.
+        optimizer: whose steps are made, from its present state; None for gradient descent.
+        origin: the model that ``optimizer`` trains, of which ``model`` is a copy, or itself.
+        lambda0: top curvature at the start, for the cut.
+
+    Attributes:
+        steps: made in all trials.
+        done: the trials, in order.
+        best: where the largest rate that trained ended; None without one.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        problem: Problem,
+        optimizer: Any,
+        origin: nn.Module,
+        lambda0: float,
+    ) -> None:
+        self._model, self._problem, self._origin = model, problem, origin
+        self._optimizer = optimizer
+        self._start = loss_of(own_copy(model), problem)
+        self._cut = divergence_cut(self._start, hidden_width(model), lambda0)
+        self.steps = 0
+        self.done: list[Trial] = []
+        self.best: Ended | None = None
+
+    def __call__(self, rate: float, count: int, patience: int = 1) -> Trial:
+        """Train for ``count`` steps at ``rate``, at most ``patience`` times as long.
+
+        A run that is alive with a loss above its start, as in a catapult, is continued.
+        """
+        moved = own_copy(self._model)
+        optimizer = optimizer_of_copy(self._optimizer, self._origin, moved, rate)
+        for step in steps(moved, self._problem, optimizer, count * patience, self._cut):
+            last = step
+            over = step.number and step.number % count == 0
+            if over and (step.loss < self._start or self._dead(moved)):
+                break
+        self.steps += last.number
+        trial = Trial(rate, last.number, last.loss / self._start, self._why(last, moved))
+        self.done.append(trial)
+        if trial.failure is None and (self.best is None or rate > self.best.rate):
+            self.best = Ended(rate, moved, optimizer)
+        return trial
+
+    def _why(self, last: training.Step, moved: nn.Module) -> str | None:
+        if last.diverged:
+            return "diverged"
+        if self._dead(moved):
+            return "a layer is dead"
+        return None if last.loss < self._start else "the loss ends no lower than it began"
+
+    def _dead(self, moved: nn.Module) -> bool:
+        active = activity(moved, self._problem.x, self._problem.outputs)[1]
+        return active is not None and active.worst_inactive > DEAD_FRACTION
+
+    def fails(self, count: int, patience: int = 1) -> Callable[[float], bool]:
+        """A function of the rate: whether its trial fails."""
+        return lambda rate: self(rate, count, patience).failure is not None
+
+
+def optimizer_of_copy(optimizer: Any, old: nn.Module, new: nn.Module, rate: float | None) -> Any:
+    """The same optimizer with the same state on the weights of ``new``, a copy of ``old``.
+
+    Args:
+        optimizer: of any class; None: gradient descent.
+        old: the model it trains.
+        new: the copy.
+        rate: of the first group, the others keep their ratio to it; None: as they are.
+    """
+    weights = training.moved(new)
+    if optimizer is None:
+        return torch.optim.SGD(weights, lr=1.0 if rate is None else rate)
+    out = _copied(optimizer, training.moved(old), weights)
+    if rate is not None:
+        pairs = zip(out.param_groups, relative_rates(optimizer), strict=True)
+        for group, ratio in pairs:
+            held = group["lr"]
+            group["lr"] = (
+                torch.full_like(held, rate * ratio) if isinstance(held, Tensor) else rate * ratio
+            )
+    return out
+
+
+def _copied(optimizer: Any, old: Sequence[Tensor], new: Sequence[Tensor]) -> Any:
+    memo: dict[int, Any] = {id(o): n for o, n in zip(old, new, strict=True)}
+    out = object.__new__(type(optimizer))
+    for name, value in vars(optimizer).items():
+        if name.endswith("hooks"):
+            out.__dict__[name] = OrderedDict()
+        elif name not in ("step", "zero_grad"):  # schedulers wrap the original's
+            out.__dict__[name] = copy.deepcopy(value, memo)
+    return out
