@@ -14,6 +14,11 @@ from catapult_ext.linops.model.snapshot import Snapshot
 from catapult_ext.linops.tracing.tangent_program import TangentTracer
 
 
+def proofs(frozen):
+    """What was proven of the last series of operations, by route and precision."""
+    return {key[:2]: why for key, why in frozen.snapshot.proofs.items()}
+
+
 def recorded(model, x, **options):
     """(frozen model, why it has no program)."""
     snapshot = Snapshot(model, x, "NTK", **options)
@@ -60,7 +65,7 @@ def test_program_of_the_zoo(name):
     frozen, why = recorded(*zoo.build(name))
     assert not why
     replayed, exact = both(frozen)
-    assert frozen.snapshot.proofs == {("replay", False): ""}
+    assert proofs(frozen) == {("replay", False): ""}
     assert (replayed - exact).abs().max() <= 1e-12 * exact.abs().max()
 
 
@@ -82,7 +87,7 @@ def test_batch_norm_by_the_statistics_of_the_batch(params, options):
     frozen, why = recorded(model, x, params=params, policy=Policy("coupled"))
     assert not why
     replayed, exact = both(frozen)
-    assert frozen.snapshot.proofs == {("replay", False): ""}
+    assert proofs(frozen) == {("replay", False): ""}
     assert (replayed - exact).abs().max() <= 1e-12 * exact.abs().max()
 
 
@@ -168,9 +173,7 @@ def test_a_hidden_derivative_is_found_out():
     frozen, _ = recorded(model, x)
     replayed, exact = both(frozen)
     assert frozen._program is None
-    assert frozen.snapshot.proofs["replay", False].startswith(
-        "wrong or missing derivatives by first."
-    )
+    assert proofs(frozen)["replay", False].startswith("wrong or missing derivatives by first.")
     assert torch.equal(replayed, exact)
 
 
@@ -196,7 +199,7 @@ def test_padding_of_an_embedding():
     assert not why
     t = torch.randn(frozen.n_params, 3, dtype=torch.float64)
     assert torch.allclose(frozen.jvp(t), j @ t, rtol=1e-10, atol=1e-12)
-    assert frozen.snapshot.proofs == {("replay", False): ""}
+    assert proofs(frozen) == {("replay", False): ""}
     operator = cx.GGN(model, "half_mse", (ids, torch.randn(10, 3, dtype=torch.float64)))
     cx.eigsh(operator)
     assert torch.allclose(operator.dense(), j.T @ j / 10, rtol=1e-10, atol=1e-12)
