@@ -83,8 +83,8 @@ class EdgeMeter:
     Cost:
         A copy of the parameters, and three passes over them, each measured step.  ``evaluate`` adds
         a forward pass.  A row with curvature adds a forward and backward pass with a kept graph and
-        1 or 2 Hessian products (about 12 at the first one and every 25th), each about two training
-        steps; the batch sharpness adds one.
+        1 to 3 Hessian products, each about two training steps (10 to 30 products at the first one
+        and every 25th, and where S has moved by a quarter); the batch sharpness adds one.
     """
 
     def __init__(

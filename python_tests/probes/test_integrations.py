@@ -82,7 +82,7 @@ def test_transformers(tmp_path):
     tracker = cx.CurvatureTracker(model.net, "half_mse", DATA.train, every=2)
     arguments = transformers.TrainingArguments(
         output_dir=str(tmp_path),
-        max_steps=4,
+        max_steps=5,
         per_device_train_batch_size=8,
         report_to=[],
         use_cpu=True,
@@ -95,11 +95,20 @@ def test_transformers(tmp_path):
         model, arguments, train_dataset=rows, callbacks=[trainer_callback(tracker)]
     )
     trainer.train()
-    assert [row["step"] for row in tracker.probes] == [0, 2, 4]
+    assert [row["step"] for row in tracker.probes] == [
+        1,
+        3,
+        5,
+    ]  # AdamW has a metric after its first step
     assert tracker.probes[-1]["eta"] == 0.01
     history = [h for h in trainer.state.log_history if "curvature/lambda_1" in h]
-    assert [h["step"] for h in history] == [2, 4]
-    matches_a_fresh_solve(tracker, model.net)
+    assert [h["step"] for h in history] == [1, 3, 5]
+    row, optimizer = tracker.probes[-1], trainer.optimizer
+    plain = cx.GGN(model.net, "half_mse", DATA.train)
+    seen = cx.Preconditioned(plain, getattr(optimizer, "optimizer", optimizer), model.net)
+    exact = cx.eigsh(seen, tol=1e-6).eigenvalues[0].item()
+    assert row["values"][0] == pytest.approx(exact, abs=row["errors"][0] + 2e-6 * exact)
+    assert row["threshold"] == pytest.approx(38.0)
 
 
 @pytest.mark.parametrize("make", [lightning_callback, trainer_callback])
