@@ -20,9 +20,15 @@ class DeviceKrylov(Krylov):
     """:class:`Krylov` with at most two waits a step; see the module."""
 
     def __init__(
-        self, a: Operand, capacity: int, seed: int, where: str, at_once: int = 1 << 30
+        self,
+        a: Operand,
+        capacity: int,
+        seed: int,
+        where: str,
+        at_once: int = 1 << 30,
+        keep: bool = True,
     ) -> None:
-        super().__init__(a, capacity, seed, where, at_once)
+        super().__init__(a, capacity, seed, where, at_once, keep)
         self._alpha, self._beta = self.v.new_zeros(2, 1, capacity + 1)  # of all steps so far
 
     def _started(self, block: Tensor) -> Tensor:
@@ -110,7 +116,9 @@ class DeviceKrylov(Krylov):
         return kept
 
 
-def krylov(a: Operand, capacity: int, seed: int, where: str, at_once: int = 1 << 30) -> Krylov:
+def krylov(
+    a: Operand, capacity: int, seed: int, where: str, at_once: int = 1 << 30, keep: bool = True
+) -> Krylov:
     """The basis for the device of ``a``."""
     kind = Krylov if a.device.type == "cpu" else DeviceKrylov
-    return kind(a, capacity, seed, where, at_once)
+    return kind(a, capacity, seed, where, at_once, keep)

@@ -2,7 +2,8 @@
 
 Rows are vectors.  The invariant is ``A V' = V' T + Q' C E'``: only the last block of rows has a
 residual, spanned by the ``next`` block Q with coefficients C.  Keeping A V beside V costs memory
-but no products: residuals are formed from it, never guessed, and restarts only rotate rows.
+but no products: residuals are formed from it, never guessed, and restarts only rotate rows.  Where
+memory is short, A V is not kept, and the pairs that are looked at are multiplied once more.
 """
 
 from __future__ import annotations
@@ -38,13 +39,20 @@ class Krylov:
     """The growing basis.  ``t`` is float64 on the CPU; vectors stay in the operator's dtype."""
 
     def __init__(
-        self, a: Operand, capacity: int, seed: int, where: str, at_once: int = 1 << 30
+        self,
+        a: Operand,
+        capacity: int,
+        seed: int,
+        where: str,
+        at_once: int = 1 << 30,
+        keep: bool = True,
     ) -> None:
         self.a, self.where, self.capacity = a, where, capacity
+        self.keep = keep  # A V beside V
         self.at_once = at_once  # columns multiplied by one call of the operator
         # one row more, where a fused step leaves the next vector
         self.v = torch.empty(capacity + 1, a.n, dtype=a.dtype, device=a.device)
-        self.w = self.v.new_empty(capacity, a.n)
+        self.w = self.v.new_empty(capacity if keep else 0, a.n)
         self.t = torch.zeros(capacity, capacity, dtype=torch.float64, device="cpu")
         self.m = 0
         self.scale = 0.0  # products are divided by it, so that any magnitude behaves alike
@@ -89,10 +97,11 @@ class Krylov:
         q, m = self.next, self.m
         b = len(q)
         rows = slice(m, m + b)
-        w = self._product(q, self.w[rows])  # first: it refuses values that torch.func wraps
+        # first: it refuses values that torch.func wraps
+        w = self._product(q, self.w[rows] if self.keep else torch.empty_like(q))
         if q.data_ptr() != self.v[m].data_ptr():  # the fused step has left it in its place
             self.v[rows] = q
-        mirrored = inner(self.w[:m], q) if m <= 8 else None
+        mirrored = self._products_with(q) if m <= 8 else None
         t, mirrored = self._step(w, m + b, mirrored)
         if mirrored is not None:
             self._check_symmetry(t, mirrored)
@@ -100,6 +109,14 @@ class Krylov:
         self.t[: m + b, rows] = t
         self.t[rows, : m + b] = t.T
         self.m, self.last = m + b, rows
+
+    def _products_with(self, q: Tensor) -> Tensor:
+        """<A v_i, q_j> (m, b): of A V where it is kept, else by the invariant."""
+        if self.keep:
+            return inner(self.w[: self.m], q)
+        out = self.t.new_zeros(self.m, len(q))
+        out[self.last] = self.coupling.T
+        return out
 
     def append(self, directions: Tensor) -> None:
         """Multiply the part of ``directions`` (b, n) outside the basis, and project.
@@ -195,7 +212,7 @@ class Krylov:
         kept = len(keep)
         self.next = self.next.clone()  # rows move below it
         step = max(1, _PIECE // self.m)
-        for rows in (self.v, self.w):  # in pieces: no second basis in memory
+        for rows in (self.v, self.w)[: 1 + self.keep]:  # in pieces: no second basis in memory
             for start in range(0, self.a.n, step):
                 piece = slice(start, start + step)
                 rows[:kept, piece] = rotate.T @ rows[: self.m, piece]
@@ -205,6 +222,11 @@ class Krylov:
         # every kept vector's residual lies in the next block
         self.last, self.coupling = slice(0, kept), residual[keep].T.contiguous()
         self.start = slice(kept, kept + len(self.next))
+
+    def unit_vectors(self, s: Tensor) -> Tensor:
+        """Unit vectors with coefficients ``s`` (m, k), (k, n), float64."""
+        x = combine(s.double().T.to(self.a.device), self.v[: self.m])
+        return x / x.norm(dim=1, keepdim=True)
 
     def vectors(self, s: Tensor) -> tuple[Tensor, Tensor]:
         """Unit vectors with coefficients ``s`` (m, k) and scaled products, (k, n), float64."""
@@ -217,30 +239,36 @@ class Krylov:
         """Rayleigh quotients (k,) of coefficients ``s`` (m, k), unit vectors, Gram of residuals.
 
         All is computed in float64, a piece of the vectors at a time, and the vectors (k, n) are
-        kept in the operator's dtype: whole float64 copies would exceed the basis itself.
+        kept in the operator's dtype: whole float64 copies would exceed the basis itself.  Without
+        A V this costs k products.
         """
-        rotate = s.double().T.to(self.a.device)
-        k = len(rotate)
-        squares, values = torch.zeros(2, k, dtype=torch.float64, device=self.a.device)
-        gram = torch.zeros(k, k, dtype=torch.float64, device=self.a.device)
-        out = self.v.new_empty(k, self.a.n)
-        for x, ax, _ in self._pieces(rotate):
+        weights = s.double().T.to(self.a.device)
+        rows, products = self.v[: self.m], self.w[: self.m]
+        out = self.v.new_empty(len(weights), self.a.n)
+        if not self.keep:
+            for (x,), piece in self._pieces(weights, rows):
+                out[:, piece] = x
+            out /= row_norms(out).to(out)[:, None]
+            rows, products = out, self._product(out, torch.empty_like(out))
+            weights = torch.eye(len(out), dtype=torch.float64, device=self.a.device)
+        squares, values = torch.zeros(2, len(out), dtype=torch.float64, device=self.a.device)
+        gram = torch.zeros(len(out), len(out), dtype=torch.float64, device=self.a.device)
+        for (x, ax), _ in self._pieces(weights, rows, products):
             squares += x.square().sum(1)
             values += (x * ax).sum(1)
         norms, values = squares.sqrt(), values / squares
-        for x, ax, piece in self._pieces(rotate / norms[:, None]):
+        for (x, ax), piece in self._pieces(weights / norms[:, None], rows, products):
             out[:, piece] = x
             rest = ax - values[:, None] * x
             gram += rest @ rest.T
         return values, out, gram
 
-    def _pieces(self, rotate: Tensor) -> Iterator[tuple[Tensor, Tensor, slice]]:
-        """Combinations of V and of A V in float64, over pieces of the columns."""
-        step = max(1, (1 << 19) // max(1, self.m))
+    def _pieces(self, weights: Tensor, *rows: Tensor) -> Iterator[tuple[list[Tensor], slice]]:
+        """Combinations of each of ``rows`` in float64, over pieces of the columns."""
+        step = max(1, (1 << 19) // max(1, weights.shape[1]))
         for start in range(0, self.a.n, step):
             piece = slice(start, start + step)
-            x, ax = (rotate @ rows[: self.m, piece].double() for rows in (self.v, self.w))
-            yield x, ax, piece
+            yield [weights @ some[:, piece].double() for some in rows], piece
 
     def _product(self, q: Tensor, out: Tensor) -> Tensor:
         """Scaled products with the rows q (b, n), written to ``out`` (b, n)."""
@@ -335,6 +363,11 @@ class Krylov:
         generator = torch.Generator().manual_seed(0)
         mixed = torch.randn(count, 1, generator=generator, dtype=torch.float64, device="cpu")
         mixed = (mixed / mixed.norm()).to(self.a.device)
-        x, ax = (combine(mixed.T, rows[:count]) for rows in (self.v, self.w))
-        x = x.to(self.v)
+        x = combine(mixed.T, self.v[:count]).to(self.v)
+        if self.keep:
+            ax = combine(mixed.T, self.w[:count])
+        else:
+            ax = torch.zeros_like(x, dtype=torch.float64)
+            for c, row in zip(mixed, self.v[:count, None], strict=True):
+                ax += c * self._product(row, torch.empty_like(row)).double()
         return row_norms(self._product(x, torch.empty_like(x)).double() - ax).item()

@@ -17,10 +17,14 @@ _FIXED = 32 << 20  # pieces of the basis in float64, and fragments of freed bloc
 _SMALL = 16 << 20  # a solve that takes no more is part of what any process has
 
 
-def basis_rows(a: Operand, k: int, width: int, guards: int, where: str) -> tuple[int, int]:
-    """Rows of the basis of a solve for k pairs with blocks of ``width``, and columns at once.
+def basis_rows(a: Operand, k: int, width: int, guards: int, where: str) -> tuple[int, int, bool]:
+    """Rows of the basis of a solve for k pairs with blocks of ``width``, columns, and what is kept.
 
-    Columns go through the operator one at a time where that leaves room for the basis.
+    Columns go through the operator one at a time where that leaves room for the basis V.  Where V
+    and A V do not fit, A V is not kept: a few products more, for half the memory.
+
+    Returns:
+        Rows of the basis, columns multiplied at once, and whether A V is kept.
 
     Raises:
         ValueError: the room that the operator leaves holds no basis; the message says how many
@@ -28,24 +32,25 @@ def basis_rows(a: Operand, k: int, width: int, guards: int, where: str) -> tuple
     """
     least = 2 * k + 3 * width + 2
     row = a.n * torch.finfo(a.dtype).bits // 8
+    keep = 2 * least * row <= _BASIS_BYTES
     usual = max(least, min(max(_BASIS_ROWS, 6 * width), _BASIS_BYTES // (2 * row)))
     usual = min(a.n + width, usual)
     besides = _besides(k, width, guards)
     if a.room is None or (2 * usual + besides) * row <= _SMALL:
-        return usual, width
+        return usual, width, keep
     smallest, room = min(a.n + width, least), 0
-    for at_once in (width, 1):
+    for keeps, at_once in ((True, width), (True, 1), (False, 1)):
         found = a.room(at_once)
         if found is None:
-            return usual, width
+            return usual, width, keep
         room = found
-        fitting = ((room - _FIXED) // row - besides) // 2
+        fitting = ((room - _FIXED) // row - besides) // (1 + keeps)
         if fitting >= smallest:
-            return min(usual, fitting), at_once
-    need = (2 * smallest + besides) * row + _FIXED
+            return min(usual, fitting), at_once, keeps
+    need = (smallest + besides) * row + _FIXED
     ways = [f"a budget of {_shown(need + a.budget - room)}"]
     if k > 1:
-        one = (2 * min(a.n + 1, 7) + _besides(1, 1, 0)) * row + _FIXED
+        one = (min(a.n + 1, 7) + _besides(1, 1, 0)) * row + _FIXED
         ways.append(f"k = 1 (which needs {_shown(one)} there)")
     ways.append("samples_at_once=")
     ways.append("GGN for the Hessian, solved in the space of the outputs if smaller")

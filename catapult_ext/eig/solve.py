@@ -75,8 +75,8 @@ def _iterated(a: Operand, warm: Tensor, o: Options) -> Pairs:
     """By block Lanczos, from rows ``warm`` if there are any."""
     exact = a.explicit is not None and a.n <= INERTIA_LIMIT
     random = min(a.n, max(o.k, len(warm)))
-    rows, at_once = basis_rows(a, o.k, random, o.guards or 0, o.where)
-    space = krylov(a, rows, o.seed, o.where, at_once)
+    rows, at_once, keep = basis_rows(a, o.k, random, o.guards or 0, o.where)
+    space = krylov(a, rows, o.seed, o.where, at_once, keep)
     start, share = space.random(random), 1.0
     if len(warm):
         # each start vector keeps a random part: half where the index check lives on it
@@ -268,7 +268,7 @@ def _guards(
         return space.v.new_empty(0, space.a.n).double(), []
     following = [i for i, _ in wanted(theta, o.which, o.k + o.guards + 1)][o.k :]
     kept = following[: o.guards]
-    guards = space.vectors(s[:, kept])[0] if kept else space.v.new_empty(0, space.a.n).double()
+    guards = space.unit_vectors(s[:, kept]) if kept else space.v.new_empty(0, space.a.n).double()
     none = -math.inf if space.m >= space.a.n else math.inf
     reach = [theta[i].item() + residual[i].norm().item() for i in following]
     reach += [none] * (o.guards + 1 - len(reach))

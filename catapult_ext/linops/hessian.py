@@ -197,6 +197,7 @@ class Hessian(KeepsGraph, LinearOperator):
         self.targets = labels_as_trained(self.snapshot, self.loss, self._batch, self.outputs)
 
     def _matmat(self, vectors: Tensor) -> Tensor:
+        self.snapshot.require_unchanged()
         try:
             return self._products.product(vectors)
         except LIMITS:

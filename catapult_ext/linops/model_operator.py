@@ -5,6 +5,8 @@ from __future__ import annotations
 import copy
 from typing import TYPE_CHECKING, ClassVar
 
+from torch import Tensor
+
 from catapult_ext._deprecated import warn_renamed
 from catapult_ext.linops.base import KeepsGraph, LinearOperator
 from catapult_ext.linops.engines.base import Linearization
@@ -32,6 +34,10 @@ class ModelOperator(KeepsGraph, LinearOperator):
         self.linearization, self.engine = linearization, linearization.engine
         self.columns = linearization.columns
         self.dtype, self.device = linearization.dtype, linearization.device
+
+    def _product(self, vectors: Tensor) -> Tensor:
+        self.linearization.snapshot.require_unchanged()
+        return super()._product(vectors)
 
     def _on(self, linearization: Linearization) -> Self:
         """The same operator made of other products of the same model."""

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 import catapult_ext as cx
-from catapult_ext.eig import memory
+from catapult_ext.eig import krylov, memory, solve
 from catapult_ext.eig.operand import as_operand
 
 MIB = 1 << 20
@@ -66,9 +66,67 @@ def test_a_small_room_takes_a_small_basis():
     n, width = 1_000_000, 2
     usual = memory.basis_rows(as_operand(Diagonal(n, 0, 10_000 * MIB), "t"), 2, width, 0, "t")
     tight = memory.basis_rows(as_operand(Diagonal(n, 0, 200 * MIB), "t"), 2, width, 0, "t")
-    assert usual == (60, width)
+    tiny = memory.basis_rows(as_operand(Diagonal(n, 0, 160 * MIB), "t"), 2, width, 0, "t")
+    assert usual == (60, width, True)
     assert tight[0] < 20
     assert (2 * tight[0] + memory._besides(2, width, 0)) * 4 * n <= 200 * MIB - memory._FIXED
+    assert tiny[2] is False  # A V is not kept
+    assert tiny[0] >= 2 * 2 + 3 * width + 2
+    assert (tiny[0] + memory._besides(2, width, 0)) * 4 * n <= 160 * MIB - memory._FIXED
+
+
+@pytest.mark.parametrize("k", [1, 3])
+@pytest.mark.parametrize("which", ["LA", "LM", "BE"])
+def test_a_solve_that_keeps_no_products_gives_the_same_pairs(monkeypatch, k, which):
+    """Eigenvalues within their errors, residuals of products that were made, at half the memory."""
+    n = 3000
+    d = torch.cat([torch.linspace(0, 1, n - 6), torch.tensor([-3.0, -2.5, 2.0, 4.0, 5.0, 7.0])])
+    rotation = torch.linalg.qr(torch.randn(n, n, dtype=torch.float64))[0]
+    a = (rotation * d.double()) @ rotation.T
+
+    class Operator:
+        shape, dtype = (n, n), torch.float64
+
+        def __matmul__(self, v):
+            return a @ v
+
+    plain, kept = memory.basis_rows, []
+    pairs = krylov.Krylov.pairs
+
+    def without(*args):
+        rows, at_once, _ = plain(*args)
+        return min(rows, 2 * k + 3 * args[2] + 2), at_once, False
+
+    monkeypatch.setattr(solve, "basis_rows", without)
+    monkeypatch.setattr(
+        krylov.Krylov, "pairs", lambda s, c: (kept.append(len(s.w)), pairs(s, c))[1]
+    )
+    found = cx.eigsh(Operator(), k, which=which, tol=1e-6)
+    assert kept
+    assert set(kept) == {0}
+    key = d.double().abs() if which == "LM" else d.double()
+    order = d.double()[key.argsort(descending=True)]
+    true = torch.cat([order[: (k + 1) // 2], order[n - k // 2 :]]) if which == "BE" else order[:k]
+    assert found.converged
+    assert bool(((found.eigenvalues - true).abs() <= found.errors).all())
+    x = found.eigenvectors
+    residuals = (a @ x - x * found.eigenvalues).norm(dim=0)
+    torch.testing.assert_close(found.residuals, residuals, rtol=1e-6, atol=1e-12)
+
+
+def test_a_matrix_that_is_not_symmetric_is_seen_without_kept_products(monkeypatch):
+    n = 400
+    a = torch.randn(n, n, dtype=torch.float64)
+
+    class Operator:
+        shape, dtype = (n, n), torch.float64
+
+        def __matmul__(self, v):
+            return a @ v
+
+    monkeypatch.setattr(solve, "basis_rows", lambda *_: (9, 1, False))
+    with pytest.raises(ValueError, match="symmetric"):
+        cx.eigsh(Operator())
 
 
 def test_an_operator_without_a_budget_says_nothing():

@@ -15,7 +15,6 @@ from catapult_ext import _validate as v
 from catapult_ext.linops.engines import sample_rows
 from catapult_ext.linops.engines.autograd_hessian import MODES, ForwardHVP, ReverseHVP
 from catapult_ext.linops.engines.base import (
-    WORKSPACE,
     ForwardPass,
     HessianProducts,
     KernelPart,
@@ -28,16 +27,19 @@ from catapult_ext.linops.engines.difference_proof import (
     nodes_of,
     suspects,
 )
+from catapult_ext.linops.engines.freed_memory import return_freed_memory
 from catapult_ext.linops.engines.transpose_proof import Product, mismatch
+from catapult_ext.linops.engines.uses_part import UsesPart
 from catapult_ext.linops.model.fixed_model import FixedModel
 from catapult_ext.linops.model.graphs import require_second_derivatives
 from catapult_ext.linops.model.memory_meter import LIMITS
-from catapult_ext.linops.tracing import parameter_kernel, parameter_rows
+from catapult_ext.linops.tracing import parameter_kernel
 from catapult_ext.linops.tracing.parameter_uses import Structured
 from catapult_ext.linops.tracing.tangent_program import TangentTracer
 from catapult_ext.losses import Loss
 
 _KEPT = 64 << 20  # bytes of a graph that is kept for further kernels
+_WHOLE = 256 << 20  # bytes of a gradient that is in memory at once where nothing needs all of it
 
 
 class AutogradLinearization(Linearization):
@@ -111,14 +113,48 @@ class AutogradLinearization(Linearization):
 
     def vjp(self, u: Tensor) -> Tensor:
         """J' u: (N*O, K) to (P, K), one backward pass per column."""
+        return self.snapshot.columns(u.shape[1], lambda k: self._blocks(u[:, k]))
 
-        def column(k: int) -> tuple[Tensor, ...]:
-            seed = u[:, k].reshape(self._graph.shape)
-            return torch.autograd.grad(
-                self._graph, self._leaves, seed, retain_graph=True, allow_unused=True
-            )
+    def _blocks(self, u: Tensor, which: Sequence[int] | None = None) -> list[Tensor | None]:
+        """J' u for u (N*O,) in the shapes of all or some parameters; None for an unused one."""
+        leaves = self._leaves if which is None else [self._leaves[i] for i in which]
+        seed = u.reshape(self._graph.shape)
+        found = torch.autograd.grad(self._graph, leaves, seed, retain_graph=True, allow_unused=True)
+        return [g.to_dense() if g is not None and g.is_sparse else g for g in found]
 
-        return self.snapshot.columns(u.shape[1], column)
+    def ntk(self, u: Tensor) -> Tensor:
+        """J J' u: (N*O, K) to (N*O, K).
+
+        J' u stays in blocks, which are no second vector (P,).  Of more than ``_WHOLE`` bytes it is
+        made in halves, the second of which needs no pass through the first one's layers.
+        """
+        if self._program is None or not self._proven():
+            return super().ntk(u)
+        rows = [self._sum_over_halves(column) for column in u.unbind(1)]
+        return rows[0].unsqueeze(1) if len(rows) == 1 else torch.stack(rows).T
+
+    def _sum_over_halves(self, u: Tensor) -> Tensor:
+        out = None
+        for half in self._halves:
+            blocks: list[Tensor | None] = [None] * len(self._leaves)
+            for i, block in zip(half, self._blocks(u, half), strict=True):
+                blocks[i] = block
+            found = self._row_of(blocks)
+            out = found if out is None else out.add_(found)
+            del blocks, found
+        assert out is not None
+        return out
+
+    @cached_property
+    def _halves(self) -> list[list[int]]:
+        """Positions of the parameters whose gradients are in memory together."""
+        sizes = self.snapshot.sizes
+        everything = list(range(len(sizes)))
+        if self.n_params * self.snapshot.itemsize <= _WHOLE:
+            return [everything]
+        ends = torch.tensor(sizes).cumsum(0).tolist()
+        first = [i for i in everything if ends[i] <= ends[-1] // 2 or i == 0]
+        return [half for half in (first, everything[len(first) :]) if half]
 
     def _backward_graph(self) -> tuple[list[int], list[Tensor], Tensor]:
         """J' d as a graph of a dummy d: linear in d, so that its own backward is J."""
@@ -148,13 +184,19 @@ class AutogradLinearization(Linearization):
         return self._rows_of_jacobian(why) @ t if why else self._backward_of_backward(t)
 
     def _replayed(self, t: Tensor) -> Tensor:
+        rows = [self._row_of(self.snapshot.split(column.contiguous())) for column in t.unbind(1)]
+        # of one column no second copy: it may be the largest tensor of all
+        return rows[0].unsqueeze(1) if len(rows) == 1 else torch.stack(rows).T
+
+    def _row_of(self, blocks: Sequence[Tensor | None]) -> Tensor:
+        """J t (N*O,) by the tangent program, for t in the shapes of the parameters."""
         assert self._program is not None
-        out = t.new_zeros(t.shape[1], self.rows)
-        for row, column in zip(out, t.unbind(1), strict=True):
-            found = self._program(self.snapshot.split(column.contiguous()))
-            if found is not None:
-                row.copy_(found.reshape(-1))
-        return out.T
+        out = self._program(blocks)
+        if out is None:
+            return torch.zeros(self.rows, dtype=self.dtype, device=self.device)
+        given = {b.untyped_storage()._cdata for b in blocks if b is not None}
+        own = out.untyped_storage()._cdata not in given  # not so where an output is a parameter
+        return out.reshape(-1) if own else out.reshape(-1).clone()
 
     def _proven(self) -> bool:
         """Whether the program is the transpose of the backward pass: tried once per model.
@@ -163,11 +205,34 @@ class AutogradLinearization(Linearization):
         """
         program = self._program
         assert program is not None
-        if self._why_not("replay", lambda t: program(t, graph=True), program.signature):
+        key = "replay", self.snapshot.coarse, program.signature
+        if len(self._halves) > 1 and key not in {*self.snapshot.proofs, *self.snapshot.facts}:
+            self._prove_one_sample()
+        if self._why_not("replay", lambda t: program(t, graph=True), program.signature, True):
             self._program = None
         return self._program is not None
 
-    def _why_not(self, route: str, product: Product, signature: int) -> str:
+    def _prove_one_sample(self) -> None:
+        """The proof of a large model on one sample, for less memory; parts share their proofs.
+
+        A model that needs several samples is proven on all.
+        """
+        chosen = self.snapshot.policy
+        if self.snapshot.n_samples == 1 or chosen.batch_stats or chosen.dropout:
+            return
+        try:
+            one = AutogradLinearization(self.snapshot.part(slice(0, 1)))
+        except LIMITS:
+            raise
+        except Exception:  # it needs more
+            return
+        if one._program is not None:
+            program = one._program
+            one._why_not("replay", lambda t: program(t, graph=True), program.signature, True)
+        del one
+        return_freed_memory()
+
+    def _why_not(self, route: str, product: Product, signature: int, apart: bool = False) -> str:
         """Why a way to J t is wrong, proven once for each series of operations; empty if right.
 
         A proof of the same operations holds for later passes of the same model, unless Python code
@@ -182,12 +247,12 @@ class AutogradLinearization(Linearization):
             return ""
         sizes: list[float] = []
 
-        def vjp(u: Tensor) -> Tensor:
-            out = self.vjp(u)
-            sizes.extend(float(b.norm()) for b in self.snapshot.split(out[:, 0]))
+        def vjp(u: Tensor, which: Sequence[int]) -> list[Tensor | None]:
+            out = self._blocks(u[:, 0], which)
+            sizes.extend(0.0 if b is None else float(b.norm()) for b in out)
             return out
 
-        known[key] = mismatch(self.snapshot, self.rows, product, vjp)
+        known[key] = mismatch(self.snapshot, self.rows, product, vjp, apart)
         own = self._program is not None and self._program.own_rules and route == "replay"
         shown = own or min(sizes) > torch.finfo(self.dtype).eps * max(sizes)
         if not known[key] and shown and self.snapshot.observed.plain:
@@ -212,7 +277,7 @@ class AutogradLinearization(Linearization):
             self._jacobian = Linearization.jacobian(self)
         return self._jacobian
 
-    def _pushed_with_graph(self, blocks: Sequence[Tensor]) -> Tensor | None:
+    def _pushed_with_graph(self, blocks: Sequence[Tensor | None]) -> Tensor | None:
         """J t by a backward pass through the backward pass, which can be differentiated by t."""
         used, grads, dummy = self._backward_graph()
         if not used:
@@ -332,39 +397,6 @@ class AutogradLinearization(Linearization):
         return rows, self.snapshot.columns(t.shape[1], column)
 
 
-class UsesPart:
-    """Some samples of a model by the uses of its parameters alone, without a second graph."""
-
-    def __init__(self, found: Structured, workspace: int = WORKSPACE) -> None:
-        self._found, self.workspace = found, workspace
-        self.outputs = found.graph.detach()
-
-    @classmethod
-    def of(cls, part: FixedModel, workspace: int = WORKSPACE) -> UsesPart | None:
-        """None where uses are not known, or samples are not independent."""
-        coupled = part.policy.batch_stats is not None or part.policy.dropout is not None
-        if coupled or part.coarse:
-            return None
-        try:
-            found = Structured(part)
-        except LIMITS:
-            raise
-        except Exception:  # the model needs all samples: a graph's edges, statistics of a batch
-            return None
-        return None if found.why else cls(found, workspace)
-
-    def kernel(self, other: UsesPart | None, outputs: str) -> Tensor | None:
-        """J J2' with another part from per-sample gradients; None beyond the workspace."""
-        if outputs == "diagonal":
-            return parameter_kernel.diagonal(self._found, self.workspace)
-        theirs = None if other is None else other._found
-        return parameter_kernel.kernel(self._found, theirs, outputs, self.workspace)
-
-    def gradient_bytes(self, outputs: str) -> int:
-        """Bytes, for each sample, of the gradients of the largest group of uses."""
-        return parameter_rows.gradient_bytes(self._found)
-
-
 class TangentRecorder:
     """Records the tangent program of a forward pass, and accepts any model.
 
@@ -441,12 +473,15 @@ class TorchLinearization(AutogradLinearization):
     def _check_transpose(self) -> None:
         """Twice: traced programs may change their own constants (LSTM, torch 2.13)."""
 
-        def product(blocks: Sequence[Tensor]) -> Tensor:
+        def vjp(u: Tensor, which: Sequence[int]) -> list[Tensor | None]:
+            return self._blocks(u[:, 0], which)
+
+        def product(blocks: Sequence[Tensor | None]) -> Tensor:
             with self.snapshot.policy.seeded(self.snapshot.device):
                 return self._tangent(*blocks)
 
         for _ in range(2):
-            why = mismatch(self.snapshot, self.rows, product, self.vjp)
+            why = mismatch(self.snapshot, self.rows, product, vjp)
             v.require(
                 not why,
                 self.snapshot.where,

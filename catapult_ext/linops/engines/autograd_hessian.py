@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -112,27 +112,30 @@ class ForwardHVP(_OfGraph):
 
     def _compare(self) -> None:
         """Shows operations whose forward formulas are wrong, by every parameter."""
-        snapshot, generator = self._snapshot, torch.Generator().manual_seed(0)
-        pair = torch.randn(
-            snapshot.n_params, 2, generator=generator, dtype=torch.float64, device="cpu"
-        )
-        first, second = pair.to(self._gradient).split(1, 1)
+        snapshot = self._snapshot
+
+        def draw(seed: int) -> Tensor:
+            generator = torch.Generator().manual_seed(seed)
+            t = torch.randn(snapshot.n_params, 1, generator=generator, device="cpu")
+            return t.to(self._gradient)
+
         try:
             reverse = ReverseHVP(snapshot, self._loss, self._y, snapshot.forward())
-            reverse.product(first)
+            reverse.product(draw(0))
         except LIMITS:
             raise
         except RuntimeError:  # no double backward: by differences of the gradient
-            everything = Suspects(["torch's forward mode"], list(range(len(snapshot.names))))
-            check_second(snapshot, everything, self._gradient_at(), self._pushed)
+            suspected = Suspects(["torch's forward mode"], list(range(len(snapshot.names))))
+            check_second(snapshot, suspected, self._gradient_at(), self._pushed)
             return
 
-        def errors(t: Tensor) -> tuple[list[Tensor], list[Tensor]]:
+        def errors(t: Tensor, _: Sequence[int]) -> tuple[list[Tensor], list[Tensor]]:
             right = reverse.product(t)
             gap = self._pushed(t) - right
             return snapshot.split(gap[:, 0]), snapshot.split(right[:, 0])
 
-        wrong = [snapshot.names[i] for i in differing(snapshot, errors, first, second)]
+        everything = range(len(snapshot.names))
+        wrong = [snapshot.names[i] for i in differing(snapshot, errors, draw, [everything])]
         v.require(
             not wrong,
             snapshot.where,

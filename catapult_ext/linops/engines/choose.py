@@ -65,6 +65,8 @@ class Options(TypedDict, total=False):
         samples_at_once: samples linearized together; where they are fewer than N, every product
             linearizes each chunk again.
         columns_at_once: right-hand sides multiplied together.
+        copy: False takes the model's parameters as they lie in memory, without a second copy of
+            them; products raise a RuntimeError once one has changed.
     """
 
     engine: str | None
@@ -77,6 +79,7 @@ class Options(TypedDict, total=False):
     memory_budget: int | str | None
     samples_at_once: int | None
     columns_at_once: int | None
+    copy: bool
 
 
 def register_engine(engine: Engine) -> Engine:
@@ -148,6 +151,7 @@ def take_snapshot(
         policy=policy,
         probe=probe,
         check=options.get("check", True),
+        copy=options.get("copy", True),
         loss=None if loss is None or is_known(loss) else loss,
         y=y,
         pick=own_loss if loss is OWN_LOSS else output_tensor,

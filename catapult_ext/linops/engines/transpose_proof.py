@@ -16,21 +16,37 @@ from torch import Tensor
 from catapult_ext.linops.model.fixed_model import FixedModel
 from catapult_ext.linops.model.memory_meter import OverBudget
 
-Product = Callable[[Sequence[Tensor]], Tensor | None]  # blocks of t to J t, with graph
-Transposed = Callable[[Tensor], Tensor]  # u (N*O, 1) to J' u (P, 1)
+# blocks of t to J t, with graph; None where a block is zero
+Product = Callable[[Sequence[Tensor | None]], Tensor | None]
+# u (N*O, 1) to the blocks of J' u at some positions; None where a parameter is not used
+Transposed = Callable[[Tensor, Sequence[int]], Sequence[Tensor | None]]
+# differences of two products with a vector, and the right ones, in blocks at some positions
+Errors = Callable[[Tensor, Sequence[int]], tuple[Sequence[Tensor], Sequence[Tensor]]]
 
 _EXACT = 1e2  # rounding units by which two ways to one block may differ
 _TERMS = 4.0  # rounding units of the largest block that any block may be off by
+_TOGETHER = 128 << 20  # bytes of parameters that are proven at a time
 
 
-def mismatch(snapshot: FixedModel, rows: int, product: Product, vjp: Transposed) -> str:
+def mismatch(
+    snapshot: FixedModel, rows: int, product: Product, vjp: Transposed, apart: bool = False
+) -> str:
     """Why ``product`` is not the transpose of ``vjp``; an empty text where it is.
 
     Cost: a product with graph, a backward pass through it, and one backward pass of the model;
     three times that where rounding has to be told from errors.
+
+    Args:
+        snapshot: the model.
+        rows: N*O.
+        product: J t.
+        vjp: J' u.
+        apart: ``product`` takes None for blocks, so that large models are proven some parameters at
+            a time: memory for the blocks of ``_TOGETHER`` bytes of them, at a pass more for each.
     """
+    groups = _groups(snapshot) if apart else [range(len(snapshot.names))]
     try:
-        wrong = _by_transpose(snapshot, rows, product, vjp)
+        wrong = _by_transpose(snapshot, rows, product, vjp, groups)
     except (torch.OutOfMemoryError, OverBudget):
         raise
     except RuntimeError:  # the product has no derivative of its own: compare it in pairs
@@ -46,53 +62,87 @@ def mismatch(snapshot: FixedModel, rows: int, product: Product, vjp: Transposed)
     return f"wrong or missing derivatives by {', '.join(names[:3])}{more}" if names else ""
 
 
-def _random(count: int, rows: int, like: Tensor) -> list[Tensor]:
-    generator = torch.Generator().manual_seed(0)
-    shape = (rows, 1)
-    return [
-        torch.randn(shape, generator=generator, dtype=torch.float64, device="cpu").to(like)
-        for _ in range(count)
-    ]
+def _groups(snapshot: FixedModel) -> list[Sequence[int]]:
+    """Positions of parameters that are proven together, in order."""
+    groups: list[list[int]] = [[]]
+    room = _TOGETHER
+    for i, size in enumerate(snapshot.sizes):
+        room -= size * snapshot.itemsize
+        if room < 0 and groups[-1]:
+            groups.append([])
+            room = _TOGETHER - size * snapshot.itemsize
+        groups[-1].append(i)
+    return list(groups)
 
 
-def _by_transpose(snapshot: FixedModel, rows: int, product: Product, vjp: Transposed) -> list[int]:
+def _random(rows: int, seed: int, like: Tensor) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(rows, 1, generator=generator, dtype=like.dtype, device="cpu").to(like)
+
+
+def _by_transpose(
+    snapshot: FixedModel,
+    rows: int,
+    product: Product,
+    vjp: Transposed,
+    groups: Sequence[Sequence[int]],
+) -> list[int]:
     """Positions of the parameters whose blocks differ."""
-    first, second = _random(2, rows, next(iter(snapshot.params.values())))
+    like = next(iter(snapshot.params.values()))
 
-    def errors(u: Tensor) -> tuple[list[Tensor], list[Tensor]]:
-        right = snapshot.split(vjp(u)[:, 0])
-        found = _pulled_back(snapshot, product, u)
+    def errors(u: Tensor, group: Sequence[int]) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
+        right = _filled(snapshot, vjp(u, group), group)
+        found = _pulled_back(snapshot, product, u, group)
         return [f - r for f, r in zip(found, right, strict=True)], right
 
-    return differing(snapshot, errors, first, second)
+    return differing(snapshot, errors, lambda seed: _random(rows, seed, like), groups)
+
+
+def _filled(
+    snapshot: FixedModel, blocks: Sequence[Tensor | None], group: Sequence[int]
+) -> list[Tensor]:
+    """Zeros for None."""
+    params = list(snapshot.params.values())
+    return [
+        torch.zeros_like(params[i]) if b is None else b for i, b in zip(group, blocks, strict=True)
+    ]
 
 
 def differing(
     snapshot: FixedModel,
-    errors: Callable[[Tensor], tuple[list[Tensor], list[Tensor]]],
-    first: Tensor,
-    second: Tensor,
+    errors: Errors,
+    draw: Callable[[int], Tensor],
+    groups: Sequence[Sequence[int]],
 ) -> list[int]:
     """Positions of the parameters whose blocks differ by more than rounding.
 
     Args:
         snapshot: the frozen model.
-        errors: differences of two products with a vector, and the right ones, in blocks.
-        first: a random vector.
-        second: another one, used where rounding has to be told from errors.
+        errors: see :data:`Errors`.
+        draw: a random vector for a seed: one, or two where rounding has to be told from errors.
+        groups: positions whose blocks are in memory together.
     """
-    one, right = errors(first)
-    sizes = [r.double().norm().item() for r in right]
+    first = draw(0)
+    gaps: dict[int, float] = {}
+    sizes: dict[int, float] = {}
+    for group in groups:
+        one, right = errors(first, group)
+        gaps |= {i: e.double().norm().item() for i, e in zip(group, one, strict=True)}
+        sizes |= {i: r.double().norm().item() for i, r in zip(group, right, strict=True)}
     exact = _EXACT * torch.finfo(snapshot.dtype).eps
-    doubtful = [i for i, e in enumerate(one) if not e.double().norm().item() <= exact * sizes[i]]
     # what a stored value was rounded by counts in both ways, but not alike
-    floor = _TERMS * snapshot.observed.eps * max(sizes)
-    doubtful = [i for i in doubtful if not one[i].double().norm().item() <= floor]
-    if not doubtful:
-        return []
-    two, _ = errors(second)
-    both, _ = errors(first + second)
-    return [i for i in doubtful if not _is_rounding(one[i], two[i], both[i])]
+    floor = _TERMS * snapshot.observed.eps * max(sizes.values())
+    doubtful = {i for i in gaps if not (gaps[i] <= exact * sizes[i] or gaps[i] <= floor)}
+    wrong: list[int] = []
+    second = draw(1) if doubtful else first
+    for group in groups:
+        if doubtful.isdisjoint(group):
+            continue
+        three = [errors(u, group)[0] for u in (first, second, first + second)]
+        wrong += [
+            i for i, *e in zip(group, *three, strict=True) if i in doubtful and not _is_rounding(*e)
+        ]
+    return wrong
 
 
 def _is_rounding(one: Tensor, two: Tensor, both: Tensor) -> bool:
@@ -102,27 +152,33 @@ def _is_rounding(one: Tensor, two: Tensor, both: Tensor) -> bool:
     return bool(4 * defect >= largest)
 
 
-def _pulled_back(snapshot: FixedModel, product: Product, u: Tensor) -> list[Tensor]:
-    """The transpose of ``product`` times u, in blocks."""
+def _pulled_back(
+    snapshot: FixedModel, product: Product, u: Tensor, group: Sequence[int]
+) -> list[Tensor]:
+    """Blocks of the transpose of ``product`` times u."""
     generator = torch.Generator().manual_seed(1)
+    params = list(snapshot.params.values())
+    blocks: list[Tensor | None] = [None] * len(params)
     with torch.inference_mode(False), torch.enable_grad():
-        t = [
-            torch.randn(p.shape, generator=generator, dtype=torch.float64, device="cpu")
-            .to(p)
-            .requires_grad_()
-            for p in snapshot.params.values()
-        ]
-        out = product(t)
+        for i in group:
+            p = params[i]
+            t = torch.randn(p.shape, generator=generator, dtype=p.dtype, device="cpu")
+            blocks[i] = t.to(p.device).requires_grad_()
+        given = [b for b in blocks if b is not None]
+        out = product(blocks)
         if out is None or not out.requires_grad:
-            return [torch.zeros_like(p) for p in t]
-        found = torch.autograd.grad(out, t, u.reshape(out.shape).to(out.dtype), allow_unused=True)
-    return [torch.zeros_like(p) if g is None else g for p, g in zip(t, found, strict=True)]
+            return [torch.zeros_like(p) for p in given]
+        found = torch.autograd.grad(
+            out, given, u.reshape(out.shape).to(out.dtype), allow_unused=True
+        )
+    return _filled(snapshot, found, group)
 
 
 def _by_pairs(snapshot: FixedModel, rows: int, product: Product, vjp: Transposed) -> list[int]:
     """The same by <u, J t> = <J' u, t> for t in one block after another: a product each."""
-    (u,) = _random(1, rows, next(iter(snapshot.params.values())))
-    right = snapshot.split(vjp(u)[:, 0])
+    u = _random(rows, 0, next(iter(snapshot.params.values())))
+    everything = range(len(snapshot.names))
+    right = _filled(snapshot, vjp(u, everything), everything)
     generator = torch.Generator().manual_seed(1)
     zeros = [torch.zeros_like(r) for r in right]
     largest = max(r.double().norm().item() for r in right)

@@ -143,6 +143,10 @@ class FixedModel(ABC):
     def facts(self) -> set[Any]:
         """Proofs of engines that hold for every pass of this kind: model, shapes, modes, hooks."""
 
+    @abstractmethod
+    def require_unchanged(self) -> None:
+        """Raise RuntimeError where a parameter that is shared with the user's module changed."""
+
     @property
     @abstractmethod
     def writes_parameters(self) -> bool:

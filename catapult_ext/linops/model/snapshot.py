@@ -73,6 +73,7 @@ class Snapshot(FixedModel):
         check: :meth:`check_repeats` will follow, so that the proof of the layout may serve it.
         y: labels, which tell N where inputs differ in their leading size.
         pick: the tensor of outputs in what the model returns.
+        copy: False shares the parameters with the module, which must not change them.
 
     Attributes:
         returned_loss: the loss that the model returned beside its outputs in the last pass, and of
@@ -99,6 +100,7 @@ class Snapshot(FixedModel):
         check: bool = True,
         y: Any = None,
         pick: Callable[[Any, str], Tensor] = output_tensor,
+        copy: bool = True,
     ) -> None:
         self.where, self.probe = where, probe
         inside = torch._C._functorch.peek_interpreter_stack() is not None
@@ -115,10 +117,11 @@ class Snapshot(FixedModel):
             forward,
         )
         with torch.inference_mode(False):
-            state = copied_state(model, params, where)
+            state = copied_state(model, params, where, copy)
             self.params, self.constants = state.params, state.constants
             self._buffers, self._complex = state.buffers, state.complex_params
             self.dtype, self.device, names = state.dtype, state.device, state.originals
+            self._shared = state.shared
             self.x = copied_inputs(x, where, self.device)
             self._template = Template(model, forward, loss, names)
         self._n = count_samples(self.x, y)
@@ -208,6 +211,10 @@ class Snapshot(FixedModel):
         held = {k: t for k, t in self.constants.items() if k not in self._buffers}
         return {k: t._version for k, t in (*self.params.items(), *held.items())}
 
+    def require_unchanged(self) -> None:
+        """Raise RuntimeError where a parameter that is shared with the user's module changed."""
+        self._shared.check()
+
     @property
     def writes_parameters(self) -> bool:
         """Whether the model writes its parameters in place, so that every pass takes copies."""
@@ -288,6 +295,7 @@ class Snapshot(FixedModel):
 
         Rows that are some of each sample, (N*T, V), count as outputs of their samples: (N, T*V).
         """
+        self.require_unchanged()
         low: AbstractContextManager[Any] = nullcontext()
         if self.coarse:
             # the cache would hand a cast made without a graph to a pass that needs one

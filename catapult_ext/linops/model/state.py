@@ -15,6 +15,35 @@ from catapult_ext.linops.model.inputs import wide
 Chosen = str | Tensor | Iterable[str | Tensor] | None  # parameters, by name or themselves
 
 
+class Shared:
+    """Parameters in the memory of the user's module, whose bits must stay as they are.
+
+    Args:
+        tensors: by name; none where everything is copied.
+        where: the public function named in errors.
+    """
+
+    def __init__(self, tensors: dict[str, Tensor], where: str) -> None:
+        self._tensors, self._where = tensors, where
+        self._sums = {name: _sum_of_bits(t) for name, t in tensors.items()}
+
+    def check(self) -> None:
+        """Raise RuntimeError where a parameter has changed."""
+        for name, t in self._tensors.items():
+            if _sum_of_bits(t) != self._sums[name]:
+                raise RuntimeError(
+                    f"catapult_ext.{self._where}: with copy=False the model's parameters must stay "
+                    f"as they were when the operator was built, got another {name} (build the "
+                    "operator again, or leave copy out)"
+                )
+
+
+def _sum_of_bits(value: Tensor) -> int:
+    """A number that changes with any single bit, and hardly ever does not with several."""
+    bits = value.detach().reshape(-1)
+    return int(bits.view(torch.int32 if value.element_size() == 4 else torch.int64).sum())
+
+
 @dataclass(frozen=True)
 class State:
     """Copies of the tensors of a module.
@@ -26,6 +55,7 @@ class State:
         complex_params: names of those among ``params`` whose last dimension, of size 2, holds the
             real and imaginary parts of a complex parameter.
         originals: names and originals by ``id`` of the original.
+        shared: the parameters that are not copied.
     """
 
     params: dict[str, Tensor]
@@ -33,6 +63,7 @@ class State:
     buffers: set[str]
     complex_params: set[str]
     originals: dict[int, tuple[str, Tensor]]
+    shared: Shared
 
     @property
     def dtype(self) -> torch.dtype:
@@ -45,7 +76,7 @@ class State:
         return next(iter(self.params.values())).device
 
 
-def copied_state(model: nn.Module, params: Chosen, where: str) -> State:
+def copied_state(model: nn.Module, params: Chosen, where: str, copy: bool = True) -> State:
     """Copies of parameters and buffers of ``model``; half precision becomes float32.
 
     Args:
@@ -53,6 +84,7 @@ def copied_state(model: nn.Module, params: Chosen, where: str) -> State:
         params: names or patterns (``fnmatch``) of the parameters to take, names of modules, or
             parameters themselves; None takes all.
         where: the public function named in errors.
+        copy: False shares parameters of full precision with the module.
 
     Raises:
         TypeError: parameters of another or of mixed dtype, or without values.
@@ -66,17 +98,23 @@ def copied_state(model: nn.Module, params: Chosen, where: str) -> State:
     v.constant(where, own)
     taken: dict[str, Tensor] = {}
     constants: dict[str, Tensor] = {}
+    shared: dict[str, Tensor] = {}
     for name, p in own.items():
-        if name in chosen:
-            values = torch.view_as_real(p.detach()) if p.is_complex() else p.detach()
-            taken[name] = wide(values.clone()).requires_grad_()
+        if not copy and p.dtype in v.FLOAT_DTYPES:
+            held = shared[name] = p.detach()
         else:
-            constants[name] = wide(p.detach().clone())
+            pairs = p.is_complex() and name in chosen
+            values = torch.view_as_real(p.detach()) if pairs else p.detach()
+            held = wide(values.clone())
+        if name in chosen:
+            taken[name] = held.detach().requires_grad_()
+        else:
+            constants[name] = held
     for name, b in buffers.items():
         constants[name] = wide(b.detach().clone())
     originals = {id(t): (name, t) for name, t in (*own.items(), *buffers.items())}
     numbers = {name for name in taken if own[name].is_complex()}
-    state = State(taken, constants, set(buffers), numbers, originals)
+    state = State(taken, constants, set(buffers), numbers, originals, Shared(shared, where))
     _check_parameters(state, where)
     return state
 

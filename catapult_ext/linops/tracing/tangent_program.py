@@ -85,9 +85,10 @@ class TangentTracer(DispatchMode):
         written = tensors[0] if func._schema.is_mutable else None
         if written is not None and not self._writable(call):
             return func(*args, **kwargs)
-        call.out = func(*args, **kwargs)
+        out = call.out = func(*args, **kwargs)
         self._record(call, slots, written)
-        return call.out
+        call.forget()
+        return out
 
     def _writable(self, call: TensorCall) -> bool:
         """Makes an in-place call one without; where that cannot be, says why."""
@@ -168,14 +169,16 @@ class Program:
         self._leaves, self._end = leaves, end
         self._steps = kept[::-1]
 
-    def __call__(self, tangents: Sequence[Tensor], graph: bool = False) -> Tensor | None:
+    def __call__(self, tangents: Sequence[Tensor | None], graph: bool = False) -> Tensor | None:
         """Tangents of the leaves, in their shapes, to the tangent of the result; None is zero.
 
         With ``graph`` the result can be differentiated by the tangents.
         """
         with torch.inference_mode(False), torch.set_grad_enabled(graph):
             values: dict[int, Tensor] = {
-                i: t.clone() if t.is_inference() else t for i, t in enumerate(tangents)
+                i: t.clone() if t.is_inference() else t
+                for i, t in enumerate(tangents)
+                if t is not None
             }
             for step in self._steps:
                 given = [None if s is None else values.get(s) for s in step.inputs]

@@ -40,6 +40,17 @@ class TensorCall:
         places = [i for i, a in enumerate(self.args) if isinstance(a, Tensor)]
         return places if len(places) == len(self.tensors) else None
 
+    def forget(self) -> None:
+        """Let go of the result, and of arguments that :meth:`again` replaces.
+
+        Rules keep the values that they need: what a rule does not need is not to stay in memory.
+        """
+        self.out = None
+        if self._places is not None:
+            held = set(self._places)
+            self.args = tuple(None if i in held else a for i, a in enumerate(self.args))
+            self.tensors = []
+
     def again(self, values: Sequence[Any]) -> Any:
         """The operation on other tensors."""
         if self._places is not None:
