@@ -8,6 +8,7 @@ wrong derivatives are linear in the cotangent, rounding is not.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 
 import torch
@@ -25,6 +26,7 @@ Errors = Callable[[Tensor, Sequence[int]], tuple[Sequence[Tensor], Sequence[Tens
 
 _EXACT = 1e2  # rounding units by which two ways to one block may differ
 _TERMS = 4.0  # rounding units of the largest block that any block may be off by
+_PIECE = 1 << 20  # entries of a block that are in float64 at a time
 _TOGETHER = 128 << 20  # bytes of parameters that are proven at a time
 
 
@@ -126,9 +128,9 @@ def differing(
     gaps: dict[int, float] = {}
     sizes: dict[int, float] = {}
     for group in groups:
-        one, right = errors(first, group)
-        gaps |= {i: e.double().norm().item() for i, e in zip(group, one, strict=True)}
-        sizes |= {i: r.double().norm().item() for i, r in zip(group, right, strict=True)}
+        measured = [list(map(_norm, blocks)) for blocks in errors(first, group)]
+        gaps |= dict(zip(group, measured[0], strict=True))
+        sizes |= dict(zip(group, measured[1], strict=True))
     exact = _EXACT * torch.finfo(snapshot.dtype).eps
     # what a stored value was rounded by counts in both ways, but not alike
     floor = _TERMS * snapshot.observed.eps * max(sizes.values())
@@ -145,10 +147,18 @@ def differing(
     return wrong
 
 
+def _norm(block: Tensor) -> float:
+    """Euclidean norm in float64, without a float64 copy of a large block."""
+    pieces = block.reshape(-1).split(_PIECE)
+    return math.hypot(*(p.double().norm().item() for p in pieces))
+
+
 def _is_rounding(one: Tensor, two: Tensor, both: Tensor) -> bool:
     """Whether differences at u, v and u + v are not additive, as those of wrong products are."""
-    largest = max(e.double().norm().item() for e in (one, two, both))
-    defect = (both.double() - one.double() - two.double()).norm().item()
+    largest = max(_norm(e) for e in (one, two, both))
+    pieces = zip(*(e.reshape(-1).split(_PIECE) for e in (one, two, both)), strict=True)
+    defects = [(c.double() - a.double() - b.double()).norm().item() for a, b, c in pieces]
+    defect = math.hypot(*defects)
     return bool(4 * defect >= largest)
 
 
