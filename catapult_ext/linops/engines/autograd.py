@@ -6,6 +6,7 @@ import warnings
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import cached_property
+from itertools import accumulate
 from typing import Any, ClassVar
 
 import torch
@@ -29,7 +30,6 @@ from catapult_ext.linops.engines.difference_proof import (
 )
 from catapult_ext.linops.engines.freed_memory import return_freed_memory
 from catapult_ext.linops.engines.transpose_proof import Product, mismatch
-from catapult_ext.linops.engines.uses_part import UsesPart
 from catapult_ext.linops.model.fixed_model import FixedModel
 from catapult_ext.linops.model.graphs import require_second_derivatives
 from catapult_ext.linops.model.memory_meter import LIMITS
@@ -152,7 +152,7 @@ class AutogradLinearization(Linearization):
         everything = list(range(len(sizes)))
         if self.n_params * self.snapshot.itemsize <= _WHOLE:
             return [everything]
-        ends = torch.tensor(sizes).cumsum(0).tolist()
+        ends = list(accumulate(sizes))
         first = [i for i in everything if ends[i] <= ends[-1] // 2 or i == 0]
         return [half for half in (first, everything[len(first) :]) if half]
 
@@ -331,17 +331,17 @@ class AutogradLinearization(Linearization):
 
     def _gradients_exceed(self) -> bool:
         """Whether one sample tells that those of all do not fit, before all are run."""
-        one = UsesPart.of(self.snapshot.part(slice(0, 1)), self.workspace)
+        one = parameter_kernel.UsesPart.of(self.snapshot.part(slice(0, 1)), self.workspace)
         return one is not None and 2 * self.n_samples * one.gradient_bytes("all") > self.workspace
 
     def part(self, samples: slice) -> KernelPart | None:
         """The parameter uses of some samples, by a forward pass of their own."""
-        return UsesPart.of(self.snapshot.part(samples), self.workspace)
+        return parameter_kernel.UsesPart.of(self.snapshot.part(samples), self.workspace)
 
     @classmethod
     def part_of(cls, snapshot: FixedModel, workspace: int) -> KernelPart | None:
         """The parameter uses of all samples of ``snapshot``, by one forward pass."""
-        return UsesPart.of(snapshot, workspace)
+        return parameter_kernel.UsesPart.of(snapshot, workspace)
 
     def coarse(self) -> AutogradLinearization:
         """This engine for the model rounded to bfloat16."""

@@ -9,7 +9,9 @@ import torch
 from torch import Tensor
 
 from catapult_ext import ops
-from catapult_ext.linops.tracing.parameter_rows import Sink, each_block
+from catapult_ext.linops.model.fixed_model import FixedModel
+from catapult_ext.linops.model.memory_meter import LIMITS
+from catapult_ext.linops.tracing.parameter_rows import Sink, each_block, gradient_bytes
 from catapult_ext.linops.tracing.parameter_use_rules import Outer, Positions, Use
 from catapult_ext.linops.tracing.parameter_uses import Structured
 
@@ -226,3 +228,36 @@ def _add_factors(
             product = (left.reshape(m * o * s, -1) @ right.T).view(m, o, s, n2, o, s2)
             part = (product * data.view(m, 1, s, n2, 1, s2)).sum((2, 5))
             theta[mine.start * o : mine.stop * o] += part.reshape(m * o, n2 * o)
+
+
+class UsesPart:
+    """Some samples of a model by the uses of its parameters alone, without a second graph."""
+
+    def __init__(self, found: Structured, workspace: int) -> None:
+        self._found, self.workspace = found, workspace
+        self.outputs = found.graph.detach()
+
+    @classmethod
+    def of(cls, part: FixedModel, workspace: int) -> UsesPart | None:
+        """None where uses are not known, or samples are not independent."""
+        coupled = part.policy.batch_stats is not None or part.policy.dropout is not None
+        if coupled or part.coarse:
+            return None
+        try:
+            found = Structured(part)
+        except LIMITS:
+            raise
+        except Exception:  # the model needs all samples: a graph's edges, statistics of a batch
+            return None
+        return None if found.why else cls(found, workspace)
+
+    def kernel(self, other: UsesPart | None, outputs: str) -> Tensor | None:
+        """J J2' with another part from per-sample gradients; None beyond the workspace."""
+        if outputs == "diagonal":
+            return diagonal(self._found, self.workspace)
+        theirs = None if other is None else other._found
+        return kernel(self._found, theirs, outputs, self.workspace)
+
+    def gradient_bytes(self, outputs: str) -> int:
+        """Bytes, for each sample, of the gradients of the largest group of uses."""
+        return gradient_bytes(self._found)
