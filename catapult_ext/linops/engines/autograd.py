@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
 from functools import cached_property
 from itertools import accumulate
 from typing import Any, ClassVar
@@ -35,7 +34,7 @@ from catapult_ext.linops.model.graphs import require_second_derivatives
 from catapult_ext.linops.model.memory_meter import LIMITS
 from catapult_ext.linops.tracing import parameter_kernel
 from catapult_ext.linops.tracing.parameter_uses import Structured
-from catapult_ext.linops.tracing.tangent_program import TangentTracer
+from catapult_ext.linops.tracing.tangent_program import TangentRecorder, TangentTracer
 from catapult_ext.losses import Loss
 
 _KEPT = 64 << 20  # bytes of a graph that is kept for further kernels
@@ -395,32 +394,6 @@ class AutogradLinearization(Linearization):
             return tuple(rest)
 
         return rows, self.snapshot.columns(t.shape[1], column)
-
-
-class TangentRecorder:
-    """Records the tangent program of a forward pass, and accepts any model.
-
-    Hessians need no tangents: for them it records nothing.
-    """
-
-    why = ""
-    altered = False
-    likely = False
-
-    def __init__(self, snapshot: FixedModel) -> None:
-        leaves = list(snapshot.params.values())
-        self._tracer = None if snapshot.probe == "hessian" else TangentTracer(leaves)
-        self.cheap = self._tracer is None
-
-    def mode(self) -> AbstractContextManager[Any]:
-        """The tracer; no context where nothing is recorded."""
-        return self._tracer or nullcontext()
-
-    def finished(self, raw: Any) -> TangentTracer | None:
-        """The tracer with its program, of the pass that returned ``raw``."""
-        if self._tracer is not None:
-            self._tracer.finish(raw)
-        return self._tracer
 
 
 class TorchLinearization(AutogradLinearization):

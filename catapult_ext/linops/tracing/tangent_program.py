@@ -10,6 +10,7 @@ Source: forward-mode accumulation of a linearised program (Griewank and Walther 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +20,7 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from catapult_ext.linops.model.dispatch_mode import DispatchMode
+from catapult_ext.linops.model.fixed_model import FixedModel
 from catapult_ext.linops.model.leaves import tensors_in
 from catapult_ext.linops.model.pass_context import draws
 from catapult_ext.linops.tracing.tangent_rules import (
@@ -149,6 +151,32 @@ class TangentTracer(DispatchMode):
             self.program = Program(len(self._leaves), self._steps, end)
             self.program.signature = self._signature
             self.program.own_rules = self._own_rules
+
+
+class TangentRecorder:
+    """Records the tangent program of a forward pass, and accepts any model.
+
+    Hessians need no tangents: for them it records nothing.
+    """
+
+    why = ""
+    altered = False
+    likely = False
+
+    def __init__(self, snapshot: FixedModel) -> None:
+        leaves = list(snapshot.params.values())
+        self._tracer = None if snapshot.probe == "hessian" else TangentTracer(leaves)
+        self.cheap = self._tracer is None
+
+    def mode(self) -> AbstractContextManager[Any]:
+        """The tracer; no context where nothing is recorded."""
+        return self._tracer or nullcontext()
+
+    def finished(self, raw: Any) -> TangentTracer | None:
+        """The tracer with its program, of the pass that returned ``raw``."""
+        if self._tracer is not None:
+            self._tracer.finish(raw)
+        return self._tracer
 
 
 class Program:
