@@ -44,7 +44,7 @@ def measured():
     return values
 
 
-@pytest.mark.parametrize(("source", "target"), itertools.permutations(CONVENTIONS, 2))
+@pytest.mark.parametrize(("source", "target"), list(itertools.permutations(CONVENTIONS, 2)))
 def test_factors_are_those_of_the_operators(measured, source, target):
     if ("trace" in source) != ("trace" in target):
         with pytest.raises(ValueError, match=r"convert_lambda: .* traced over several outputs"):
