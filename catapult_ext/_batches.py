@@ -193,6 +193,22 @@ def map_tensors(value: Any, change: Callable[[Tensor], Any], other: Any = None) 
     return value if other is None else other(value)
 
 
+def one_pass(call: Callable[[], Any]) -> Any:
+    """What ``call`` returns, without a graph where gradients are off.
+
+    There a pass that needs one, for derivatives by its inputs, runs again with gradients.
+    """
+    try:
+        return call()
+    except torch.OutOfMemoryError:
+        raise
+    except RuntimeError:
+        if torch.is_grad_enabled():
+            raise
+    with torch.enable_grad():
+        return map_tensors(call(), Tensor.detach)
+
+
 def tensors_of(value: Any) -> list[Tensor]:
     """All tensors in nested mappings, sequences and dataclasses, in order."""
     if isinstance(value, Tensor):

@@ -106,7 +106,7 @@ def _depends(value: Tensor) -> bool:
 
 def _square(value: Tensor) -> float:
     with torch.no_grad(), torch._C.DisableTorchFunction():
-        return float(value.detach().double().square().mean())
+        return float(value.detach().abs().double().square().mean())
 
 
 def _adds_bias(args: tuple[Any, ...]) -> bool:

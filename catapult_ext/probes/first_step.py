@@ -16,6 +16,7 @@ from catapult_ext._module_copy import own_copy
 from catapult_ext.probes.problem import Problem
 from catapult_ext.probes.problem_descent import gradients_of, loss_of
 from catapult_ext.probes.stability import Rule
+from catapult_ext.probes.step_metric import as_real
 
 FINE = 1.02  # ratio to which searches bisect
 _FAR = 2.0**32  # from the guess: no rate will be found
@@ -44,10 +45,12 @@ def first_step(
     alphas = _parts(rule.decay, weights)
     start += _penalty(alphas, weights)
     if alphas is not None:
-        direction = [d + a * p for d, a, p in zip(direction, alphas, weights, strict=True)]
+        for d, a, p in zip(direction, alphas, weights, strict=True):
+            as_real(d).add_(a * as_real(p))
     scales = _parts(rule.scale, weights)
     if scales is not None:
-        direction = [d * s for d, s in zip(direction, scales, strict=True)]
+        for d, s in zip(direction, scales, strict=True):
+            as_real(d).mul_(s)
     passes = 0
 
     def rises(eta: float) -> bool:
@@ -69,15 +72,16 @@ def first_step(
 def _parts(entries: Tensor | None, weights: list[Tensor]) -> list[Tensor] | None:
     if entries is None:
         return None
-    parts = entries.split([p.numel() for p in weights])
-    return [part.view(p.shape).to(p.dtype) for part, p in zip(parts, weights, strict=True)]
+    views = [as_real(p) for p in weights]
+    parts = entries.split([p.numel() for p in views])
+    return [part.view(p.shape).to(p.dtype) for part, p in zip(parts, views, strict=True)]
 
 
 def _penalty(alphas: list[Tensor] | None, weights: list[Tensor]) -> float:
     if alphas is None:
         return 0.0
     pairs = zip(alphas, weights, strict=True)
-    return sum(float((a * p.square()).sum()) for a, p in pairs) / 2
+    return sum(float((a * as_real(p).square()).sum()) for a, p in pairs) / 2
 
 
 def bracket(

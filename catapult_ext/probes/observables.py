@@ -12,7 +12,7 @@ from torch.linalg import vector_norm
 from torch.overrides import TorchFunctionMode
 
 from catapult_ext import _validate as v
-from catapult_ext._batches import count_samples
+from catapult_ext._batches import count_samples, one_pass
 from catapult_ext._module_copy import without_cached_weights
 
 # Activations that fall to (about) zero on the negative side, so that a unit can be inactive.
@@ -136,7 +136,8 @@ def activity(
         v.fail("probes.activity", "x must be a torch.Tensor", type(x).__name__, TypeError)
     with OperationWatch() as watch, torch.no_grad(), without_cached_weights():
         try:
-            found = model(x.clone()) if outputs is None else outputs(model)
+            call = (lambda: model(x.clone())) if outputs is None else (lambda: outputs(model))
+            found = one_pass(call)
         except (TypeError, ValueError, RuntimeError, IndexError) as error:
             kind = TypeError if "dtype" in str(error) else ValueError
             raise kind(

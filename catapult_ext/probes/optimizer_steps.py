@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from catapult_ext._module_copy import unwrapped
-from catapult_ext.probes.step_metric import NoMetric, is_adaptive, step_metric
+from catapult_ext.probes.step_metric import NoMetric, as_real, is_adaptive, step_metric
 from catapult_ext.probes.threshold import StabilityThreshold, ThresholdCache
 
 
@@ -95,7 +95,7 @@ class OptimizerSteps:
         own = dict(unwrapped(model).named_parameters())
         chosen = [(own[name], found.get(id(own[name]))) for name in names]
         flat = [
-            torch.zeros_like(p).reshape(-1) if part is None else part.reshape(-1)
+            torch.zeros_like(as_real(p)).reshape(-1) if part is None else part.reshape(-1)
             for p, part in chosen
         ]
         metric = torch.cat(flat).detach()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -17,6 +17,8 @@ from catapult_ext._batches import (
     first_samples,
     inputs_of,
     map_tensors,
+    one_pass,
+    tensors_of,
 )
 from catapult_ext._model_call import Forward, call_model, loss_in, output_tensor, own_loss
 from catapult_ext._module_copy import own_copy, without_cached_weights
@@ -62,7 +64,7 @@ class Problem:
             TypeError: data of another form, without labels, or ``forward=`` that is no function.
             ValueError: an unknown loss or policy.
         """
-        known = resolve(loss)
+        known, data = resolve(loss), _outside_inference(data)
         forward = options.get("forward")
         needs = "forward must be a function (model, x)"
         v.require(forward is None or callable(forward), where, needs, forward)
@@ -102,9 +104,8 @@ class Problem:
         """The same with labels inside the inputs as the model reads them, by one forward pass."""
         if not self.inside:
             return self
-        moved = own_copy(model)
         with torch.no_grad():
-            out = self._returned(moved, map_tensors(self.x, Tensor.clone))
+            out = self._passed(self._returned, own_copy(model))
         own, f = loss_in(out), output_tensor(out, self.where)
         if own is None or out is f:
             return self.read_as(self.y)
@@ -122,22 +123,26 @@ class Problem:
             return call_model(model, x, self.forward)
 
     def outputs(self, model: nn.Module) -> Tensor:
-        """The outputs of ``model``, as it returns them, with graph.
+        """The outputs of ``model``, as it returns them; with graph where gradients are on.
 
         Raises:
             TypeError: no tensor among what it returns.
             ValueError: the forward pass fails.
         """
-        given = map_tensors(self.x, Tensor.clone)  # a model may write its inputs in place
         try:
             with without_cached_weights():
-                return self.called(model, given)
+                found: Tensor = self._passed(self.called, model)
+                return found
         except RuntimeError as error:  # half precision, which operators widen and models may not
             shown = self.x.dtype if isinstance(self.x, Tensor) else type(self.x).__name__
             raise ValueError(
                 f"catapult_ext.{self.where}: the model must accept the inputs (or pass forward=), "
                 f"got {shown}: {error}"
             ) from error
+
+    def _passed(self, call: Callable[[nn.Module, Any], Any], model: nn.Module) -> Any:
+        """``call`` of ``model`` and of inputs of its own, which a model may write in place."""
+        return one_pass(lambda: call(model, map_tensors(self.x, Tensor.clone)))
 
     def trained_copy(self, model: nn.Module) -> nn.Module:
         """``model``, or a copy of which ``params`` alone are trainable."""
@@ -149,3 +154,10 @@ class Problem:
         for name, p in trainable.items():
             p.requires_grad_(name in chosen)
         return copy
+
+
+def _outside_inference(data: Any) -> Any:
+    """The same in tensors that a graph can keep, which those made in inference mode are not."""
+    if any(t.is_inference() for t in tensors_of(data)):
+        return map_tensors(data, Tensor.clone)
+    return data

@@ -18,7 +18,8 @@ from torch import Tensor, nn
 
 from catapult_ext import _validate as v
 from catapult_ext.linops import LinearOperator, Preconditioned
-from catapult_ext.probes.step_metric import NoMetric, has_stepped, step_metric
+from catapult_ext.linops.preconditioned import bare_optimizer
+from catapult_ext.probes.step_metric import NoMetric, as_real, has_stepped, step_metric
 from catapult_ext.probes.threshold import stability_threshold
 
 _WHERE = "learning_rate_window"
@@ -132,6 +133,9 @@ def relative_rates(optimizer: Any) -> list[float]:
 
 def _described(optimizer: Any) -> str:
     group, kind = optimizer.param_groups[0], type(optimizer)
+    inner = bare_optimizer(optimizer)
+    if inner is not optimizer:
+        return f"{kind.__name__} of {_described(inner)}"
     if kind is not torch.optim.SGD:
         return kind.__name__
     if not group["momentum"]:
@@ -147,7 +151,7 @@ def _in_gradient(group: dict[str, Any]) -> float:
 
 def _spread(values: Sequence[float], weights: Sequence[Tensor]) -> Tensor:
     """One value a parameter, repeated over its entries: (P,)."""
-    pairs = zip(values, weights, strict=True)
+    pairs = zip(values, map(as_real, weights), strict=True)
     return torch.cat([torch.full((p.numel(),), x, device=p.device).double() for x, p in pairs])
 
 
@@ -156,7 +160,7 @@ def trained_by(optimizer: Any, model: nn.Module) -> list[Tensor]:
 
     Raises: as :func:`rule_of`.
     """
-    closure = isinstance(optimizer, torch.optim.LBFGS)
+    closure = isinstance(bare_optimizer(optimizer), torch.optim.LBFGS)
     if closure or not isinstance(optimizer, torch.optim.Optimizer):
         text = "optimizer must be None or a torch.optim.Optimizer whose step needs no closure"
         v.fail(_WHERE, text, type(optimizer).__name__, TypeError)
@@ -175,6 +179,7 @@ def trained_by(optimizer: Any, model: nn.Module) -> list[Tensor]:
 
 def _inverse(optimizer: Any, weights: Sequence[Tensor]) -> Tensor:
     """The diagonal of P^-1 (P,), of the state as it is."""
+    optimizer = bare_optimizer(optimizer)
     own = [p for g in optimizer.param_groups for p in g["params"] if p.requires_grad]
     rates = [float(group["lr"]) for group in optimizer.param_groups]
     parts = step_metric(optimizer, rates, preconditioned=True, weights=[1.0] * len(rates))

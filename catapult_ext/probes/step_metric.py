@@ -83,6 +83,12 @@ INVERSES: dict[type, Inverse] = {
 }
 
 
+def as_real(value: Any) -> Any:
+    """A complex tensor seen as pairs of real numbers, as optimizers and operators take them."""
+    complex_tensor = isinstance(value, Tensor) and value.is_complex()
+    return torch.view_as_real(value) if complex_tensor else value
+
+
 def is_adaptive(optimizer: Any) -> bool:
     """Whether the class divides by something of its state, in a way that is known."""
     return type(optimizer) in INVERSES
@@ -103,6 +109,8 @@ def step_metric(
     weights: Sequence[float] | None = None,
 ) -> list[Tensor]:
     """D = lr P^-1 of the step just made, a tensor for each parameter that it trains.
+
+    That of a complex parameter is of its real and imaginary parts, (..., 2).
 
     Args:
         optimizer: after its step.
@@ -128,7 +136,8 @@ def step_metric(
         at_step = {**group, "lr": rate}  # a schedule may have changed it since
         for p in (p for p in group["params"] if p.requires_grad):
             moved = None if displacement is None else next(left)
-            state = optimizer.state.get(p, {})
+            state = {k: as_real(s) for k, s in optimizer.state.get(p, {}).items()}
+            p, moved = as_real(p), None if moved is None else as_real(moved)
             taken = bool(state) and float(state.get("step", 1)) > 0
             made |= taken or inverse is None
             if inverse is None:

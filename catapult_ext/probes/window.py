@@ -40,6 +40,7 @@ _HELD_BY_EPS = 0.1  # share of the top vector that is flagged
 
 
 @no_autocast()
+@torch.inference_mode(False)
 def learning_rate_window(
     model: nn.Module,
     loss: object,
