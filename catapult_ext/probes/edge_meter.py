@@ -24,7 +24,7 @@ from catapult_ext.probes.edge_row import EdgeRow, empty_row
 from catapult_ext.probes.loss_again import Evaluate, Replay, StepHessian, moved_back
 from catapult_ext.probes.observables import DROPOUT
 from catapult_ext.probes.record import BoundedRecord
-from catapult_ext.probes.step_metric import NoMetric, step_metric
+from catapult_ext.probes.step_metric import NoMetric, as_real, step_metric
 from catapult_ext.probes.step_watch import StepWatch, dot
 from catapult_ext.probes.threshold import ThresholdCache
 
@@ -251,7 +251,7 @@ class EdgeMeter:
             return
         row["change"] = after - row["loss"]
         row["zeta"] = 1 + row["change"] / row["descent"]
-        types = {p.dtype for p in self._watch.parameters if p.is_floating_point()}
+        types = {p.dtype for p in map(as_real, self._watch.parameters) if p.is_floating_point()}
         eps = max((torch.finfo(t).eps for t in types), default=math.nan)
         row["rounding"] = eps * abs(row["loss"]) / row["descent"]
         bent = 2 * (row["change"] + row["descent"])  # eta^2 u.H u, H averaged along the step
@@ -295,7 +295,7 @@ class EdgeMeter:
         row["eta_sharpness"] = found.eigenvalues[0].item()
         row["eta_sharpness_error"] = found.errors[0].item()
         pairs = zip(watch.displacement, metric, strict=True)
-        square = dot(watch.displacement, [d / m for d, m in pairs]).item()
+        square = dot(watch.displacement, [as_real(d) / m for d, m in pairs]).item()
         self._pending_metric = square, row["eta_sharpness"]
 
     def batch_sharpness(self, last: int | None = None) -> Estimate:

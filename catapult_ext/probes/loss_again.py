@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from catapult_ext.linops.model.graphs import require_second_derivatives
+from catapult_ext.probes.step_metric import as_real
 
 Evaluate = Callable[[], Any]
 
@@ -93,7 +94,7 @@ class StepHessian:
 
     Args:
         evaluate: the batch's loss.
-        parameters: with respect to which.
+        parameters: with respect to which; complex ones by their real and imaginary parts.
         metric: D, a tensor for each parameter.
 
     Raises:
@@ -112,7 +113,7 @@ class StepHessian:
         graphs = [g for g in found if g is not None]
         require_second_derivatives(graphs, "EdgeMeter")
         pairs = zip(found, self._parameters, strict=True)
-        self._gradients = [torch.zeros_like(p) if g is None else g for g, p in pairs]
+        self._gradients = [as_real(torch.zeros_like(p) if g is None else g) for g, p in pairs]
         self.root = _flat(metric).sqrt()
         self.gradient = self.root * _flat(self._gradients).detach()
         self.shape = (len(self.root),) * 2
@@ -126,9 +127,9 @@ class StepHessian:
 
     def _product(self, vector: Tensor) -> Tensor:
         self.products += 1
-        sizes = [p.numel() for p in self._parameters]
+        sizes = [g.numel() for g in self._gradients]
         parts = (self.root * vector).split(sizes)
-        directions = [v.view_as(p) for v, p in zip(parts, self._parameters, strict=True)]
+        directions = [v.view_as(g) for v, g in zip(parts, self._gradients, strict=True)]
         live = [(g, v) for g, v in zip(self._gradients, directions, strict=True) if g.requires_grad]
         if not live:  # a loss linear in the parameters
             return torch.zeros_like(vector)
@@ -138,7 +139,9 @@ class StepHessian:
                 outputs, self._parameters, weights, retain_graph=True, allow_unused=True
             )
         pairs = zip(found, self._parameters, strict=True)
-        return self.root * _flat([torch.zeros_like(p) if h is None else h for h, p in pairs])
+        return self.root * _flat(
+            [as_real(torch.zeros_like(p) if h is None else h) for h, p in pairs]
+        )
 
 
 def _flat(parts: Sequence[Tensor]) -> Tensor:

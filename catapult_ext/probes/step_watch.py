@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from catapult_ext.probes.step_metric import as_real
+
 _PIECE = 1 << 15  # entries whose products are added in the tensors' own dtype
 _FRAMES = 16  # callers of an optimizer's step among which a GradScaler is looked for
 
@@ -230,10 +232,10 @@ class _Displacement:
 
 
 def dot(one: Sequence[Tensor], two: Sequence[Tensor]) -> Tensor:
-    """Sum of the products of all entries, in float64 over pieces of the tensors."""
+    """Sum of the products of all real entries, in float64 over pieces of the tensors."""
     parts = []
     for a, b in zip(one, two, strict=True):
-        a = a.to_dense() if a.layout != torch.strided else a
+        a, b = as_real(a.to_dense() if a.layout != torch.strided else a), as_real(b)
         wide = torch.promote_types(torch.promote_types(a.dtype, b.dtype), torch.float32)
         parts.append(torch.stack(_dots(a.to(wide), b.to(wide))).double().sum())
     return torch.stack([p.to(parts[0].device) for p in parts]).sum()

@@ -1,4 +1,4 @@
-"""learning_rate_window on models, optimizers and modes that refuse a plain pass without gradients.
+"""Window, tracker and edge meter on complex parameters, derivatives inside, wrapped optimizers.
 
 Truth is brute force in float64: Jacobians by autograd, second moments by hand.
 """
@@ -104,7 +104,8 @@ def test_a_pass_without_gradients_keeps_no_graph():
     torch.testing.assert_close(out, model(X).detach())
     assert problem.outputs(model).requires_grad
     seen, _ = cx.probes.activity(model, X)
-    assert torch.equal(seen, out) and not seen.requires_grad
+    assert torch.equal(seen, out)
+    assert not seen.requires_grad
 
 
 def test_an_error_of_the_model_itself_is_shown():
@@ -208,3 +209,28 @@ def test_a_wrapped_optimizer_is_the_one_inside(name):
     assert window.eta_c == plain.eta_c
     assert window.start == plain.start
     assert window.rule == f"Wrapper of {plain.rule}"
+
+
+@pytest.mark.parametrize("name", ["gradient descent", "decay", "Adam", "RMSprop", "Adadelta"])
+def test_the_edge_meter_takes_complex_parameters_as_pairs(name):
+    rows = []
+    for model in spectral():
+        optimizer = MAKERS[name](list(model.parameters()))
+        optimizer = optimizer or torch.optim.SGD(model.parameters(), lr=0.02)
+
+        def evaluate(model=model):
+            return (model(SIGNALS) - Y).square().mean()
+
+        with cx.EdgeMeter(model, optimizer, curvature_every=2, tol=1e-6) as meter:
+            for _ in range(5):
+                optimizer.zero_grad()
+                loss = evaluate()
+                loss.backward()
+                optimizer.step()
+                meter.step(loss.item(), evaluate=evaluate)
+        rows.append([dict(row) for row in meter.rows])
+    assert any(row["eta_sharpness"] > 0 for row in rows[0])
+    numbers = ("descent", "zeta", "curvature", "eta_sharpness", "eta_curvature", "chi", "varsigma")
+    for key in (*numbers, "eta_batch_sharpness", "tau"):
+        found, expected = ([row[key] for row in each] for each in rows)
+        assert found == pytest.approx(expected, rel=1e-4, nan_ok=True), key
