@@ -130,6 +130,16 @@ class CopiesItself(nn.Module):
         self.__dict__.update(module=module, places=places)
 
 
+def _share(one: nn.Module, other: nn.Module) -> bool:
+    """Whether a tensor set in ``other`` may be set in ``one`` too: no copy, or a shallow one."""
+    both = []
+    for module in (one, other):
+        parts = list(module.modules())
+        groups = [vars(m).get(name) for m in parts for name in ("_parameters", "_buffers")]
+        both.append({id(held) for held in (*parts, *groups) if held is not None})
+    return not both[0].isdisjoint(both[1])
+
+
 def _set_places(module: nn.Module, places: list[tuple[str, str, str, Any]]) -> nn.Module:
     parts = dict(module.named_modules(remove_duplicate=False))
     for path, group, name, tensor in places:
@@ -250,9 +260,11 @@ class Copier:
         protocol = _protocols.get(kind) or _protocols.setdefault(kind, _Protocol(kind))
         if protocol.copies_itself:
             try:
-                return self._by_itself(value)
+                made = value.__deepcopy__({})  # type: ignore[operator]
             except RuntimeError:  # it keeps a tensor with a graph
-                pass
+                made = value
+            if isinstance(made, nn.Module) and not _share(value, made):
+                return self._by_itself(value, made)
         out = object.__new__(kind)
         self.memo[id(value)] = out
         state: Any = value.__getstate__() if protocol.getstate else value.__dict__
@@ -275,9 +287,8 @@ class Copier:
                 setattr(out, name, self(getattr(value, name)))
         return out
 
-    def _by_itself(self, value: nn.Module) -> nn.Module:
-        """A module that copies itself (scripted ones do); its tensors are then set one by one."""
-        out = value.__deepcopy__({})  # type: ignore[operator]
+    def _by_itself(self, value: nn.Module, out: nn.Module) -> nn.Module:
+        """The copy ``out`` that a module made of itself, with its tensors set one by one."""
         places = [
             (path, group, name, self(tensor))
             for path, part in value.named_modules(remove_duplicate=False)
