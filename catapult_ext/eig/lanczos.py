@@ -45,7 +45,8 @@ def eigsh(
         which: ``"LA"`` largest, ``"SA"`` smallest, ``"LM"`` largest magnitude, ``"BE"`` both ends.
         tol: relative eigenvalue error asked for.
         maxiter: stop after this many columns multiplied by A (default ``1000 + 20 k``), with
-            ``converged=False`` and errors that still hold; at least one block is multiplied.
+            ``converged=False`` and errors that hold as far as ``index_check`` says; at least one
+            block is multiplied.
         v0: start vector (n,) or block (n, j <= n) of a previous solve; random vectors are added.
         seed: of the random start; same seed, machine and threads, same bits (on a GPU where the
             products have them: cuDNN's may not, unless ``torch.backends.cudnn.deterministic``).
