@@ -307,7 +307,8 @@ def test_a_wrong_error_after_an_unlucky_start_is_within_the_promise():
 
 
 def test_starts_that_hold_just_enough_never_err():
-    tally, g, p, seed = Tally(), torch.Generator().manual_seed(5), 0.9, 0
+    g = torch.Generator().manual_seed(5)
+    tally, p, seed = Tally(), 0.9, 0
     while tally.solves < 150:
         if seed % 20 == 0:
             a, which = _rotated(_gaussian(60, g), g, torch.float64), "LM" if seed % 40 else "LA"
