@@ -221,8 +221,8 @@ def probe(
         density: whether to estimate the Hessian's.
         measure: steps of runs that measure eta_max.
         seed: of random vectors, and of a fixed mask.
-        batch_stats: what batch normalisation means, ``models.BATCH_STATS``; None takes the
-            operators in the model's mode, and "coupled" for the window.
+        batch_stats: what batch normalisation means, ``models.BATCH_STATS``; None follows the
+            model's mode, which operators refuse in training.
         **options: ``forward``, ``params``, ``dropout``, ``memory_budget``.
 
     Raises:
@@ -258,7 +258,7 @@ def probe(
         tol=tol,
         measure=measure,
         seed=seed,
-        batch_stats=batch_stats or "coupled",
+        batch_stats=batch_stats,
         **options,
     )
     spectrum = spectral_density(hessian, 40, 4, seed=seed) if density else None

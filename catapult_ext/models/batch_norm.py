@@ -47,9 +47,14 @@ def has_batch_norm(model: nn.Module) -> bool:
     return any(isinstance(m, _NORM) for m in model.modules())
 
 
+def _takes_the_batch(layer: nn.modules.batchnorm._BatchNorm) -> bool:
+    """Whether it normalises by the statistics of the batch."""
+    return bool(layer.training) or layer.running_mean is None
+
+
 @contextmanager
 def batch_stats_held(
-    model: nn.Module, policy: str, x: Inputs, *, drawn: bool = False
+    model: nn.Module, policy: str | None, x: Inputs, *, drawn: bool = False
 ) -> Iterator[tuple[nn.Module, str | None]]:
     """For operators on ``model``: what to give them, and as which ``batch_stats``.
 
@@ -59,22 +64,28 @@ def batch_stats_held(
     """
     modules = list(model.modules())
     norms = [m for m in modules if isinstance(m, _NORM)]
-    if any(isinstance(m, nn.SyncBatchNorm) for m in norms) or policy not in BATCH_STATS:
+    known = policy is None or policy in BATCH_STATS
+    if any(isinstance(m, nn.SyncBatchNorm) for m in norms) or not known:
         yield with_batch_stats(model, policy, x, drawn=drawn), None
         return
     modes = [m.training for m in modules]
     for module in modules:
-        norm = isinstance(module, _NORM)
-        module.training = policy != "running" if norm else drawn and module.training
+        if not isinstance(module, _NORM):
+            module.training = drawn and module.training
+        elif policy is not None:
+            module.training = policy != "running"
+    given = policy
+    if policy is None:
+        given = "coupled" if any(map(_takes_the_batch, norms)) else None
     try:
-        yield model, policy if norms and policy != "running" else None
+        yield model, given if norms and policy != "running" else None
     finally:
         for module, mode in zip(modules, modes, strict=True):
             module.training = mode
 
 
 def with_batch_stats(
-    model: nn.Module, policy: str, x: Inputs = None, *, drawn: bool = False
+    model: nn.Module, policy: str | None, x: Inputs = None, *, drawn: bool = False
 ) -> nn.Module:
     """A copy of ``model`` whose batch normalisation holds still, for curvature probes.
 
@@ -82,7 +93,8 @@ def with_batch_stats(
         model: any module; left as it is. Without batch normalisation a copy is returned.
         policy: ``"coupled"``: statistics of whatever batch is given, derivatives through them
             (:class:`CoupledBatchNorm`); ``"frozen"``: the statistics of ``x`` as constants;
-            ``"running"``: the running averages, as in evaluation.
+            ``"running"``: the running averages, as in evaluation.  None follows the mode of each
+            layer: ``"coupled"`` in training mode, ``"running"`` in evaluation mode.
         x: inputs whose statistics ``"frozen"`` takes, or a function that runs the model on them.
         drawn: other modules keep their modes, so that dropout draws; else all are in evaluation.
 
@@ -90,22 +102,24 @@ def with_batch_stats(
         ValueError: for another policy, or ``"frozen"`` without ``x``.
     """
     where = "models.with_batch_stats"
-    if policy not in BATCH_STATS:
+    if policy is not None and policy not in BATCH_STATS:
         v.fail(where, f"policy must be one of {', '.join(BATCH_STATS)}", repr(policy))
     held: nn.Module = own_copy(model)
     layers = [(name, m) for name, m in held.named_modules() if isinstance(m, _NORM)]
+    coupled = layers if policy == "coupled" else []
+    if policy is None:
+        coupled = [(name, m) for name, m in layers if _takes_the_batch(m)]
     if not drawn:
         held.eval()
     for _, layer in layers:
         layer.training = False
-    if policy == "coupled":
-        for name, layer in layers:
-            if type(layer).forward not in _KNOWN:
-                layer.training = True  # its own forward pass knows what it adds
-                continue
-            parent, _, leaf = name.rpartition(".")
-            setattr(held.get_submodule(parent), leaf, CoupledBatchNorm(layer))
-    elif policy == "frozen" and layers:
+    for name, layer in coupled:
+        if type(layer).forward not in _KNOWN:
+            layer.training = True  # its own forward pass knows what it adds
+            continue
+        parent, _, leaf = name.rpartition(".")
+        setattr(held.get_submodule(parent), leaf, CoupledBatchNorm(layer))
+    if policy == "frozen" and layers:
         if x is None:
             v.fail(where, "policy 'frozen' needs the inputs x", x)
         _take_statistics([layer for _, layer in layers], held, x)

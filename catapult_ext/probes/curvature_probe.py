@@ -48,7 +48,7 @@ class CurvatureProbe:
         fixed: bool,
         preconditioned: bool | None,
         kernel_samples: int,
-        batch_stats: str,
+        batch_stats: str | None,
     ) -> None:
         self.model, self.loss = model, loss
         self.quantity, self.top = quantity, top

@@ -89,7 +89,8 @@ class CurvatureTracker:
         max_k: most eigenvalues followed.
         kernel_samples: compare the trace kernel of so many probe samples with that at the first
             probe (drift); 0 for none.
-        batch_stats: what batch normalisation means, ``models.BATCH_STATS``.
+        batch_stats: what batch normalisation means, ``models.BATCH_STATS``; None follows the mode
+            that each layer is in at the probe: "coupled" in training, "running" in evaluation.
         forward: ``forward(model, x)`` returns the outputs; None calls the model.
         params: names or patterns of the parameters to differentiate by; None for all.
         dropout: None turns dropout off, ``"fixed"`` takes one fixed mask where it is on.
@@ -143,7 +144,7 @@ class CurvatureTracker:
         grow_at: float | None = None,
         max_k: int = 16,
         kernel_samples: int = 0,
-        batch_stats: str = "coupled",
+        batch_stats: str | None = None,
         check_every: int = 10,
         seed: int = 0,
         out: Path | str | None = None,

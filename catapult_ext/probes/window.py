@@ -51,7 +51,7 @@ def learning_rate_window(
     trial_steps: int = 32,
     measure: int = 0,
     tol: float = 1e-3,
-    batch_stats: str = "coupled",
+    batch_stats: str | None = None,
     seed: int = 0,
     forward: Forward | None = None,
     params: str | Sequence[str] | None = None,
@@ -78,7 +78,8 @@ def learning_rate_window(
             without diverging; 0 for none.
         measure: steps of the runs that bisect the largest rate instead; 0 for none.
         tol: relative error of lambda_0.
-        batch_stats: what batch normalisation means, ``models.BATCH_STATS``.
+        batch_stats: what batch normalisation means, ``models.BATCH_STATS``; None follows the mode
+            of each layer: "coupled" in training mode, "running" in evaluation mode.
         seed: of the eigensolver, and of a fixed mask.
         forward: ``forward(model, x)`` returns the outputs; None calls the model.
         params: names or patterns of the parameters that are trained; None for all.

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from torch import Tensor
@@ -40,7 +42,8 @@ def trainer_callback(tracker: CurvatureTracker) -> Any:
             optimizer = held.get("optimizer")
             if tracker.optimizer is None and optimizer is not None:
                 tracker.optimizer = getattr(optimizer, "optimizer", optimizer)
-            tracker.start()
+            with _as_trained(held.get("model")):
+                tracker.start()
 
         def on_step_end(self, args: Any, state: Any, control: Any, **held: Any) -> None:
             row = tracker.step()
@@ -51,6 +54,19 @@ def trainer_callback(tracker: CurvatureTracker) -> Any:
             tracker.close()
 
     return CurvatureCallback()
+
+
+@contextmanager
+def _as_trained(model: Any) -> Iterator[None]:
+    """In the modes of training, to which a Trainer switches only at its first step."""
+    modes = [] if model is None else [(m, m.training) for m in model.modules()]
+    if model is not None:
+        model.train()
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
 
 
 def _callback_class(function: str) -> Any:
