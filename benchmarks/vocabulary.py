@@ -20,6 +20,8 @@ from typing import Any
 import torch
 from torch import nn
 
+import benchmarks.installed_first  # noqa: F401
+
 RESULTS = Path(__file__).resolve().parent / "results"
 SHAPE = {"words": 50257, "width": 768, "layers": 12, "heads": 12, "places": 1024}
 QUICK = {"words": 501, "width": 32, "layers": 2, "heads": 2, "places": 64}

@@ -19,9 +19,12 @@ MOVES = {
     *("step", "move", "vector_to_parameters"),
 }
 READS = {"vector_to_parameters"}  # also how a model is read at other weights
-# Loops that iterate something else than one network: many stacked networks as one program, and the
-# oracle of the toy model.
+# Loops that iterate something else than one network: many stacked networks as one program, one
+# number, and the oracle of the toy model; and loops in which an optimizer of torch makes the step.
 NAMED = {
+    ("experiments/edge_runs.py", "follow"),
+    ("experiments/noisy_edge.py", "follow_batches"),
+    ("experiments/reproduce/adam_spikes.py", "on_a_line"),
     ("experiments/stacked.py", "StackedDense.descend"),
     ("reference/toy_gd.py", "run"),
 }

@@ -15,6 +15,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+import benchmarks.installed_first  # noqa: F401
 import catapult_ext as cx
 from catapult_ext.probes.activation_table import C_ACT
 from catapult_ext.probes.observables import activity

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
+import benchmarks.installed_first  # noqa: F401
 import catapult_ext as cx
 from benchmarks.largest_rates import nets as n
 from benchmarks.largest_rates.check import advised

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+import benchmarks.installed_first  # noqa: F401
 import catapult_ext as cx
 from benchmarks.largest_rates.nets import NETS, Net
 from benchmarks.largest_rates.scan import largest, scan, train

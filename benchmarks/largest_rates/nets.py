@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+import benchmarks.installed_first  # noqa: F401
 import catapult_ext as cx
 
 STEPS = 200

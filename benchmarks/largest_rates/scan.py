@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+import benchmarks.installed_first  # noqa: F401
 from benchmarks.largest_rates.nets import NETS, STEPS, Net
 from catapult_ext.probes.observables import ActivityWatch
 from catapult_ext.probes.phases import DEAD_FRACTION

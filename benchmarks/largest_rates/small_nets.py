@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+import benchmarks.installed_first  # noqa: F401
 import catapult_ext as cx
 
 SAMPLES = 32

@@ -24,6 +24,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+import benchmarks.installed_first  # noqa: F401
 import catapult_ext as cx
 from benchmarks.largest_rates.small_nets import ARCHITECTURES, INITIALISATIONS, digits, make
 from catapult_ext.losses import Loss, resolve

@@ -239,4 +239,5 @@ def test_a_test_of_a_back_end_has_its_mark(request, backend):
 
 def test_a_test_on_a_device_has_its_mark(request, device):
     marks = {mark.name for mark in request.node.iter_markers()}
-    assert ("gpu" in marks) == (device.type == "cuda")
+    real = "pretended" not in request.node.name
+    assert ("gpu" in marks) == (real and device.type == "cuda")

@@ -18,6 +18,9 @@ def run(capsys, *arguments):
     return stop.value.code or 0, capsys.readouterr()
 
 
+ALONE = ("bifurcation", "noise")  # commands that draw one picture
+
+
 def test_every_picture_has_its_command():
     text = PAGE.read_text()
     pictures = re.findall(
@@ -27,11 +30,11 @@ def test_every_picture_has_its_command():
     for picture, command in pictures:
         assert (PAGE.parent / picture).read_bytes()[:4] == b"\x89PNG"
         kind, name = command.split()[0], command.split()[-1]
-        known = {"figure": FIGURES, "diagram": AXES, "bifurcation": ["bifurcation"]}
+        known = {"figure": FIGURES, "diagram": AXES, **{one: [one] for one in ALONE}}
         assert name in known[kind]
         assert Path(picture).stem == (f"diagram-{name}" if kind == "diagram" else name)
     shown = {command.split()[-1] for _, command in pictures}
-    assert shown == {*FIGURES, *AXES, "bifurcation"}
+    assert shown == {*FIGURES, *AXES, *ALONE}
 
 
 @pytest.mark.parametrize("name", ["plane", "phases", "regression"])

@@ -124,12 +124,6 @@ def test_a_sparse_adjacency_in_a_buffer(layout):
     assert torch.allclose(got, exact)
 
 
-def test_a_sparse_input_is_refused_by_name():
-    x = torch.randn(6, 5), torch.rand(6, 6).to_sparse()
-    with pytest.raises(TypeError, match=r"inputs must be a dense tensor, got torch\.sparse_coo"):
-        cx.NTK(DenseGcn(), x)
-
-
 class Experts(nn.Module):
     """Routed experts, ``top`` of which a token goes to; the last one may get none."""
 

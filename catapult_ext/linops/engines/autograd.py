@@ -193,6 +193,7 @@ class AutogradLinearization(Linearization):
         out = self._program(blocks)
         if out is None:
             return torch.zeros(self.rows, dtype=self.dtype, device=self.device)
+        out = out.to(self.dtype)  # a hook of the outputs may have made them bfloat16
         given = {b.untyped_storage()._cdata for b in blocks if b is not None}
         own = out.untyped_storage()._cdata not in given  # not so where an output is a parameter
         return out.reshape(-1) if own else out.reshape(-1).clone()
