@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 import benchmarks.installed_first  # noqa: F401
 import catapult_ext as cx
+from benchmarks.largest_rates.nets import Residual
 
 SAMPLES = 32
 WIDTH, CHANNELS, EMBEDDED = 32, 8, 16
@@ -32,18 +33,6 @@ def convolution(init: str, c: int, k: int, size: int, stride: int = 1) -> nn.Mod
     return cx.models.NTKConv2d(
         c, k, size, sigma_w=GAIN, sigma_b=0.1, padding=padding, stride=stride
     )
-
-
-class Residual(nn.Module):
-    """x + f(x)."""
-
-    def __init__(self, *layers: nn.Module) -> None:
-        super().__init__()
-        self.branch = nn.Sequential(*layers)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Same shape."""
-        return x + self.branch(x)
 
 
 class ViT(nn.Module):

@@ -28,7 +28,7 @@ class Sink(ABC):
 
     def factors(self, use: int, gradients: list[Tensor]) -> None:
         """Derivatives (N, O, ...) by the results of a use, one tensor per side."""
-        raise NotImplementedError
+        raise NotImplementedError(f"catapult_ext.{type(self).__name__}: takes no factors")
 
     @abstractmethod
     def rows(self, blocks: list[Tensor], parameter: int, place: slice) -> None:
