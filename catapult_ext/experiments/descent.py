@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -127,10 +128,18 @@ def descend(
             time, mark = eta * min(step.number, main), marks[step.number]
             row: Row = {"step": step.number, "time": time, "mark": mark}
             vector = _measure(row, problem, recipe, step, vector)
+            _tell_first(row, run.rows)
             run.rows.append(row)
         if step.number >= main and recipe.final_rate is not None:
             move.rate = recipe.final_rate
     return run
+
+
+def _tell_first(row: Row, earlier: list[Row]) -> None:
+    """Warn of the first curvature of a run that could not be measured."""
+    if row.get("reason") and not any(r.get("reason") for r in earlier):
+        said = f"no curvature at step {row['step']}, training goes on: {row['reason']}"
+        warnings.warn(f"catapult_ext.experiments: {said}", RuntimeWarning, stacklevel=3)
 
 
 @torch.no_grad()
@@ -139,7 +148,8 @@ def _measure(
 ) -> torch.Tensor:
     """Fill the row at the present parameters; returns the curvature's eigenvector.
 
-    The model keeps its mode and its buffers.
+    The model keeps its mode and its buffers.  A curvature that cannot be measured is None, with the
+    reason in the row: training goes on, and the eigenvector is the one given.
     """
     model, loss = problem.model, problem.loss
     (x, y), (x_test, y_test) = problem.data.train, problem.data.test
@@ -147,9 +157,13 @@ def _measure(
     if step.number > 0:
         probe_x, probe_y = probe_set(problem.data, recipe)
         still = held_still(model, recipe, probe_x)
-        row["lambda"], row["lambda_error"], vector = top_curvature(
-            still, loss, probe_x, probe_y, vector, recipe.tol, **problem.options
-        )
+        try:
+            row["lambda"], row["lambda_error"], vector = top_curvature(
+                still, loss, probe_x, probe_y, vector, recipe.tol, **problem.options
+            )
+        except Exception as error:  # the start was measured: here training left what can be probed
+            row["lambda"] = row["lambda_error"] = None
+            row["reason"] = f"{type(error).__name__}: {error}"
     row["weight_norm"] = weight_norm(model)
     evaluated, f, count = model, step.outputs, at_once(recipe)
     if recipe.batch_stats is not None:
@@ -217,9 +231,11 @@ def sweep_record(run: Run, eta: float) -> dict[str, Any]:
 
     Returns:
         ``eta``, ``diverged_at``, ``loss``, ``projection`` and ``growth`` at every step, and the
-        columns of :func:`~catapult_ext.probes.record.columns` at ``probe_steps``.
+        columns of :func:`~catapult_ext.probes.record.columns` at ``probe_steps``; ``reasons`` by
+        step where a curvature could not be measured.
     """
     assert run.projection is not None
+    reasons = {str(row["step"]): row["reason"] for row in run.rows if row.get("reason")}
     return {
         "eta": eta,
         "diverged_at": run.diverged_at,
@@ -227,4 +243,5 @@ def sweep_record(run: Run, eta: float) -> dict[str, Any]:
         "projection": run.projection.norm[0],
         "growth": run.projection.growth[0],
         **columns(run.rows),
+        **({"reasons": reasons} if reasons else {}),
     }

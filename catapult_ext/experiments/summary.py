@@ -109,6 +109,7 @@ def summarise(
     settled = [row for row in rows if _stable(row) and row["lambda_end"] is not None]
     flattest = min(settled, key=lambda row: row["lambda_end"], default=None)
     catapults = [row for row in rows if row["phase"] == "catapult" and _stable(row)]
+    ends = [row["eta_lambda_end"] for row in catapults if row["eta_lambda_end"] is not None]
     return {
         "steps": steps,
         "lambda0": lambda0,
@@ -125,9 +126,7 @@ def summarise(
         "divergent": [row["c"] for row in rows if row["phase"] == "divergent"],
         "flattest": flattest and {k: flattest[k] for k in ("c", "lambda_end", "eta_lambda_end")},
         "best": _best(rows),
-        "catapult_bound_holds": all(row["eta_lambda_end"] <= 2 for row in catapults)
-        if catapults
-        else None,
+        "catapult_bound_holds": all(end <= 2 for end in ends) if ends else None,
         "rates": rows,
     }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -79,6 +80,11 @@ def draw_loss(ax: Any, summary: Record, records: list[Record]) -> None:
     ax.set_title(f"Loss: $L_0={records[0]['loss'][0]:.3g}$")
 
 
+def _eta_lambda(record: Record) -> list[float]:
+    """Eta * lambda at the probe steps, NaN (a gap in the curve) where it could not be measured."""
+    return [math.nan if value is None else record["eta"] * value for value in record["lambda"]]
+
+
 def draw_curvature(ax: Any, summary: Record, records: list[Record]) -> None:
     """Eta * lambda against step, one curve per rate, with the line at 2."""
     rows = summary["rates"]
@@ -87,16 +93,17 @@ def draw_curvature(ax: Any, summary: Record, records: list[Record]) -> None:
         record = records[i]
         steps = [step + 1 for step in record["probe_steps"]]
         dots = {"marker": ".", "ms": 4} if len(steps) <= 30 else {}
-        ax.plot(steps, [record["eta"] * v for v in record["lambda"]], **dots, **style)
+        ax.plot(steps, _eta_lambda(record), **dots, **style)
 
     ax.axhline(2, color=BLACK, lw=1)
     _curves(ax, rows, draw)
     ax.set(xscale="log", yscale="log", xlabel="step $t+1$", ylabel=r"$\eta\,\lambda_t$")
     plain_log_ticks(ax.xaxis)
     plain_log_ticks(ax.yaxis)
-    peaks = [r["eta"] * max(r["lambda"]) for r, w in zip(records, rows, strict=True) if _bounded(w)]
-    if peaks:
-        ax.set_ylim(top=4 * max(2.0, *peaks))
+    bounded = [r for r, row in zip(records, rows, strict=True) if _bounded(row)]
+    known = [value for r in bounded for value in _eta_lambda(r) if math.isfinite(value)]
+    if known:
+        ax.set_ylim(top=4 * max(2.0, *known))
     right = ax.get_yaxis_transform()
     ax.text(0.985, 2.1, r"$\eta\lambda=2$", transform=right, ha="right", va="bottom")
     ax.set_title(r"Curvature of the trained loss along the way")

@@ -94,12 +94,16 @@ def divergence_cut(loss0: float, width: int, lambda0: float = 0.0) -> float:
 
 
 def _floats(where: str, name: str, values: object) -> list[float]:
-    """Numbers of a sequence, array or tensor."""
+    """Numbers of a sequence, array or tensor; None, as run folders store NaN and inf, is NaN."""
     if isinstance(values, (Tensor, np.ndarray)):
         values = values.tolist()
-    if not isinstance(values, Sequence) or not all(v.is_number(x) for x in values):
+    if not isinstance(values, Sequence) or isinstance(values, str):
         v.fail(where, f"{name} must be a sequence of numbers", type(values).__name__, TypeError)
-    return [float(x) for x in values]
+    for i, x in enumerate(values):
+        if x is not None and not v.is_number(x):
+            held = f"{x!r} at {i}"
+            v.fail(where, f"{name} must be a sequence of numbers", held, TypeError)
+    return [math.nan if x is None else float(x) for x in values]
 
 
 def first_above(values: Sequence[float], start: float) -> int | None:
@@ -127,7 +131,8 @@ def classify(
     Args:
         eta: learning rate, > 0.
         lambda0: top eigenvalue, at the start, of the GGN of the loss that is trained; >= 0.
-        loss: loss at steps 0, 1, ... (at least step 0).
+        loss: loss at steps 0, 1, ... (at least step 0); None, as JSON stores NaN and infinity,
+            counts as not finite, here and in ``growth``.
         growth: the residual's projection on the top eigenspace over its start, per step.
         lambda_end: the same eigenvalue at the end.
         diverged_at: step at which the run was given up; None or -1 if it was not.

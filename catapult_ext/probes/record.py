@@ -16,8 +16,8 @@ from catapult_ext._store import RunFolder
 Observables = TypedDict(
     "Observables",
     {
-        "lambda": float,  # top eigenvalue of the loss's Gauss-Newton matrix
-        "lambda_error": float,  # its error bound
+        "lambda": float | None,  # top eigenvalue of the loss's Gauss-Newton matrix
+        "lambda_error": float | None,  # its error bound
         "weight_norm": float,  # Euclidean norm of all parameters
         "train_accuracy": float | None,
         "test_accuracy": float | None,

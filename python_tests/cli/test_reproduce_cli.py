@@ -71,6 +71,7 @@ def test_mistakes_are_told_in_one_line(capsys, tmp_path, arguments, message):
 
 def test_a_missing_data_folder_is_told(capsys, tmp_path, monkeypatch):
     monkeypatch.delenv("CATAPULT_DATA", raising=False)
+    monkeypatch.setattr("catapult_ext.data.standard.packaged", lambda name: None)
     code, _, err = run(capsys, "reproduce", "fc-phases", "--scale", "full", "--out", tmp_path / "r")
     assert code == 1
     assert "pass data_dir or set CATAPULT_DATA" in err

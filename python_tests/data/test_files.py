@@ -79,6 +79,7 @@ def test_folder_comes_from_the_variable_and_usual_subfolders(mnist, monkeypatch)
     with pytest.raises(DataFileError, match=r"train-images-idx3-ubyte: not found, plain or .gz"):
         data.load("mnist")
     monkeypatch.delenv("CATAPULT_DATA")
+    monkeypatch.setattr("catapult_ext.data.standard.packaged", lambda name: None)
     with pytest.raises(DataFileError, match="pass data_dir or set CATAPULT_DATA"):
         data.load("mnist")
     with pytest.raises(DataFileError, match="nowhere: is not a folder"):

@@ -13,6 +13,7 @@ from catapult_ext._processes import Ranks
 from catapult_ext._store import RunFolder, RunFolderError
 from catapult_ext.data import Dataset, named
 from catapult_ext.data.files import data_folder
+from catapult_ext.data.packaged import packaged
 from catapult_ext.data.standard import FROM_FILES
 from catapult_ext.experiments.parts import Parts, Record
 
@@ -82,7 +83,7 @@ class Context(Parts):
         shape: dict[str, Any] = {"flatten": False} | settings
         found = named(name, data_dir=self.data_dir, **shape, where="reproduce")
         if found.source is not None:
-            if name in FROM_FILES:
+            if name in FROM_FILES and (self.data_dir is not None or packaged(name) is None):
                 self.data_folder = data_folder(self.data_dir)
             given = ", ".join(f"{k}={v}" for k, v in settings.items() if v is not None)
             self._note_source(f"{name}({given})", found.source)

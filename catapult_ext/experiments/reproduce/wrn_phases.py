@@ -122,9 +122,7 @@ def run(settings: Settings, context: Context) -> Outcome:
 def _claim_rise(records: list[grid.Record]) -> Claim:
     """In the WRN lambda first rises, then settles."""
     caught = [r for r in records if r["c"] > 2 and r["diverged_at"] < 0]
-    rose = [r for r in caught if max(p["lambda"] for p in r["probes"][1:]) > 1.05 * r["lambda0"]]
-    fell = [r for r in rose if r["probes"][-1]["lambda"] < max(p["lambda"] for p in r["probes"])]
-    both = len(fell)
+    both = sum(_rose_and_fell(r) for r in caught)
     holds = None if not caught else 2 * both > len(caught)
     return Claim(
         "lambda first rises, then settles",
@@ -139,6 +137,12 @@ def _claim_rise(records: list[grid.Record]) -> Claim:
     )
 
 
+def _rose_and_fell(record: grid.Record) -> bool:
+    """Whether lambda rose by more than 5 % and came down again, among the probes that have it."""
+    known = [p["lambda"] for p in record["probes"] if p["lambda"] is not None]
+    return max(known[1:], default=0.0) > 1.05 * record["lambda0"] and known[-1] < max(known)
+
+
 def _panel_early(records: list[grid.Record]) -> Panel:
     held = sorted((r for r in records if r["seed"] == 0), key=lambda r: r["c"])
     held = [r for r in held if r["diverged_at"] < 0]
@@ -146,8 +150,8 @@ def _panel_early(records: list[grid.Record]) -> Panel:
     series = [
         Series(
             f"c = {r['c']:g}",
-            [float(p["step"]) for p in r["probes"]],
-            [p["lambda"] / r["lambda0"] for p in r["probes"]],
+            [float(p["step"]) for p in r["probes"] if p["lambda"] is not None],
+            [p["lambda"] / r["lambda0"] for p in r["probes"] if p["lambda"] is not None],
         )
         for r in held[::stride]
     ]
