@@ -40,7 +40,7 @@ ALLOWED |= {("toy", "probes"), ("probes", "models"), ("linops", "models"), ("dat
 
 
 # Inside linops from the bottom up: its base class, rooms, the operators on top, data in batches.
-LINOPS = ["base", "model", "tracing", "engines", "explicit", "operators", "streamed"]
+LINOPS = ["base", "model", "tracing", "engines", "explicit", "operators", "stacked", "streamed"]
 # Loops of imports that are allowed: none.
 CYCLES = []
 

@@ -14,6 +14,8 @@ from catapult_ext.linops.hessian import Hessian
 from catapult_ext.linops.jacobian import Jacobian
 from catapult_ext.linops.ntk import NTK
 from catapult_ext.linops.preconditioned import Preconditioned
+from catapult_ext.linops.stacked.base import StackedDual, StackedOperator
+from catapult_ext.linops.stacked.operators import StackedGGN, StackedHessian, StackedNTK
 from catapult_ext.linops.streamed.operators import StreamedGGN, StreamedHessian, StreamedNTK
 
 __all__ = [
@@ -28,6 +30,11 @@ __all__ = [
     "Linearization",
     "Plan",
     "Preconditioned",
+    "StackedDual",
+    "StackedGGN",
+    "StackedHessian",
+    "StackedNTK",
+    "StackedOperator",
     "StreamedGGN",
     "StreamedHessian",
     "StreamedNTK",

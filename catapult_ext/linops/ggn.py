@@ -22,6 +22,7 @@ from catapult_ext.linops.engines.loss_curvature import (
 from catapult_ext.linops.model.habits import other_generators
 from catapult_ext.linops.model.inputs import fresh_inputs
 from catapult_ext.linops.model.pass_context import frozen_context
+from catapult_ext.linops.model.several import TakesSeveral
 from catapult_ext.linops.model_operator import ModelOperator
 from catapult_ext.losses import OWN_LOSS, Loss, OutputFactor, resolve
 
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
 _OF_OUTPUTS = "(take cx.Hessian, or add the curvature of a penalty to this operator by .shift())"
 
 
-class GGN(ModelOperator):
+class GGN(ModelOperator, TakesSeveral):
     """J' H_L J, (P, P), parameters in ``named_parameters`` order.
 
     H_L is the Hessian of the loss as trained, normaliser included: for ``half_mse`` the operator is
@@ -41,7 +42,8 @@ class GGN(ModelOperator):
     that promise and without a dual.
 
     Args:
-        model: any module with outputs (N,) or (N, d1, ..., dk), O = d1 * ... * dk.
+        model: any module with outputs (N,) or (N, d1, ..., dk), O = d1 * ... * dk; of a list of
+            modules, :class:`~catapult_ext.StackedGGN` is made.
         loss: see :func:`catapult_ext.losses.resolve`.
         data: ``(x, y)``, the full batch, or another form that
             :func:`~catapult_ext._batches.batch_of` takes.

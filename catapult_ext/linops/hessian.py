@@ -29,6 +29,7 @@ from catapult_ext.linops.engines.plan import Plan
 from catapult_ext.linops.engines.planner import Planner
 from catapult_ext.linops.model.channels_last import in_any_layout, set_plain_layout
 from catapult_ext.linops.model.memory_meter import LIMITS
+from catapult_ext.linops.model.several import TakesSeveral
 from catapult_ext.linops.model.snapshot import Snapshot
 from catapult_ext.losses import OWN_LOSS, Loss, resolve
 
@@ -36,7 +37,7 @@ if TYPE_CHECKING:
     from typing_extensions import Unpack
 
 
-class Hessian(KeepsGraph, LinearOperator):
+class Hessian(KeepsGraph, LinearOperator, TakesSeveral):
     """Second derivatives of the loss, (P, P), parameters in ``named_parameters`` order.
 
     Forward and backward run once.  A chain of dense layers is multiplied from its activations,
@@ -46,7 +47,8 @@ class Hessian(KeepsGraph, LinearOperator):
     samples again.
 
     Args:
-        model: any module with outputs (N,) or (N, d1, ..., dk).
+        model: any module with outputs (N,) or (N, d1, ..., dk); of a list of modules,
+            :class:`~catapult_ext.StackedHessian` is made.
         loss: a name, torch loss module or any callable ``(outputs, targets) -> scalar``, which
             gets the outputs as the model returns them (see :func:`catapult_ext.losses.resolve`);
             None takes the loss that the model returns for a batch with labels.

@@ -16,6 +16,7 @@ from catapult_ext._deprecated import warn_renamed
 from catapult_ext.linops.engines.base import Linearization
 from catapult_ext.linops.engines.choose import Options, coarse, freeze
 from catapult_ext.linops.explicit.tiles import Progress, Tiles
+from catapult_ext.linops.model.several import TakesSeveral
 from catapult_ext.linops.model.snapshot import Inputs
 from catapult_ext.linops.model_operator import ModelOperator
 from catapult_ext.linops.tracing.parameter_kernel import gram
@@ -24,14 +25,15 @@ if TYPE_CHECKING:
     from typing_extensions import Unpack
 
 
-class NTK(ModelOperator):
+class NTK(ModelOperator, TakesSeveral):
     """Theta[(n,o),(m,q)] = sum over parameters of df_no/dtheta * df_mq/dtheta.
 
     Flat index n*O + o; shape (N*O, N*O), or (N1*O, N2*O) for the cross kernel of ``x`` and ``x2``.
     The forward pass runs once, however many products follow; the model is not modified.
 
     Args:
-        model: any module with outputs (N,) or (N, d1, ..., dk), O = d1 * ... * dk in C order.
+        model: any module with outputs (N,) or (N, d1, ..., dk), O = d1 * ... * dk in C order; of a
+            list of modules, :class:`~catapult_ext.StackedNTK` is made.
         x: inputs: a tensor, a tuple (positional arguments), a mapping (keyword arguments), another
             batch that :func:`~catapult_ext._model_call.call_model` takes, or a DataLoader of these.
         x2: inputs of the columns of a cross kernel.

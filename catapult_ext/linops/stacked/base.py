@@ -1,0 +1,244 @@
+"""The batched operator: R symmetric operators of one size, multiplied together."""
+
+from __future__ import annotations
+
+import copy
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from catapult_ext import _validate as v
+from catapult_ext._autocast import no_autocast
+from catapult_ext.linops.base import KeepsGraph
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+
+class StackedProducts(ABC):
+    """One way to multiply R symmetric operators (n, n) at once.
+
+    Attributes:
+        replicas: R.
+        n: size of each operator.
+        dtype: of the products.
+        device: of the products.
+        plan: a line that says which way the products are made.
+        parameter_names: of the parameters that the operators act on; None where unknown.
+        rounding_unit: of the least precise numbers in a product.
+        skew_is_rounding: whether every operator is known to be symmetric.
+        columns: right-hand sides multiplied at once.
+    """
+
+    replicas: int
+    n: int
+    dtype: torch.dtype
+    device: torch.device
+    plan: str
+    parameter_names: tuple[str, ...] | None = None
+    rounding_unit: float
+    skew_is_rounding: bool = False
+    columns: int = 64
+
+    @abstractmethod
+    def matmat(self, vectors: Tensor) -> Tensor:
+        """Products with (R, n, K), K columns each."""
+
+    @abstractmethod
+    def select(self, index: Tensor) -> StackedProducts:
+        """Those of the replicas ``index``, an int64 tensor on the CPU."""
+
+    def dense(self) -> Tensor | None:
+        """The matrices (R, n, n) where there is a shorter way than n products; else None."""
+        return None
+
+    def diagonal(self) -> Tensor | None:
+        """The diagonals (R, n) where there is a shorter way than n products; else None."""
+        return None
+
+    def dual(self) -> StackedDual | None:
+        """Smaller operators with the same non-zero spectra, or None where there are none."""
+        return None
+
+
+@dataclass(frozen=True, eq=False)
+class StackedDual:
+    """R smaller operators with the same non-zero spectra as R large ones.
+
+    ``lift`` maps their vectors (R, m, K) to the large spaces (R, n, K) so that an eigenvector u
+    with eigenvalue l > 0 becomes ``lift(u) / sqrt(l)``, a unit eigenvector there; ``restrict`` is
+    its transpose.  Both belong to all replicas of ``operator``; after ``replicas(index)`` take the
+    dual of those.
+    """
+
+    operator: StackedOperator
+    lift: Callable[[Tensor], Tensor]
+    restrict: Callable[[Tensor], Tensor]
+
+
+class StackedOperator(KeepsGraph):
+    """R symmetric operators of one size, (R, n, n), known by their products.
+
+    ``@`` takes (R, n) or (R, n, K) tensors of the operators' dtype on their device.  A replica
+    whose model has non-finite values has non-finite results, and no other replica has.
+
+    Attributes:
+        shape: (R, n, n).
+        dtype: of the products.
+        device: of the products.
+    """
+
+    name = "StackedOperator"
+    symmetric = True
+    shape: tuple[int, int, int]
+    dtype: torch.dtype
+    device: torch.device
+
+    @classmethod
+    def of(cls, products: StackedProducts, name: str | None = None) -> StackedOperator:
+        """An operator of products that are made already."""
+        self = cls.__new__(cls)
+        self.name = cls.name if name is None else name
+        self._use(products)
+        return self
+
+    def _use(self, products: StackedProducts) -> None:
+        self.products = products
+        self.shape = (products.replicas, products.n, products.n)
+        self.dtype, self.device = products.dtype, products.device
+
+    @property
+    def plan(self) -> str:
+        """A line that says which way the products are made, and why."""
+        return self.products.plan
+
+    @property
+    def parameter_names(self) -> tuple[str, ...] | None:
+        """Names of the parameters that the operators act on, in order; None where unknown."""
+        return self.products.parameter_names
+
+    @property
+    def rounding_unit(self) -> float:
+        """Of the least precise numbers in a product: eps of ``dtype``, or of a coarser one."""
+        return self.products.rounding_unit
+
+    @property
+    def skew_is_rounding(self) -> bool:
+        """Whether every operator is known to be symmetric, so that a skew is rounding."""
+        return self.products.skew_is_rounding
+
+    @property
+    def columns(self) -> int:
+        """Right-hand sides of each replica that are multiplied at once."""
+        return self.products.columns
+
+    def replicas(self, index: Tensor | Sequence[int]) -> Self:
+        """The batched operator of some of the replicas, in the order of ``index``.
+
+        Args:
+            index: a list of ints, an int64 tensor (any device), or a bool tensor (R,).
+
+        Raises:
+            ValueError: no replica, or one that is not there.
+            TypeError: no integers.
+        """
+        chosen = self._index(index)
+        out = copy.copy(self)
+        out._use(self.products.select(chosen))
+        return out
+
+    def _index(self, index: Tensor | Sequence[int]) -> Tensor:
+        where, r = f"{self.name}.replicas", self.shape[0]
+        given = (
+            torch.as_tensor(index, device="cpu") if not isinstance(index, Tensor) else index.cpu()
+        )
+        if given.dtype == torch.bool:
+            v.require(given.shape == (r,), where, f"a mask must be ({r},)", tuple(given.shape))
+            given = given.nonzero().reshape(-1)
+        v.require(given.numel() > 0, where, "index must name at least one replica", "none")
+        if given.dtype not in (torch.int64, torch.int32):
+            v.fail(where, "index must be integers or a mask", given.dtype, TypeError)
+        v.require(given.dim() == 1, where, "index must be one-dimensional", tuple(given.shape))
+        outside = given[(given < -r) | (given >= r)]
+        v.require(
+            outside.numel() == 0, where, f"index must be of {r} replicas", outside[:3].tolist()
+        )
+        return given.long() % r
+
+    @no_autocast()
+    def __matmul__(self, vectors: Tensor) -> Tensor:
+        """Products with (R, n) or (R, n, K)."""
+        where, (r, n, _) = f"{self.name} @", self.shape
+        if not isinstance(vectors, Tensor):
+            kind = type(vectors).__name__
+            v.fail(where, "the right-hand side must be a torch.Tensor", kind, TypeError)
+        fits = vectors.dim() in (2, 3) and tuple(vectors.shape[:2]) == (r, n)
+        needs = f"the right-hand side must be ({r}, {n}) or ({r}, {n}, K)"
+        v.require(fits, where, needs, tuple(vectors.shape))
+        if vectors.dtype != self.dtype:
+            v.fail(where, f"the right-hand side must be {self.dtype}", vectors.dtype, TypeError)
+        on_device = vectors.device == self.device
+        v.require(on_device, where, f"the right-hand side must be on {self.device}", vectors.device)
+        columns = vectors.detach().reshape(r, n, -1)
+        if columns.shape[2] == 0:
+            return torch.zeros_like(columns)
+        out = self._product(columns)
+        return out.reshape(r, n) if vectors.dim() == 2 else out
+
+    def _product(self, vectors: Tensor) -> Tensor:
+        """Products with (R, n, K), ``columns`` at a time."""
+        if vectors.shape[2] <= self.columns:
+            return self.products.matmat(vectors)
+        out = torch.empty_like(vectors)
+        for start in range(0, vectors.shape[2], self.columns):
+            some = slice(start, start + self.columns)
+            out[:, :, some] = self.products.matmat(vectors[:, :, some])
+        return out
+
+    @no_autocast()
+    def dense(self) -> Tensor:
+        """The matrices (R, n, n); by n products of each replica where there is no shorter way."""
+        known = self.products.dense()
+        if known is not None:
+            return known
+        out = torch.empty(self.shape, dtype=self.dtype, device=self.device)
+        for start in range(0, self.shape[1], self.columns):
+            unit = self._unit_columns(start)
+            out[:, :, start : start + unit.shape[2]] = self.products.matmat(unit)
+        return out
+
+    @no_autocast()
+    def diagonal(self) -> Tensor:
+        """The diagonals (R, n), exact; by n products of each replica where nothing is shorter."""
+        known = self.products.diagonal()
+        if known is not None:
+            return known
+        out = torch.empty(self.shape[:2], dtype=self.dtype, device=self.device)
+        for start in range(0, self.shape[1], self.columns):
+            unit = self._unit_columns(start)
+            stop = start + unit.shape[2]
+            block = self.products.matmat(unit)[:, start:stop]
+            out[:, start:stop] = block.diagonal(dim1=1, dim2=2)
+        return out
+
+    def trace(self) -> Tensor:
+        """Sums of the diagonals, (R,), accumulated in float64 and returned in dtype."""
+        return self.diagonal().double().sum(1).to(self.dtype)
+
+    def dual(self) -> StackedDual | None:
+        """Smaller operators with the same non-zero spectra, or None where there are none."""
+        return self.products.dual()
+
+    def _unit_columns(self, start: int) -> Tensor:
+        r, n, _ = self.shape
+        stop = min(start + self.columns, n)
+        unit = torch.zeros(n, stop - start, dtype=self.dtype, device=self.device)
+        unit[start:stop] = torch.eye(stop - start, dtype=self.dtype, device=self.device)
+        return unit.expand(r, -1, -1)
+
+    def __repr__(self) -> Any:
+        return f"{self.name}(shape={self.shape}, dtype={self.dtype}, device={self.device})"

@@ -1,0 +1,118 @@
+"""NTK, GGN and Hessian of R models of one architecture."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from torch import nn
+
+from catapult_ext._autocast import no_autocast
+from catapult_ext.linops.engines.choose import Options
+from catapult_ext.linops.ggn import GGN
+from catapult_ext.linops.hessian import Hessian
+from catapult_ext.linops.model.several import serve_several
+from catapult_ext.linops.ntk import NTK
+from catapult_ext.linops.stacked.base import StackedOperator
+from catapult_ext.linops.stacked.loop import one_by_one
+from catapult_ext.linops.stacked.replicas import Replicas, per_replica
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+Models = Sequence[nn.Module] | tuple[Any, Any, nn.Module]
+
+
+class StackedNTK(StackedOperator):
+    """The kernels J J' of R models, (R, N*O, N*O); ``cx.NTK(models, x)`` makes it.
+
+    Args:
+        models: a list of modules that are equal in all but the values of their tensors, or
+            ``(*torch.func.stack_module_state(models), module)``.
+        x: inputs as :class:`~catapult_ext.NTK` takes them, for all models; or a list of R of them,
+            of one shape, one for each model.
+        **options: see :class:`~catapult_ext.linops.engines.choose.Options`.
+
+    Raises:
+        TypeError, ValueError: what :class:`~catapult_ext.NTK` refuses, and models or batches that
+            differ: see :class:`~catapult_ext.linops.stacked.replicas.Replicas`.
+    """
+
+    name = "NTK"
+
+    @no_autocast()
+    def __init__(self, models: Models, x: Any, **options: Unpack[Options]) -> None:
+        replicas = Replicas(models, self.name)
+        inputs = per_replica(x, len(replicas), self.name, "x")
+        why = "the general way"
+        self._use(one_by_one(lambda r: NTK(replicas[r], inputs[r], **options), len(replicas), why))
+
+
+class StackedGGN(StackedOperator):
+    """The Gauss-Newton matrices J' H_L J of R models, (R, P, P); ``cx.GGN(models, ...)`` makes it.
+
+    H_L is that of each model's own loss, normaliser included, as in :class:`~catapult_ext.GGN`.
+
+    Args:
+        models: as for :class:`StackedNTK`.
+        loss: see :func:`catapult_ext.losses.resolve`.
+        data: ``(x, y)`` or another batch with labels for all models; or a list of R of them, of
+            one shape, one for each model.
+        **options: see :class:`~catapult_ext.linops.engines.choose.Options`.
+
+    Raises:
+        TypeError, ValueError: what :class:`~catapult_ext.GGN` refuses, and models or batches that
+            differ: see :class:`~catapult_ext.linops.stacked.replicas.Replicas`.
+    """
+
+    name = "GGN"
+
+    @no_autocast()
+    def __init__(self, models: Models, loss: object, data: Any, **options: Unpack[Options]) -> None:
+        replicas = Replicas(models, self.name)
+        batches = per_replica(data, len(replicas), self.name, "data")
+        why = "the general way"
+        self._use(
+            one_by_one(lambda r: GGN(replicas[r], loss, batches[r], **options), len(replicas), why)
+        )
+
+
+class StackedHessian(StackedOperator):
+    """The Hessians of the losses of R models, (R, P, P); ``cx.Hessian(models, ...)`` makes it.
+
+    Args:
+        models: as for :class:`StackedNTK`.
+        loss: as for :class:`~catapult_ext.Hessian`.
+        data: as for :class:`StackedGGN`; with ``loss=None`` the inputs alone.
+        hvp: as for :class:`~catapult_ext.Hessian`.
+        **options: see :class:`~catapult_ext.linops.engines.choose.Options`.
+
+    Raises:
+        TypeError, ValueError: what :class:`~catapult_ext.Hessian` refuses, and models or batches
+            that differ: see :class:`~catapult_ext.linops.stacked.replicas.Replicas`.
+    """
+
+    name = "Hessian"
+
+    @no_autocast()
+    def __init__(
+        self,
+        models: Models,
+        loss: object,
+        data: Any,
+        *,
+        hvp: str | None = None,
+        **options: Unpack[Options],
+    ) -> None:
+        replicas = Replicas(models, self.name)
+        batches = per_replica(data, len(replicas), self.name, "data")
+
+        def make(r: int) -> Hessian:
+            return Hessian(replicas[r], loss, batches[r], hvp=hvp, **options)
+
+        self._use(one_by_one(make, len(replicas), "the general way"))
+
+
+serve_several(NTK, StackedNTK)
+serve_several(GGN, StackedGGN)
+serve_several(Hessian, StackedHessian)

@@ -1,0 +1,218 @@
+"""R models of one architecture: checked against the first, and their tensors stacked."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from catapult_ext import _validate as v
+from catapult_ext._module_copy import unwrapped
+
+# What torch keeps in every module besides its own settings.
+_TENSORS = ("_parameters", "_buffers", "_modules")
+_PLAIN = (type(None), bool, int, float, complex, str, bytes, torch.dtype, torch.device)
+
+
+class Replicas(Sequence[nn.Module]):
+    """Models of one architecture, in order; equal in all but the values of their tensors.
+
+    Args:
+        models: a list or tuple of modules, or ``(params, buffers, module)``: what
+            ``torch.func.stack_module_state`` returns and a module of that structure, whose own
+            values (which may be on the meta device) are not read.
+        where: the public function named in errors.
+
+    Raises:
+        TypeError: something else, or models of different dtypes.
+        ValueError: no model; models that differ in structure, device, mode or trainable
+            parameters, named by index and parameter; one Parameter in two models.
+    """
+
+    def __init__(self, models: Sequence[Any], where: str) -> None:
+        self._where = where
+        stacked = len(models) == 3 and isinstance(models[0], Mapping)
+        v.require(len(models) > 0, where, "models must hold at least one model", "none")
+        self._models = _taken_apart(models, where) if stacked else list(models)
+        for r, model in enumerate(self._models):
+            if not isinstance(model, nn.Module):
+                needs = f"models[{r}] must be a torch.nn.Module"
+                v.fail(where, needs, type(model).__name__, TypeError)
+        self._models = [unwrapped(model) for model in self._models]
+        self._check_own_parameters()
+        for r in range(1, len(self._models)):
+            _check_alike(self._models[0], self._models[r], r, where)
+
+    def __len__(self) -> int:
+        return len(self._models)
+
+    def __getitem__(self, r: Any) -> Any:
+        return self._models[r]
+
+    def __iter__(self) -> Iterator[nn.Module]:
+        return iter(self._models)
+
+    def _check_own_parameters(self) -> None:
+        """Raise ValueError where two replicas hold one Parameter."""
+        owner: dict[int, tuple[int, str]] = {}
+        for r, model in enumerate(self._models):
+            for name, p in model.named_parameters():
+                first, shared = owner.setdefault(id(p), (r, name))
+                v.require(
+                    first == r,
+                    self._where,
+                    "every model must have parameters of its own (copy.deepcopy makes them)",
+                    f"one Parameter as models[{first}] {shared} and models[{r}] {name}",
+                )
+
+    def difference(self) -> str:
+        """The first setting that is not the same in every model, or empty where none is."""
+        first = list(self._models[0].named_modules())
+        for r, model in enumerate(self._models[1:], 1):
+            for (path, one), other in zip(first, model.modules(), strict=True):
+                for key, value in vars(one).items():
+                    if key not in _TENSORS and not _same(value, vars(other).get(key)):
+                        return f"models[{r}] has another {path + '.' if path else ''}{key}"
+        return ""
+
+    def stacked(self, name: str) -> Tensor:
+        """The tensor ``name`` of every model, (R, ...), copied and without graph."""
+        path, _, last = name.rpartition(".")
+        tensors = [getattr(model.get_submodule(path), last).detach() for model in self._models]
+        return torch.stack(tensors)
+
+
+def _taken_apart(models: Sequence[Any], where: str) -> list[nn.Module]:
+    """One module for each entry of stacked state; the tensors are views of it."""
+    params, buffers, module = models
+    fits = isinstance(buffers, Mapping) and isinstance(module, nn.Module)
+    if not fits:
+        needs = "models must be modules, or (params, buffers, module)"
+        v.fail(where, needs, f"({', '.join(type(m).__name__ for m in models)})", TypeError)
+    state = {**params, **buffers}
+    own = {**dict(module.named_parameters()), **dict(module.named_buffers())}
+    odd = sorted(set(state) ^ set(own))
+    v.require(not odd, where, "stacked state must have the names of the module", odd[:3])
+    for name, value in state.items():
+        fits = value.dim() > 0 and value.shape[1:] == own[name].shape
+        needs = f"stacked state must be (R, ...): {name} (R, {tuple(own[name].shape)})"
+        v.require(fits, where, needs, tuple(value.shape))
+    counts = {value.shape[0] for value in state.values()}
+    v.require(len(counts) == 1, where, "stacked state must have one R", sorted(counts))
+    count = counts.pop()
+    v.require(count > 0, where, "models must hold at least one model", "R = 0")
+    return [_with_state(module, {k: t.detach()[r] for k, t in state.items()}) for r in range(count)]
+
+
+def _with_state(module: nn.Module, state: Mapping[str, Tensor]) -> nn.Module:
+    """A copy of ``module`` that holds the tensors of ``state``."""
+    memo: dict[int, Any] = {}
+    trainable = {name: p.requires_grad for name, p in module.named_parameters()}
+    for name, old in (*module.named_parameters(), *module.named_buffers()):
+        new = state[name]
+        known = name in trainable
+        memo[id(old)] = nn.Parameter(new, trainable[name]) if known else new
+    return copy.deepcopy(module, memo)
+
+
+def _check_alike(one: nn.Module, other: nn.Module, r: int, where: str) -> None:
+    """Raise unless models[r] has the structure, modes and kinds of parameters of models[0]."""
+    parts, others = dict(one.named_modules()), dict(other.named_modules())
+    odd = next(
+        (name for name in [*parts, *others] if name not in parts or name not in others), None
+    )
+    if odd is None:
+        odd = next((name for name in parts if type(parts[name]) is not type(others[name])), None)
+    if odd is not None:
+        kinds = [type(p[odd]).__name__ if odd in p else "none" for p in (parts, others)]
+        v.fail(
+            where,
+            f"models must have one structure: models[{r}] module '{odd}' must be {kinds[0]}",
+            kinds[1],
+        )
+    for name, part in parts.items():
+        modes = [("train" if p.training else "eval") for p in (part, others[name])]
+        needs = (
+            f"models must be in one mode: models[{r}] module '{name}' must be in {modes[0]} mode"
+        )
+        v.require(modes[0] == modes[1], where, needs, modes[1])
+    for kind in ("parameters", "buffers"):
+        _check_tensors(
+            dict(getattr(one, f"named_{kind}")()), dict(getattr(other, f"named_{kind}")()), r, where
+        )
+
+
+def _check_tensors(
+    own: Mapping[str, Tensor], theirs: Mapping[str, Tensor], r: int, where: str
+) -> None:
+    odd = next((name for name in [*own, *theirs] if name not in own or name not in theirs), None)
+    if odd is not None:
+        kind = "parameter" if isinstance({**own, **theirs}[odd], nn.Parameter) else "buffer"
+        have = ("must have", "none") if odd in own else ("must not have", "one")
+        needs = f"models must have one structure: models[{r}] {have[0]} the {kind} {odd}"
+        v.fail(where, needs, have[1])
+    for name, t in own.items():
+        other, at = theirs[name], f"models[{r}] {name}"
+        shape = tuple(t.shape)
+        v.require(
+            shape == tuple(other.shape), where, f"{at} must have shape {shape}", tuple(other.shape)
+        )
+        if t.dtype != other.dtype:
+            v.fail(where, f"{at} must have dtype {t.dtype}", other.dtype, TypeError)
+        v.require(t.device == other.device, where, f"{at} must be on {t.device}", other.device)
+        wanted = "trainable" if t.requires_grad else "frozen"
+        found = "trainable" if other.requires_grad else "frozen"
+        v.require(wanted == found, where, f"{at} must be {wanted}, as in models[0]", found)
+
+
+def _same(one: Any, other: Any) -> bool:
+    """Whether two settings of modules are surely the same."""
+    if one is other:
+        return True
+    if type(one) is not type(other):
+        return False
+    if isinstance(one, _PLAIN):
+        return bool(one == other) or one != one
+    if isinstance(one, Mapping):
+        keys = list(one) == list(other)
+        return keys and all(_same(one[k], other[k]) for k in one)
+    if isinstance(one, (tuple, list)):
+        return len(one) == len(other) and all(map(_same, one, other))
+    if isinstance(one, (set, frozenset)):
+        return bool(one == other)
+    if isinstance(one, Tensor):
+        alike = one.shape == other.shape and one.dtype == other.dtype
+        return alike and one.device == other.device and torch.equal(one, other)
+    return False
+
+
+def per_replica(data: Any, count: int, where: str, name: str) -> list[Any]:
+    """The batch of each replica: of a list one each, of anything else the same for all.
+
+    Raises:
+        ValueError: a list of another length, or batches whose tensors differ in shape.
+        TypeError: batches whose tensors differ in dtype or form.
+    """
+    if not isinstance(data, list):
+        return [data] * count
+    needs = f"a list {name} must hold a batch for each of the {count} models"
+    v.require(len(data) == count, where, needs, len(data))
+    first = _shapes(data[0])
+    for r, batch in enumerate(data):
+        needs = f"{name} must be of one form and shape for all models: {name}[{r}] must be {first}"
+        v.require(_shapes(batch) == first, where, needs, _shapes(batch))
+    return data
+
+
+def _shapes(value: Any) -> Any:
+    """Shapes and dtypes of the tensors of nested inputs, and what lies around them."""
+    if isinstance(value, Tensor):
+        return f"{str(value.dtype).removeprefix('torch.')} {tuple(value.shape)}"
+    if isinstance(value, Mapping):
+        return {k: _shapes(a) for k, a in value.items()}
+    if isinstance(value, (tuple, list)):
+        return [_shapes(a) for a in value]
+    return type(value).__name__

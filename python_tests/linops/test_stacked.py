@@ -1,0 +1,327 @@
+"""Operators of several models against those of single ones."""
+
+import copy
+from itertools import pairwise
+
+import pytest
+import torch
+from torch import nn
+
+import catapult_ext as cx
+from catapult_ext.models import resnet, small_cnn
+
+RIGHT = 1e-12  # of the largest number of a result in float64
+
+
+class Attention(nn.Module):
+    """A small transformer: one block on tokens."""
+
+    def __init__(self):
+        super().__init__()
+        self.embed = nn.Embedding(7, 8)
+        self.block = nn.TransformerEncoderLayer(8, 2, 12, dropout=0.0, batch_first=True)
+        self.head = nn.Linear(8, 3)
+
+    def forward(self, ids):
+        return self.head(self.block(self.embed(ids)).mean(1))
+
+
+def mlp(*widths, act=nn.Tanh):
+    layers = []
+    for d, p in pairwise(widths):
+        layers += [nn.Linear(d, p), act()]
+    return nn.Sequential(*layers[:-1])
+
+
+def rows(n):
+    return torch.randn(n, 5, dtype=torch.float64)
+
+
+def images(n):
+    return torch.randn(n, 3, 8, 8, dtype=torch.float64)
+
+
+def tokens(n):
+    return torch.randint(7, (n, 4))
+
+
+MODELS = {
+    "chain": (lambda seed: mlp(5, 7, 6, 3, act=nn.ReLU), rows),
+    "cnn": (lambda seed: small_cnn(8, 3, in_channels=3, channels=4, seed=seed), images),
+    "resnet20": (lambda seed: resnet(20, 3, width=0.25, seed=seed), images),
+    "transformer": (lambda seed: Attention(), tokens),
+}
+
+
+def build(name, replicas, n=3):
+    """R models in eval mode, a batch of inputs for each, and the number of outputs."""
+    torch.manual_seed(0)
+    make, draw = MODELS[name]
+    models = [make(seed).double() for seed in range(replicas)]
+    inputs = [draw(n) for _ in range(replicas)]
+    with torch.no_grad():
+        for model in models[: replicas if name == "resnet20" else 0]:
+            model(images(16))  # statistics of batch norms that differ
+    return [model.eval() for model in models], inputs, 3
+
+
+def close(found, wanted, right=RIGHT):
+    assert found.shape == wanted.shape
+    assert found.dtype == wanted.dtype
+    assert ((found - wanted).abs() <= right * wanted.abs().max()).all()
+
+
+def operators(kind, models, inputs, o, shared, **options):
+    """The batched operator, and the single ones."""
+    if shared:
+        inputs = inputs[:1] * len(inputs)
+    n = len(inputs[0])
+    labels = [torch.randint(o, (n,)) for _ in models]
+    targets = [torch.randn(n, o, dtype=torch.float64) for _ in models]
+    if kind == "ntk":
+        data = inputs[0] if shared else inputs
+        single = [cx.NTK(m, x, **options) for m, x in zip(models, inputs, strict=True)]
+        return cx.NTK(models, data, **options), single
+    make = {"ggn": cx.GGN, "ggn_mse": cx.GGN, "hessian": cx.Hessian}[kind]
+    loss, ys = ("half_mse", targets) if kind == "ggn_mse" else ("cross_entropy", labels)
+    batches = list(zip(inputs, ys[:1] * len(ys) if shared else ys, strict=True))
+    single = [make(m, loss, batch, **options) for m, batch in zip(models, batches, strict=True)]
+    return make(models, loss, batches[0] if shared else batches, **options), single
+
+
+KINDS = ["ntk", "ggn", "ggn_mse", "hessian"]
+
+
+@pytest.mark.parametrize("shared", [True, False], ids=["shared", "own-data"])
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("name", MODELS)
+def test_products_are_those_of_single_operators(name, kind, shared):
+    models, inputs, o = build(name, 3)
+    batched, single = operators(kind, models, inputs, o, shared)
+    r, n, _ = batched.shape
+    assert (r, n) == (3, single[0].shape[0])
+    assert batched.dtype == torch.float64
+    assert batched.parameter_names == single[0].parameter_names
+    block = torch.randn(r, n, 4, dtype=torch.float64)
+    wanted = torch.stack([a @ u for a, u in zip(single, block, strict=True)])
+    close(batched @ block, wanted)
+    close(batched @ block[:, :, 0].contiguous(), wanted[:, :, 0])
+    dual, duals = batched.dual(), [a.dual() for a in single]
+    assert (dual is None) == (duals[0] is None)
+    if dual is not None:
+        m = dual.operator.shape[1]
+        assert m == duals[0].operator.shape[0] < n
+        small = torch.randn(r, m, 2, dtype=torch.float64)
+        for found, of in ((dual.operator @ small, lambda d, u: d.operator @ u),):
+            close(found, torch.stack([of(d, u) for d, u in zip(duals, small, strict=True)]))
+        lifted = [d.lift(u) for d, u in zip(duals, small, strict=True)]
+        close(dual.lift(small), torch.stack(lifted))
+        restricted = [d.restrict(t) for d, t in zip(duals, block, strict=True)]
+        close(dual.restrict(block), torch.stack(restricted))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("name", ["chain", "cnn"])
+def test_matrices_diagonals_and_traces(name, kind):
+    models, inputs, o = build(name, 2)
+    batched, single = operators(kind, models, inputs, o, False)
+    close(batched.dense(), torch.stack([a.dense() for a in single]), 1e-11)
+    close(batched.diagonal(), torch.stack([a.diagonal() for a in single]), 1e-11)
+    close(batched.trace(), torch.stack([a.trace() for a in single]), 1e-11)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("name", MODELS)
+def test_replicas_are_operators_of_some(name, kind):
+    models, inputs, o = build(name, 4)
+    batched, single = operators(kind, models, inputs, o, False)
+    u = torch.randn(4, batched.shape[1], dtype=torch.float64)
+    for index in ([2], [3, 0, 3], torch.tensor([1, -1]), torch.tensor([True, False, True, False])):
+        some = batched.replicas(index)
+        chosen = torch.arange(4)[index].tolist()
+        assert some.shape == (len(chosen), *batched.shape[1:])
+        close(some @ u[chosen], torch.stack([single[r] @ u[r] for r in chosen]))
+        again = some.replicas([0])
+        close(again @ u[chosen[:1]], torch.stack([single[chosen[0]] @ u[chosen[0]]]))
+        if some.dual() is not None:
+            small = torch.randn(some.dual().operator.shape[:2], dtype=torch.float64)
+            wanted = [single[r].dual().operator @ v for r, v in zip(chosen, small, strict=True)]
+            close(some.dual().operator @ small, torch.stack(wanted))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("name", MODELS)
+def test_one_bad_replica_touches_no_other(name, kind):
+    models, inputs, o = build(name, 3)
+    with torch.no_grad():
+        next(models[1].parameters()).view(-1)[:] = torch.nan
+    batched = _batched(kind, models, inputs[0], o)
+    u = torch.randn(*batched.shape[:2], 2, dtype=torch.float64)
+    found = batched @ u
+    assert not found[1].isfinite().all()
+    again = _batched(kind, [models[0], models[2]], inputs[0], o) @ u[[0, 2]]
+    close(found[[0, 2]], again)
+    only = batched.replicas([1]) @ u[:1]
+    assert only.shape == (1, *u.shape[1:])
+    assert not only.isfinite().all()
+
+
+def _batched(kind, models, x, o):
+    if kind == "ntk":
+        return cx.NTK(models, x)
+    torch.manual_seed(5)
+    labels, targets = torch.randint(o, (len(x),)), torch.randn(len(x), o, dtype=torch.float64)
+    make = cx.Hessian if kind == "hessian" else cx.GGN
+    if kind == "ggn_mse":
+        return make(models, "half_mse", (x, targets))
+    return make(models, "cross_entropy", (x, labels))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_one_replica(kind):
+    models, inputs, o = build("chain", 1)
+    batched, (single,) = operators(kind, models, inputs, o, True)
+    u = torch.randn(1, batched.shape[1], dtype=torch.float64)
+    close(batched @ u, (single @ u[0])[None])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_stacked_state(kind):
+    models, inputs, o = build("resnet20", 3)
+    stacked = (*torch.func.stack_module_state(models), copy.deepcopy(models[0]).to("meta"))
+    one, other = _batched(kind, models, inputs[0], o), _batched(kind, stacked, inputs[0], o)
+    u = torch.randn(one.shape[:2], dtype=torch.float64)
+    close(other @ u, one @ u)
+
+
+def test_training_afterwards_changes_nothing():
+    models, inputs, o = build("chain", 2)
+    batched = _batched("ggn", models, inputs[0], o)
+    u = torch.randn(batched.shape[:2], dtype=torch.float64)
+    before = batched @ u
+    with torch.no_grad():
+        for model in models:
+            for p in model.parameters():
+                p.zero_()
+    torch.testing.assert_close(batched @ u, before, rtol=0, atol=0)
+
+
+def test_some_of_the_parameters():
+    models, inputs, o = build("chain", 3)
+    for kind in KINDS:
+        batched, single = operators(kind, models, inputs, o, False, params="2.*")
+        assert batched.parameter_names == ("2.weight", "2.bias")
+        u = torch.randn(batched.shape[:2], dtype=torch.float64)
+        close(batched @ u, torch.stack([a @ v for a, v in zip(single, u, strict=True)]))
+
+
+def other_structure(models):
+    models[2] = mlp(5, 7, 6, 3, act=nn.Tanh).double().eval()
+
+
+def other_shape(models):
+    models[1] = mlp(5, 8, 6, 3, act=nn.ReLU).double().eval()
+
+
+def other_depth(models):
+    models[1] = mlp(5, 7, 6, 4, 3, act=nn.ReLU).double().eval()
+
+
+def without_bias(models):
+    models[1][2].bias = None
+
+
+def other_dtype(models):
+    models[1].float()
+
+
+def other_device(models):
+    models[1][0].to("meta")
+
+
+def other_mode(models):
+    models[2][1].train()
+
+
+def other_trainable(models):
+    models[1][4].bias.requires_grad_(False)
+
+
+def one_parameter(models):
+    models[2][0].weight = models[0][0].weight
+
+
+def no_module(models):
+    models[1] = "net"
+
+
+def no_model(models):
+    models.clear()
+
+
+BAD = {
+    other_structure: (ValueError, r"models\[2\] module '1' must be ReLU, got Tanh"),
+    other_shape: (ValueError, r"models\[1\] 0.weight must have shape \(7, 5\), got \(8, 5\)"),
+    other_depth: (ValueError, r"models\[1\] module '5' must be none, got ReLU"),
+    without_bias: (ValueError, r"models\[1\] must have the parameter 2.bias"),
+    other_dtype: (TypeError, r"models\[1\] 0.weight must have dtype torch.float64"),
+    other_device: (ValueError, r"models\[1\] 0.weight must be on cpu, got meta"),
+    other_mode: (ValueError, r"models\[2\] module '1' must be in eval mode, got train"),
+    other_trainable: (ValueError, r"models\[1\] 4.bias must be trainable, .* got frozen"),
+    one_parameter: (ValueError, r"one Parameter as models\[0\] 0.weight and models\[2\] 0.weight"),
+    no_module: (TypeError, r"models\[1\] must be a torch.nn.Module, got str"),
+    no_model: (ValueError, "models must hold at least one model, got none"),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("spoil", BAD)
+def test_models_that_differ(spoil, kind):
+    models, inputs, o = build("chain", 3)
+    spoil(models)
+    error, text = BAD[spoil]
+    where = {"ntk": "NTK", "hessian": "Hessian"}.get(kind, "GGN")
+    with pytest.raises(error, match=rf"^catapult_ext.{where}: .*{text}"):
+        _batched(kind, models, inputs[0], o)
+
+
+def test_batches_that_do_not_fit():
+    models, inputs, o = build("chain", 3)
+    with pytest.raises(ValueError, match=r"a batch for each of the 3 models, got 2"):
+        cx.NTK(models, inputs[:2])
+    with pytest.raises(ValueError, match=r"x\[2\] must be float64 \(3, 5\), got float64 \(2, 5\)"):
+        cx.NTK(models, [*inputs[:2], inputs[2][:2]])
+    ys = [torch.randint(o, (3,)) for _ in models]
+    ys[1] = ys[1].double()
+    with pytest.raises(ValueError, match=r"data\[1\] must be"):
+        cx.GGN(models, "cross_entropy", list(zip(inputs, ys, strict=True)))
+
+
+def test_batch_norm_in_train_mode_is_refused():
+    models, inputs, o = build("resnet20", 2)
+    for model in models:
+        model.train()
+    for kind in KINDS:
+        with pytest.raises(ValueError, match="BatchNorm must be in eval mode"):
+            _batched(kind, models, inputs[0], o)
+
+
+def test_right_hand_sides_are_checked():
+    models, inputs, _ = build("chain", 2)
+    batched = cx.NTK(models, inputs[0])
+    with pytest.raises(ValueError, match=r"must be \(2, 9\) or \(2, 9, K\), got \(9,\)"):
+        batched @ torch.randn(9, dtype=torch.float64)
+    with pytest.raises(ValueError, match=r"must be \(2, 9\) or \(2, 9, K\), got \(9, 2\)"):
+        batched @ torch.randn(9, 2, dtype=torch.float64)
+    with pytest.raises(TypeError, match=r"must be torch\.float64, got torch\.float32"):
+        batched @ torch.randn(2, 9)
+    with pytest.raises(TypeError, match=r"must be a torch\.Tensor, got list"):
+        batched @ [1.0]
+    assert (batched @ torch.zeros(2, 9, 0, dtype=torch.float64)).shape == (2, 9, 0)
+    for index, text in (([], "at least one"), ([2], "of 2 replicas"), ([[0]], "one-dimensional")):
+        with pytest.raises(ValueError, match=text):
+            batched.replicas(index)
+    with pytest.raises(TypeError, match="integers or a mask"):
+        batched.replicas([0.5])
+    with pytest.raises(ValueError, match=r"a mask must be \(2,\)"):
+        batched.replicas(torch.ones(3, dtype=torch.bool))
