@@ -142,14 +142,26 @@ def weights_digest(model: nn.Module) -> str:
     return digest.hexdigest()[:16]
 
 
+def processor() -> str:
+    """The name of the processor, as the system tells it."""
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()
+
+
 def environment() -> dict[str, Any]:
-    """Versions and threads: noted with the results, no part of a run's identity."""
+    """Versions, threads and processor: noted with the results, no part of a run's identity."""
     return {
         "catapult_ext": build_info()["version"],
         "torch": torch.__version__,
         "python": platform.python_version(),
         "threads": torch.get_num_threads(),
         "machine": platform.machine(),
+        "processor": processor(),
     }
 
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 import importlib.metadata
 import json
 import platform
-from pathlib import Path
 from typing import Annotated, Any
 
 import torch
 
 from catapult_ext import build_info
+from catapult_ext._store import processor
 from catapult_ext.cli.console import console
 from catapult_ext.cli.options import Option
 
@@ -47,7 +47,7 @@ def facts() -> dict[str, Any]:
     found: dict[str, Any] = {
         "python": platform.python_version(),
         "platform": platform.platform(),
-        "processor": _processor(),
+        "processor": processor(),
         **build_info(),
         "cuda_devices": [
             torch.cuda.get_device_name(i)
@@ -67,14 +67,3 @@ def facts() -> dict[str, Any]:
         missing.append("CUDA kernels in this build: rebuild with nvcc and CATAPULT_CUDA=ON")
     found["missing"] = missing
     return found
-
-
-def _processor() -> str:
-    """The name of the processor, as the system tells it."""
-    try:
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    except OSError:
-        pass
-    return platform.processor() or platform.machine()

@@ -46,7 +46,7 @@ def test_reproduce_prints_claims_and_writes_the_folder(capsys, tmp_path, monkeyp
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("fig-1",), "name must be one of fc-phases"),
+        (("fig-1",), "name must be one of paper-fc"),
         (("c-act-table", "--set", "seeds"), "--set must be key=value, got 'seeds'"),
         (
             ("c-act-table", "--set", "activations=3"),

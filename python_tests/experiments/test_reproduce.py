@@ -211,7 +211,7 @@ def test_another_loss():
 
 
 def test_bad_arguments(tmp_path):
-    with pytest.raises(ValueError, match="name must be one of fc-phases"):
+    with pytest.raises(ValueError, match="name must be one of paper-fc"):
         rp.reproduce("fig-1")
     with pytest.raises(ValueError, match="scale must be one of smoke, cpu, full, got 'gpu'"):
         rp.reproduce("fc-phases", "gpu")

@@ -12,6 +12,8 @@ from torch import nn
 
 from catapult_ext.data import Dataset
 from catapult_ext.experiments.descent import Recipe, Start, start, train
+from catapult_ext.experiments.reproduce.brackets import Bracket
+from catapult_ext.experiments.reproduce.brackets import brackets as between
 from catapult_ext.experiments.reproduce.context import Context
 from catapult_ext.experiments.reproduce.outcome import (
     Claim,
@@ -188,18 +190,14 @@ def claim_bound(rows: list[Row], key: str = "eta_lambda_end", where: str = "at t
     )
 
 
+def brackets(records: list[Record]) -> list[Bracket]:
+    """Between which rates of the grid every seed diverges or dies."""
+    return between(records, stable)
+
+
 def largest_stable(records: list[Record]) -> list[float]:
     """Of every seed: the largest c of the grid such that this and all smaller ones are stable."""
-    found = []
-    for seed in sorted({r["seed"] for r in records}):
-        held = sorted((r for r in records if r["seed"] == seed), key=lambda r: r["c"])
-        kept = 0.0
-        for record in held:
-            if not stable(record):
-                break
-            kept = record["c"]
-        found.append(kept)
-    return found
+    return [found.stable for found in brackets(records)]
 
 
 def claim_best(

@@ -25,6 +25,7 @@ VERSION = 1
 
 # Module of each experiment; it holds TITLE, SOURCE, SETTINGS (by scale) and run().
 MODULES = {
+    "paper-fc": "paper_fc",
     "fc-phases": "fc_phases",
     "wrn-phases": "wrn_phases",
     "cnn-fixed-steps": "cnn_fixed_steps",
