@@ -162,7 +162,12 @@ class _Bars(Progress):
 def print_result(result: SweepResult | ToyResult, title: str) -> None:
     """The table of an experiment, the closing paragraph and where the files are, on stdout."""
     shown = console()
-    colours = {"lazy": "blue", "catapult": "dark_orange", "divergent": "bright_black"}
+    colours = {
+        "lazy": "blue",
+        "flat": "cyan",
+        "catapult": "dark_orange",
+        "divergent": "bright_black",
+    }
     box = load("rich.box").SIMPLE_HEAD
     table = load("rich.table").Table(
         title=title, header_style="bold", box=box, padding=(0, 1, 0, 0)

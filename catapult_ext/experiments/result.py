@@ -55,13 +55,13 @@ class SweepResult:
 
     @property
     def phases(self) -> list[str]:
-        """``lazy``, ``catapult`` or ``divergent``, per rate."""
+        """``lazy``, ``flat``, ``catapult`` or ``divergent``, per rate."""
         return [row["phase"] for row in self.rows]
 
     @property
     def verdicts(self) -> list[Verdict]:
         """Phase, flags and evidence, per rate."""
-        return [verdict_of(record, self.lambda0) for record in self.records]
+        return [verdict_of(record, self.summary["initial"]) for record in self.records]
 
     def table(self) -> list[dict[str, str]]:
         """The rows as short text, for people."""

@@ -94,7 +94,7 @@ def start(
     # The loss that training sees first, with the batch statistics it uses.
     seen = model if recipe.batch_stats is None else with_batch_stats(model, "coupled")
     loss0 = resolved(outputs_of(seen, data.x_train, at_once(recipe)), data.y_train).item()
-    cut = cut or divergence_cut(loss0, hidden_width(model), top.lambda0)
+    cut = cut or divergence_cut(loss0, hidden_width(model), top.lambda0, resolved.squared)
     return Start(model, state, resolved, data, top, loss0, cut, options or {})
 
 

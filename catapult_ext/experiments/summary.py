@@ -10,24 +10,25 @@ from catapult_ext.probes import Verdict, classify
 Record = dict[str, Any]
 
 
-def verdict_of(record: Record, lambda0: float) -> Verdict:
-    """Phase of a stored run."""
+def verdict_of(record: Record, initial: Record) -> Verdict:
+    """Phase of a stored run, with the facts of its start."""
     ends = {name: (record.get(name) or [None])[-1] for name in ("lambda", "worst_inactive")}
     return classify(
         record["eta"],
-        lambda0,
+        initial["lambda0"],
         record["loss"] or [float("inf")],
         growth=record["growth"],
         lambda_end=ends["lambda"],
         diverged_at=record["diverged_at"],
         inactive=ends["worst_inactive"],
         c=record["c"],
+        squared=initial.get("squared", True),
     )
 
 
-def row_of(record: Record, lambda0: float, linear: Record | None) -> Record:
+def row_of(record: Record, initial: Record, linear: Record | None) -> Record:
     """One line of the table; None where there is nothing to say."""
-    verdict = verdict_of(record, lambda0)
+    verdict = verdict_of(record, initial)
     e = verdict.evidence
     diverged = verdict.phase == "divergent"
     row: Record = {
@@ -50,7 +51,8 @@ def row_of(record: Record, lambda0: float, linear: Record | None) -> Record:
         row[name] = None if diverged or not values else values[-1]
     row["weight_norm_end"] = None if diverged else record["weight_norm"][-1]
     if linear is not None:
-        linear_e = classify(record["eta"], lambda0, linear["loss"], growth=linear["growth"])
+        start = initial["lambda0"]
+        linear_e = classify(record["eta"], start, linear["loss"], growth=linear["growth"])
         row["linearised_projection_peak"] = linear_e.evidence.projection_peak
         row["linearised_diverged_at"] = (
             linear["diverged_at"] if linear["diverged_at"] >= 0 else None
@@ -105,7 +107,7 @@ def summarise(
     """
     lambda0 = initial["lambda0"]
     linear: Sequence[Record | None] = linearised or [None] * len(records)
-    rows = [row_of(r, lambda0, s) for r, s in zip(records, linear, strict=True)]
+    rows = [row_of(r, initial, s) for r, s in zip(records, linear, strict=True)]
     settled = [row for row in rows if _stable(row) and row["lambda_end"] is not None]
     flattest = min(settled, key=lambda row: row["lambda_end"], default=None)
     catapults = [row for row in rows if row["phase"] == "catapult" and _stable(row)]
@@ -151,6 +153,17 @@ def closing(summary: Record) -> str:
     if s["c_linearised"] is not None:
         said.append(
             f"Linearised at the start, the net crosses at c = {_between(s['c_linearised'])}."
+        )
+    if not s["initial"].get("squared", True):
+        calm = [row["c"] for row in s["rates"] if row["phase"] == "flat"]
+        said.append(
+            "2/lambda_0 is a threshold of squared losses; of this loss "
+            + (
+                f"nothing rises at c = {', '.join(f'{c:.4g}' for c in calm)}"
+                if calm
+                else "it may be none"
+            )
+            + ", and a catapult is a run whose loss rises."
         )
     top = s["largest_stable"]
     if top is None:

@@ -76,7 +76,8 @@ def sweep(
         data: a ``data.Dataset``, ``(x, y)`` or ``(x, y, x_test, y_test)``, y (N, O), one-hot for
             classes; or labels and batches in another form that
             :func:`~catapult_ext._batches.batch_of` takes, without a test set.
-        c: learning rates in units of 1 / lambda_0: lazy below 2. Give these or ``eta``.
+        c: learning rates in units of 1 / lambda_0: under squared loss lazy below 2. Give these or
+            ``eta``.
         eta: learning rates.
         steps: gradient steps of every rate.
         loss: see :func:`catapult_ext.losses.resolve`; lambda is the
@@ -280,7 +281,7 @@ class _Sweep:
 
         def done(name: str, record: dict[str, Any]) -> None:
             if name in rates:
-                phase = verdict_of(record, initial["lambda0"]).phase
+                phase = verdict_of(record, initial).phase
                 self.progress.done(names.index(name), record["c"], phase)
 
         left = [i for i, name in enumerate(names) if name in missing]
@@ -311,6 +312,7 @@ class _Sweep:
             "top_ratios": list(top.ratios),
             "loss0": problem.loss0,
             "cut": problem.cut,
+            "squared": problem.loss.squared,
             "width": hidden_width(model),
             "parameters": sum(p.numel() for p in model.parameters()),
             "samples": len(data.x_train),

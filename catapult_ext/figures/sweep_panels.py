@@ -25,11 +25,12 @@ Record = dict[str, Any]
 
 BANDS = {
     "lazy": PALE_BLUE,
+    "flat": PALE_BLUE,
     "catapult": PALE_ORANGE,
     "divergent": PALE_GREY,
     "dead": PALE_GREY,
 }
-STYLES = {"lazy": (0, (4, 2)), "catapult": "-", "divergent": (0, (1, 1.5))}
+STYLES = {"lazy": (0, (4, 2)), "flat": "-.", "catapult": "-", "divergent": (0, (1, 1.5))}
 
 
 def _colours(rows: list[Record]) -> tuple[Any, Any]:
@@ -113,7 +114,11 @@ def draw_flatness(ax: Any, summary: Record) -> None:
     """Lambda at the end against eta, the 2/eta guide and the phases' bands (ICLR figure 2c)."""
     rows, lambda0 = summary["rates"], summary["lambda0"]
     _bands(ax, summary, scale=1 / lambda0)
-    for phase, colour, marker in (("lazy", BLUE, "o"), ("catapult", RED, "s")):
+    for phase, colour, marker in (
+        ("lazy", BLUE, "o"),
+        ("flat", GREEN, "D"),
+        ("catapult", RED, "s"),
+    ):
         chosen = [r for r in rows if r["phase"] == phase and r["lambda_end"] is not None]
         if chosen:
             ax.plot(
@@ -217,7 +222,11 @@ def _bands(ax: Any, summary: Record, scale: float = 1.0) -> None:
     last = high if first is None else (below[-1] if below else low)
     edges = [("lazy", low, min(2.0, last))]
     if last > 2:
-        edges.append(("catapult", max(2.0, low), last))
+        rose = next((r["c"] for r in rows if r["phase"] == "catapult"), high)
+        calm = any(r["phase"] == "flat" for r in rows)
+        from_ = min(rose, last) if calm else max(2.0, low)
+        edges += [("flat", max(2.0, low), from_)] if calm else []
+        edges.append(("catapult", from_, last))
     if first is not None:
         edges.append(("dead" if _bounded(unstable[0]) else "divergent", first, high))
         ax.axvspan(last * scale, first * scale, fc="white", ec=LIGHT_GREY, hatch="///", lw=0)

@@ -39,11 +39,13 @@ class Loss(ABC):
     """One loss: ``loss(f, y)`` is its value; see :func:`resolve` for what is accepted.
 
     ``convex`` losses offer :meth:`factor`; the others an :meth:`output_hessian` without a promise
-    that it is positive semi-definite.
+    that it is positive semi-definite. ``squared``: a multiple of sum |f - y|^2, whose gradient
+    descent is lazy below 2 / lambda_0 and catapults above.
     """
 
     name: str
     convex: bool = True
+    squared = False
 
     @property
     @abstractmethod
@@ -133,6 +135,7 @@ class SquaredLoss(Loss):
     half_mse: weight 1/2, samples.  half_mse_mean: 1/2, entries.  MSELoss: 1, entries or none.
     """
 
+    squared = True
     name: str
     weight: float
     per: str

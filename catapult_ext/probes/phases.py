@@ -11,7 +11,7 @@ from torch import Tensor
 
 from catapult_ext import _validate as v
 
-PHASES = ("lazy", "catapult", "divergent")
+PHASES = ("lazy", "flat", "catapult", "divergent")
 DEAD_FRACTION = 0.95  # above it a layer is called dead: the net no longer sees its inputs
 
 
@@ -44,7 +44,7 @@ class Evidence:
 
 @dataclass(frozen=True)
 class Verdict:
-    """Phase (one of ``PHASES``), flags and evidence of one run.
+    """Phase (one of ``PHASES``, see :func:`classify`), flags and evidence of one run.
 
     Flags: ``dead`` (a layer with more than 95 % inactive units: its low curvature proves nothing),
     ``unsettled`` (eta * lambda still at or above 2 at the end), ``stalled`` (the loss ends no lower
@@ -83,13 +83,23 @@ class Verdict:
         return f"{name}: {', '.join(parts)}"
 
 
-def divergence_cut(loss0: float, width: int, lambda0: float = 0.0) -> float:
-    """Loss above which a run counts as divergent: 100 * width * max(loss0, lambda0^2 / 8).
+def divergence_cut(loss0: float, width: int, lambda0: float = 0.0, squared: bool = True) -> float:
+    """Loss above which a run counts as divergent.
 
-    The peak of a catapult grows in proportion to the width (in the toy model it is at most
-    ``width * lambda0^2 / 8``), so a fixed cut would call catapults of wide nets divergent.
+    Of a squared loss 100 * width * max(loss0, lambda0^2 / 8): the peak of a catapult grows in
+    proportion to the width (in the toy model it is at most ``width * lambda0^2 / 8``), so a fixed
+    cut would call catapults of wide nets divergent.  Of another loss 100 * sqrt(width) * loss0: it
+    grows as the outputs do, not as their square, and its lambda says nothing about its height.
+
+    Args:
+        loss0: at the start.
+        width: units of a hidden layer.
+        lambda0: top eigenvalue of the loss's Gauss-Newton matrix at the start.
+        squared: whether this is a squared loss.
     """
     v.numbers("probes.divergence_cut", loss0=loss0, width=width, lambda0=lambda0)
+    if not squared:
+        return 100.0 * math.sqrt(width) * loss0
     return 100.0 * width * max(loss0, lambda0**2 / 8)
 
 
@@ -122,11 +132,14 @@ def classify(
     diverged_at: int | None = None,
     inactive: float | None = None,
     c: float | None = None,
+    squared: bool = True,
 ) -> Verdict:
     """Phase of one run.
 
     lazy: eta * lambda0 < 2 and the run stays bounded; catapult: eta * lambda0 >= 2 and it stays
     bounded; divergent: it was given up (see :func:`divergence_cut`) or holds a non-finite loss.
+    2 is a threshold of squared losses. Under another loss a run from there on is a catapult only
+    where the loss exceeds its start, and ``flat`` where it does not.
 
     Args:
         eta: learning rate, > 0.
@@ -138,6 +151,7 @@ def classify(
         diverged_at: step at which the run was given up; None or -1 if it was not.
         inactive: fraction of inactive units at the end, of the worst layer.
         c: eta * lambda0, where it was given and eta derived from it (spares a rounding at 2).
+        squared: whether the loss is a squared one.
 
     Raises:
         ValueError: eta not positive and finite, lambda0 negative or not finite, or no loss.
@@ -169,20 +183,31 @@ def classify(
         diverged_at=diverged_at,
         inactive=inactive,
     )
-    return Verdict(_phase(evidence), _flags(evidence), evidence)
+    return Verdict(_phase(evidence, squared), _flags(evidence), evidence)
 
 
-def _phase(e: Evidence) -> str:
+def _phase(e: Evidence, squared: bool) -> str:
     if e.diverged_at is not None:
         return "divergent"
-    return "lazy" if e.c < 2 else "catapult"
+    if e.c < 2:
+        return "lazy"
+    return "catapult" if squared or e.loss_rose_at is not None else "flat"
+
+
+def is_dead(inactive: float | None) -> bool:
+    """Whether a net is dead: some layer has more than 95 % inactive units.
+
+    Args:
+        inactive: largest fraction, over the layers, of inactive units; None if not measured.
+    """
+    return inactive is not None and inactive > DEAD_FRACTION
 
 
 def _flags(e: Evidence) -> tuple[str, ...]:
     if e.diverged_at is not None:
         return ()
     flags = {
-        "dead": e.inactive is not None and e.inactive > DEAD_FRACTION,
+        "dead": is_dead(e.inactive),
         "unsettled": e.eta_lambda_end is not None and e.eta_lambda_end >= 2,
         "stalled": e.loss_end >= 1,
     }

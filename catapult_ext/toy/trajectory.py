@@ -8,7 +8,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from catapult_ext.probes.phases import PHASES, Verdict, classify, first_above
+from catapult_ext.probes.phases import Verdict, classify, first_above
 
 
 @dataclass(frozen=True)
@@ -95,11 +95,11 @@ class Trajectory:
     @cached_property
     def phases(self) -> list[str]:
         """``lazy`` below c = ``critical``, ``catapult`` from there, or ``divergent``."""
-        lazy, catapult, divergent = PHASES
         above = (self.c >= self.critical).tolist()
         gone = (self.diverged_at >= 0).tolist()
         return [
-            divergent if g else catapult if a else lazy for g, a in zip(gone, above, strict=True)
+            "divergent" if g else "catapult" if a else "lazy"
+            for g, a in zip(gone, above, strict=True)
         ]
 
     @cached_property

@@ -111,3 +111,19 @@ def test_explanation_names_the_reasons():
 def test_bad_arguments(arguments, message):
     with pytest.raises(ValueError, match=message):
         classify(*arguments)
+
+
+def test_other_losses_catapult_only_where_they_rise():
+    def phase(loss, **more):
+        return classify(8.0, 1.0, loss, squared=False, **more).phase
+
+    assert phase([2.3, 1.0, 0.5]) == "flat"
+    assert phase([2.3, 9.0, 0.5]) == "catapult"
+    assert phase([2.3, 9.0], diverged_at=1) == "divergent"
+    assert classify(1.0, 1.0, [2.3, 1.0], squared=False).phase == "lazy"
+    assert classify(8.0, 1.0, [2.3, 1.0]).phase == "catapult"  # squared
+
+
+def test_the_cut_of_other_losses_scales_with_the_start_alone():
+    assert divergence_cut(2.3, 256, 340.0, squared=False) == pytest.approx(100 * 16 * 2.3)
+    assert divergence_cut(2.3, 256, 340.0) > 1e5
