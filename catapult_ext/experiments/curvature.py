@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from catapult_ext import losses
 from catapult_ext.eig import eigsh
+from catapult_ext.experiments.stacked_chain import StackedChain
 from catapult_ext.linops import GGN, NTK, Hessian
 
 # Along a run the last eigenvector is the start, so a lighter check that no larger eigenvalue was
@@ -76,6 +77,42 @@ def top_curvature(
         found = eigsh(ggn, tol=tol, v0=v0, confidence=CONFIDENCE)
         m = 1.0
     return float(found.eigenvalues[0]) / m, float(found.errors[0]) / m, found.eigenvectors
+
+
+@torch.no_grad()
+def top_curvatures(
+    model: nn.Module,
+    chain: StackedChain,
+    loss: losses.Loss,
+    x: Tensor,
+    y: Tensor,
+    v0: Tensor,
+    tol: float,
+    **options: Any,
+) -> tuple[list[float], list[float], Tensor]:
+    """:func:`top_curvature` of each replica of ``chain``, whose module is ``model``.
+
+    Args:
+        model: takes the parameters of a replica.
+        chain: R replicas.
+        loss: with a Gauss-Newton matrix.
+        x: probe inputs.
+        y: their targets.
+        v0: (R, n, 1) eigenvectors of an earlier call.
+        tol: relative error asked for.
+        **options: of the operators.
+
+    Returns:
+        R values, R bounds of their errors, and eigenvectors (R, n, 1).
+    """
+    values, errors, vectors = [], [], []
+    for replica, start in enumerate(v0):
+        chain.load(model, replica)
+        value, error, vector = top_curvature(model, loss, x, y, start, tol, **options)
+        values.append(value)
+        errors.append(error)
+        vectors.append(vector)
+    return values, errors, torch.stack(vectors)
 
 
 @torch.no_grad()

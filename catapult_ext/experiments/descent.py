@@ -45,7 +45,7 @@ class Run:
     diverged_at: int = -1
 
 
-_LOOK_EVERY = 16  # steps made before a device is asked for their losses
+LOOK_EVERY = 16  # steps made before a device is asked for their losses
 
 
 class _Looks:
@@ -114,7 +114,7 @@ def descend(
     run = Run(projection=None if vectors is None else Projection(vectors))
     vector = problem.top.vector  # warm start, within this run only
     count = main + recipe.final_steps
-    look_every = 1 if weights[0].device.type == "cpu" else _LOOK_EVERY
+    look_every = 1 if weights[0].device.type == "cpu" else LOOK_EVERY
     looks = _Looks(run, on_step)
     rates = (model, weights, batches, problem.loss, count, move)
     for step in steps(*rates, cut=problem.cut, ahead=look_every > 1):

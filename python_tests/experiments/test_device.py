@@ -81,7 +81,7 @@ def test_a_look_beyond_a_divergence_changes_nothing(monkeypatch):
     _, x, y = problem()
     records = []
     for every in (1, 16):
-        monkeypatch.setattr(descent, "_LOOK_EVERY", every)
+        monkeypatch.setattr(descent, "LOOK_EVERY", every)
         with pretended_cuda("cpu"):
             run = cx.sweep(moved(problem()[0]), moved((x, y)), c=[30.0], steps=40)
         records.append(run.records[0])
