@@ -26,6 +26,7 @@ NAMED = {
     ("experiments/noisy_edge.py", "follow_batches"),
     ("experiments/reproduce/adam_spikes.py", "on_a_line"),
     ("experiments/stacked.py", "StackedDense.descend"),
+    ("experiments/stacked_chain.py", "StackedChain.move"),
     ("reference/toy_gd.py", "run"),
 }
 

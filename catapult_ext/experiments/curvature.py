@@ -79,6 +79,23 @@ def top_curvature(
     return float(found.eigenvalues[0]) / m, float(found.errors[0]) / m, found.eigenvectors
 
 
+@dataclass(frozen=True)
+class Curvatures:
+    """Lambda of R replicas; None with the reason where one could not be measured.
+
+    Attributes:
+        values: R eigenvalues.
+        errors: R bounds of their errors.
+        vectors: (R, n, 1) eigenvectors; those given where none was found.
+        reasons: R texts, None where all went well.
+    """
+
+    values: list[float | None]
+    errors: list[float | None]
+    vectors: Tensor
+    reasons: list[str | None]
+
+
 @torch.no_grad()
 def top_curvatures(
     model: nn.Module,
@@ -89,8 +106,8 @@ def top_curvatures(
     v0: Tensor,
     tol: float,
     **options: Any,
-) -> tuple[list[float], list[float], Tensor]:
-    """:func:`top_curvature` of each replica of ``chain``, whose module is ``model``.
+) -> Curvatures:
+    """:func:`top_curvature` of each replica of ``chain``; one that fails ends no other.
 
     Args:
         model: takes the parameters of a replica.
@@ -101,18 +118,21 @@ def top_curvatures(
         v0: (R, n, 1) eigenvectors of an earlier call.
         tol: relative error asked for.
         **options: of the operators.
-
-    Returns:
-        R values, R bounds of their errors, and eigenvectors (R, n, 1).
     """
-    values, errors, vectors = [], [], []
+    found = Curvatures([], [], v0.clone(), [])
     for replica, start in enumerate(v0):
         chain.load(model, replica)
-        value, error, vector = top_curvature(model, loss, x, y, start, tol, **options)
-        values.append(value)
-        errors.append(error)
-        vectors.append(vector)
-    return values, errors, torch.stack(vectors)
+        value: float | None
+        error: float | None
+        try:
+            value, error, vector = top_curvature(model, loss, x, y, start, tol, **options)
+            found.vectors[replica], reason = vector, None
+        except Exception as failure:  # the start was measured: here training left what can be
+            value, error, reason = None, None, f"{type(failure).__name__}: {failure}"
+        found.values.append(value)
+        found.errors.append(error)
+        found.reasons.append(reason)
+    return found
 
 
 @torch.no_grad()

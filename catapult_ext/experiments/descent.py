@@ -128,14 +128,14 @@ def descend(
             time, mark = eta * min(step.number, main), marks[step.number]
             row: Row = {"step": step.number, "time": time, "mark": mark}
             vector = _measure(row, problem, recipe, step, vector)
-            _tell_first(row, run.rows)
+            tell_first(row, run.rows)
             run.rows.append(row)
         if step.number >= main and recipe.final_rate is not None:
             move.rate = recipe.final_rate
     return run
 
 
-def _tell_first(row: Row, earlier: list[Row]) -> None:
+def tell_first(row: Row, earlier: list[Row]) -> None:
     """Warn of the first curvature of a run that could not be measured."""
     if row.get("reason") and not any(r.get("reason") for r in earlier):
         said = f"no curvature at step {row['step']}, training goes on: {row['reason']}"

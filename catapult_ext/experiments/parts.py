@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from catapult_ext._processes import Ranks
 from catapult_ext._store import RunFolder
 
 Record = dict[str, Any]
+
+
+def _alone(job: Callable[[], Record]) -> list[Record]:
+    return [job()]
 
 
 class Parts:
@@ -48,13 +53,29 @@ class Parts:
     def compute(self, jobs: Mapping[str, Callable[[], Record]]) -> None:
         """Compute and store the parts of ``jobs``; with ranks, those that no other rank claimed."""
         for name, job in jobs.items():
-            if self.ranks is not None and not self.ranks.claim(name):
-                continue
-            begin, busy = time.perf_counter(), time.process_time()
-            record = job()
-            self._save(name, record, [time.perf_counter() - begin, time.process_time() - busy])
-            if self.done is not None:
-                self.done(name, record)
+            self.compute_together([name], functools.partial(_alone, job))
+
+    def compute_together(self, names: Sequence[str], job: Callable[[], Sequence[Record]]) -> None:
+        """Compute the parts ``names`` in one piece of work, and store those that are missing.
+
+        The piece is always the whole one, so that an interrupted run ends with the same bits; with
+        ranks, one of them computes all of it.
+
+        Args:
+            names: of the parts, the same on every rank.
+            job: returns a record a name.
+        """
+        missing = set(self.missing(names))
+        if not missing or (self.ranks is not None and not self.ranks.claim(names[0])):
+            return
+        begin, busy = time.perf_counter(), time.process_time()
+        records = job()
+        took = [time.perf_counter() - begin, time.process_time() - busy]
+        for name, record in zip(names, records, strict=True):
+            if name in missing:
+                self._save(name, record, [seconds / len(names) for seconds in took])
+                if self.done is not None:
+                    self.done(name, record)
 
     def _save(self, name: str, record: Record, took: list[float]) -> None:
         if self.folder is None:

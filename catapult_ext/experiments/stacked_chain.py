@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -21,6 +22,8 @@ ELEMENTWISE = (
 # takes twice as long a replica; one that holds several small replicas saves calls.
 CHUNK_BYTES = {"cpu": 4 << 20}
 CHUNK_BYTES_ELSEWHERE = 1 << 30  # on a device that needs many replicas to be busy
+# More replicas save little more, and several processes could not share them out.
+MOST = {"cpu": 8}
 
 
 @dataclass(frozen=True)
@@ -51,7 +54,8 @@ def _leaves(name: str, module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     if type(module) is not nn.Sequential:
         yield name, module
         return
-    for key, child in module.named_children():
+    for key, child in module._modules.items():  # a module that is called twice, twice
+        assert child is not None
         yield from _leaves(f"{name}{key}.", child)
 
 
@@ -98,16 +102,15 @@ def _layer(name: str, module: nn.Module) -> DenseLayer | None:
         return None
     assert isinstance(module, (nn.Linear, NTKLinear))
     units, inputs = module.weight.shape
-    scaled = isinstance(module, NTKLinear)
-    scale = math.sqrt(module.scale) if isinstance(module, NTKLinear) else 1.0
     bias = None if module.bias is None else f"{name}bias"
-    bias_scale = module.sigma_b if scaled else 1.0
-    return DenseLayer(f"{name}weight", bias, inputs, units, scale, bias_scale, None)
+    names = (f"{name}weight", bias)
+    if isinstance(module, NTKLinear):
+        return DenseLayer(*names, inputs, units, math.sqrt(module.scale), module.sigma_b, None)
+    return DenseLayer(*names, inputs, units, 1.0, 1.0, None)
 
 
 def _with_activation(layer: DenseLayer, module: nn.Module) -> DenseLayer:
-    held = (layer.weight, layer.bias, layer.inputs, layer.units, layer.scale, layer.bias_scale)
-    return DenseLayer(*held, None if type(module) is nn.Identity else module)
+    return dataclasses.replace(layer, activation=None if type(module) is nn.Identity else module)
 
 
 def replica_bytes(layers: Sequence[DenseLayer], samples: int, itemsize: int) -> int:
@@ -121,7 +124,8 @@ def replica_bytes(layers: Sequence[DenseLayer], samples: int, itemsize: int) -> 
 def at_once(layers: Sequence[DenseLayer], samples: int, itemsize: int, device: str) -> int:
     """Replicas of one chunk, a function of sizes alone; 0 where one alone fills a chunk."""
     budget = CHUNK_BYTES.get(device, CHUNK_BYTES_ELSEWHERE)
-    return budget // replica_bytes(layers, samples, itemsize)
+    fit = budget // replica_bytes(layers, samples, itemsize)
+    return min(fit, MOST.get(device, fit))
 
 
 def _from_output(layer: DenseLayer) -> bool:
@@ -256,9 +260,7 @@ class StackedChain:
         if layer.bias is None:
             return torch.baddbmm(out, h, weight.mT, beta=0, alpha=layer.scale, out=out)
         bias = self.parameters[layer.bias].unsqueeze(1)
-        return torch.baddbmm(
-            bias, h, weight.mT, beta=layer.bias_scale, alpha=layer.scale, out=out
-        )
+        return torch.baddbmm(bias, h, weight.mT, beta=layer.bias_scale, alpha=layer.scale, out=out)
 
     def _add(self, name: str, left: Tensor, right: Tensor, scale: float, l2: Tensor | None) -> None:
         """Subtract ``scale left @ right``, the gradient times the rate, from a weight."""

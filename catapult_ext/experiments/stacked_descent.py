@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from catapult_ext.experiments.curvature import top_curvatures
-from catapult_ext.experiments.descent import LOOK_EVERY, Run, descend
+from catapult_ext.experiments.descent import LOOK_EVERY, Run, descend, tell_first
 from catapult_ext.experiments.stacked_chain import DenseLayer, StackedChain, at_once, dense_layers
 from catapult_ext.experiments.start import Start, probe_set
 from catapult_ext.experiments.start import at_once as evaluated_at_once
@@ -179,6 +179,7 @@ class _Stack:
         self._curvatures(number, rows)
         self._evaluate(rows, f)
         for i, row in zip(self.held, rows, strict=True):
+            tell_first(row, self.runs[i].rows)
             self.runs[i].rows.append(row)
 
     def _curvatures(self, number: int, rows: list[Row]) -> None:
@@ -189,12 +190,22 @@ class _Stack:
             return
         x, y = probe_set(problem.data, self.recipe)
         found = top_curvatures(
-            problem.model, self.chain, problem.loss, x, y, self.vectors, self.recipe.tol,
+            problem.model,
+            self.chain,
+            problem.loss,
+            x,
+            y,
+            self.vectors,
+            self.recipe.tol,
             **problem.options,
         )
-        values, errors, self.vectors = found
-        for row, value, error in zip(rows, values, errors, strict=True):
+        self.vectors = found.vectors
+        for row, value, error, reason in zip(
+            rows, found.values, found.errors, found.reasons, strict=True
+        ):
             row["lambda"], row["lambda_error"] = value, error
+            if reason is not None:
+                row["reason"] = reason
 
     def _evaluate(self, rows: list[Row], f: Tensor) -> None:
         """Fill in what needs no curvature; ``f`` (R, N, O) are outputs on the present batch."""

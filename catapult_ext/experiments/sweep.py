@@ -17,11 +17,12 @@ from catapult_ext._model_call import Forward
 from catapult_ext._processes import Ranks
 from catapult_ext._store import RunFolder, environment, weights_digest
 from catapult_ext.data import Dataset, as_dataset
-from catapult_ext.experiments.descent import descend, sweep_record
+from catapult_ext.experiments.descent import sweep_record
 from catapult_ext.experiments.indexed import indexed
 from catapult_ext.experiments.linearised import linearised_sweep
 from catapult_ext.experiments.parts import Parts
 from catapult_ext.experiments.result import SweepResult
+from catapult_ext.experiments.stacked_descent import chunks, descend_all
 from catapult_ext.experiments.start import Start, start
 from catapult_ext.experiments.summary import summarise, verdict_of
 from catapult_ext.experiments.sweep_config import SweepConfig, check_problem, describe_loss
@@ -42,10 +43,10 @@ class Progress:
         """Rates in units of c, after lambda_0 is known; ``finished`` of them are done already."""
 
     def rate(self, index: int, c: float) -> None:
-        """Learning rate number ``index`` starts."""
+        """Learning rate number ``index`` starts; several in turn where they train together."""
 
     def step(self, step: int, loss: float) -> None:
-        """A step of the present rate was made."""
+        """A step of the present rates was made; the loss is that of the first one left."""
 
     def done(self, index: int, c: float, phase: str) -> None:
         """Learning rate number ``index`` ended in ``phase``."""
@@ -103,7 +104,9 @@ def sweep(
 
     Cost:
         One forward and backward pass per step and rate, and a warm-started eigenvalue solve per
-        probe step (about log2(steps) of them).
+        probe step (about log2(steps) of them).  Rates of a small chain of dense layers train as one
+        program, a chunk of them at once: as many as fit the cache of a core
+        (``experiments.stacked_chain``).
     """
     config = SweepConfig(
         c=None if c is None else _rates("c", c),
@@ -232,7 +235,12 @@ class _Sweep:
         s = self.config
         top = s.top or self.data.outputs
         return Recipe(
-            s.steps, probe_factor=s.probe_factor, batch_stats=s.batch_stats, tol=s.tol, top=top
+            s.steps,
+            probe_factor=s.probe_factor,
+            probe_every=s.probe_every,
+            batch_stats=s.batch_stats,
+            tol=s.tol,
+            top=top,
         )
 
     def reported(self, title: str) -> SweepResult:
@@ -268,11 +276,16 @@ class _Sweep:
         (initial,) = self.parts.collect(["initial"])  # the same rates on all ranks
         rates = dict(zip(names, self.config.rates(initial["lambda0"]), strict=True))
 
-        def job(index: int) -> dict[str, Any]:
-            c, eta = rates[names[index]]
-            self.progress.rate(index, c)
-            made = descend(problem, eta, self.recipe, on_step=self._step)
-            return {"c": c, **sweep_record(made, eta)}
+        def job(chunk: list[int]) -> list[dict[str, Any]]:
+            chosen = [rates[names[index]] for index in chunk]
+            for index, (c, _) in zip(chunk, chosen, strict=True):
+                self.progress.rate(index, c)
+            etas = [eta for _, eta in chosen]
+            made = descend_all(problem, etas, self.recipe, on_step=self._step)
+            return [
+                {"c": c, **sweep_record(run, eta)}
+                for run, (c, eta) in zip(made, chosen, strict=True)
+            ]
 
         def linearised() -> dict[str, Any]:
             self.progress.stage("the net linearised at the start")
@@ -289,7 +302,9 @@ class _Sweep:
             [c for c, _ in rates.values()], self.config.steps, len(names) - len(left)
         )
         self.parts.done = done
-        self.parts.compute({names[i]: functools.partial(job, i) for i in left})
+        for chunk in chunks(problem, len(names), self.recipe):
+            held = [names[i] for i in chunk]
+            self.parts.compute_together(held, functools.partial(job, chunk))
         if "linearised" in missing:
             self.parts.compute({"linearised": linearised})
 

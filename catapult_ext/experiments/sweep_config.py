@@ -30,6 +30,7 @@ class SweepConfig:
         eta: learning rates as they are, > 0.
         steps: full-batch gradient steps of every rate.
         probe_factor: curvature is measured at steps 0, 1 and then at steps growing by this factor.
+        probe_every: measured at multiples of so many steps too; None for none.
         tol: relative error bound asked for along the way (lambda_0: a tenth of it, at most 1e-4).
         top: dimension of the kernel's top eigenspace the residual is projected on; default O.
         cut: loss above which a run is divergent; default ``probes.divergence_cut``.
@@ -52,6 +53,7 @@ class SweepConfig:
     params: str | tuple[str, ...] | None = None
     dropout: str | None = None
     batch_stats: str | None = None
+    probe_every: int | None = None
     memory_budget: int | str | None = None
 
     def __post_init__(self) -> None:
@@ -67,14 +69,18 @@ class SweepConfig:
         v.require(len(set(rates)) == len(rates), _WHERE, f"{name} must hold distinct rates", rates)
         v.integers(_WHERE, steps=self.steps)
         v.require(self.steps >= 1, _WHERE, "steps must be >= 1", self.steps)
-        v.require(self.probe_factor > 1, _WHERE, "probe_factor must be > 1", self.probe_factor)
+        ok = self.probe_factor > 1 and math.isfinite(self.probe_factor)
+        v.require(ok, _WHERE, "probe_factor must be > 1 and finite", self.probe_factor)
+        v.integers(_WHERE, probe_every=self.probe_every, optional=True)
+        ok = self.probe_every is None or self.probe_every >= 1
+        v.require(ok, _WHERE, "probe_every must be >= 1", self.probe_every)
         v.require(0 < self.tol < 1, _WHERE, "tol must be in (0, 1)", self.tol)
         v.require(self.top is None or self.top >= 1, _WHERE, "top must be >= 1", self.top)
         v.require(self.cut is None or self.cut > 0, _WHERE, "cut must be > 0", self.cut)
 
     def identity(self) -> dict[str, Any]:
         """The settings that tell one run from another; later ones count where they are given."""
-        later = ("params", "dropout", "batch_stats", "memory_budget")
+        later = ("params", "dropout", "batch_stats", "probe_every", "memory_budget")
         held = dataclasses.asdict(self)
         return {k: a for k, a in held.items() if k not in later or a is not None}
 

@@ -10,7 +10,12 @@ from catapult_ext.training.batches import Augmentation
 
 
 def probe_schedule(steps: int, factor: float) -> tuple[int, ...]:
-    """Steps 0, 1, then growing by ``factor`` (at least by one), and the last one."""
+    """Steps 0, 1, then growing by ``factor`` (at least by one), and the last one.
+
+    With an infinite factor the first and the last one alone.
+    """
+    if math.isinf(factor):
+        return (0, steps)
     found = [0]
     while found[-1] < steps:
         found.append(min(steps, max(found[-1] + 1, math.ceil(found[-1] * factor))))
@@ -31,7 +36,9 @@ class Recipe:
         final_steps: its steps.
         augment: random crops and flips of every batch (``data.Augment``).
         probe_times: values of eta * t at which curvature and accuracies are also read.
-        probe_factor: they are read at steps 0, 1 and steps growing by this factor.
+        probe_factor: they are read at steps 0, 1 and steps growing by this factor; ``math.inf``
+            for the first and last step alone.
+        probe_every: they are read at multiples of so many steps too; None for none.
         probe_samples: curvature uses at most this number of training samples, the first ones;
             None for all.
         probes: whether anything is measured along the way; without, only losses are kept.
@@ -52,6 +59,7 @@ class Recipe:
     augment: Augmentation | None = None
     probe_times: tuple[float, ...] = ()
     probe_factor: float = 2.0
+    probe_every: int | None = None
     probe_samples: int | None = None
     probes: bool = True
     batch_stats: str | None = "coupled"
@@ -70,6 +78,8 @@ class Recipe:
         v.require(self.l2 >= 0, where, "l2 must be >= 0", self.l2)
         ok = (self.final_rate is None) == (self.final_steps == 0)
         v.require(ok, where, "final_rate and final_steps go together", self.final_steps)
+        ok = self.probe_every is None or self.probe_every >= 1
+        v.require(ok, where, "probe_every must be >= 1", self.probe_every)
         v.require(self.probe_factor > 1, where, "probe_factor must be > 1", self.probe_factor)
         ok = self.top == 0 or (self.batch is None and self.augment is None)
         v.require(ok, where, "top needs full-batch steps without augmentation", self.top)
@@ -87,6 +97,8 @@ class Recipe:
             return {}
         last = self.steps_at(eta)
         found = dict.fromkeys(probe_schedule(last, self.probe_factor), "schedule")
+        if self.probe_every is not None:
+            found |= dict.fromkeys(range(0, last, self.probe_every), "schedule")
         for time in self.probe_times:
             found[min(last, math.ceil(time / eta - 1e-9))] = "time"
         found[last] = "end"

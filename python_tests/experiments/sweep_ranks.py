@@ -13,12 +13,17 @@ from catapult_ext import _processes
 from catapult_ext.experiments import Progress
 
 C = (0.5, 1.0, 1.5, 2.2, 2.6, 3.0)
+MANY = tuple(0.2 * i for i in range(1, 21))  # three chunks of stacked rates
 SETTINGS = {"c": C, "steps": 40, "linearised": True}
 
 
-def problem():
+class Alone(torch.nn.Sequential):
+    """A network whose rates train one by one."""
+
+
+def problem(kind=Alone):
     torch.manual_seed(0)
-    model = torch.nn.Sequential(torch.nn.Linear(5, 64), torch.nn.Tanh(), torch.nn.Linear(64, 1))
+    model = kind(torch.nn.Linear(5, 64), torch.nn.Tanh(), torch.nn.Linear(64, 1))
     x = torch.randn(24, 5)
     return model, (x, x[:, :1].sin())
 
@@ -74,7 +79,9 @@ def main():
     _processes.time = Clock(ending)
     dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=size)
     last = rank == size - 1
-    model, data = problem()
+    model, data = problem(torch.nn.Sequential if mode == "stacked" else Alone)
+    if mode == "stacked":
+        SETTINGS["c"] = MANY
     progress = Waiting(ending) if mode in ("lost", "failed") else None
     if last and mode == "lost":
         progress = Fatal(size, ending)

@@ -7,7 +7,7 @@ import json
 import pytest
 
 from catapult_ext import data, models
-from catapult_ext.experiments import DemoConfig, descent, run_demo, summary
+from catapult_ext.experiments import DemoConfig, curvature, descent, run_demo, summary
 from catapult_ext.experiments import reproduce as rp
 from catapult_ext.experiments.descent import Recipe, start, train
 from catapult_ext.experiments.reproduce import wrn_phases
@@ -28,6 +28,7 @@ def blind(monkeypatch):
         return solve(*args, **options)
 
     monkeypatch.setattr(descent, "top_curvature", refuses)
+    monkeypatch.setattr(curvature, "top_curvature", refuses)  # of stacked runs
 
 
 def test_an_overflow_in_one_step_has_a_verdict(tmp_path):

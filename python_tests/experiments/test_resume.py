@@ -10,7 +10,7 @@ import sys
 import pytest
 import torch
 
-from catapult_ext.experiments import DemoConfig, Progress, run_demo
+from catapult_ext.experiments import DemoConfig, Progress, run_demo, stacked_chain
 from catapult_ext.runs import RunFolderError
 
 CONFIG = DemoConfig(width=24, samples=24, steps=6, c=(0.5, 2.1, 4.0, 400.0))
@@ -36,15 +36,16 @@ def draw_equal_pictures_once():
 KILLED = """
 import os, signal, sys
 import torch
-from catapult_ext.experiments import DemoConfig, Progress, run_demo
+from catapult_ext.experiments import DemoConfig, Progress, run_demo, stacked_chain
 torch.set_num_threads({threads})
+stacked_chain.MOST["cpu"] = {at_once}
 
 def die():
     os.kill(os.getpid(), signal.SIGKILL)
 
 class Killer(Progress):
     def step(self, step, loss):
-        if {kill_in_step} and self.present == 2 and step == 3:
+        if {kill_in_step} and self.present == {at_once} + 1 and step == 3:
             die()
     def rate(self, index, c):
         self.present = index
@@ -52,7 +53,7 @@ class Killer(Progress):
 if not {kill_in_step}:
     replace = os.replace
     def killing(source, target):
-        if str(target).endswith("rate_0002.json"):
+        if str(target).endswith("rate_0003.json"):
             die()
         replace(source, target)
     os.replace = killing
@@ -62,6 +63,14 @@ run_demo({config!r}, out={out!r}, progress=Killer())
 
 def files(path):
     return {str(p.relative_to(path)): p for p in path.rglob("*") if p.is_file()}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def two_rates_at_once():
+    """Two chunks of stacked rates."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(stacked_chain.MOST, "cpu", 2)
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -98,13 +107,13 @@ def test_run_folder_holds_what_is_promised(undisturbed):
 @pytest.mark.parametrize("kill_in_step", [True, False], ids=["in-a-step", "in-a-write"])
 def test_kill_9_then_the_same_command(undisturbed, tmp_path, kill_in_step):
     out = tmp_path / "run"
-    code = KILLED.format(
-        threads=torch.get_num_threads(), kill_in_step=kill_in_step, config=CONFIG, out=str(out)
-    )
+    settings = {"threads": torch.get_num_threads(), "config": CONFIG, "out": str(out)}
+    code = KILLED.format(kill_in_step=kill_in_step, at_once=2, **settings)
     killed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert killed.returncode == -9, killed.stderr
     done = {n: p.stat().st_mtime_ns for n, p in files(out / "parts").items() if p.suffix == ".json"}
-    assert set(done) == {"initial.json", "rate_0000.json", "rate_0001.json"}
+    stored = {"initial.json", "rate_0000.json", "rate_0001.json"}
+    assert set(done) == (stored if kill_in_step else stored | {"rate_0002.json"})
     assert not (out / "summary.json").exists()
 
     started = []
@@ -114,7 +123,7 @@ def test_kill_9_then_the_same_command(undisturbed, tmp_path, kill_in_step):
             started.append(index)
 
     run_demo(CONFIG, out=out, progress=Watch())
-    assert started == [2, 3]
+    assert started == [2, 3]  # the chunk is computed whole, and what it stored is left as it is
     now = {n: p.stat().st_mtime_ns for n, p in files(out / "parts").items()}
     assert {n: now[n] for n in done} == done
     for name in ("summary.json", "summary.csv", "config.json"):

@@ -69,6 +69,20 @@ def test_ranks_store_what_one_process_stores(size, tmp_path, alone):
     check_whole(tmp_path, size, alone)
 
 
+def test_ranks_share_out_chunks_of_stacked_rates(tmp_path, alone):
+    """``alone`` has made the module importable; each chunk has the bits of one process."""
+    import sweep_ranks
+
+    results = start("stacked", 2, tmp_path)
+    assert all(code == 0 for code, _ in results), results
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    settings = {**sweep_ranks.SETTINGS, "c": sweep_ranks.MANY}
+    cx.sweep(*sweep_ranks.problem(torch.nn.Sequential), out=tmp_path / "one", **settings)
+    torch.set_num_threads(threads)
+    assert parts(tmp_path / "run") == parts(tmp_path / "one")
+
+
 @pytest.mark.parametrize("mode", ["lost", pytest.param("failed", marks=pytest.mark.nightly)])
 @pytest.mark.parametrize("size", FEW)
 def test_a_rank_that_ends_is_named_and_a_restart_goes_on(mode, size, tmp_path, alone):
