@@ -36,6 +36,7 @@ NETS = {
     "linear": lambda: nn.Sequential(nn.Linear(*SIZES)).double(),
     "activated outputs": lambda: nn.Sequential(nn.Linear(*SIZES), nn.Softplus()).double(),
 }
+SINGLE = {"float32": lambda: models.fully_connected(*SIZES, width=16)}
 RECIPES = {
     "followed": {"batch_stats": None, "top": 2},
     "batches, momentum and L2": {"batch": 7, "momentum": 0.5, "l2": 0.01},
@@ -81,8 +82,7 @@ def test_stacked_runs_are_the_runs_alone(net, settings, loss):
 
 def test_a_divergent_replica_changes_no_bit_of_the_others():
     recipe = Recipe(steps=9, batch_stats=None, top=3)
-    problem = start(models.fully_connected(5, 3, width=16), teacher(dtype=torch.float32),
-                    "half_mse", recipe)  # fmt: skip
+    problem = start(SINGLE["float32"](), teacher(dtype=torch.float32), "half_mse", recipe)
     etas = [c / problem.lambda0 for c in (1.0, 3.0)]
     calm = descend_all(problem, etas, recipe)
     wild = descend_all(problem, [etas[0], 1e30, etas[1], 1e9], recipe)
@@ -101,8 +101,7 @@ def test_a_divergent_replica_changes_no_bit_of_the_others():
 
 def test_chunks_follow_from_sizes_alone(monkeypatch):
     recipe = Recipe(steps=3, batch_stats=None)
-    problem = start(models.fully_connected(5, 3, width=16), teacher(dtype=torch.float32),
-                    "half_mse", recipe)  # fmt: skip
+    problem = start(SINGLE["float32"](), teacher(dtype=torch.float32), "half_mse", recipe)
     assert chunks(problem, 20, recipe) == [[*range(8)], [*range(8, 16)], [*range(16, 20)]]
     layers = stackable(problem, recipe)
     # three layers of 16 and one of 3 units and two slopes on 24 samples, weights with one more row
