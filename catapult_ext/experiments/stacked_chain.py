@@ -156,7 +156,7 @@ class StackedChain:
         self._velocity = {name: torch.zeros_like(p) for name, p in moved.items()}
         self._buffers: dict[tuple[str, int, int], Tensor] = {}
         self._held: list[tuple[Tensor, Tensor]] = []  # pre-activations and outputs by layer
-        self._x = torch.empty(0)
+        self._x: Tensor = next(iter(parameters.values()))  # inputs of the last forward
 
     @classmethod
     def copies(

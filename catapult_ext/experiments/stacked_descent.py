@@ -112,7 +112,9 @@ class _Stack:
         """The runs that are still in the stack, and their rates."""
         self.held = runs
         rates = [self.etas[i] for i in runs]
-        self.rates = torch.tensor(rates, dtype=torch.float64).to(self.x).view(-1, 1, 1)
+        self.rates = (
+            torch.tensor(rates, dtype=torch.float64, device="cpu").to(self.x).view(-1, 1, 1)
+        )
 
     def descend(self, on_step: OnStep | None) -> list[Run]:
         """All runs, each with the losses, rows and divergence of a run alone."""
@@ -251,12 +253,12 @@ class StackedLoss:
     def __init__(self, loss: Loss) -> None:
         self.loss = loss
         self._given: Tensor | None = None
-        self._targets = torch.empty(0)
+        self._targets: Tensor | None = None
         self._normaliser = 1.0
 
     def _check(self, f: Tensor, y: Tensor) -> Tensor:
         """The targets in the layout of the outputs; checked where they are new."""
-        if y is not self._given:
+        if self._targets is None or y is not self._given:
             self._given, self._targets = y, self.loss.targets(f[0], y)
             if isinstance(self.loss, SquaredLoss):
                 self._normaliser = self.loss.normaliser(f[0], y)
