@@ -40,13 +40,18 @@ class DenseLayer:
         return self.bias_scale**2 if self.bias_at is not None else 0.0
 
 
-def layers_of(snapshot: FixedModel, chain: Chain) -> list[DenseLayer]:
-    """The layers of ``chain`` in order, without its graph."""
+def places_of(snapshot: FixedModel) -> dict[str, slice]:
+    """The place of each parameter in the flat vector of all."""
     ends = accumulate(snapshot.sizes)
-    places = {
+    return {
         name: slice(end - size, end)
         for name, end, size in zip(snapshot.names, ends, snapshot.sizes, strict=True)
     }
+
+
+def layers_of(snapshot: FixedModel, chain: Chain) -> list[DenseLayer]:
+    """The layers of ``chain`` in order, without its graph."""
+    places = places_of(snapshot)
     layers = []
     for layer, after in zip(chain.layers, values_after(chain), strict=True):
         sign = -1.0 if layer.weight_scale < 0 else 1.0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -32,6 +33,7 @@ class StackedProducts(ABC):
         rounding_unit: of the least precise numbers in a product.
         skew_is_rounding: whether every operator is known to be symmetric.
         columns: right-hand sides multiplied at once.
+        at_once: replicas multiplied at once, with one column each.
     """
 
     replicas: int
@@ -43,6 +45,7 @@ class StackedProducts(ABC):
     rounding_unit: float
     skew_is_rounding: bool = False
     columns: int = 64
+    at_once: int = 1 << 30
 
     @abstractmethod
     def matmat(self, vectors: Tensor) -> Tensor:
@@ -110,11 +113,14 @@ class StackedOperator(KeepsGraph):
         self.products = products
         self.shape = (products.replicas, products.n, products.n)
         self.dtype, self.device = products.dtype, products.device
+        self._at_once, self._halved = products.at_once, False
+        self._parts: dict[tuple[int, int], StackedProducts] = {}
 
     @property
     def plan(self) -> str:
         """A line that says which way the products are made, and why."""
-        return self.products.plan
+        step = self._at_once
+        return self.products.plan + (f", {step} at a time" if step < self.shape[0] else "")
 
     @property
     def parameter_names(self) -> tuple[str, ...] | None:
@@ -190,14 +196,47 @@ class StackedOperator(KeepsGraph):
         return out.reshape(r, n) if vectors.dim() == 2 else out
 
     def _product(self, vectors: Tensor) -> Tensor:
-        """Products with (R, n, K), ``columns`` at a time."""
+        """Products with (R, n, K), ``columns`` and as many replicas at a time as fit."""
         if vectors.shape[2] <= self.columns:
-            return self.products.matmat(vectors)
-        out = torch.empty_like(vectors)
+            return self._by_chunks(vectors)
+        out = torch.empty_like(vectors, memory_format=torch.contiguous_format)
         for start in range(0, vectors.shape[2], self.columns):
             some = slice(start, start + self.columns)
-            out[:, :, some] = self.products.matmat(vectors[:, :, some])
+            out[:, :, some] = self._by_chunks(vectors[:, :, some])
         return out
+
+    def _by_chunks(self, vectors: Tensor) -> Tensor:
+        """The same with columns that fit; where memory runs out, the chunk is halved once."""
+        try:
+            return self._chunked(vectors, self._at_once)
+        except (torch.OutOfMemoryError, RuntimeError) as error:
+            count = min(self._at_once, self.shape[0])
+            if not _out_of_memory(error) or self._halved or count == 1:
+                raise
+            self._halved, self._at_once = True, (count + 1) // 2
+            shown = f"{count} replicas do not fit into memory, {self._at_once} at a time are tried"
+            warnings.warn(f"catapult_ext.{self.name}: {shown}", stacklevel=2)
+        return self._chunked(vectors, self._at_once)
+
+    def _chunked(self, vectors: Tensor, at_once: int) -> Tensor:
+        r, k = self.shape[0], vectors.shape[2]
+        step = max(1, at_once // k)
+        if step >= r:
+            return self.products.matmat(vectors)
+        out = torch.empty_like(vectors, memory_format=torch.contiguous_format)
+        for start in range(0, r, step):
+            rows = slice(start, min(start + step, r))
+            out[rows] = self._chunk(rows).matmat(vectors[rows])
+        return out
+
+    def _chunk(self, rows: slice) -> StackedProducts:
+        """Products of some replicas, made once: their tensors are views."""
+        key = (rows.start, rows.stop)
+        if key not in self._parts:
+            self._parts[key] = self.products.select(
+                torch.arange(rows.start, rows.stop, device="cpu")
+            )
+        return self._parts[key]
 
     @no_autocast()
     def dense(self) -> Tensor:
@@ -208,7 +247,7 @@ class StackedOperator(KeepsGraph):
         out = torch.empty(self.shape, dtype=self.dtype, device=self.device)
         for start in range(0, self.shape[1], self.columns):
             unit = self._unit_columns(start)
-            out[:, :, start : start + unit.shape[2]] = self.products.matmat(unit)
+            out[:, :, start : start + unit.shape[2]] = self._by_chunks(unit)
         return out
 
     @no_autocast()
@@ -221,7 +260,7 @@ class StackedOperator(KeepsGraph):
         for start in range(0, self.shape[1], self.columns):
             unit = self._unit_columns(start)
             stop = start + unit.shape[2]
-            block = self.products.matmat(unit)[:, start:stop]
+            block = self._by_chunks(unit)[:, start:stop]
             out[:, start:stop] = block.diagonal(dim1=1, dim2=2)
         return out
 
@@ -242,3 +281,8 @@ class StackedOperator(KeepsGraph):
 
     def __repr__(self) -> Any:
         return f"{self.name}(shape={self.shape}, dtype={self.dtype}, device={self.device})"
+
+
+def _out_of_memory(error: Exception) -> bool:
+    """Whether memory ran out, of a device or, as torch's allocator says it, of the CPU."""
+    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)

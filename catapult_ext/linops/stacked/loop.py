@@ -102,7 +102,9 @@ class Nothing(StackedProducts):
         return Nothing(self, len(index))
 
 
-def one_by_one(make: Callable[[int], LinearOperator], replicas: int, why: str) -> StackedProducts:
+def one_by_one(
+    make: Callable[[int], LinearOperator], replicas: Sequence[Any], why: object
+) -> StackedProducts:
     """The operators ``make(r)`` of all replicas, multiplied one by one.
 
     Raises:
@@ -110,7 +112,7 @@ def one_by_one(make: Callable[[int], LinearOperator], replicas: int, why: str) -
     """
     operators: list[LinearOperator | None] = []
     error: v.NotFinite | None = None
-    for r in range(replicas):
+    for r in range(len(replicas)):
         try:
             operators.append(make(r))
         except v.NotFinite as found:
@@ -118,4 +120,4 @@ def one_by_one(make: Callable[[int], LinearOperator], replicas: int, why: str) -
             operators.append(None)
     if error is not None and all(a is None for a in operators):
         raise error
-    return Loop(operators, why)
+    return Loop(operators, str(why))

@@ -11,11 +11,19 @@ from catapult_ext._autocast import no_autocast
 from catapult_ext.linops.engines.choose import Options
 from catapult_ext.linops.ggn import GGN
 from catapult_ext.linops.hessian import Hessian
+from catapult_ext.linops.model.fixed_model import Probe
+from catapult_ext.linops.model.inputs import finite
 from catapult_ext.linops.model.several import serve_several
 from catapult_ext.linops.ntk import NTK
 from catapult_ext.linops.stacked.base import StackedOperator
+from catapult_ext.linops.stacked.chain import StackedChain
+from catapult_ext.linops.stacked.chain_hessian import StackedChainHVP
+from catapult_ext.linops.stacked.choose import NotStacked, Stack, stacked
+from catapult_ext.linops.stacked.jacobian_products import GGNProducts, NTKProducts
 from catapult_ext.linops.stacked.loop import one_by_one
+from catapult_ext.linops.stacked.loss import StackedLoss, adds_up
 from catapult_ext.linops.stacked.replicas import Replicas, per_replica
+from catapult_ext.losses import Loss, resolve
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -44,8 +52,12 @@ class StackedNTK(StackedOperator):
     def __init__(self, models: Models, x: Any, **options: Unpack[Options]) -> None:
         replicas = Replicas(models, self.name)
         inputs = per_replica(x, len(replicas), self.name, "x")
-        why = "the general way"
-        self._use(one_by_one(lambda r: NTK(replicas[r], inputs[r], **options), len(replicas), why))
+        shared = not isinstance(x, list)
+        try:
+            stack = stacked(replicas, inputs, shared, self.name, "kernel", options)
+            self._use(stack.of(NTKProducts(stack.linearization)))
+        except NotStacked as why:
+            self._use(one_by_one(lambda r: NTK(replicas[r], inputs[r], **options), replicas, why))
 
 
 class StackedGGN(StackedOperator):
@@ -71,10 +83,14 @@ class StackedGGN(StackedOperator):
     def __init__(self, models: Models, loss: object, data: Any, **options: Unpack[Options]) -> None:
         replicas = Replicas(models, self.name)
         batches = per_replica(data, len(replicas), self.name, "data")
-        why = "the general way"
-        self._use(
-            one_by_one(lambda r: GGN(replicas[r], loss, batches[r], **options), len(replicas), why)
-        )
+        known = resolve(loss)
+        try:
+            stack, losses = _with_loss(replicas, known, batches, data, "parameter", options)
+            self._use(stack.of(GGNProducts(stack.linearization, losses)))
+        except NotStacked as why:
+            self._use(
+                one_by_one(lambda r: GGN(replicas[r], loss, batches[r], **options), replicas, why)
+            )
 
 
 class StackedHessian(StackedOperator):
@@ -110,7 +126,38 @@ class StackedHessian(StackedOperator):
         def make(r: int) -> Hessian:
             return Hessian(replicas[r], loss, batches[r], hvp=hvp, **options)
 
-        self._use(one_by_one(make, len(replicas), "the general way"))
+        known = resolve(loss)
+        try:
+            if hvp is not None:
+                raise NotStacked("the option hvp")
+            stack, losses = _with_loss(replicas, known, batches, data, "hessian", options)
+            assert isinstance(stack.linearization, StackedChain)
+            self._use(stack.of(StackedChainHVP(stack.linearization, losses)))
+        except NotStacked as why:
+            self._use(one_by_one(make, replicas, why))
+
+
+def _with_loss(
+    replicas: Replicas,
+    loss: Loss,
+    batches: Sequence[Any],
+    data: Any,
+    probe: Probe,
+    options: Options,
+) -> tuple[Stack, StackedLoss]:
+    """The models at once, and the losses at their outputs."""
+    shared = not isinstance(data, list)
+    where = "Hessian" if probe == "hessian" else "GGN"
+    if not all(type(batch) is tuple and len(batch) == 2 for batch in batches):
+        raise NotStacked("batches that are no pairs of tensors")
+    stack = stacked(replicas, [x for x, _ in batches], shared, where, probe, options)
+    f, shape = stack.linearization.outputs, stack.linearization.output_shape
+    ys = [y for _, y in batches]
+    if not adds_up(loss, ys[0], shape):
+        raise NotStacked(f"the loss {loss.name}")
+    if not shared and not all(map(finite, ys)):
+        raise NotStacked("labels that are not finite")
+    return stack, StackedLoss(loss, f.reshape(len(f), *shape), ys[0] if shared else ys)
 
 
 serve_several(NTK, StackedNTK)

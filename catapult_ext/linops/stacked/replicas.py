@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from catapult_ext import _validate as v
 from catapult_ext._module_copy import unwrapped
+from catapult_ext.linops.model.inputs import wide
 
 # What torch keeps in every module besides its own settings.
 _TENSORS = ("_parameters", "_buffers", "_modules")
@@ -79,10 +80,10 @@ class Replicas(Sequence[nn.Module]):
         return ""
 
     def stacked(self, name: str) -> Tensor:
-        """The tensor ``name`` of every model, (R, ...), copied and without graph."""
+        """The tensor ``name`` of every model, (R, ...), copied; half precision becomes float32."""
         path, _, last = name.rpartition(".")
         tensors = [getattr(model.get_submodule(path), last).detach() for model in self._models]
-        return torch.stack(tensors)
+        return wide(torch.stack(tensors))
 
 
 def _taken_apart(models: Sequence[Any], where: str) -> list[nn.Module]:

@@ -9,6 +9,7 @@ taken for proof.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -54,9 +55,44 @@ def plausible(model: nn.Module) -> bool:
     return known and all(p.dim() <= 2 for p in model.parameters())
 
 
+@dataclass(frozen=True)
+class Replay:
+    """One element-wise call, to be made again on the value of another model."""
+
+    func: Any
+    args: tuple[Any, ...]
+    kwargs: Mapping[str, Any]
+    place: int | str  # of the value among the arguments
+
+    def __call__(self, value: Tensor) -> Tensor:
+        """The same call on another value, which it leaves as it is."""
+        args, kwargs = list(self.args), dict(self.kwargs)
+        value = value.clone() if _in_place(self.func, args, kwargs) else value
+        if isinstance(self.place, int):
+            args[self.place] = value
+        else:
+            kwargs[self.place] = value
+        return self.func(*args, **kwargs)
+
+    @classmethod
+    def of(cls, func: Any, args: Any, kwargs: Any, value: Tensor | None) -> Replay | None:
+        """The call as it was made on ``value``; None where it takes another tensor."""
+        named = [*enumerate(args), *kwargs.items()]
+        places = [at for at, a in named if a is value]
+        if len(places) != 1 or len(tensors_in((args, kwargs))) != 1:
+            return None
+        held = tuple(None if a is value else a for a in args)
+        return cls(func, held, {k: a for k, a in kwargs.items() if a is not value}, places[0])
+
+
 @dataclass
 class Layer:
-    """z = weight_scale * a W' + bias_scale * b; names are None for constant parameters."""
+    """z = weight_scale * a W' + bias_scale * b; names are None for constant parameters.
+
+    Attributes:
+        follows: the element-wise functions that lead from z to the next input, in order; None
+            where one of them takes a tensor besides the value.
+    """
 
     weight: Tensor
     weight_name: str | None
@@ -66,6 +102,8 @@ class Layer:
     bias_name: str | None = None
     bias_scale: float = 0.0
     has_bias: bool = False
+    bias: Tensor | None = None
+    follows: list[Replay] | None = field(default_factory=list)
 
 
 @dataclass
@@ -83,6 +121,7 @@ class Chain:
 
     layers: list[Layer] = field(default_factory=list)
     output: Tensor | None = None
+    before: int = 0  # layers of constants alone, which make the inputs of the first one
 
 
 class ChainTracer(TorchFunctionMode):
@@ -110,6 +149,8 @@ class ChainTracer(TorchFunctionMode):
             return func(*args, **kwargs)
         touched = [t for t in tensors_in((args, kwargs)) if t.requires_grad]
         if not touched:
+            if func is F.linear and not self._chain.layers:
+                self._chain.before += 1
             return func(*args, **kwargs)
         current = self._chain.output
         if func in _ELEMENTWISE and len(touched) == 1 and touched[0] is current:
@@ -132,7 +173,7 @@ class ChainTracer(TorchFunctionMode):
         if func is F.linear:
             return self._linear(*_linear_arguments(args, kwargs), out)
         if name in _SCALE and len(touched) == 1:
-            return self._scale(_SCALE[name], args, kwargs, touched[0], out)
+            return self._scale(func, args, kwargs, touched[0], out)
         if name in _ADD and len(args) == 2 and not kwargs:
             return self._add(args[0], args[1], out)
         if len(touched) != 1 or touched[0] is not self._chain.output:
@@ -152,10 +193,8 @@ class ChainTracer(TorchFunctionMode):
         return True
 
     def _activation(self, func: Any, args: Any, kwargs: Any) -> Any:
-        in_place = func.__name__.endswith("_") or any(
-            a is True for a in (*args[1:], *kwargs.values())
-        )
-        if in_place:  # keep the layer's own output for its slope
+        self._follow(Replay.of(func, args, kwargs, self._chain.output))
+        if _in_place(func, args, kwargs):  # keep the layer's own output for its slope
             self.altered = True
             args, kwargs = _replace(args, kwargs, self._chain.output)
         out = func(*args, **kwargs)
@@ -181,6 +220,7 @@ class ChainTracer(TorchFunctionMode):
         if b is None or not fits or not self._take(b):
             return False
         layer.has_bias, layer.bias_name, layer.bias_scale = True, b.name, b.factor
+        layer.bias = b.tensor
         return True
 
     def _take(self, parameter: _Scaled) -> bool:
@@ -192,7 +232,8 @@ class ChainTracer(TorchFunctionMode):
         self._used.add(parameter.name)
         return True
 
-    def _scale(self, power: int, args: Any, kwargs: Any, x: Tensor, out: Tensor) -> bool:
+    def _scale(self, func: Any, args: Any, kwargs: Any, x: Tensor, out: Tensor) -> bool:
+        power = _SCALE[func.__name__]
         others = [a for a in args if a is not x]
         if kwargs or len(args) > 2 or not all(isinstance(a, (int, float)) for a in others):
             return False
@@ -213,7 +254,17 @@ class ChainTracer(TorchFunctionMode):
             layer = self._chain.layers[-1]
             layer.weight_scale *= factor
             layer.bias_scale *= factor
+        else:
+            self._follow(Replay.of(func, args, kwargs, x))
         return self._move(out)
+
+    def _follow(self, call: Replay | None) -> None:
+        """Note an element-wise call behind the last layer."""
+        layer = self._chain.layers[-1]
+        if call is None or layer.follows is None:
+            layer.follows = None
+        else:
+            layer.follows.append(call)
 
     def _add(self, left: Any, right: Any, out: Tensor) -> bool:
         current = self._chain.output
@@ -223,6 +274,11 @@ class ChainTracer(TorchFunctionMode):
         if not good or out.shape != left.shape:
             return False
         return self._bias(self._chain.layers[-1], right) and self._move(out)
+
+
+def _in_place(func: Any, args: Any, kwargs: Any) -> bool:
+    """Whether an element-wise function writes to its argument."""
+    return func.__name__.endswith("_") or any(a is True for a in (*args[1:], *kwargs.values()))
 
 
 def _argument(args: Any, kwargs: Any, position: int, name: str, default: Any) -> Any:

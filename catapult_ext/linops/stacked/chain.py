@@ -1,0 +1,293 @@
+"""Jacobian products of R chains of dense layers: batched matrix products and ``ops.ntk_matvec``."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from catapult_ext import ops
+from catapult_ext.linops.engines.dense_layers import (
+    DenseLayer,
+    covers_all,
+    places_of,
+    scaled_,
+)
+from catapult_ext.linops.model.fixed_model import FixedModel
+from catapult_ext.linops.stacked.linearization import StackedLinearization, masked, some, times
+from catapult_ext.linops.tracing.dense_chain import Chain
+
+_WORKSPACE = 1 << 28  # bytes that a product of one column may take
+
+
+class StackedChain(StackedLinearization):
+    """Products of R chains from fixed activations.
+
+    Its layers are those of a single chain with a leading dimension R: weights (R, p, d), inputs
+    (R, N, d), slopes (R, N, p).
+
+    Args:
+        layers: in order.
+        outputs: (R, N, O).
+        names: of the parameters, in order.
+        n_params: P.
+        output_shape: (N, d1, ..., dk) of each model's outputs.
+        rounding_unit: of the least precise numbers of the forward pass.
+        bends: of each layer its element-wise function's second derivative (R, N, p), None where
+            that is zero; for Hessians only.
+    """
+
+    engine = "dense-chain"
+    why = "chains of dense layers and element-wise activations"
+
+    def __init__(
+        self,
+        layers: Sequence[DenseLayer],
+        outputs: Tensor,
+        names: tuple[str, ...],
+        n_params: int,
+        output_shape: tuple[int, ...],
+        rounding_unit: float,
+        bends: Sequence[Tensor | None] | None = None,
+    ) -> None:
+        self.layers, self.outputs, self.names = list(layers), outputs, names
+        self.n_params, self.output_shape = n_params, output_shape
+        self.rounding_unit = rounding_unit
+        self.bends = None if bends is None else list(bends)
+        self._n, self._o = outputs.shape[1:]
+        self._covered = covers_all(self.layers, n_params)
+        self._trainable = all(layer.weight_at is not None for layer in self.layers)
+        self._slopes = [
+            torch.ones_like(after.input) if layer.slope is None else layer.slope
+            for layer, after in zip(self.layers[:-1], self.layers[1:], strict=True)
+        ]
+        self._grams: list[Tensor | None] | None = None
+        widths = [max(layer.weight.shape[1:]) for layer in self.layers]
+        rows = self._n * (sum(widths) + 4 * max(widths))
+        weights = max(layer.weight[0].numel() for layer in self.layers)
+        self.at_once = max(1, _WORKSPACE // ((rows + weights) * outputs.element_size()))
+
+    def select(self, index: Tensor) -> StackedChain:
+        """The chains of some replicas."""
+        out = copy.copy(self)
+        out.outputs = some(self.outputs, index)
+        out.layers = [
+            replace(
+                layer,
+                weight=some(layer.weight, index),
+                input=some(layer.input, index),
+                slope=None if layer.slope is None else some(layer.slope, index),
+            )
+            for layer in self.layers
+        ]
+        out._slopes = [some(slope, index) for slope in self._slopes]
+        if self.bends is not None:
+            out.bends = [None if bend is None else some(bend, index) for bend in self.bends]
+        if self._grams is not None:
+            out._grams = [None if gram is None else some(gram, index) for gram in self._grams]
+        return out
+
+    def vjp(self, u: Tensor) -> Tensor:
+        """J' u: (R, N*O, K) to (R, P, K), all replicas and columns in one product a layer."""
+        r, k = len(u), u.shape[2]
+        make = u.new_empty if self._covered else u.new_zeros
+        out = make(r, k, self.n_params)
+        delta = u.reshape(r, self._n, self._o, k).transpose(2, 3)
+        for i in reversed(range(len(self.layers))):
+            layer = self.layers[i]
+            delta = masked(delta, layer.slope)  # (R, N, K, p)
+            if layer.weight_at is not None:
+                rows = torch.bmm(delta.reshape(r, self._n, -1).mT, layer.input)
+                out[:, :, layer.weight_at] = scaled_(rows, layer.sign * layer.root).view(r, k, -1)
+            if layer.bias_at is not None:
+                out[:, :, layer.bias_at] = layer.bias_scale * delta.sum(1)
+            if i:
+                delta = scaled_(times(delta, layer.weight), layer.root)
+        return out.mT
+
+    def jvp(self, t: Tensor) -> Tensor:
+        """J t: (R, P, K) to (R, N*O, K), all replicas and columns in one product a layer."""
+        dx = masked(self.tangents(t)[1][-1], self.layers[-1].slope)
+        return dx.transpose(2, 3).reshape(len(t), -1, t.shape[2])
+
+    def tangents(self, t: Tensor) -> tuple[list[Tensor | None], list[Tensor]]:
+        """Tangents of every layer's input (R, N, K, d), None for the data, and output."""
+        r, k = len(t), t.shape[2]
+        rows = t.mT.contiguous()
+        inputs: list[Tensor | None] = []
+        outputs: list[Tensor] = []
+        dx: Tensor | None = None
+        for layer in self.layers:
+            p, d = layer.weight.shape[1:]
+            if layer.weight_at is not None:
+                w = rows[:, :, layer.weight_at].reshape(r, k * p, d)
+                dz = torch.bmm(layer.input, w.mT).view(r, self._n, k, p)
+                dz = scaled_(dz, layer.sign * layer.root)
+            else:
+                dz = rows.new_zeros(r, self._n, k, p)
+            if layer.bias_at is not None:
+                dz.add_(rows[:, None, :, layer.bias_at], alpha=layer.bias_scale)
+            if dx is not None:
+                dz.add_(times(dx, layer.weight.mT), alpha=layer.root)
+            inputs.append(dx)
+            outputs.append(dz)
+            dx = masked(dz, layer.slope)
+        return inputs, outputs
+
+    def ntk(self, u: Tensor) -> Tensor:
+        """J J' u, by one call of ``ops.ntk_matvec`` for all replicas."""
+        if not self._trainable:
+            return self.jvp(self.vjp(u))
+        last = self.layers[-1].slope
+        if last is not None:  # an activation after the last layer
+            u = u * last.reshape(len(u), -1, 1)
+        out = ops.ntk_matvec(
+            u,
+            weights=[layer.weight for layer in self.layers],
+            inputs=[layer.input for layer in self.layers],
+            slopes=self._slopes,
+            scale=[layer.scale for layer in self.layers],
+            bias=[layer.bias for layer in self.layers],
+            grams=self._cached_grams(),
+        )
+        return out if last is None else out.mul_(last.reshape(len(u), -1, 1))
+
+    def _cached_grams(self) -> list[Tensor | None]:
+        """A A' (R, N, N) where the sample-space source is the cheaper one: N < 2 d."""
+        if self._grams is None:
+            self._grams = [
+                torch.bmm(layer.input, layer.input.mT)
+                if self._n < 2 * layer.input.shape[2]
+                else None
+                for layer in self.layers
+            ]
+        return self._grams
+
+    def kernel(self, outputs: str) -> Tensor | None:
+        """J J' by ``ops.gram`` from the derivatives of every output by every pre-activation."""
+        a, g = [layer.input for layer in self.layers], self._derivatives()
+        scale = [layer.scale for layer in self.layers]
+        bias = [layer.bias for layer in self.layers]
+        each = [
+            ops.gram([t[r] for t in a], [t[r] for t in g], scale=scale, bias=bias, outputs=outputs)
+            for r in range(self.replicas)
+        ]
+        return torch.stack(each)
+
+    def _derivatives(self) -> list[Tensor]:
+        """(R, N, O, p_l) for every layer."""
+        o = self._o
+        eye = torch.eye(o, dtype=self.outputs.dtype, device=self.outputs.device)
+        delta = eye.expand(self.replicas, self._n, o, o)
+        found: list[Tensor] = []
+        for i in reversed(range(len(self.layers))):
+            delta = masked(delta, self.layers[i].slope)
+            found.insert(0, delta.contiguous())
+            if i:
+                delta = scaled_(times(delta, self.layers[i].weight), self.layers[i].root)
+        return found
+
+
+@dataclass(frozen=True)
+class ChainParts:
+    """What a traced chain needs to be run on other parameters.
+
+    Attributes:
+        chain: of one replica.
+        weights: the name of each layer's weight, trainable or not.
+        biases: the name of each layer's bias; None where there is none.
+    """
+
+    chain: Chain
+    weights: list[str]
+    biases: list[str | None]
+
+
+def parts_of(chain: Chain, snapshot: FixedModel) -> ChainParts | None:
+    """The names of all tensors of ``chain``; None where one is computed, not kept by the model."""
+    known = {id(t): name for name, t in (*snapshot.params.items(), *snapshot.constants.items())}
+    weights, biases = [], []
+    for layer in chain.layers:
+        weight, bias = known.get(id(layer.weight)), known.get(id(layer.bias))
+        lost = weight is None or (layer.has_bias and bias is None) or layer.follows is None
+        if lost:
+            return None
+        assert weight is not None
+        weights.append(weight)
+        biases.append(bias if layer.has_bias else None)
+    return ChainParts(chain, weights, biases)
+
+
+def stacked_chain(
+    parts: ChainParts,
+    snapshot: FixedModel,
+    stacked: Callable[[str], Tensor],
+    first: Tensor,
+    bends: bool,
+) -> StackedChain:
+    """The chains of R replicas by a batched forward pass.
+
+    Args:
+        parts: of one replica's chain.
+        snapshot: that replica.
+        stacked: gives the tensor of a name of all replicas, (R, ...).
+        first: (R, N, d), the inputs of the first layer.
+        bends: whether second derivatives of activations are wanted.
+    """
+    places = places_of(snapshot)
+    layers, second = [], []
+    a = first.contiguous()
+    for traced, weight_name, bias_name in zip(
+        parts.chain.layers, parts.weights, parts.biases, strict=True
+    ):
+        weight = stacked(weight_name)
+        z = scaled_(torch.bmm(a, weight.mT), traced.weight_scale)
+        if bias_name is not None:
+            z.add_(stacked(bias_name).unsqueeze(1), alpha=traced.bias_scale)
+        after, slope, bend = activated(z, traced.follows or [], bends)
+        second.append(bend)
+        negative = traced.weight_scale < 0
+        layers.append(
+            DenseLayer(
+                -weight if negative else weight,
+                abs(traced.weight_scale),
+                a,
+                slope,
+                None if traced.weight_name is None else places[traced.weight_name],
+                None if traced.bias_name is None else places[traced.bias_name],
+                traced.bias_scale,
+                -1.0 if negative else 1.0,
+            )
+        )
+        a = after
+    shape, eps = snapshot.output_shape, snapshot.observed.eps
+    return StackedChain(
+        layers, a, snapshot.names, snapshot.n_params, shape, eps, second if bends else None
+    )
+
+
+def activated(
+    z: Tensor, follows: Sequence[Callable[[Tensor], Tensor]], bends: bool
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """The element-wise functions of ``z``, their derivative and, if wanted, the second one.
+
+    A derivative that is one everywhere by construction is None, and so is a second one of zeros.
+    """
+    if not follows:
+        return z, None, None
+    with torch.inference_mode(False), torch.enable_grad():
+        z = z.detach().requires_grad_()
+        after = z
+        for function in follows:
+            after = function(after)
+        ones = torch.ones_like(after)
+        (slope,) = torch.autograd.grad(after, z, ones, create_graph=bends)
+        bend = None
+        if bends and slope.requires_grad:
+            (bend,) = torch.autograd.grad(slope, z, ones, allow_unused=True)
+    if bend is not None and not bool(bend.any()):
+        bend = None
+    return after.detach(), slope.detach(), None if bend is None else bend.detach()

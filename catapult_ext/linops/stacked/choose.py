@@ -1,0 +1,190 @@
+"""Which way R models are multiplied: all at once where that is proven to be right, else a loop."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from catapult_ext import _validate as v
+from catapult_ext._model_call import call_model
+from catapult_ext._module_copy import own_copy
+from catapult_ext.linops.engines.choose import Options, take_snapshot
+from catapult_ext.linops.model.fixed_model import Probe
+from catapult_ext.linops.model.policy import repeats
+from catapult_ext.linops.model.snapshot import Snapshot
+from catapult_ext.linops.stacked.base import StackedProducts
+from catapult_ext.linops.stacked.chain import ChainParts, StackedChain, parts_of, stacked_chain
+from catapult_ext.linops.stacked.jacobian_products import WithoutBad
+from catapult_ext.linops.stacked.linearization import StackedLinearization
+from catapult_ext.linops.stacked.replicas import Replicas
+from catapult_ext.linops.tracing.dense_chain import ChainTracer
+
+_TAKEN = {"params", "check", "copy", "seed"}  # options that products of all at once know
+_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+_TRUSTED = ("torch.nn.", "catapult_ext.models.")  # modules that branch on no values
+
+
+def _trusted(model: nn.Module) -> bool:
+    """Whether all modules are known to branch on no values and to keep no state."""
+    return all(f"{type(part).__module__}.".startswith(_TRUSTED) for part in model.modules())
+
+
+class NotStacked(Exception):
+    """The models cannot be multiplied at once; says why."""
+
+
+@dataclass(frozen=True)
+class Stack:
+    """R models at once.
+
+    Attributes:
+        linearization: of all of them.
+        bad: (R,) which of them have non-finite outputs, or None where none has.
+    """
+
+    linearization: StackedLinearization
+    bad: Tensor | None
+
+    def of(self, products: StackedProducts) -> StackedProducts:
+        """``products`` of the linearization, NaN where the outputs are not finite."""
+        return products if self.bad is None else WithoutBad(products, self.bad)
+
+
+def stacked(
+    replicas: Replicas,
+    inputs: Sequence[Any],
+    shared: bool,
+    where: str,
+    probe: Probe,
+    options: Options,
+) -> Stack:
+    """The models as one linearization.
+
+    Args:
+        replicas: the models.
+        inputs: of each.
+        shared: whether all inputs are those of the first.
+        where: the public function named in errors.
+        probe: what the products are for.
+        options: of the operator.
+
+    Raises:
+        NotStacked: the models have to be taken one by one.
+        TypeError, ValueError: what single operators refuse.
+    """
+    _require_alike(replicas, inputs, options)
+    r, snapshot, parts = _traced(replicas, inputs, where, probe, options)
+    if parts is None:
+        raise NotStacked("no chains of dense layers")
+    first = _first_inputs(replicas, inputs, shared, snapshot, parts)
+    chain = stacked_chain(parts, snapshot, replicas.stacked, first, probe == "hessian")
+    return _checked(chain, replicas, inputs, r, options)
+
+
+def _require_alike(replicas: Replicas, inputs: Sequence[Any], options: Options) -> None:
+    """Raise NotStacked unless the models differ in the values of their tensors alone."""
+    asked = {k for k, value in options.items() if value is not None} - _TAKEN
+    if options.get("engine") == "dense-chain":
+        asked.discard("engine")
+    if asked:
+        raise NotStacked(f"the option {min(asked)}")
+    if not options.get("copy", True):
+        raise NotStacked("the option copy")
+    if not all(isinstance(x, Tensor) for x in inputs):
+        raise NotStacked("inputs that are no tensor")
+    different = replicas.difference()
+    if different:
+        raise NotStacked(different)
+    if any(getattr(part, name, None) for part in replicas[0].modules() for name in _HOOKS):
+        raise NotStacked("a hook")
+
+
+def _traced(
+    replicas: Replicas, inputs: Sequence[Any], where: str, probe: Probe, options: Options
+) -> tuple[int, Snapshot, ChainParts | None]:
+    """The first replica with finite outputs, and its chain where it is one."""
+    error: v.NotFinite | None = None
+    for r, model in enumerate(replicas):
+        try:
+            snapshot = take_snapshot(model, inputs[r], where, options, probe)
+            tracer = ChainTracer(snapshot.params)
+            snapshot.forward(tracer)
+        except v.NotFinite as found:
+            error = error or found
+            continue
+        chain = tracer.result(snapshot.take_raw_output())
+        return r, snapshot, None if chain is None else parts_of(chain, snapshot)
+    assert error is not None
+    raise error
+
+
+class _Reached(Exception):
+    """The inputs of the first layer are known."""
+
+
+class _FirstInput(TorchFunctionMode):
+    """Stops a forward pass at the first layer of its chain, ``before`` layers of constants on."""
+
+    input: Tensor
+
+    def __init__(self, before: int) -> None:
+        super().__init__()
+        self._before = before
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is nn.functional.linear and torch.is_grad_enabled():  # as the trace counts
+            if self._before == 0:
+                self.input = args[0] if args else (kwargs or {})["input"]
+                raise _Reached
+            self._before -= 1
+        return func(*args, **(kwargs or {}))
+
+
+def _first_inputs(
+    replicas: Replicas, inputs: Sequence[Any], shared: bool, snapshot: Snapshot, parts: ChainParts
+) -> Tensor:
+    """Inputs of each model's first layer, (R, N, d): what it makes of its data and constants."""
+    one = parts.chain.layers[0].input.detach()
+    if shared and not snapshot.constants:
+        return one.expand(len(replicas), *one.shape)
+    found = []
+    trusted = _trusted(replicas[0])
+    for own, x in zip(replicas, inputs, strict=True):
+        model = own if trusted else own_copy(own)
+        watcher = _FirstInput(parts.chain.before)
+        try:
+            with watcher, torch.enable_grad():
+                call_model(model, x)
+        except _Reached:
+            found.append(watcher.input.detach().to(one.dtype))
+    if len(found) < len(replicas) or any(t.shape != one.shape for t in found):
+        raise NotStacked("first layers that are not alike")
+    return torch.stack(found)
+
+
+def _checked(
+    chain: StackedChain, replicas: Replicas, inputs: Sequence[Any], traced: int, options: Options
+) -> Stack:
+    """The stack, with its replicas that are not finite; its outputs are the models' own.
+
+    Modules of torch and of this package branch on no values.  Where others are, some samples of
+    every model show that they all go the way of the one that was traced.
+    """
+    finite = torch.isfinite(chain.outputs).flatten(1).all(1)
+    if options.get("check", True) and not _trusted(replicas[0]):
+        for r, (model, x) in enumerate(zip(replicas, inputs, strict=True)):
+            if r != traced and bool(finite[r]):
+                step = max(1, len(x) // 8)
+                with torch.no_grad():
+                    again = call_model(own_copy(model), x)
+                if not isinstance(again, Tensor) or not repeats(
+                    again.reshape(chain.outputs[r].shape)[::step].to(chain.outputs.dtype),
+                    chain.outputs[r][::step],
+                ):
+                    raise NotStacked(f"another course of models[{r}]")
+    return Stack(chain, None if bool(finite.all()) else ~finite)
