@@ -79,3 +79,8 @@ __all__ = [
     "sweep",
     "toy",
 ]
+
+
+def __dir__() -> list[str]:
+    """What completion offers: public names and packages."""
+    return [name for name in globals() if name == "__version__" or not name.startswith("_")]

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from catapult_ext import losses
-from catapult_ext._store import write_atomically
 from catapult_ext.cli.console import console, load, picture_path
 from catapult_ext.cli.options import Argument, Option
 from catapult_ext.experiments import probing
@@ -108,11 +107,7 @@ def probe(
     console().print(table)
     _print_window(result.window)
     if out is not None and result.density is not None:
-        from catapult_ext.figures.curvature import density_png
-
-        density = result.density
-        picture = density_png(density.low, density.high, density.density, "Hessian")
-        write_atomically(out, picture)
+        result.density.plot(out, name="Hessian")
         print(f"\nPicture: {out}")
 
 

@@ -30,3 +30,7 @@ __all__ = [
     "teacher",
     "update_digest",
 ]
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -9,11 +9,12 @@ import torch
 from torch import Tensor
 
 from catapult_ext import _validate as v
+from catapult_ext._shown import Shown
 from catapult_ext._store import update_digest
 
 
-@dataclass(frozen=True)
-class Dataset:
+@dataclass(frozen=True, repr=False)
+class Dataset(Shown, saved=True):
     """Training and test tensors of one problem.
 
     Attributes:
@@ -70,6 +71,12 @@ class Dataset:
             f"y_test must have {self.y_train.shape[1]} columns",
             self.y_test.shape[1],
         )
+
+    def _line(self) -> str:
+        shape = " x ".join(map(str, self.x_train.shape[1:])) or "1"
+        kind = f"{self.outputs} classes" if self.classes else f"{self.outputs} targets"
+        counts = f"{len(self.x_train)} training and {len(self.x_test)} test samples"
+        return f"{self.name}: {counts} of {shape}, {kind}, {self.x_train.dtype}"
 
     @property
     def train(self) -> tuple[Tensor, Tensor]:

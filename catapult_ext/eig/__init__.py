@@ -23,3 +23,7 @@ __all__ = [
     "hutchinson_trace",
     "spectral_density",
 ]
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
+from catapult_ext._shown import Shown, number
+from catapult_ext.figures.spectrum import eigenvalues_figure
+from catapult_ext.figures.style import save_figure
 
-@dataclass(frozen=True, eq=False)
-class EigshResult:
-    """Eigenpairs with their errors.
+
+@dataclass(frozen=True, eq=False, repr=False)
+class EigshResult(Shown, saved=True):
+    """Eigenpairs with their errors; ``values, vectors = eigsh(...)`` takes the first two apart.
+
+    ``torch.save`` and ``torch.load`` keep it, also with ``weights_only=True``.
 
     Attributes:
         eigenvalues: (k,) descending (``which="LM"``: by magnitude), dtype of the operator.
@@ -34,6 +43,48 @@ class EigshResult:
     matvecs: int
     converged: bool
     index_check: str
+
+    def __iter__(self) -> Iterator[Tensor]:
+        yield self.eigenvalues
+        yield self.eigenvectors
+
+    def plot(self, path: Path | str | None = None) -> Any:
+        """Eigenvalues with their errors against their rank, a matplotlib Figure.
+
+        Args:
+            path: also write it there, as .png, .svg or .pdf.
+
+        Raises:
+            RuntimeError: matplotlib is missing (the message names the extra), or ``path`` cannot be
+                written.
+            ValueError: ``path`` has another suffix.
+        """
+        values, errors = self.eigenvalues.tolist(), self.errors.tolist()
+        figure = eigenvalues_figure(values, errors, self.index_check)
+        if path is not None:
+            save_figure(figure, path)
+        return figure
+
+    def _line(self) -> str:
+        pairs = zip(self.eigenvalues.tolist(), self.errors.tolist(), strict=True)
+        shown = [f"{number(value)} +- {error:.1g}" for value, error in pairs]
+        more = [] if len(shown) <= 3 else ["..."]
+        missed = "" if self.converged else ", NOT converged"
+        return (
+            f"{len(shown)} eigenvalues of {self.eigenvectors.shape[0]}: "
+            f"{', '.join(shown[:3] + more)} ({self.matvecs} products, {self.index_check}{missed})"
+        )
+
+    def _table(self) -> list[dict[str, Any]]:
+        columns = {
+            "eigenvalue": self.eigenvalues.tolist(),
+            "error": self.errors.tolist(),
+            "residual": self.residuals.tolist(),
+        }
+        return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+
+    def _picture(self) -> Any:
+        return self.plot() if len(self.eigenvalues) > 1 else None
 
 
 @dataclass(frozen=True, eq=False)

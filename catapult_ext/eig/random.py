@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,17 +15,20 @@ from catapult_ext import _validate as v
 from catapult_ext import ops
 from catapult_ext._autocast import no_autocast
 from catapult_ext._deprecated import warn_renamed
+from catapult_ext._shown import Shown, first, number
 from catapult_ext.eig.device_krylov import krylov
 from catapult_ext.eig.operand import Operand, as_operand
 from catapult_ext.eig.sums import on_host
+from catapult_ext.figures.spectrum import density_figure
+from catapult_ext.figures.style import save_figure
 from catapult_ext.ops.routes import serves
 
 _AT_ONCE = 8  # random vectors multiplied together
 
 
-@dataclass(frozen=True, eq=False)
-class Estimate:
-    """A random estimate.
+@dataclass(frozen=True, eq=False, repr=False)
+class Estimate(Shown, saved=True):
+    """A random estimate; ``value, error = ...`` takes it apart.
 
     Attributes:
         value: scalar (trace) or (n,) (diagonal), dtype of the operator.
@@ -38,6 +43,22 @@ class Estimate:
     error: Tensor
     samples: int
     matvecs: int
+
+    def __iter__(self) -> Iterator[Tensor]:
+        yield self.value
+        yield self.error
+
+    def _line(self) -> str:
+        cost = f"({self.samples} random vectors, {self.matvecs} products)"
+        if self.value.dim() == 0:
+            return f"{number(self.value.item())} +- {self.error.item():.1g} {cost}"
+        most = self.error.abs().max().item() if self.error.numel() else 0.0
+        values = first(self.value.tolist())
+        return f"{len(self.value)} values {values}, each +- {most:.1g} or less {cost}"
+
+    def _table(self) -> list[dict[str, Any]]:
+        pairs = zip(self.value.reshape(-1).tolist(), self.error.reshape(-1).tolist(), strict=True)
+        return [{"value": value, "error": error} for value, error in pairs]
 
 
 @no_autocast()
@@ -155,8 +176,8 @@ def _student(degrees: int) -> float:
     return 1 + x / 2 + x**2 / 4 + x**3 / 16 + 0.0248 * x**4
 
 
-@dataclass(frozen=True, eq=False)
-class SpectralDensity:
+@dataclass(frozen=True, eq=False, repr=False)
+class SpectralDensity(Shown, saved=True):
     """Distribution of the eigenvalues of an n x n operator, as weighted points a random vector.
 
     Attributes:
@@ -176,6 +197,40 @@ class SpectralDensity:
     high: float
     n: int
     matvecs: int
+
+    def _line(self) -> str:
+        return (
+            f"density of {self.n} eigenvalues from {self.low:.5g} to {self.high:.5g}, "
+            f"distance to the truth at most {self.error:.1g} "
+            f"({len(self.nodes)} random vectors, {self.matvecs} products)"
+        )
+
+    def _table(self) -> list[dict[str, Any]]:
+        """The distribution function at 11 places."""
+        x = torch.linspace(self.low, self.high, 11, dtype=torch.float64, device="cpu")
+        share, error = self.cdf(x)
+        rows = zip(x.tolist(), share.tolist(), error.tolist(), strict=True)
+        return [{"eigenvalue": a, "share below": b, "error": c} for a, b, c in rows]
+
+    def _picture(self) -> Any:
+        return self.plot()
+
+    def plot(self, path: Path | str | None = None, *, name: str = "operator") -> Any:
+        """The density with its band of two standard errors, a matplotlib Figure.
+
+        Args:
+            path: also write it there, as .png, .svg or .pdf.
+            name: of the operator, for the axis.
+
+        Raises:
+            RuntimeError: matplotlib is missing (the message names the extra), or ``path`` cannot be
+                written.
+            ValueError: ``path`` has another suffix.
+        """
+        figure = density_figure(self.low, self.high, self.density, name, self.n)
+        if path is not None:
+            save_figure(figure, path)
+        return figure
 
     def cdf(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Share of eigenvalues <= x and its standard error over the vectors; x (j,), float64."""

@@ -20,3 +20,7 @@ __all__ = [
     "run_toy",
     "sweep",
 ]
+
+
+def __dir__() -> list[str]:
+    return __all__

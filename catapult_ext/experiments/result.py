@@ -6,16 +6,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from catapult_ext._store import writing
+from catapult_ext._shown import Shown
 from catapult_ext.experiments.summary import closing, verdict_of
 from catapult_ext.experiments.sweep_config import SweepConfig
+from catapult_ext.figures.style import save_figure
 from catapult_ext.figures.sweep import overview
 from catapult_ext.probes import Verdict
 from catapult_ext.runs.report import cell, phase_cell
 
 
-@dataclass(frozen=True)
-class SweepResult:
+@dataclass(frozen=True, repr=False)
+class SweepResult(Shown):
     """What a sweep measured and found; one entry per learning rate, ascending.
 
     Attributes:
@@ -77,12 +78,24 @@ class SweepResult:
         Raises:
             RuntimeError: matplotlib is missing (the message names the extra), or ``path`` cannot be
                 written.
+            ValueError: ``path`` does not end in .png, .svg or .pdf.
         """
         figure = overview(self.summary, self.records)
         if path is not None:
-            with writing(path):
-                figure.savefig(path, dpi=150)
+            save_figure(figure, path)
         return figure
+
+    def _line(self) -> str:
+        counts = {phase: self.phases.count(phase) for phase in dict.fromkeys(self.phases)}
+        kinds = ", ".join(f"{count} {phase}" for phase, count in counts.items())
+        place = "" if self.path is None else f", kept in {self.path}"
+        return f"sweep of {len(self.c)} learning rates, lambda_0 {self.lambda0:.4g}: {kinds}{place}"
+
+    def _table(self) -> list[dict[str, Any]]:
+        return self.rows
+
+    def _picture(self) -> Any:
+        return self.plot()
 
 
 def _cells(row: dict[str, Any]) -> dict[str, str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 from catapult_ext.figures.style import BLACK, BLUE, GREY, ORANGE, new_figure, png, styled
@@ -64,28 +63,3 @@ def curvature_png(
 ) -> bytes:
     """The same as PNG bytes."""
     return png(curvature_figure(probes, steps, quantity), 110)
-
-
-def density_png(low: float, high: float, density: Callable[..., Any], name: str) -> bytes:
-    """PNG of a spectral density with its band of two standard errors, log scale.
-
-    Args:
-        low: least eigenvalue shown.
-        high: greatest.
-        density: maps (j,) positions to values and standard errors, as SpectralDensity.density.
-        name: of the operator.
-    """
-    import torch
-
-    margin = 0.05 * max(high - low, 1e-300)
-    x = torch.linspace(low - margin, high + margin, 600, dtype=torch.float64, device="cpu")
-    value, error = density(x)
-    with styled():
-        figure = new_figure(7.0, 3.6)
-        ax = figure.add_subplot()
-        floor = 1e-6 * float(value.max())
-        ax.plot(x, value.clamp_min(floor), color=BLUE, lw=1.2)
-        below, above = (value - 2 * error).clamp_min(floor), (value + 2 * error).clamp_min(floor)
-        ax.fill_between(x, below, above, color=BLUE, alpha=0.2, lw=0)
-        ax.set(yscale="log", xlabel=f"eigenvalue of the {name}", ylabel="density")
-    return png(figure, 110)

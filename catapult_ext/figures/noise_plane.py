@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 
-from catapult_ext.figures.style import new_figure, save_png
+from catapult_ext.figures.style import new_figure
 
 
 class Plane(Protocol):
@@ -30,15 +29,14 @@ class Plane(Protocol):
         """(rows, columns) edge of typical paths."""
 
 
-def plot_noise_plane(plane: Plane, path: Path) -> Path:
-    """Both edges on one scale of colours, and their ratio.
+def noise_plane_figure(plane: Plane) -> Any:
+    """Figure of both edges on one scale of colours, and their ratio.
 
     The line s2 / a^2 = (1 - beta) / (1 + beta) is where both parts of the mean-square formula are
     equal: the optimizer sets the edge left of it, the noise right of it.
 
     Args:
         plane: what is drawn.
-        path: of the PNG.
 
     Raises:
         RuntimeError: matplotlib is missing; the message names the extra.
@@ -68,4 +66,4 @@ def plot_noise_plane(plane: Plane, path: Path) -> Path:
         if min(plane.mean_square.shape) > 1:
             ax.set(xlim=plane.variance[[0, -1]], ylim=plane.beta[[0, -1]])
     axes[0].set_ylabel(r"momentum $\beta$")
-    return save_png(figure, path)
+    return figure

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 from torch import Tensor
 
-from catapult_ext.figures.style import BLUE, DARK, NAVY, ORANGE, PALE, RED, new_figure, save_png
+from catapult_ext.figures.style import BLUE, DARK, NAVY, ORANGE, PALE, RED, new_figure
 
 PHASE_COLOURS = (BLUE, ORANGE, DARK, PALE)  # lazy, catapult, divergent, unsettled
 LABELS = {
@@ -72,13 +71,12 @@ class Orbits(Protocol):
         """(R,) step of the divergence, -1 for none."""
 
 
-def plot_phase_diagram(diagram: Plane, phases: tuple[str, ...], path: Path) -> Path:
-    """Final eta * lambda, log peak loss and phase, with the boundaries at c = 2 and c = 4.
+def phase_diagram_figure(diagram: Plane, phases: tuple[str, ...]) -> Any:
+    """Figure of final eta * lambda, log peak loss and phase, with the boundaries c = 2 and c = 4.
 
     Args:
         diagram: what is drawn.
         phases: names of the phases.
-        path: of the PNG.
 
     Raises:
         RuntimeError: matplotlib is missing; the message names the extra.
@@ -107,7 +105,7 @@ def plot_phase_diagram(diagram: Plane, phases: tuple[str, ...], path: Path) -> P
             bar.set_ticks([0.5, 1.5, 2.5, 3.5], labels=phases)
         ax.set(title=title, xlabel=r"$c = \eta\lambda_0$")
     axes[0].set_ylabel(LABELS[diagram.axis])
-    return save_png(figure, path)
+    return figure
 
 
 def _image(ax: Any, diagram: Plane, image: np.ndarray, style: dict[str, Any]) -> Any:
@@ -143,8 +141,8 @@ def _image(ax: Any, diagram: Plane, image: np.ndarray, style: dict[str, Any]) ->
     return drawn
 
 
-def plot_bifurcation(result: Orbits, path: Path) -> Path:
-    """Late eta * lambda and residual against the label b.
+def bifurcation_figure(result: Orbits) -> Any:
+    """Figure of late eta * lambda and residual against the label b.
 
     Raises:
         RuntimeError: matplotlib is missing; the message names the extra.
@@ -166,4 +164,4 @@ def plot_bifurcation(result: Orbits, path: Path) -> Path:
     axes[0].plot(b, 1 + b, color=ORANGE, linewidth=1, label="$1 + b$: mean on the 2-cycle")
     axes[0].legend(loc="upper left")
     axes[1].set_xlabel(r"label $b = \eta y/\sqrt{W}$")
-    return save_png(figure, path)
+    return figure

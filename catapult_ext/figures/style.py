@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import io
 from pathlib import Path
@@ -73,13 +74,24 @@ def styled() -> Any:
     return load_matplotlib().rc_context(STYLE)
 
 
+@functools.cache
+def _figure_class() -> Any:
+    class Figure(load_matplotlib().figure.Figure):  # type: ignore[misc]
+        """A figure that a notebook shows although pyplot was never imported."""
+
+        def _repr_png_(self) -> bytes:
+            return png(self, 110)
+
+    return Figure
+
+
 def new_figure(width: float, height: float) -> Any:
     """An empty Figure of a size in inches; it needs no display and no pyplot.
 
     Raises:
         RuntimeError: matplotlib is missing; the message names the extra.
     """
-    return load_matplotlib().figure.Figure(figsize=(width, height), layout="constrained")
+    return _figure_class()(figsize=(width, height), layout="constrained")
 
 
 def png(figure: Any, dpi: int) -> bytes:
@@ -94,6 +106,26 @@ def svg(figure: Any) -> bytes:
     buffer = io.BytesIO()
     figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
     return buffer.getvalue()
+
+
+FORMATS = (".png", ".svg", ".pdf")
+
+
+def save_figure(figure: Any, path: Path | str, dpi: int = 150) -> Path:
+    """Write a figure as PNG, SVG or PDF, by the suffix; a file that is there stays until then.
+
+    Raises:
+        ValueError: another suffix.
+        RunFolderError: the file cannot be written.
+    """
+    path, where = Path(path), "catapult_ext.figures"
+    if path.suffix not in FORMATS:
+        wanted = ", ".join(FORMATS)
+        raise ValueError(f"{where}: path must end in one of {wanted}, got {str(path)!r}")
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format=path.suffix[1:], dpi=dpi)
+    write_atomically(path, buffer.getvalue())
+    return path
 
 
 def save_png(figure: Any, path: Path, dpi: int = 110) -> Path:

@@ -96,6 +96,38 @@ class LinearOperator(ABC):
         return None
 
     @property
+    def parameter_shapes(self) -> tuple[torch.Size, ...] | None:
+        """Their shapes; a complex parameter has a last dimension of its two parts."""
+        return None
+
+    def by_name(self, vectors: Tensor) -> dict[str, Tensor]:
+        """Vectors over the parameters, such as eigenvectors, split into tensors of their shapes.
+
+        Args:
+            vectors: (P,), or (P, K) of K columns.
+
+        Returns:
+            For every parameter a view of its shape, with a leading dimension K for columns.
+
+        Raises:
+            ValueError: the operator does not act on parameters, or ``vectors`` has another size.
+        """
+        names, shapes, where = self.parameter_names, self.parameter_shapes, f"{self.name}.by_name"
+        sizes = [shape.numel() for shape in shapes or ()]
+        acts = names is not None and sum(sizes) == self.shape[1]
+        wanted = "the operator must act on parameters, as GGN and Hessian do"
+        v.require(acts, where, wanted, f"one of shape {tuple(self.shape)}")
+        ok = vectors.dim() in (1, 2) and len(vectors) == self.shape[1]
+        wanted = f"vectors must be ({self.shape[1]},) or ({self.shape[1]}, K)"
+        v.require(ok, where, wanted, tuple(vectors.shape))
+        assert names is not None
+        assert shapes is not None
+        parts = vectors.movedim(0, -1).split(sizes, -1)
+        lead = vectors.shape[1:]
+        named = zip(names, shapes, parts, strict=True)
+        return {name: part.reshape(*lead, *shape) for name, shape, part in named}
+
+    @property
     def rounding_unit(self) -> float:
         """Of the least precise numbers in a product: eps of ``dtype``, or of a coarser one."""
         return torch.finfo(self.dtype).eps
@@ -331,6 +363,16 @@ class Combination(LinearOperator):
 
     def _rmatmat(self, vectors: Tensor) -> Tensor:
         return self._sum(lambda a: a._rmatmat(vectors))
+
+    @property
+    def parameter_names(self) -> tuple[str, ...] | None:
+        """Those of the first term."""
+        return self.terms[0][1].parameter_names
+
+    @property
+    def parameter_shapes(self) -> tuple[torch.Size, ...] | None:
+        """Those of the first term."""
+        return self.terms[0][1].parameter_shapes
 
     @property
     def skew_is_rounding(self) -> bool:

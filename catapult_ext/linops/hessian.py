@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import torch
 from torch import Tensor, nn
 
 from catapult_ext import _validate as v
@@ -130,6 +131,11 @@ class Hessian(KeepsGraph, LinearOperator, TakesSeveral):
     def parameter_names(self) -> tuple[str, ...]:
         """Names of the parameters that H differentiates by, in order."""
         return self.snapshot.names
+
+    @property
+    def parameter_shapes(self) -> tuple[torch.Size, ...]:
+        """Shapes of these parameters; a complex one has a last dimension of its two parts."""
+        return self.snapshot.shapes
 
     @property
     def gradient(self) -> Tensor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from typing import TYPE_CHECKING, ClassVar
 
+import torch
 from torch import Tensor
 
 from catapult_ext._deprecated import warn_renamed
@@ -83,6 +84,11 @@ class ModelOperator(KeepsGraph, LinearOperator):
     def parameter_names(self) -> tuple[str, ...]:
         """Names of the parameters that J differentiates by, in order."""
         return self.linearization.snapshot.names
+
+    @property
+    def parameter_shapes(self) -> tuple[torch.Size, ...]:
+        """Shapes of these parameters; a complex one has a last dimension of its two parts."""
+        return self.linearization.snapshot.shapes
 
     @property
     def frozen(self) -> Linearization:

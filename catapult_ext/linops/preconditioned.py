@@ -63,6 +63,16 @@ class Preconditioned(LinearOperator):
         self._root = inverse.detach().to(operator.device, operator.dtype).sqrt()[:, None]
 
     @property
+    def parameter_names(self) -> tuple[str, ...] | None:
+        """Those of the operator inside."""
+        return self.operator.parameter_names
+
+    @property
+    def parameter_shapes(self) -> tuple[torch.Size, ...] | None:
+        """Those of the operator inside."""
+        return self.operator.parameter_shapes
+
+    @property
     def rounding_unit(self) -> float:
         """That of the operator inside."""
         return self.operator.rounding_unit

@@ -47,3 +47,7 @@ __all__ = [
     "half_mse_mean",
     "resolve",
 ]
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -38,3 +38,7 @@ __all__ = [
     "wide_resnet",
     "with_batch_stats",
 ]
+
+
+def __dir__() -> list[str]:
+    return __all__

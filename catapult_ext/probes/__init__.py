@@ -35,3 +35,7 @@ __all__ = [
     "stability_threshold",
     "weight_norm",
 ]
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+from catapult_ext._shown import Shown
+from catapult_ext.figures.runs import window_figure
+from catapult_ext.figures.style import save_figure
 from catapult_ext.probes.activation_table import IN_PARAMETERS
 
 
-@dataclass(frozen=True, eq=False)
-class LearningRateWindow:
+@dataclass(frozen=True, eq=False, repr=False)
+class LearningRateWindow(Shown, saved=True):
     """Learning rates of one model, loss, data set and optimizer.
 
     Rates are those of the first parameter group; others keep their ratio to it.
@@ -47,6 +51,49 @@ class LearningRateWindow:
     rule: str
     flags: tuple[str, ...]
     evidence: dict[str, Any]
+
+    def _line(self) -> str:
+        begin = "" if self.start is None else f"start with {self.start:.3g}; "
+        largest = "unknown"
+        if self.eta_max is not None:
+            low, high = self.eta_max
+            largest = f"{low:.3g} to {high:.3g} ({self.eta_max_from})"
+        edge = f"edge at this point {self.eta_crit:.3g} +- {self.eta_crit_error:.1g}"
+        return f"learning rates for {self.rule}: {begin}largest that trains {largest}; {edge}"
+
+    def _table(self) -> list[dict[str, Any]]:
+        low, high = self.eta_max or (None, None)
+        rows = {
+            "start": self.start,
+            "largest that trains, from": low,
+            "largest that trains, to": high,
+            "edge of the linearised model": self.eta_crit,
+            "first step leaves the loss as it was": self.eta_c,
+            "lambda_0": self.lambda0,
+        }
+        return [{"quantity": name, "value": value} for name, value in rows.items()]
+
+    def _picture(self) -> Any:
+        return self.plot()
+
+    def plot(self, path: Path | str | None = None) -> Any:
+        """The rates and the trials on one axis, a matplotlib Figure.
+
+        Args:
+            path: also write it there, as .png, .svg or .pdf.
+
+        Raises:
+            RuntimeError: matplotlib is missing (the message names the extra), or ``path`` cannot be
+                written.
+            ValueError: ``path`` has another suffix.
+        """
+        named = {"start": self.start, "edge now": self.eta_crit, "loss unmoved": self.eta_c}
+        marks = {k: rate for k, rate in named.items() if rate is not None and rate > 0}
+        trials = [(t.rate, t.failure is None) for t in self.evidence.get("trials") or []]
+        figure = window_figure(marks, self.eta_max, trials)
+        if path is not None:
+            save_figure(figure, path)
+        return figure
 
     def advice(self) -> str:
         """What was measured, then what is only exact at the start, in a few sentences."""

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from catapult_ext import training
 from catapult_ext._module_copy import own_copy
+from catapult_ext._shown import Shown
 from catapult_ext.probes.observables import activity, hidden_width
 from catapult_ext.probes.phases import DEAD_FRACTION, divergence_cut
 from catapult_ext.probes.problem import Problem
@@ -20,8 +21,8 @@ from catapult_ext.probes.problem_descent import loss_of, steps
 from catapult_ext.probes.stability import relative_rates
 
 
-@dataclass(frozen=True, eq=False)
-class Trial:
+@dataclass(frozen=True, eq=False, repr=False)
+class Trial(Shown, saved=True):
     """One short training.
 
     Attributes:
@@ -35,6 +36,10 @@ class Trial:
     steps: int
     end: float
     failure: str | None
+
+    def _line(self) -> str:
+        said = "trained" if self.failure is None else f"did not train: {self.failure}"
+        return f"rate {self.rate:.4g} {said} ({self.steps} steps, loss x{self.end:.3g})"
 
 
 @dataclass(frozen=True, eq=False)

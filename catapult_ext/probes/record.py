@@ -227,7 +227,7 @@ def write_run(
     """
     with RunFolder(out, {"kind": "curvature", **config}, fresh=fresh) as folder:
         folder.write_json("summary.json", {"probes": probes, "steps": steps})
-        folder.write_csv("summary.csv", [_table_row(row) for row in probes])
+        folder.write_csv("summary.csv", [table_row(row) for row in probes])
         folder.write_json("timing.json", times)
         try:
             from catapult_ext.figures.curvature import curvature_png
@@ -238,7 +238,8 @@ def write_run(
         folder.write_bytes("fig_curvature.png", picture)
 
 
-def _table_row(probe: Row) -> dict[str, Any]:
+def table_row(probe: Row) -> dict[str, Any]:
+    """A probe in columns that are numbers or text: ``lambda`` and ``error`` of the first pair."""
     row: dict[str, Any] = {name: probe.get(name) for name in TRACKED}
     row["lambda"], row["error"] = probe["values"][0], probe["errors"][0]
     return row | {"flags": " ".join(probe["flags"])}

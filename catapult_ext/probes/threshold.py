@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from catapult_ext import _validate as v
+from catapult_ext._shown import Shown
 from catapult_ext.probes.step_filter import NoFilter, StepFilter, settings, step_filter
 
 _WHERE = "stability_threshold"
@@ -26,8 +27,8 @@ _BISECTIONS = 60
 _KEPT = 64  # settings whose threshold is remembered
 
 
-@dataclass(frozen=True, eq=False)
-class StabilityThreshold:
+@dataclass(frozen=True, eq=False, repr=False)
+class StabilityThreshold(Shown, saved=True):
     """Where the linearised dynamics of an optimizer lose stability.
 
     Attributes:
@@ -45,6 +46,12 @@ class StabilityThreshold:
     response: Tensor | None
     preconditioned: bool | None
     reason: str | None
+
+    def _line(self) -> str:
+        if self.reason is not None:
+            return f"no stability threshold: {self.reason}"
+        of = "preconditioned curvature" if self.preconditioned else "curvature"
+        return f"unstable above lr * lambda = {self.k:.6g} (lambda: top {of})"
 
     @property
     def gamma(self) -> float:

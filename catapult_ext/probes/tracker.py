@@ -15,8 +15,9 @@ from torch import Tensor, nn
 from catapult_ext import _validate as v
 from catapult_ext._autocast import no_autocast
 from catapult_ext._model_call import Forward
-from catapult_ext._store import writing
+from catapult_ext._shown import Shown, number
 from catapult_ext.eig import TopTracker
+from catapult_ext.figures.style import save_figure
 from catapult_ext.losses import OWN_LOSS, resolve
 from catapult_ext.models import with_batch_stats
 from catapult_ext.probes import free
@@ -28,7 +29,7 @@ from catapult_ext.probes.late_numbers import LateNumbers
 from catapult_ext.probes.optimizer_steps import OptimizerSteps
 from catapult_ext.probes.overhead import Overhead
 from catapult_ext.probes.problem import Problem
-from catapult_ext.probes.record import BoundedRecord, Row, write_run
+from catapult_ext.probes.record import BoundedRecord, Row, table_row, write_run
 from catapult_ext.probes.step_metric import has_stepped, is_adaptive
 from catapult_ext.probes.tracker_options import check_options
 
@@ -38,7 +39,7 @@ _LEAST_SAMPLES = 16
 _FREE_SHARE = 1 / 3  # of a budget, for the norms of gradients
 
 
-class CurvatureTracker:
+class CurvatureTracker(Shown):
     """Top-k eigenvalues of the GGN, Hessian or NTK while a model trains, in any loop.
 
     Call :meth:`step` (or the tracker) once after every optimizer step, before gradients are zeroed.
@@ -416,6 +417,21 @@ class CurvatureTracker:
             warnings.warn(text, RuntimeWarning, stacklevel=4)
         self._warned = True
 
+    def _line(self) -> str:
+        if not self.probes:
+            return f"CurvatureTracker of the {self.quantity}: no probe yet, {self.count} steps"
+        row = self.probes[-1]
+        pairs = zip(row["values"], row["errors"], strict=True)
+        last = ", ".join(f"{number(value)} +- {error:.1g}" for value, error in pairs)
+        counts = f"{self._made} probes in {self.count} steps"
+        return f"CurvatureTracker of the {self.quantity}: {counts}, last at {row['step']}: {last}"
+
+    def _table(self) -> list[dict[str, Any]]:
+        return [table_row(row) for row in self.probes]
+
+    def _picture(self) -> Any:
+        return self.plot() if self.probes else None
+
     def report(self) -> str:
         """What was probed, what it cost, and what was chosen, in one sentence."""
         products = sorted(row["products"] for row in self.probes) or [0]
@@ -473,6 +489,5 @@ class CurvatureTracker:
             [dict(row) for row in self.probes], self.steps_seen, self.quantity
         )
         if path is not None:
-            with writing(path):
-                figure.savefig(path, dpi=150)
+            save_figure(figure, path)
         return figure

@@ -21,3 +21,7 @@ __all__ = [
     "toy_scalar",
     "tridiag_eigh",
 ]
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -70,3 +70,7 @@ __all__ = [
     "uv_step",
     "warm_up",
 ]
+
+
+def __dir__() -> list[str]:
+    return __all__

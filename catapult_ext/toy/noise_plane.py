@@ -11,8 +11,10 @@ import torch
 from torch import Tensor
 
 from catapult_ext import _validate
+from catapult_ext._shown import Shown
 from catapult_ext._store import RunFolder
-from catapult_ext.figures.noise_plane import plot_noise_plane
+from catapult_ext.figures.noise_plane import noise_plane_figure
+from catapult_ext.figures.style import save_figure
 from catapult_ext.toy.lyapunov import check_edges, lyapunov_edge
 from catapult_ext.toy.mean_square import mean_square_edge, noisy_momentum
 from catapult_ext.toy.phase_diagram import grid
@@ -24,8 +26,8 @@ MOMENTA = (0.0, 0.99)
 VARIANCES = (1e-2, 1e2)
 
 
-@dataclass(frozen=True)
-class NoisePlane:
+@dataclass(frozen=True, repr=False)
+class NoisePlane(Shown):
     """Edges of heavy ball with a random curvature of mean a and variance s2.
 
     Every array is (len(beta), len(variance)) and in units of 1 / a: the edge is eta a.
@@ -55,9 +57,26 @@ class NoisePlane:
         arrays |= {f"setting_{name}": np.array(value) for name, value in self.settings.items()}
         return save_npz(path, arrays)
 
-    def plot(self, path: Path | str) -> Path:
-        """Draw both edges and their ratio side by side into a PNG (matplotlib)."""
-        return plot_noise_plane(self, Path(path))
+    def _line(self) -> str:
+        place = "" if self.path is None else f", kept in {self.path}"
+        return f"edges of {len(self.beta)} momenta x {len(self.variance)} noises{place}"
+
+    def _picture(self) -> Any:
+        return self.plot()
+
+    def plot(self, path: Path | str | None = None) -> Any:
+        """Both edges and their ratio side by side, a matplotlib Figure.
+
+        Args:
+            path: write it there instead, as .png, .svg or .pdf, and return the path.
+
+        Raises:
+            RuntimeError: matplotlib is missing (the message names the extra), or ``path`` cannot be
+                written.
+            ValueError: ``path`` has another suffix.
+        """
+        figure = noise_plane_figure(self)
+        return figure if path is None else save_figure(figure, path, 110)
 
 
 def noise_plane(

@@ -4,15 +4,20 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from functools import cached_property
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from catapult_ext.probes.phases import Verdict, classify, first_above
+from catapult_ext._shown import Shown
+from catapult_ext.figures.runs import trajectory_figure
+from catapult_ext.figures.style import save_figure
+from catapult_ext.probes.phases import PHASES, Verdict, classify, first_above
 
 
-@dataclass(frozen=True)
-class Trajectory:
+@dataclass(frozen=True, repr=False)
+class Trajectory(Shown, saved=True):
     """R runs of the two-layer network.
 
     Attributes:
@@ -52,6 +57,49 @@ class Trajectory:
     l2: Tensor
     test_loss: Tensor
     observed: dict[str, Tensor]
+
+    def _line(self) -> str:
+        kinds = ", ".join(f"{self.phases.count(p)} {p}" for p in PHASES if p in self.phases)
+        steps = int(self.recorded_steps[-1]) if len(self.recorded_steps) else 0
+        width = f"{self.width:g}"
+        return f"{len(self.eta)} runs of {steps} steps, width {width} ({self.form}): {kinds}"
+
+    def _table(self) -> list[dict[str, Any]]:
+        eta = self.eta if self.eta.dim() == 1 else self.eta.amax(1)
+        columns = {
+            "c": self.c.tolist(),
+            "eta": eta.tolist(),
+            "phase": self.phases,
+            "peak loss": self.peak_loss.tolist(),
+            "loss at the end": self.loss[:, -1].tolist(),
+            "eta*lambda at the end": self.eta_lambda[:, -1].tolist(),
+        }
+        return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+
+    def _picture(self) -> Any:
+        return self.plot()
+
+    def plot(self, path: Path | str | None = None) -> Any:
+        """Loss and eta * lambda against the step, of at most eight runs, a matplotlib Figure.
+
+        Args:
+            path: also write it there, as .png, .svg or .pdf.
+
+        Raises:
+            RuntimeError: matplotlib is missing (the message names the extra), or ``path`` cannot be
+                written.
+            ValueError: ``path`` has another suffix.
+        """
+        c, phases = self.c.tolist(), self.phases
+        loss, curvature = self.loss.tolist(), self.eta_lambda.tolist()
+        names = ("c", "phase", "loss", "eta_lambda")
+        rows = zip(c, phases, loss, curvature, strict=True)
+        runs = [dict(zip(names, row, strict=True)) for row in rows]
+        steps = self.recorded_steps.tolist(), self.curvature_steps.tolist()
+        figure = trajectory_figure(runs, *steps)
+        if path is not None:
+            save_figure(figure, path)
+        return figure
 
     @property
     def lambda0(self) -> Tensor:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from catapult_ext._shown import Shown
 from catapult_ext.figures.line_panel import Panel, Series, SideBySide
 
 Row = dict[str, Any]
@@ -71,8 +72,8 @@ class Experiment:
     run: Callable[[Any, Any], Outcome]
 
 
-@dataclass(frozen=True)
-class Reproduction:
+@dataclass(frozen=True, repr=False)
+class Reproduction(Shown):
     """A finished experiment: outcome, settings, device, run folder and data folder, if any."""
 
     experiment: Experiment
@@ -82,6 +83,13 @@ class Reproduction:
     path: Path | None
     device: str = "cpu"
     data_folder: Path | None = None
+
+    def _line(self) -> str:
+        place = "" if self.path is None else f", kept in {self.path}"
+        return f"{self.experiment.name} at scale {self.scale}: {self.outcome.verdict}{place}"
+
+    def _table(self) -> list[dict[str, Any]]:
+        return [asdict(claim) for claim in self.outcome.claims]
 
 
 def line(label: str, rows: Iterable[Row], key: str, x: str = "c", style: str = "o-") -> Series:

@@ -9,3 +9,7 @@ __all__ = [
     "lightning_callback",
     "trainer_callback",
 ]
+
+
+def __dir__() -> list[str]:
+    return __all__
