@@ -19,7 +19,8 @@ PY_FILES = sorted(PACKAGE.rglob("*.py"))
 # Layers from the bottom up; a module may import from layers below its own, and from its own folder.
 LAYERS = [
     {"_function_copy"},
-    {"_validate", "_deprecated", "_autocast", "_module_copy", "_C", "_processes", "_free_memory", "_shown"},
+    {"_validate", "_deprecated", "_autocast", "_module_copy", "_C", "_processes", "_free_memory"}
+    | {"_shown"},
     {"_model_call"},
     {"_batches"},
     {"_native"},

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import io
 import json
 import pkgutil
@@ -102,7 +101,6 @@ def test_pages_are_escaped_and_end():
 def test_a_notebook_without_matplotlib_has_the_table(results, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
-    importlib.import_module("catapult_ext.figures.style")._figure_class.cache_clear()
     page = results["density"]._repr_html_()
     assert "<table>" in page
     assert "<img" not in page

@@ -75,8 +75,8 @@ def styled() -> Any:
 
 
 @functools.cache
-def _figure_class() -> Any:
-    class Figure(load_matplotlib().figure.Figure):  # type: ignore[misc]
+def _figure_class(base: Any) -> Any:
+    class Figure(base):  # type: ignore[misc]
         """A figure that a notebook shows although pyplot was never imported."""
 
         def _repr_png_(self) -> bytes:
@@ -91,7 +91,8 @@ def new_figure(width: float, height: float) -> Any:
     Raises:
         RuntimeError: matplotlib is missing; the message names the extra.
     """
-    return _figure_class()(figsize=(width, height), layout="constrained")
+    figure = _figure_class(load_matplotlib().figure.Figure)
+    return figure(figsize=(width, height), layout="constrained")
 
 
 def png(figure: Any, dpi: int) -> bytes:
@@ -112,7 +113,7 @@ FORMATS = (".png", ".svg", ".pdf")
 
 
 def save_figure(figure: Any, path: Path | str, dpi: int = 150) -> Path:
-    """Write a figure as PNG, SVG or PDF, by the suffix; a file that is there stays until then.
+    """Write a figure as PNG, SVG or PDF, by the suffix, and the folders above it.
 
     Raises:
         ValueError: another suffix.
@@ -124,6 +125,8 @@ def save_figure(figure: Any, path: Path | str, dpi: int = 150) -> Path:
         raise ValueError(f"{where}: path must end in one of {wanted}, got {str(path)!r}")
     buffer = io.BytesIO()
     figure.savefig(buffer, format=path.suffix[1:], dpi=dpi)
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(path, buffer.getvalue())
     return path
 

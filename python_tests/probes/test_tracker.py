@@ -245,7 +245,8 @@ def test_a_run_that_diverges_goes_on(quantity, tmp_path):
             optimizer.step()
             tracker.step(loss)
     last = tracker.probes[-1]
-    assert last["step"] == 20
+    # A loss of infinity is a jump, which is probed at once; one that turns into NaN is none.
+    assert last["step"] in (19, 20)
     assert last["flags"] == ["diverged"]
     assert all(math.isnan(v) for v in last["values"])
     assert tracker.probes[0]["values"][0] > 0
