@@ -20,7 +20,7 @@ from catapult_ext.figures.style import (
 )
 
 MOST_CURVES = 8
-STYLES = {"lazy": "-", "catapult": "--", "divergent": ":"}
+STYLES = {"lazy": "-", "flat": "-.", "catapult": "--", "divergent": ":"}
 
 
 def trajectory_figure(

@@ -76,7 +76,7 @@ def styled() -> Any:
 
 @functools.cache
 def _figure_class(base: Any) -> Any:
-    class Figure(base):  # type: ignore[misc]
+    class Figure(base):
         """A figure that a notebook shows although pyplot was never imported."""
 
         def _repr_png_(self) -> bytes:
