@@ -4,6 +4,7 @@
 #include "bindings/ops.hpp"
 #include "core/cpu_isa.hpp"
 #include "core/error.hpp"
+#include "core/interrupt.hpp"
 
 // The emulated module is the same source under another name.
 #ifndef CATAPULT_MODULE_NAME
@@ -37,9 +38,16 @@ py::dict build_info() {
   return info;
 }
 
+// Runs the handlers of pending signals, which may raise; only on the main thread there are any.
+bool signal_raised() {
+  const py::gil_scoped_acquire gil;
+  return PyErr_CheckSignals() != 0;
+}
+
 void translate_error(std::exception_ptr pointer) {
   try {
     if (pointer) std::rethrow_exception(pointer);
+  } catch (const Interrupted&) {  // the handler's exception is set
   } catch (const Error& error) {
     PyErr_SetString(error.kind() == ErrorKind::kValue ? PyExc_ValueError : PyExc_RuntimeError,
                     error.what());
@@ -54,6 +62,7 @@ PYBIND11_MODULE(CATAPULT_MODULE_NAME, m, pybind11::mod_gil_not_used()) {
   using namespace catapult;
   m.doc() = "Native kernels of catapult_ext; use catapult_ext.ops.";
   pybind11::register_exception_translator(&translate_error);
+  signal_check = &signal_raised;
   m.def("build_info", &build_info);
   m.def("force_isa", &force_isa);
   bind_gram(m);

@@ -3,12 +3,17 @@
 #include <algorithm>
 #include <atomic>
 
+#include "core/interrupt.hpp"
+
 #if defined(__unix__) || defined(__APPLE__)
 #include <pthread.h>
 #define CATAPULT_HAVE_ATFORK 1
 #endif
 
 namespace catapult {
+
+std::atomic<SignalCheck> signal_check{nullptr};
+
 namespace {
 
 std::atomic<bool> forked_child{false};

@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "core/aligned_buffer.hpp"
+#include "core/interrupt.hpp"
 #include "core/parallel.hpp"
 #include "ops/toy_gd/toy_gd.hpp"
 #include "ops/toy_gd/toy_gd_math.hpp"
@@ -115,7 +116,8 @@ struct ToyGdTiles {
 // All steps of one replica. Run holds its state: start() and norm() give |U|^2 + |v|^2, loss() the
 // loss of the weights as they are and what the next step(t) needs.
 template <typename T, typename Run>
-void run_replica(const ToyGdProblem<T>& p, int64_t replica, Run& run) {
+void run_replica(const ToyGdProblem<T>& p, int64_t replica, Run& run, Interrupts& interrupts) {
+  InterruptWatch watch(interrupts, static_cast<double>(p.width * (p.inputs + p.samples)));
   ToyReplicaRecord<T> record = toy_replica_record<T>(p.args.records, replica);
   record.cut = run.start(replica);
   for (int64_t t = 0;; ++t) {
@@ -125,6 +127,7 @@ void run_replica(const ToyGdProblem<T>& p, int64_t replica, Run& run) {
     if (record.wants_curvature(t)) run.record_curvature(record.take_curvature());
     if (t == p.args.records.steps) break;
     run.step(t);
+    watch.step();
   }
   run.finish(replica);
 }
@@ -135,10 +138,11 @@ void run_replicas(const ToyGdProblem<T>& p, const Shared& shared, int threads) {
   const int64_t replicas = p.args.u.size[0];
   const int team = usable_threads(threads, replicas);
   std::vector<std::unique_ptr<Run>> runs(team);
+  Interrupts interrupts;
   parallel_for(replicas, team, [&](int64_t replica) {
     auto& mine = runs[team > 1 ? thread_index() : 0];
     if (!mine) mine = std::make_unique<Run>(shared);
-    run_replica(p, replica, *mine);
+    run_replica(p, replica, *mine, interrupts);
   });
   for (auto& mine : runs)
     if (mine) mine->flush_curvature();

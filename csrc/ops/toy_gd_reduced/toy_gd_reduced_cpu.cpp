@@ -6,6 +6,7 @@
 
 #include "core/aligned_buffer.hpp"
 #include "core/denormals.hpp"
+#include "core/interrupt.hpp"
 #include "core/parallel.hpp"
 #include "core/toy_curvature_cpu.hpp"
 #include "ops/toy_gd/toy_gd_math.hpp"
@@ -102,8 +103,9 @@ class Lanes {
   }
 
   // Runs the replicas first .. last - 1 to their end.
-  void run(int64_t first, int64_t last) {
+  void run(int64_t first, int64_t last, Interrupts& interrupts) {
     const ToyReducedData<T> data = p_.view();
+    InterruptWatch watch(interrupts, static_cast<double>(lanes_ * p_.inputs * p_.inputs));
     int64_t next = first, active = 0;
     for (int64_t lane = 0; lane < lanes_ && next < last; ++lane, ++active) load(lane, next++);
     while (active > 0) {
@@ -118,6 +120,7 @@ class Lanes {
         }
       }
       p_.table.advance(state_);
+      watch.step();
     }
     if (curvature_) curvature_->flush();
   }
@@ -219,10 +222,11 @@ void run(const ToyGdReducedArgs& args, const ToyReducedTable<T>& table, int thre
   const int64_t balanced = (replicas + 4 * threads - 1) / (4 * threads);
   const int64_t piece = std::clamp<int64_t>(balanced, table.lanes, 4096);
   const int64_t pieces = (replicas + piece - 1) / piece;
+  Interrupts interrupts;
   parallel_for(pieces, threads, [&](int64_t i) {
     const FlushDenormals scope;
     Lanes<T> lanes(problem);
-    lanes.run(i * piece, std::min(replicas, (i + 1) * piece));
+    lanes.run(i * piece, std::min(replicas, (i + 1) * piece), interrupts);
   });
 }
 

@@ -2,6 +2,7 @@
 #include <vector>
 
 #include "core/denormals.hpp"
+#include "core/interrupt.hpp"
 #include "core/parallel.hpp"
 #include "ops/toy_lyapunov/toy_lyapunov.hpp"
 #include "ops/toy_lyapunov/toy_lyapunov_config.hpp"
@@ -32,7 +33,9 @@ class Chunk {
       std::copy_n(inputs[i]->as<double>() + begin, count_, parameters_.data() + i * padded_);
   }
 
-  void run(int64_t path) {
+  void run(int64_t path, Interrupts& interrupts) {
+    InterruptWatch watch(interrupts,
+                         static_cast<double>(kToyLyapunovSegment * padded_ * simd_.lanes));
     double* const p = parameters_.data();
     const ToyLyapunovCases cases{padded_,         p,
                                  p + padded_,     p + 2 * padded_,
@@ -46,6 +49,7 @@ class Chunk {
       simd_.advance(cases, draws_.data(), middle - t);
       if (middle > t && middle == args_.burn_in) note_start();
       simd_.advance(cases, draws_.data() + (middle - t) * simd_.lanes, end - middle);
+      watch.step();
     }
     write_out(path);
   }
@@ -90,11 +94,12 @@ void toy_lyapunov_cpu(const ToyLyapunovArgs& args, const Exec& exec) {
   const int64_t vectors = (paths + simd.lanes - 1) / simd.lanes;
   const double operations = 4.0 * static_cast<double>(cases * paths) *
                             static_cast<double>(std::max<int64_t>(args.steps, 1));
+  Interrupts interrupts;
   parallel_for(chunks * vectors, threads_for(operations, exec.threads), [&](int64_t i) {
     const FlushDenormals scope;
     const int64_t begin = i % chunks * kToyLyapunovChunk;
     Chunk chunk(args, simd, begin, std::min(cases, begin + kToyLyapunovChunk));
-    chunk.run(i / chunks * simd.lanes);
+    chunk.run(i / chunks * simd.lanes, interrupts);
   });
 }
 

@@ -4,6 +4,7 @@
 
 #include "core/denormals.hpp"
 #include "core/dispatch.hpp"
+#include "core/interrupt.hpp"
 #include "core/parallel.hpp"
 #include "ops/toy_scalar/toy_scalar.hpp"
 #include "ops/toy_scalar/toy_scalar_config.hpp"
@@ -40,8 +41,9 @@ class Chunk {
     for (int i = 0; i < kArrays; ++i) *arrays[i] = memory_.data() + i * capacity;
   }
 
-  void run(int64_t begin, int64_t end) {
+  void run(int64_t begin, int64_t end, Interrupts& interrupts) {
     load(begin, end);
+    InterruptWatch watch(interrupts, static_cast<double>(kToyScalarSegment * (end - begin)));
     const bool look = args_.early_exit && !momentum_ && records_ == 0;
     ToyScalarLanes<T> lanes = s_;
     if (!momentum_) lanes.beta = nullptr;
@@ -53,6 +55,7 @@ class Chunk {
       t += length;
       if (news.stops || (look && news.settles)) retire_finished(t, t - length, look);
       if (records_ > 0 && t % args_.record_every == 0) record(t / args_.record_every);
+      watch.step();
     }
     while (active_ > 0) write_out(--active_, -1);
   }
@@ -165,12 +168,13 @@ class Chunk {
 void toy_scalar_cpu(const ToyScalarArgs& args, const Exec& exec) {
   const int64_t lanes = args.h.size[0];
   const int64_t size = toy_scalar_chunk(lanes, exec.threads);
+  Interrupts interrupts;
   dispatch_float(args.h.dtype, "toy_scalar", [&](auto tag) {
     using T = typename decltype(tag)::type;
     parallel_for((lanes + size - 1) / size, exec.threads, [&](int64_t i) {
       const FlushDenormals scope;
       Chunk<T> chunk(args, size);
-      chunk.run(i * size, std::min(lanes, (i + 1) * size));
+      chunk.run(i * size, std::min(lanes, (i + 1) * size), interrupts);
     });
   });
 }
