@@ -91,9 +91,9 @@ class Unit:
         # Places are told from the root of the checkout, so that all checkouts share the cache.
         root = f"{csrc.parent}/"
         self.flags.append(f"-ffile-prefix-map={root}=")
-        closure = sorted({p for file in self.files for p in _closure(file, csrc)})
-        contents = [p.read_bytes() for p in closure]
-        names = [word.replace(root, "") for word in [*map(str, closure), *self.flags]]
+        parts = sorted({p for file in self.files for p in closure(file, csrc)})
+        contents = [p.read_bytes() for p in parts]
+        names = [word.replace(root, "") for word in [*map(str, parts), *self.flags]]
         self.key = _hash(contents, names, _compiler_version(), sys.version)
 
     def path(self) -> Path:
@@ -131,7 +131,7 @@ def link(units: Sequence[Unit], name: str, sanitize: str, flags: Sequence[str] =
     return target
 
 
-def _closure(source: Path, csrc: Path) -> list[Path]:
+def closure(source: Path, csrc: Path) -> list[Path]:
     """The file and every file of ours that it includes, directly or not."""
     seen: dict[Path, None] = {}
     waiting = [source]

@@ -23,6 +23,7 @@ namespace {
 
 std::mutex launch_lock;
 Stacks stacks;
+Redirect redirect = nullptr;
 
 // An exited thread no longer counts at barriers of its block and warp, as on current devices.
 void leave() {
@@ -222,12 +223,19 @@ void run_all_blocks(const GridConfig& config) {
   race_acquire(&g_grid->end_key);
 }
 
+void run_redirected(const GridConfig& c) {
+  const char* const wrong =
+      redirect(c.kernel, c.arguments, c.grid.x, c.block.x, c.shared_bytes, c.cooperative);
+  if (wrong != nullptr) fail_runtime(c.op, wrong);
+}
+
 }  // namespace
 
 void run_grid(const GridConfig& config, const std::function<void()>& kernel) {
   const std::lock_guard<std::mutex> lock(launch_lock);
   check_config(config);
   log_launch(config);
+  if (redirect != nullptr) return run_redirected(config);
   read_skip();
   Grid grid;
   grid.order = read_order();
@@ -246,3 +254,9 @@ void run_grid(const GridConfig& config, const std::function<void()>& kernel) {
 }
 
 }  // namespace catapult::emulation
+
+// For tests, through ctypes: null takes it back.
+extern "C" __attribute__((visibility("default"))) void catapult_emulation_redirect(
+    catapult::emulation::Redirect to) {
+  catapult::emulation::redirect = to;
+}

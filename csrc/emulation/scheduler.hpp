@@ -73,7 +73,14 @@ struct GridConfig {
   size_t shared_bytes;
   bool cooperative;
   const void* stream;
+  const void* kernel;
+  const void* const* arguments;  // the address of each
 };
+
+// Tests only: launches go to this function, which returns null or what went wrong.
+using Redirect = const char* (*)(const void* kernel, const void* const* arguments, unsigned blocks,
+                                 unsigned threads, size_t shared_bytes, int cooperative);
+
 void run_grid(const GridConfig& config, const std::function<void()>& kernel);
 
 }  // namespace catapult::emulation

@@ -4,6 +4,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <mutex>
+#include <tuple>
 
 #include "core/cuda/check.cuh"
 #include "core/cuda/runtime.cuh"
@@ -46,8 +47,14 @@ void launch(void (*kernel)(Params...), const LaunchConfig& c, const Args&... arg
   if (c.grid.x == 0 || c.grid.y == 0 || c.grid.z == 0) return;
   const DeviceGuard guard(c.exec.device, c.op);
 #ifdef CATAPULT_EMULATED
-  emulation::run_grid({c.op, c.grid, c.block, c.shared_bytes, c.cooperative, stream_of(c.exec)},
-                      [&] { kernel(args...); });
+  const std::tuple<Params...> values(static_cast<Params>(args)...);
+  const auto run = [&](const auto&... value) {
+    const void* const addresses[] = {&value...};
+    emulation::run_grid({c.op, c.grid, c.block, c.shared_bytes, c.cooperative, stream_of(c.exec),
+                         reinterpret_cast<const void*>(kernel), addresses},
+                        [&] { kernel(value...); });
+  };
+  std::apply(run, values);
 #else
   allow_shared(reinterpret_cast<const void*>(kernel), c.shared_bytes, c.op);
   cudaLaunchAttribute attribute;

@@ -1,0 +1,90 @@
+"""The interpreter of nvcc's PTX: planted faults of the kernels are found, each by its name."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from catapult_ext.testing import emulated
+
+ROOT = Path(__file__).resolve().parents[2]
+REASON = emulated.why_unavailable() or ("" if shutil.which("nvcc") else "no nvcc here")
+pytestmark = pytest.mark.skipif(bool(REASON), reason=REASON or "available")
+
+GEMM = "core/cuda/gemm_tile.cuh"
+BARRIER = "    __syncthreads();  // the piece is there, and everybody has read the stage"
+ROWS = "{at[0], at[8 * pitch], at[4], at[8 * pitch + 4]}"
+WAIT = "copy_wait<Shape::kStages - 2>"
+BOUND = "in_bounds(first + i < from.count)"
+# op, file, text, what it becomes, tests, what the report says
+FAULTS = {
+    "a dropped barrier": ("gram", GEMM, BARRIER, "    //", "reduced_precision and 37", "race"),
+    "a wrong fragment row": (
+        "gram",
+        GEMM,
+        ROWS,
+        ROWS.replace("at[4], at[8 * pitch + 4]", "at[8 * pitch + 4], at[4]"),
+        "reduced_precision and 37",
+        "AssertionError",
+    ),
+    "a wait that is one too late": (
+        "gram",
+        GEMM,
+        WAIT,
+        WAIT.replace("2", "1"),
+        "reduced_precision and 37",
+        "was not waited for",
+    ),
+    "a missing bound": ("gram", GEMM, BOUND, "true", "reduced_precision and 37", "in none of the"),
+    "a missing warp barrier": (
+        "tridiag_eigh",
+        "ops/tridiag_eigh/tridiag_eigh_kernel.cuh",
+        "__syncwarp();",
+        ";",
+        "matches_dense_eigh",
+        "race",
+    ),
+}
+
+
+def check(csrc, op, tests):
+    command = [sys.executable, str(ROOT / "tools" / "ptx_check"), "--csrc", str(csrc), "--op", op]
+    command += ["-x", "-k", f"cuda_emulated and {tests}", f"python_tests/ops/test_{op}.py"]
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("PTX_CHECK")}
+    return subprocess.run(command, capture_output=True, text=True, env=environment)
+
+
+def changed(folder, file, text, becomes):
+    csrc = shutil.copytree(ROOT / "csrc", folder / "csrc")
+    source = (csrc / file).read_text()
+    assert text in source
+    (csrc / file).write_text(source.replace(text, becomes))
+    return csrc
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_planted_fault_is_found(tmp_path, fault):
+    op, file, text, becomes, tests, said = FAULTS[fault]
+    done = check(changed(tmp_path, file, text, becomes), op, tests)
+    assert done.returncode == 1, done.stdout + done.stderr
+    assert said in done.stdout
+
+
+def test_sound_kernel_passes_and_is_counted():
+    done = check(ROOT / "csrc", "tridiag_eigh", "matches_dense_eigh")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "tridiag_eigh_kernel<double>: " in done.stdout
+    assert " instructions issued" in done.stdout
+
+
+def test_unknown_opcode_is_named_with_its_line(tmp_path):
+    text = "  CATAPULT_DYNAMIC_SMEM(double, smem);\n"
+    file = "ops/tridiag_eigh/tridiag_eigh_kernel.cuh"
+    csrc = changed(tmp_path, file, text, text + '  asm volatile("nanosleep.u32 1;");\n')
+    done = check(csrc, "tridiag_eigh", "matches_dense_eigh")
+    assert done.returncode == 2, done.stdout + done.stderr
+    assert "unknown opcode nanosleep.u32" in done.stdout
+    assert "tridiag_eigh_cuda.ptx:" in done.stdout
