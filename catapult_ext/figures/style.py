@@ -131,6 +131,15 @@ def save_figure(figure: Any, path: Path | str, dpi: int = 150) -> Path:
     return path
 
 
+def pdf(figure: Any) -> bytes:
+    """A figure as PDF bytes, with its text as text; no date or version inside, as :func:`png`."""
+    buffer = io.BytesIO()
+    blank = {"CreationDate": None, "Creator": None, "Producer": None}
+    with load_matplotlib().rc_context({"pdf.fonttype": 42}):
+        figure.savefig(buffer, format="pdf", metadata=blank)
+    return buffer.getvalue()
+
+
 def save_png(figure: Any, path: Path, dpi: int = 110) -> Path:
     """Write a figure as PNG, and the folders above it.
 

@@ -8,7 +8,7 @@ import pytest
 
 from catapult_ext.experiments import reproduce as rp
 from catapult_ext.experiments.reproduce import paper_fc
-from catapult_ext.experiments.reproduce.brackets import Bracket, brackets, listed, within
+from catapult_ext.experiments.reproduce.brackets import Bracket, listed, within
 
 
 def seeds(*pairs):
@@ -75,12 +75,12 @@ def test_catapults_rise_and_come_down():
 
 def test_brackets_end_at_the_first_dead_or_divergent_rate():
     held = [record(2), record(4, inactive=0.99), record(8), record(2, 1, diverged=1), record(2, 2)]
-    assert brackets(held, lambda r: paper_fc.grid.stable(r)) == [
+    assert paper_fc.grid.brackets(held) == [
         Bracket(0, 2, 4, True),
         Bracket(1, 0, 2),
         Bracket(2, 2, None),
     ]
-    assert listed(brackets(held, paper_fc.grid.stable)) == "2 to 4 (dead), below 2, above 2"
+    assert listed(paper_fc.grid.brackets(held)) == "2 to 4 (dead), below 2, above 2"
 
 
 def test_two_seeds_far_apart_are_no_agreement():

@@ -18,7 +18,7 @@ import catapult_ext as cx
 from catapult_ext._processes import Ranks
 from catapult_ext.experiments import reproduce as rp
 from catapult_ext.experiments import workers
-from catapult_ext.experiments.reproduce import cnn_physical_time, grid, outcome
+from catapult_ext.experiments.reproduce import cnn_physical_time, grid, grid_claims, outcome
 from catapult_ext.experiments.reproduce import kalra_phase_diagram as kalra
 from catapult_ext.experiments.reproduce.page import page
 from catapult_ext.runs import RunFolderError
@@ -60,6 +60,8 @@ def test_smoke(name, tmp_path):
     for claim in done.outcome.claims:
         assert claim.predicted
         assert claim.measured
+        assert "samples" in claim.on
+        assert any(loss in claim.on for loss in ("half", "mse", "cross_entropy"))
         assert claim.holds in (True, False, None)
         assert claim.holds or claim.why, claim.name
     page = (folder / "report.html").read_text()
@@ -69,6 +71,7 @@ def test_smoke(name, tmp_path):
     for panel in done.outcome.panels:
         assert (folder / f"fig_{panel}.png").stat().st_size > 3000
         ElementTree.fromstring((folder / f"fig_{panel}.svg").read_text())
+        assert (folder / f"fig_{panel}.pdf").read_bytes().startswith(b"%PDF")
     for table, rows in done.outcome.tables.items():
         text = (folder / f"table_{table}.csv").read_text().splitlines()
         assert len(text) == len(rows) + 1
@@ -238,11 +241,11 @@ def fake(c, seed=0, diverged=-1, lam=0.5, peak=1.0, rose=-1, accuracy=0.5, inact
 
 def test_bound_claim_takes_the_worst_seed():
     good = grid.by_rate([fake(3.0, 0, lam=0.5), fake(3.0, 1, lam=0.6)])
-    assert grid.claim_bound(good).holds is True
+    assert grid_claims.claim_bound(good).holds is True
     bad = grid.by_rate([fake(3.0, 0, lam=0.5), fake(3.0, 1, lam=0.7)])
-    assert grid.claim_bound(bad).holds is False
+    assert grid_claims.claim_bound(bad).holds is False
     lazy = grid.by_rate([fake(1.0, lam=5.0)])
-    assert grid.claim_bound(lazy).holds is None
+    assert grid_claims.claim_bound(lazy).holds is None
 
 
 def test_largest_stable_stops_at_the_first_divergence_or_dead_net():
@@ -254,13 +257,13 @@ def test_largest_stable_stops_at_the_first_divergence_or_dead_net():
 
 def test_lazy_claim():
     calm = [fake(1.0), fake(1.0, 1), fake(3.0, peak=5.0, rose=1)]
-    assert grid.claim_lazy(calm).holds is True
+    assert grid_claims.claim_lazy(calm).holds is True
     rose = [*calm, fake(1.0, 2, peak=1.1, rose=2)]
-    assert grid.claim_lazy(rose).holds is False
-    assert grid.claim_lazy(rose, slack=0.2).holds is True
+    assert grid_claims.claim_lazy(rose).holds is False
+    assert grid_claims.claim_lazy(rose, slack=0.2).holds is True
     lost = [*calm, fake(1.0, 2, diverged=4)]  # one seed of three is enough
-    assert grid.claim_lazy(lost, slack=0.2).holds is False
-    assert grid.claim_lazy(calm[2:]).holds is None
+    assert grid_claims.claim_lazy(lost, slack=0.2).holds is False
+    assert grid_claims.claim_lazy(calm[2:]).holds is None
 
 
 def pairs(*runs):
@@ -269,14 +272,16 @@ def pairs(*runs):
 
 
 def test_best_claim():
-    assert grid.claim_best(grid.by_rate(pairs((1.0, 0.8), (3.0, 0.9))), 3.0).holds is True
-    assert grid.claim_best(grid.by_rate(pairs((1.0, 0.9), (3.0, 0.8))), 3.0).holds is False
+    assert grid_claims.claim_best(grid.by_rate(pairs((1.0, 0.8), (3.0, 0.9))), 3.0).holds is True
+    assert grid_claims.claim_best(grid.by_rate(pairs((1.0, 0.9), (3.0, 0.8))), 3.0).holds is False
     # A rate that diverged for some seed does not win.
     lost = [fake(3.0, accuracy=0.9), fake(3.0, 1, diverged=4)]
     rows = grid.by_rate([*pairs((1.0, 0.8), (2.5, 0.4)), *lost])
-    assert grid.claim_best(rows, 3.0).holds is False
-    assert grid.claim_best(grid.by_rate([*pairs((1.0, 0.8)), *lost]), 3.0).holds is None
-    one = grid.claim_best(grid.by_rate([fake(1.0, accuracy=0.2), fake(3.0, accuracy=0.9)]), 3.0)
+    assert grid_claims.claim_best(rows, 3.0).holds is False
+    assert grid_claims.claim_best(grid.by_rate([*pairs((1.0, 0.8)), *lost]), 3.0).holds is None
+    one = grid_claims.claim_best(
+        grid.by_rate([fake(1.0, accuracy=0.2), fake(3.0, accuracy=0.9)]), 3.0
+    )
     assert one.holds is None
     assert "one seed" in one.why
 
@@ -285,7 +290,7 @@ def test_a_best_accuracy_within_the_noise_decides_nothing():
     def claim(*above):
         below = [fake(1.0, i, accuracy=a) for i, a in enumerate((0.90, 0.92))]
         high = [fake(3.0, i, accuracy=a) for i, a in enumerate(above)]
-        return grid.claim_best(grid.by_rate(below + high), 3.0)
+        return grid_claims.claim_best(grid.by_rate(below + high), 3.0)
 
     assert claim(0.91, 0.93).holds is None  # +0.01 with a standard error of 0.014
     assert "+0.0100" in claim(0.91, 0.93).why

@@ -30,6 +30,7 @@ CHI = "chi = eta S / 38"
 RISE = 2.0  # a spike: the loss exceeds its running minimum by this factor
 CLOSE = 0.1  # relative error of the rough formula
 QUIET = 20  # steps below that level that end a spike, and before an onset in which chi is read
+USUAL = {"loss": "half_mse"}
 
 
 @dataclass(frozen=True)

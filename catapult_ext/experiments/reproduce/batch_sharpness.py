@@ -28,6 +28,7 @@ SOURCE = (
 WITHIN = 0.2  # "at 2/eta"
 LATE = 0.5  # last share of a run that is judged
 RESPONSE = 1.3  # factor by which half the rate, twice the edge, must raise batch sharpness
+USUAL = {"loss": "half_mse"}
 
 
 @dataclass(frozen=True)

@@ -40,8 +40,12 @@ class Bracket:
         return False if beyond else None
 
 
-def brackets(records: Sequence[Record], stable: Callable[[Record], bool]) -> list[Bracket]:
-    """The bracket of every seed, in the order of the seeds."""
+def brackets(
+    records: Sequence[Record],
+    stable: Callable[[Record], bool],
+    dead: Callable[[Record], bool] = lambda _: False,
+) -> list[Bracket]:
+    """The bracket of every seed, in the order of the seeds; ``dead`` says how a lost run ended."""
     found = []
     for seed in sorted({r["seed"] for r in records}):
         held = sorted((r for r in records if r["seed"] == seed), key=lambda r: r["c"])
@@ -51,8 +55,10 @@ def brackets(records: Sequence[Record], stable: Callable[[Record], bool]) -> lis
                 lost = record
                 break
             kept = record["c"]
-        dead = lost is not None and lost["diverged_at"] < 0
-        found.append(Bracket(seed, kept, None if lost is None else lost["c"], dead))
+        if lost is None:
+            found.append(Bracket(seed, kept, None))
+        else:
+            found.append(Bracket(seed, kept, lost["c"], dead(lost)))
     return found
 
 

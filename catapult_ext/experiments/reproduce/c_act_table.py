@@ -57,6 +57,7 @@ WHY = (
     "the boundary is fractal and shifts with width, samples and above all with the "
     "scale of the weights, which the source of the table does not state"
 )
+USUAL = {"loss": "half_mse", "data": "gaussian"}
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from catapult_ext.experiments.descent import Recipe
-from catapult_ext.experiments.reproduce import grid
+from catapult_ext.experiments.reproduce import grid, grid_panels
 from catapult_ext.experiments.reproduce.accuracy import AccuracySettings
 from catapult_ext.experiments.reproduce.context import Context
 from catapult_ext.experiments.reproduce.outcome import (
@@ -16,7 +16,6 @@ from catapult_ext.experiments.reproduce.outcome import (
     Row,
     averages,
     correlation,
-    line,
     mean,
     median,
     show,
@@ -117,11 +116,11 @@ def judged(
     for row in rows:
         held = [r for r in records if r["c"] == row["c"]]
         row["steps"] = held[0]["steps"]
-        after = [grid.last(r, "test_accuracy", "final") for r in held]
+        after = [grid.last(r, "test_accuracy", "final") for r in held if grid.stable(r)]
         row |= averages({"final_accuracy": after})
     both = [
-        line("at equal eta * t", rows, "test_accuracy"),
-        line("after the common final rate", rows, "final_accuracy"),
+        grid_panels.by_c("at equal eta * t", rows, "test_accuracy"),
+        grid_panels.by_c("after the common final rate", rows, "final_accuracy"),
     ]
     panels = {
         "accuracy": Panel(
@@ -130,16 +129,18 @@ def judged(
             "test accuracy",
             both,
             xlog=True,
-            vlines=grid.marks(rows),
+            vlines=grid_panels.marks(rows),
         ),
-        "curvature": grid.panel_lambda(rows, "eta_lambda_end", "eta * lambda at equal eta * t"),
+        "curvature": grid_panels.panel_lambda(
+            rows, "eta_lambda_end", "eta * lambda at equal eta * t"
+        ),
     }
     notes = [f"eta_crit = {critical:.4g} (first seed); every run covers the same eta * t."]
     return Outcome(judge(rows, records), {"rates": rows}, panels, notes)
 
 
 def _claim_flat(rows: list[Row], key: str, when: str) -> Claim:
-    kept = [r for r in rows if r[key] is not None and r["diverged"] == 0 and r["dead"] == 0]
+    kept = [r for r in rows if r[key] is not None and grid.all_live(r)]
     predicted = "at equal eta * t the accuracy is flat up to eta_max"
     if len(kept) < 2:
         return Claim(f"flat {when}", predicted, "fewer than two stable rates", None, "grid")
@@ -168,7 +169,8 @@ def _claim_decay(records: list[grid.Record]) -> Claim:
     gains = [
         b - a
         for r in records
-        if (a := grid.last(r, "test_accuracy")) is not None
+        if grid.stable(r)
+        and (a := grid.last(r, "test_accuracy")) is not None
         and (b := grid.last(r, "test_accuracy", "final")) is not None
     ]
     gain, error = mean(gains), standard_error(gains)
@@ -187,7 +189,8 @@ def _claim_no_correlation(records: list[grid.Record]) -> Claim:
     pairs = [
         (a, b)
         for r in records
-        if (a := grid.last(r, "lambda")) is not None
+        if grid.stable(r)
+        and (a := grid.last(r, "lambda")) is not None
         and (b := grid.last(r, "test_accuracy")) is not None
     ]
     r = correlation([a for a, _ in pairs], [b for _, b in pairs])
@@ -197,7 +200,7 @@ def _claim_no_correlation(records: list[grid.Record]) -> Claim:
     return Claim(
         "no correlation of lambda and accuracy",
         "at equal eta * t the final lambda does not predict the accuracy",
-        f"Pearson r = {show(r, '.2f')} over {len(pairs)} converged runs",
+        f"Pearson r = {show(r, '.2f')} over {len(pairs)} live runs",
         None if r is None else abs(r) < 0.5,
         why,
     )

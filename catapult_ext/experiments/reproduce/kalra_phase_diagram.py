@@ -43,6 +43,7 @@ PUBLISHED = {
     1024: (2.64, 4.00, 13.9),
     2048: (2.46, 3.25, 12.1),
 }
+USUAL = {"loss": "half_mse_mean"}
 
 
 @dataclass(frozen=True)

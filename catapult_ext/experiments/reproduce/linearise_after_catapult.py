@@ -34,6 +34,7 @@ TITLE = "after the catapult the net is linear again"
 SOURCE = (
     "Lewkowycz et al., arXiv version, figure 6: train of order log n steps, linearise, continue"
 )
+USUAL = {"loss": "half_mse", "data": "digits"}
 
 
 @dataclass(frozen=True)

@@ -35,6 +35,7 @@ SOURCE = (
 )
 
 RELU_BOUND = 4.0  # c up to which the source shows that the norm falls, for ReLU
+USUAL = {"loss": "half_mse"}
 
 
 @dataclass(frozen=True)

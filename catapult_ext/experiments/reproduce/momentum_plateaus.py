@@ -25,6 +25,7 @@ SOURCE = (
 )
 SMALL, LARGE = 0.25, 0.1  # "at its plateau": relative distance
 EQUAL = 0.15  # "the same plateau"
+USUAL = {"loss": "half_mse"}
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -25,6 +26,7 @@ class Claim:
         holds: True, False, or None where this run could not decide.
         why: the likely reason where it does not hold or could not be decided; dropped where it
             holds.
+        on: what data, net and loss it was put to the test with; ``reproduce`` fills it in.
     """
 
     name: str
@@ -32,6 +34,7 @@ class Claim:
     measured: str
     holds: bool | None
     why: str
+    on: str = ""
 
     def __post_init__(self) -> None:
         if self.holds:
@@ -63,13 +66,46 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Experiment:
-    """One experiment: ``run(settings, context)`` gives its :class:`Outcome`."""
+    """One experiment: ``run(settings, context)`` gives its :class:`Outcome`.
+
+    ``usual``: data and loss of an experiment that has no setting for them.
+    """
 
     name: str
     title: str
     source: str
     settings: dict[str, Any]
     run: Callable[[Any, Any], Outcome]
+    usual: Mapping[str, Any] = field(default_factory=dict)
+
+
+def described(experiment: Experiment, settings: Any) -> str:
+    """Data, net, loss and seeds of a run in one line, as claims and pictures state them."""
+    held = dict(experiment.usual) | dataclasses.asdict(settings)
+    forms = {
+        "data": "{}",
+        "train": "{} samples",
+        "model": "{}",
+        "width": "width {}",
+        "widths": "width {}",
+        "depth": "{} hidden layers",
+        "depths": "{} hidden layers",
+        "activation": "{}",
+        "loss": "{}",
+        "losses": "{}",
+        "batch": "batch {}",
+        "seeds": "{} seeds",
+    }
+    parts = [
+        form.format(_text(held[name])) for name, form in forms.items() if held.get(name) is not None
+    ]
+    return ", ".join(parts)
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, tuple):
+        return " and ".join(map(_text, value))
+    return Path(value).name if isinstance(value, str) else f"{value:g}"
 
 
 @dataclass(frozen=True, repr=False)

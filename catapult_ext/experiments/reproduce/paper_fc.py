@@ -10,7 +10,7 @@ from torch import nn
 
 from catapult_ext.data import Dataset
 from catapult_ext.experiments.descent import Recipe
-from catapult_ext.experiments.reproduce import grid
+from catapult_ext.experiments.reproduce import grid, grid_claims, grid_panels
 from catapult_ext.experiments.reproduce.brackets import Bracket, listed, within
 from catapult_ext.experiments.reproduce.context import Context
 from catapult_ext.experiments.reproduce.outcome import (
@@ -23,7 +23,7 @@ from catapult_ext.experiments.reproduce.outcome import (
     with_error,
 )
 from catapult_ext.experiments.reproduce.settings import setting
-from catapult_ext.figures.line_panel import Panel, Series
+from catapult_ext.figures.line_panel import Panel, Series, SideBySide
 from catapult_ext.models import build
 
 TITLE = "the paper's net beside its published numbers"
@@ -91,16 +91,17 @@ def run(settings: Settings, context: Context) -> Outcome:
         claim_value("eta_crit = 2/lambda_0", _rates(lambda0), ETA_CRIT, ETA_CRIT_NEAR, other),
         claim_c_max(found, other),
         claim_catapult(records[largest]),
-        grid.claim_bound(rates[largest]),
+        grid_claims.claim_bound(rates[largest]),
     ]
     tables = {"published": [_row(w, lambda0[w], found[w]) for w in s.widths]}
     tables["seeds"] = [r for w in s.widths for r in _seeds(w, lambda0[w], found[w])]
     tables |= {f"rates_{w}": rates[w] for w in s.widths}
-    shown = f"{s.data}, {s.train} samples, {s.loss}"
-    panels = {
-        "c_max": _panel_c_max(tables["seeds"], shown),
-        "peak": _panel_peak(rates, shown),
-        "loss": grid.panel_losses(records[largest], f"First seed, width {largest}; {shown}"),
+    panels: dict[str, Panel | SideBySide] = {
+        "numbers": _panel_numbers(tables["seeds"]),
+        "peak": _panel_peak(rates),
+        "loss": grid_panels.panel_losses(
+            records[largest], f"Training loss of the first seed, width {largest}"
+        ),
     }
     return Outcome(claims, tables, panels, [_note(other)])
 
@@ -220,41 +221,37 @@ def _named(rates: Sequence[float]) -> str:
     return ", ".join(f"{c:g}" for c in rates)
 
 
-def _panel_c_max(seeds: Sequence[Row], shown: str) -> Panel:
-    """Largest stable and first lost rate of every seed against the width."""
+def _panel_numbers(seeds: Sequence[Row]) -> SideBySide:
+    """lambda_0 and the largest stable c of every seed, beside the published values."""
     widths = sorted({r["width"] for r in seeds})
 
-    def points(label: str, key: str, style: str) -> Series:
+    def points(label: str, key: str) -> Series:
         kept = [r for r in seeds if r[key] is not None]
-        # Seeds stand beside each other: they often end at the same rate.
-        x = [r["width"] * (1 + 0.02 * r["seed"]) for r in kept]
-        return Series(label, x, [r[key] for r in kept], style=style)
+        # Seeds stand side by side: they often end at the same rate.
+        x = [widths.index(r["width"]) + 0.05 * (r["seed"] % 7) for r in kept]
+        return Series(label, x, [r[key] for r in kept], style="o")
 
-    series = [
-        points("largest stable c of a seed", "largest stable c", "o"),
-        points("first rate lost", "first lost c", "o"),
-    ]
-    return Panel(
-        f"Where divergence begins; {shown}",
-        "width",
-        "c = eta * lambda_0",
-        series,
-        xlog=len(widths) > 1,
-        hlines={f"published: about {C_MAX}": float(C_MAX), "2": 2.0},
-    )
+    def panel(label: str, series: list[Series], published: float, shown: str) -> Panel:
+        ticks = {float(i): f"width {width}" for i, width in enumerate(widths)}
+        return Panel("", "", label, series, hlines={f"published: {shown}": published}, xticks=ticks)
+
+    start = panel(r"$\lambda_0$", [points("of a seed", "lambda_0")], LAMBDA0, str(LAMBDA0))
+    ends = [points("largest stable", "largest stable c"), points("first lost", "first lost c")]
+    end = panel(grid_panels.C_LABEL, ends, float(C_MAX), f"about {C_MAX}")
+    return SideBySide("The paper's net: start and end of stability", start, end, shared=False)
 
 
-def _panel_peak(rates: Mapping[int, list[Row]], shown: str) -> Panel:
+def _panel_peak(rates: Mapping[int, list[Row]]) -> Panel:
     """Largest loss over the initial one against c, one line a width."""
-    kept = {w: [r for r in rows if r["diverged"] == 0] for w, rows in rates.items()}
+    kept = {w: [r for r in rows if grid.all_live(r)] for w, rows in rates.items()}
     return Panel(
-        f"Largest loss over the initial one; {shown}",
-        "c = eta * lambda_0",
+        "Largest loss over the initial one, median of seeds",
+        grid_panels.C_LABEL,
         "peak / start",
         [line(f"width {w}", rows, "loss_peak_ratio") for w, rows in kept.items()],
         xlog=True,
         ylog=True,
-        vlines={"eta_crit": 2.0, f"published c_max: about {C_MAX}": float(C_MAX)},
+        vlines={r"$\eta_{crit}$": 2.0, f"published c_max: about {C_MAX}": float(C_MAX)},
     )
 
 

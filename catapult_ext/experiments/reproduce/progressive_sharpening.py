@@ -38,6 +38,7 @@ SOURCE = (
 WITHIN = 0.1  # "hovers at": the mean sharpness is so close to the edge
 LONG = 100  # steps at the edge that let a long-term decrease show
 CUT = 1e3  # loss over the initial one at which a run has diverged
+USUAL = {"loss": "half_mse"}
 
 
 @dataclass(frozen=True)

@@ -31,6 +31,7 @@ SOURCE = (
     "Zhu, Liu, Radhakrishnan and Belkin (2205.11787): the second-order Taylor model of a net "
     "catapults and generalises like the net"
 )
+USUAL = {"loss": "half squared error summed over samples"}
 
 
 @dataclass(frozen=True)

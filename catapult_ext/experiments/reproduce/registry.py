@@ -14,7 +14,7 @@ from catapult_ext import _validate as v
 from catapult_ext._processes import Ranks
 from catapult_ext._store import RunFolder, environment
 from catapult_ext.experiments.reproduce.context import Context
-from catapult_ext.experiments.reproduce.outcome import Experiment, Reproduction
+from catapult_ext.experiments.reproduce.outcome import Experiment, Outcome, Reproduction, described
 from catapult_ext.experiments.reproduce.report import write_report
 from catapult_ext.experiments.reproduce.settings import check
 from catapult_ext.experiments.workers import helped
@@ -62,7 +62,8 @@ def experiment(name: str) -> Experiment:
     if name not in MODULES:
         v.fail("reproduce", f"name must be one of {', '.join(MODULES)}", repr(name))
     module = importlib.import_module(f"{__package__}.{MODULES[name]}")
-    return Experiment(name, module.TITLE, module.SOURCE, module.SETTINGS, module.run)
+    usual = getattr(module, "USUAL", {})
+    return Experiment(name, module.TITLE, module.SOURCE, module.SETTINGS, module.run, usual)
 
 
 def reproduce(
@@ -117,7 +118,7 @@ def reproduce(
     _require_device(device)
     if out is None:
         context = Context(None, data_dir, tell, device)
-        outcome = chosen.run(settings, context)
+        outcome = _stated(chosen, settings, chosen.run(settings, context))
         return Reproduction(chosen, scale, settings, outcome, None, device, context.data_folder)
     require_matplotlib()
     identity = {
@@ -131,11 +132,18 @@ def reproduce(
         given = (name, settings, identity, folder.path, data_dir, device)
         ranks = None if workers == 1 else helped(workers, "reproduce", _share, given)
         with Context(folder, data_dir, tell, device, ranks) as context:
-            outcome = chosen.run(settings, context)
+            outcome = _stated(chosen, settings, chosen.run(settings, context))
         read = context.data_folder
         done = Reproduction(chosen, scale, settings, outcome, folder.path, device, read)
         write_report(folder, done)
     return done
+
+
+def _stated(chosen: Experiment, settings: Any, outcome: Outcome) -> Outcome:
+    """The outcome, each of its claims with the data, net and loss that it was tested with."""
+    on = described(chosen, settings)
+    claims = [dataclasses.replace(claim, on=on) for claim in outcome.claims]
+    return dataclasses.replace(outcome, claims=claims)
 
 
 def _require_device(device: str) -> None:

@@ -1,4 +1,4 @@
-"""claims.json, CSV tables, PNG and SVG pictures and one self-contained HTML page per run."""
+"""claims.json, CSV tables, pictures (PNG, SVG, PDF) and one self-contained HTML page per run."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from catapult_ext._store import RunFolder, RunFolderError
-from catapult_ext.experiments.reproduce.outcome import Claim, Reproduction, Row
+from catapult_ext.experiments.reproduce.outcome import Claim, Reproduction, Row, described
 from catapult_ext.experiments.reproduce.page import page
 from catapult_ext.figures.line_panel import draw_panel
 
@@ -25,6 +25,7 @@ def claim_rows(claims: list[Claim]) -> list[Row]:
             "measured": c.measured,
             "verdict": HOLDS[c.holds],
             "why": c.why,
+            "on": c.on,
         }
         for c in claims
     ]
@@ -55,16 +56,17 @@ def write_report(folder: RunFolder, done: Reproduction) -> None:
     folder.write_json("summary.json", head | {"tables": outcome.tables})
     for name, rows in outcome.tables.items():
         folder.write_csv(f"table_{name}.csv", rows)
-    pictures = {}
+    pictures, on = {}, described(experiment, done.settings)
     for name, panel in outcome.panels.items():
-        pictures[name], svg = draw_panel(panel)
-        folder.write_bytes(f"fig_{name}.png", pictures[name])
-        folder.write_bytes(f"fig_{name}.svg", svg)
+        drawn = draw_panel(panel, on)
+        pictures[name] = drawn["png"]
+        for kind, held in drawn.items():
+            folder.write_bytes(f"fig_{name}.{kind}", held)
     times = folder.read_json("timing.json") or {}
     data = folder.read_json("data.json")
     text = page(
         f"{experiment.name}: {experiment.title}",
-        [f"{experiment.source}.", f"{outcome.verdict}.", *outcome.notes],
+        [f"{experiment.source}.", f"Run here: {on}.", f"{outcome.verdict}.", *outcome.notes],
         command(done),
         claim_rows(outcome.claims),
         {outcome.panels[name].title: png for name, png in pictures.items()},

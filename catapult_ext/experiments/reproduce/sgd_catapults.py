@@ -29,6 +29,7 @@ from catapult_ext.training import Descent, drawn, full_batch, moved, steps
 TITLE = "catapults in SGD live in the top eigenspace and are told by the batch's own curvature"
 SOURCE = "Zhu, Liu, Radhakrishnan, Belkin: catapults in SGD (2306.04815), claims 1 and 2"
 SPIKE = 1.0  # a step spikes where the batch's loss after it is above this times the one before
+USUAL = {"loss": "half_mse", "data": "digits"}
 
 
 @dataclass(frozen=True)

@@ -38,6 +38,7 @@ SOURCE = (
     "Kalra and Barkeshli (2406.09405): warm-up lowers the sharpness on the way and so tolerates a "
     "larger target rate"
 )
+USUAL = {"loss": "half_mse_mean"}
 
 
 @dataclass(frozen=True)

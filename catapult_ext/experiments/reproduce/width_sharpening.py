@@ -29,6 +29,7 @@ from catapult_ext.models import build
 TITLE = "the transition sharpens with the width"
 SOURCE = "Lewkowycz et al., appendix C and D.6 (lambda against eta for growing width)"
 LINEAR_CS = (1.96, 1.98, 2.02, 2.04)
+USUAL = {"loss": "half_mse", "data": "digits"}
 
 
 @dataclass(frozen=True)

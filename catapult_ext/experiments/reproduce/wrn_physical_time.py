@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from catapult_ext.experiments.reproduce import grid
+from catapult_ext.experiments.reproduce import grid, grid_claims
 from catapult_ext.experiments.reproduce.cnn_physical_time import Settings, judged
 from catapult_ext.experiments.reproduce.context import Context
 from catapult_ext.experiments.reproduce.outcome import Claim, Outcome, Row, median
@@ -59,10 +59,11 @@ def run(settings: Settings, context: Context) -> Outcome:
 
     def judge(rows: list[Row], records: list[grid.Record]) -> list[Claim]:
         stable = median(grid.largest_stable(records))
-        return [
-            grid.claim_best(rows, stable, " before the common final rate"),
-            grid.claim_best(rows, stable, " after it", "final_accuracy"),
-            grid.claim_bound(rows),
+        claims = [
+            grid_claims.claim_best(rows, stable, " before the common final rate"),
+            grid_claims.claim_best(rows, stable, " after it", "final_accuracy"),
+            grid_claims.claim_bound(rows),
         ]
+        return grid_claims.for_loss(claims, records)
 
     return judged(settings, context, judge)
