@@ -62,7 +62,7 @@ SETTINGS = {
         seeds=2,
         steps=20,
         read_at=20.0,
-        equal_time=10.0,
+        equal_time=5.0,
     ),
     "cpu": Settings(),
     "full": Settings(
