@@ -3,6 +3,7 @@
 from catapult_ext import data, losses, models, ops, toy
 from catapult_ext._native import build_info
 from catapult_ext.eig import (
+    BatchedEigshResult,
     EigshResult,
     Estimate,
     SpectralDensity,
@@ -44,6 +45,7 @@ __version__: str = build_info()["version"]
 __all__ = [
     "GGN",
     "NTK",
+    "BatchedEigshResult",
     "CurvatureTracker",
     "EdgeMeter",
     "EigshResult",

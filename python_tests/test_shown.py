@@ -44,6 +44,7 @@ def results(model, data, tracker):
     ggn = cx.GGN(model, "half_mse", data.train)
     return {
         "eigsh": cx.eigsh(ggn, k=4),
+        "batch": cx.eigsh(torch.stack([torch.eye(60), 2 * torch.eye(60)]), k=2),
         "trace": cx.hutchinson_trace(ggn, 8),
         "diagonal": cx.hutchinson_diagonal(ggn, 8),
         "density": cx.spectral_density(ggn, 8, 2),
@@ -78,7 +79,7 @@ def test_each_kind_shows_its_table_and_picture_in_a_notebook(results):
         if "data:image/png;base64,iVBORw0KGgo" in page:
             pictured.add(name)
         assert ("<table>" in page) == bool(result._table()), name
-    without = {"trace", "diagonal", "threshold", "trial", "data", "reproduction"}
+    without = {"batch", "trace", "diagonal", "threshold", "trial", "data", "reproduction"}
     assert pictured == set(results) - without
 
 

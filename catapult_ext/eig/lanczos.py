@@ -10,10 +10,12 @@ from torch import Tensor
 
 from catapult_ext import _validate as v
 from catapult_ext._autocast import no_autocast
+from catapult_ext.eig.batch import is_batch
 from catapult_ext.eig.certify import Inertia, rounding
 from catapult_ext.eig.operand import Operand, as_operand, coarse_operand
 from catapult_ext.eig.pairs import EigshResult, Options, Pairs
 from catapult_ext.eig.refine import refine
+from catapult_ext.eig.replicas import eigsh_replicas
 from catapult_ext.eig.solve import INERTIA_LIMIT, lifted, package, solve, start_rows
 
 _COARSE_TOL = 0.02  # accuracy of the solve with bfloat16 products
@@ -40,7 +42,8 @@ def eigsh(
         A: dense tensor or array, sparse tensor, an operator of this package, a SciPy
             LinearOperator, or any object with ``shape`` and ``@``; float32 or float64.  If it
             offers ``dual()`` (GGN), the smaller operator is solved and its eigenvectors are mapped
-            back.
+            back.  Or R of them at once: a tensor (R, n, n), or a batched operator, whose ``@``
+            takes (R, n, K) and which offers ``replicas(index)``.
         k: number of pairs; blocks have k columns, so multiplicities up to k are seen.
         which: ``"LA"`` largest, ``"SA"`` smallest, ``"LM"`` largest magnitude, ``"BE"`` both ends.
         tol: relative eigenvalue error asked for.
@@ -48,6 +51,7 @@ def eigsh(
             ``converged=False`` and errors that hold as far as ``index_check`` says; at least one
             block is multiplied.
         v0: start vector (n,) or block (n, j <= n) of a previous solve; random vectors are added.
+            Of a batch (R, n) or (R, n, j); one that is zero or not finite becomes random.
         seed: of the random start; same seed, machine and threads, same bits (on a GPU where the
             products have them: cuDNN's may not, unless ``torch.backends.cudnn.deterministic``).
         precision: ``"full"``, or ``"mixed"`` (``which="LA"``; a dense tensor, NTK, GGN, Hessian): a
@@ -58,18 +62,31 @@ def eigsh(
             do, for about half the products (``"residual"``).
 
     Returns:
-        :class:`EigshResult`; ``errors`` hold ``min(|R|_2, r_i^2/gap_i) + c_n eps |A|``, with at
-        least two rounding units of a model that computes more coarsely than its dtype (autocast
-        inside: 1.6 % of |A| in bfloat16), raised until the index check passes. Explicit
-        matrices with n <= 2048 are checked by inertia, and solved densely should Lanczos have
-        missed a value.
+        :class:`EigshResult`, of a batch :class:`BatchedEigshResult`; ``errors`` hold
+        ``min(|R|_2, r_i^2/gap_i) + c_n eps |A|``, with at least two rounding units of a model that
+        computes more coarsely than its dtype (autocast inside: 1.6 % of |A| in bfloat16), raised
+        until the index check passes. Explicit matrices with n <= 2048 are checked by inertia, and
+        solved densely should Lanczos have missed a value.
+
+        Replicas of a batch take the same steps from the same random start, with one product and
+        one launch a step for all that are not done; a non-finite one gives NaN and touches no
+        other.  Explicit matrices are proved by Frobenius norms where that suffices, else by
+        Cholesky (``which`` "LM" and "BE" one by one); both read ``"inertia"``.
 
     Raises:
         TypeError: A without shape or @, another dtype.
-        ValueError: not square, not symmetric, non-finite products, k < 1 or k > n, bad options.
+        ValueError: not square, not symmetric (a replica is named by number), non-finite products,
+            k < 1 or k > n, bad options, R = 0.
     """
-    a = as_operand(A, _WHERE)
     v.integers(_WHERE, seed=seed)
+    if is_batch(A):
+        _check_options(tuple(A.shape)[1], k, which, tol, maxiter, precision, confidence)
+        one = precision == "full"
+        v.require(one, _WHERE, "precision must be 'full' for a batch", repr(precision))
+        k = int(k)
+        limit = 1000 + 20 * k if maxiter is None else maxiter
+        return eigsh_replicas(A, v0, Options(k, which, tol, limit, seed, confidence, _WHERE))
+    a = as_operand(A, _WHERE)
     _check_options(a.n, k, which, tol, maxiter, precision, confidence)
     k = int(k)
     limit = 1000 + 20 * k if maxiter is None else maxiter

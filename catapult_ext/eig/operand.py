@@ -46,7 +46,7 @@ def as_operand(a: Any, where: str) -> Operand:
     square = len(shape) == 2 and shape[0] == shape[1] and shape[0] > 0
     v.require(square, where, "A must be square (n, n) with n >= 1", shape)
     found = _wrapped(a, where)
-    return replace(found, product=guarded(found.product, found.n, found.dtype, where))
+    return replace(found, product=guarded(found.product, found.dtype, where))
 
 
 def _wrapped(a: Any, where: str) -> Operand:

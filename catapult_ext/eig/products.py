@@ -14,7 +14,7 @@ _WATCHED = 64  # entries of the argument that are compared after a product
 
 
 def guarded(
-    product: Callable[[Tensor], Any], n: int, dtype: torch.dtype, where: str
+    product: Callable[[Tensor], Any], dtype: torch.dtype, where: str
 ) -> Callable[[Tensor], Tensor]:
     """``product`` whose results are checked, detached and converted to ``dtype``.
 
@@ -37,13 +37,7 @@ def guarded(
         kept, unseen = kept and (not compared or torch.equal(seen, before)), False
         needs = "A @ v must leave v as it is (let it work on v.clone())"
         v.require(kept, where, needs, "a product that writes into its argument")
-        fits = isinstance(out, Tensor) and out.shape == q.shape
-        shown = tuple(out.shape) if isinstance(out, Tensor) else type(out).__name__
-        v.require(fits, where, f"A @ must return ({n}, {q.shape[1]})", shown)
-        v.constant(where, {"A": out})
-        if not out.is_floating_point():
-            v.fail(where, "products with A must be real floating-point", out.dtype, TypeError)
-        return out.detach().to(dtype)
+        return _constant(out, q, dtype, where)
 
     return call
 
@@ -51,3 +45,33 @@ def guarded(
 def _sample(q: Tensor) -> Tensor:
     """A view of at most 64 x b entries spread over the rows."""
     return q.detach()[:: max(1, len(q) // _WATCHED)][:_WATCHED]
+
+
+def guarded_batch(a: Any, q: Tensor, dtype: torch.dtype, where: str) -> Tensor:
+    """``a @ q`` for a batched operator and (R, n, b), checked as :func:`guarded` does.
+
+    Raises:
+        ValueError, TypeError: see :func:`guarded`.
+    """
+    version = None if q.is_inference() else q._version
+    out = a @ q
+    needs = "A @ v must leave v as it is (let it work on v.clone())"
+    kept = version is None or q._version == version
+    v.require(kept, where, needs, "a product that writes into its argument")
+    return _constant(out, q, dtype, where)
+
+
+def _constant(out: Any, q: Tensor, dtype: torch.dtype, where: str) -> Tensor:
+    """A product with ``q``, if it is one, detached and in ``dtype``."""
+    fits = isinstance(out, Tensor) and out.shape == q.shape
+    shown = tuple(out.shape) if isinstance(out, Tensor) else type(out).__name__
+    needs = f"A @ must return {_of_shape(q)}"
+    v.require(fits, where, needs, shown)
+    v.constant(where, {"A": out})
+    if not out.is_floating_point():
+        v.fail(where, "products with A must be real floating-point", out.dtype, TypeError)
+    return out.detach().to(dtype)
+
+
+def _of_shape(q: Tensor) -> str:
+    return "(" + ", ".join(str(size) for size in q.shape) + ")"

@@ -59,7 +59,7 @@ def solve(a: Operand, v0: Tensor | None, o: Options) -> Pairs:
     """
     warm = start_rows(v0, a, o.where)
     exact = a.explicit is not None and a.n <= INERTIA_LIMIT
-    if exact and o.limit > a.n and (o.k >= _direct_from(a.n, a.device) or _denormal(a)):
+    if exact and o.limit > a.n and (o.k >= direct_from(a.n, a.device) or _denormal(a)):
         return _direct(a, o)
     spent = 0
     plain = exact and not len(warm) and o.limit > min(a.n, _UNLIMITED)
@@ -110,7 +110,7 @@ def _denormal(a: Operand) -> bool:
     return 0 < largest < torch.finfo(a.dtype).tiny / torch.finfo(a.dtype).eps
 
 
-def _direct_from(n: int, device: torch.device) -> int:
+def direct_from(n: int, device: torch.device) -> int:
     """The k from which LAPACK is faster than Lanczos with one LDL' for each wanted value.
 
     Measured: n = 300 from k = 2, n = 1000 from k = 8; up to n = 48 it is the fastest for any k.

@@ -1,0 +1,201 @@
+"""eigsh of R operators at once: the driver of batched block Lanczos.
+
+All replicas take the same steps, each with its own basis; those that are done, and those with
+non-finite values, leave.  What lockstep cannot settle (a block that loses directions, products that
+look asymmetric) is solved again alone, by the solver for one operator.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from catapult_ext import _validate as v
+from catapult_ext import ops
+from catapult_ext.eig.batch import Batch
+from catapult_ext.eig.memory import basis_rows
+from catapult_ext.eig.pairs import Options
+from catapult_ext.eig.replica_certify import (
+    Errors,
+    Overlaps,
+    Ritz,
+    checked,
+    errors,
+    ranked,
+    settled,
+)
+from catapult_ext.eig.replica_krylov import Look, ReplicaKrylov
+from catapult_ext.eig.replica_pairs import Found
+from catapult_ext.eig.solve import solve
+from catapult_ext.eig.sums import row_norms
+
+_BYTES = 1 << 30  # of the bases of replicas that step together
+
+
+def solve_alone(a: Batch, r: int, start: Tensor | None, o: Options, found: Found) -> None:
+    """Replica ``r`` by the solver for one operator; NaN where its products are not finite."""
+    try:
+        found.put_pairs(r, solve(a.one(r)[1], start, o))
+    except v.NotFinite:
+        pass
+    except (TypeError, ValueError) as error:
+        raise type(error)(f"{error} (replica {r})") from error
+
+
+def solve_replicas(a: Batch, start: Tensor | None, o: Options) -> Found:
+    """The wanted pairs of operators known by their products; ``start`` (R, j, n) unit rows."""
+    width = min(a.n, max(o.k, 0 if start is None else start.shape[1]))
+    found = Found.nothing(a.replicas, a.n, o.k, a.dtype, a.device)
+    rows, _, _ = basis_rows(a.one(0)[1], o.k, width, 0, o.where)
+    each = 2 * rows * a.n * torch.finfo(a.dtype).bits // 8
+    together = max(1, _BYTES // each)
+    for first in range(0, a.replicas, together):
+        some = torch.arange(first, min(first + together, a.replicas), device="cpu")
+        part = a if len(some) == a.replicas else a.select(some)
+        given = None if start is None else start[some.to(start.device)]
+        found.put(some, _Lockstep(part, given, o, rows, width).run())
+    return found
+
+
+class _Lockstep:
+    """The solve of replicas that step together."""
+
+    def __init__(self, a: Batch, warm: Tensor | None, o: Options, rows: int, width: int) -> None:
+        self.a, self.o, self.warm = a, o, warm
+        self.found = Found.nothing(a.replicas, a.n, o.k, a.dtype, a.device)
+        self.active = torch.arange(a.replicas, device="cpu")  # numbers of those still stepping
+        self.space = ReplicaKrylov(a, rows, width)
+        self.next_look = o.k
+        share = 1.0 if warm is None else 0.5**0.5
+        self.chance = (width, share)
+        random = torch.Generator().manual_seed(o.seed)
+        block = torch.randn(width, a.n, dtype=a.dtype, generator=random, device="cpu")
+        block = block.to(a.device)[None]
+        if warm is not None:
+            # each start vector keeps a random part, on which the index check lives
+            block = (block * (share / row_norms(block)[:, :, None]).to(block)).repeat(
+                a.replicas, 1, 1
+            )
+            block[:, : warm.shape[1]] += (1 - share**2) ** 0.5 * warm[:, :width]
+        self.space.begin(block)
+
+    def run(self) -> Found:
+        """Step until no replica is left."""
+        while len(self.active):
+            space = self.space
+            space.extend()
+            spent = space.products >= self.o.limit
+            due = space.m >= self.next_look or spent or space.full or space.m >= space.a.n
+            if due and space.m >= self.o.k:
+                self._look(spent)
+        return self.found
+
+    def _look(self, spent: bool) -> None:
+        space, o = self.space, self.o
+        look = space.look()
+        self.found.matvecs[self.active] = space.products  # NaN rows stay as they are
+        for r in self.active[look.doubtful].tolist():
+            start = None if self.warm is None else self.warm[r].T
+            solve_alone(self.a, r, start, o, self.found)
+        good = look.finite & ~look.doubtful
+        if not bool(good.all()):
+            look = self._go_on_with(good, look)
+        if not len(self.active):
+            return
+        ritz = self._ritz(look)
+        cycles = [*space.cycles, ritz]
+        done = settled(cycles, space.noise(), o, self.chance) | look.whole | spent
+        if bool(done.any()):
+            some = done.nonzero().flatten()
+            done[some] = self._finish(some, look, spent)
+            look = self._go_on_with(~done, look)
+        if len(self.active) and space.full:
+            self._restart(look)
+        self.next_look = space.m + max(1, space.m // 8)
+
+    def _go_on_with(self, good: Tensor, look: Look) -> Look:
+        """Drop the other replicas."""
+        kept = good.nonzero().flatten()
+        self.active = self.active[kept]
+        if len(kept) and len(kept) < len(good):
+            self.space.keep(kept)
+        return Look(
+            look.t[kept],
+            look.coupling[kept],
+            look.finite[kept],
+            look.whole[kept],
+            look.doubtful[kept],
+        )
+
+    def _ritz(self, look: Look) -> Ritz:
+        """Ritz data of a look; of one start vector, from the tridiagonal form alone."""
+        space = self.space
+        if space.width > 1 or space.cycles:
+            return self._solved(look, slice(None))[0]
+        beta = look.t.diagonal(1, 1, 2)
+        theta, first, last = ops.tridiag_eigh(look.t.diagonal(dim1=1, dim2=2), beta)
+        return Ritz(theta, first[:, None], (last * look.coupling[:, 0])[:, :, None])
+
+    def _solved(self, look: Look, some: Tensor | slice) -> tuple[Ritz, Tensor]:
+        """Ritz data and vectors (R', m, m) of T."""
+        space = self.space
+        theta, s = torch.linalg.eigh(look.t[some])
+        last = slice(space.m - space.width, space.m)
+        return Ritz(theta, s[:, space.start], s[:, last].mT @ look.coupling[some].mT), s
+
+    def _finish(self, some: Tensor, look: Look, spent: bool) -> Tensor:
+        """Store the pairs of replicas whose errors hold, or that end anyway; which ones."""
+        space, o = self.space, self.o
+        ritz, s = self._solved(look, some)
+        noise = space.noise().of(some)
+        index, sides = ranked(ritz.theta, o.which, o.k)
+        chosen = s.gather(2, index[:, None].expand(-1, space.m, -1))
+        values, x, gram = space.pairs(chosen, some)
+        norms = gram.diagonal(dim1=1, dim2=2).clamp_min(0).sqrt()
+        theta = ritz.theta.scatter(1, index, values)
+        r = ritz.residual.norm(dim=2).scatter(1, index, norms)
+        block_norm = torch.linalg.eigvalsh(gram)[:, -1].clamp_min(0).sqrt()
+        formula: Errors = errors(
+            Ritz(theta, ritz.start, ritz.residual), r, index, block_norm, noise, o.tol
+        )
+        overlap = None
+        if o.confidence is not None:
+            cycles = [*(c.of(some) for c in space.cycles), ritz]
+            overlap = Overlaps(cycles, o, self.a.n, self.chance, o.confidence)
+        bound = checked(formula, values, sides, overlap)
+        converged = (bound <= formula.allowed * (1 + 1e-12)).all(1)
+        ends = converged | look.whole[some] | spent
+        scale = space.scale.flatten().cpu()[some, None]
+        check = "residual" if o.confidence is None else f"random({o.confidence:g})"
+        stored = Found(
+            values=values * scale,
+            x=x,
+            residuals=norms * scale,
+            errors=bound * scale,
+            converged=converged,
+            matvecs=torch.zeros_like(some),
+            index=[check] * len(some),
+        )
+        self.found.put(self.active[some[ends]], _part(stored, ends))
+        return ends
+
+    def _restart(self, look: Look) -> None:
+        space, o = self.space, self.o
+        ritz, s = self._solved(look, slice(None))
+        room = space.capacity - 2 * space.width
+        count = min(room, o.k + max(2, (room - o.k) // 2))
+        space.restart(ritz, s, ranked(ritz.theta, o.which, count)[0])
+
+
+def _part(found: Found, mask: Tensor) -> Found:
+    """Some replicas of ``found``."""
+    kept = mask.nonzero().flatten()
+    return Found(
+        found.values[kept],
+        found.x[kept.to(found.x.device)],
+        found.residuals[kept],
+        found.errors[kept],
+        found.converged[kept],
+        found.matvecs[kept],
+        [found.index[i] for i in kept.tolist()],
+    )
