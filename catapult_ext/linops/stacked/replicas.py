@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +15,8 @@ from catapult_ext.linops.model.inputs import wide
 
 # What torch keeps in every module besides its own settings.
 _TENSORS = ("_parameters", "_buffers", "_modules")
-_PLAIN = (type(None), bool, int, float, complex, str, bytes, torch.dtype, torch.device)
+_PLAIN = {type(None), bool, int, float, complex, str, bytes, torch.dtype, torch.device, torch.Size}
+_MISSING = object()
 
 
 class Replicas(Sequence[nn.Module]):
@@ -43,9 +44,12 @@ class Replicas(Sequence[nn.Module]):
                 needs = f"models[{r}] must be a torch.nn.Module"
                 v.fail(where, needs, type(model).__name__, TypeError)
         self._models = [unwrapped(model) for model in self._models]
+        self._parts = [dict(model.named_modules()) for model in self._models]
+        self._held = [_tensors(parts) for parts in self._parts]
         self._check_own_parameters()
         for r in range(1, len(self._models)):
-            _check_alike(self._models[0], self._models[r], r, where)
+            _check_modules(self._parts[0], self._parts[r], r, where)
+            _check_tensors(self._held[0], self._held[r], r, where)
 
     def __len__(self) -> int:
         return len(self._models)
@@ -59,9 +63,11 @@ class Replicas(Sequence[nn.Module]):
     def _check_own_parameters(self) -> None:
         """Raise ValueError where two replicas hold one Parameter."""
         owner: dict[int, tuple[int, str]] = {}
-        for r, model in enumerate(self._models):
-            for name, p in model.named_parameters():
-                first, shared = owner.setdefault(id(p), (r, name))
+        for r, held in enumerate(self._held):
+            for name, t in held.items():
+                if not isinstance(t, nn.Parameter):
+                    continue
+                first, shared = owner.setdefault(id(t), (r, name))
                 v.require(
                     first == r,
                     self._where,
@@ -71,19 +77,42 @@ class Replicas(Sequence[nn.Module]):
 
     def difference(self) -> str:
         """The first setting that is not the same in every model, or empty where none is."""
-        first = list(self._models[0].named_modules())
-        for r, model in enumerate(self._models[1:], 1):
-            for (path, one), other in zip(first, model.modules(), strict=True):
-                for key, value in vars(one).items():
-                    if key not in _TENSORS and not _same(value, vars(other).get(key)):
+        ties = _ties(self._held[0])
+        for path, one in self._parts[0].items():
+            own = {key: value for key, value in vars(one).items() if key not in _TENSORS}
+            for r in range(1, len(self._models)):
+                other = vars(self._parts[r][path])
+                for key, value in own.items():
+                    theirs = other.get(key, _MISSING)
+                    if value is not theirs and not _same(value, theirs):
                         return f"models[{r}] has another {path + '.' if path else ''}{key}"
+                if len(other) != len(vars(one)):
+                    return f"models[{r}] has other settings of {path or 'the model'}"
+        for r in range(1, len(self._models)):
+            if _ties(self._held[r]) != ties:
+                return f"models[{r}] shares other parameters among its layers"
         return ""
 
     def stacked(self, name: str) -> Tensor:
         """The tensor ``name`` of every model, (R, ...), copied; half precision becomes float32."""
-        path, _, last = name.rpartition(".")
-        tensors = [getattr(model.get_submodule(path), last).detach() for model in self._models]
-        return wide(torch.stack(tensors))
+        return wide(torch.stack([held[name].detach() for held in self._held]))
+
+
+def _tensors(parts: Mapping[str, nn.Module]) -> dict[str, Tensor]:
+    """Parameters and buffers by name, those that several modules share under every name."""
+    found = {}
+    for path, part in parts.items():
+        for held in (part._parameters, part._buffers):
+            for name, t in held.items():
+                if t is not None:
+                    found[f"{path}.{name}" if path else name] = t
+    return found
+
+
+def _ties(held: Mapping[str, Tensor]) -> list[str]:
+    """For each tensor the first name of the same one."""
+    first: dict[int, str] = {}
+    return [first.setdefault(id(t), name) for name, t in held.items()]
 
 
 def _taken_apart(models: Sequence[Any], where: str) -> list[nn.Module]:
@@ -119,36 +148,26 @@ def _with_state(module: nn.Module, state: Mapping[str, Tensor]) -> nn.Module:
     return copy.deepcopy(module, memo)
 
 
-def _check_alike(one: nn.Module, other: nn.Module, r: int, where: str) -> None:
-    """Raise unless models[r] has the structure, modes and kinds of parameters of models[0]."""
-    parts, others = dict(one.named_modules()), dict(other.named_modules())
-    odd = next(
-        (name for name in [*parts, *others] if name not in parts or name not in others), None
-    )
-    if odd is None:
-        odd = next((name for name in parts if type(parts[name]) is not type(others[name])), None)
-    if odd is not None:
-        kinds = [type(p[odd]).__name__ if odd in p else "none" for p in (parts, others)]
-        v.fail(
-            where,
-            f"models must have one structure: models[{r}] module '{odd}' must be {kinds[0]}",
-            kinds[1],
-        )
-    for name, part in parts.items():
-        modes = [("train" if p.training else "eval") for p in (part, others[name])]
-        needs = (
-            f"models must be in one mode: models[{r}] module '{name}' must be in {modes[0]} mode"
-        )
-        v.require(modes[0] == modes[1], where, needs, modes[1])
-    for kind in ("parameters", "buffers"):
-        _check_tensors(
-            dict(getattr(one, f"named_{kind}")()), dict(getattr(other, f"named_{kind}")()), r, where
-        )
+def _check_modules(
+    parts: Mapping[str, nn.Module], others: Mapping[str, nn.Module], r: int, where: str
+) -> None:
+    """Raise ValueError unless models[r] has the modules and modes of models[0]."""
+    for name in parts if list(parts) == list(others) else [*parts, *others]:
+        part, other = parts.get(name), others.get(name)
+        if part is None or other is None or type(part) is not type(other):
+            kinds = ["none" if m is None else type(m).__name__ for m in (part, other)]
+            needs = f"models[{r}] module '{name}' must be {kinds[0]}"
+            v.fail(where, f"models must have one structure: {needs}", kinds[1])
+        if part.training != other.training:
+            modes = ["train" if m.training else "eval" for m in (part, other)]
+            needs = f"models[{r}] module '{name}' must be in {modes[0]} mode"
+            v.fail(where, f"models must be in one mode: {needs}", modes[1])
 
 
 def _check_tensors(
     own: Mapping[str, Tensor], theirs: Mapping[str, Tensor], r: int, where: str
 ) -> None:
+    """Raise unless models[r] has parameters and buffers as models[0]."""
     odd = next((name for name in [*own, *theirs] if name not in own or name not in theirs), None)
     if odd is not None:
         kind = "parameter" if isinstance({**own, **theirs}[odd], nn.Parameter) else "buffer"
@@ -156,33 +175,40 @@ def _check_tensors(
         needs = f"models must have one structure: models[{r}] {have[0]} the {kind} {odd}"
         v.fail(where, needs, have[1])
     for name, t in own.items():
-        other, at = theirs[name], f"models[{r}] {name}"
-        shape = tuple(t.shape)
-        v.require(
-            shape == tuple(other.shape), where, f"{at} must have shape {shape}", tuple(other.shape)
-        )
-        if t.dtype != other.dtype:
-            v.fail(where, f"{at} must have dtype {t.dtype}", other.dtype, TypeError)
-        v.require(t.device == other.device, where, f"{at} must be on {t.device}", other.device)
-        wanted = "trainable" if t.requires_grad else "frozen"
-        found = "trainable" if other.requires_grad else "frozen"
-        v.require(wanted == found, where, f"{at} must be {wanted}, as in models[0]", found)
+        other = theirs[name]
+        alike = t.shape == other.shape and t.dtype == other.dtype and t.device == other.device
+        if not alike or t.requires_grad != other.requires_grad:
+            _refuse(t, other, f"models[{r}] {name}", where)
+
+
+def _refuse(t: Tensor, other: Tensor, at: str, where: str) -> NoReturn:
+    """Raise what says how two tensors differ."""
+    if t.shape != other.shape:
+        v.fail(where, f"{at} must have shape {tuple(t.shape)}", tuple(other.shape))
+    if t.dtype != other.dtype:
+        v.fail(where, f"{at} must have dtype {t.dtype}", other.dtype, TypeError)
+    if t.device != other.device:
+        v.fail(where, f"{at} must be on {t.device}", other.device)
+    wanted, found = ("trainable" if p.requires_grad else "frozen" for p in (t, other))
+    v.fail(where, f"{at} must be {wanted}, as in models[0]", found)
 
 
 def _same(one: Any, other: Any) -> bool:
     """Whether two settings of modules are surely the same."""
-    if one is other:
-        return True
-    if type(one) is not type(other):
+    kind = type(one)
+    if kind is not type(other):
         return False
-    if isinstance(one, _PLAIN):
-        return bool(one == other) or one != one
-    if isinstance(one, Mapping):
+    if kind in _PLAIN:
+        return bool(one == other) or (one != one and other != other)
+    if isinstance(one, dict):
+        if not one and not other:
+            return True
         keys = list(one) == list(other)
-        return keys and all(_same(one[k], other[k]) for k in one)
-    if isinstance(one, (tuple, list)):
-        return len(one) == len(other) and all(map(_same, one, other))
-    if isinstance(one, (set, frozenset)):
+        return keys and all(_same(one[k], other[k]) or one[k] is other[k] for k in one)
+    if kind in (tuple, list):
+        pairs = zip(one, other, strict=False)
+        return len(one) == len(other) and all(a is b or _same(a, b) for a, b in pairs)
+    if kind in (set, frozenset):
         return bool(one == other)
     if isinstance(one, Tensor):
         alike = one.shape == other.shape and one.dtype == other.dtype
