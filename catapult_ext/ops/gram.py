@@ -28,18 +28,22 @@ def gram(
 ) -> Tensor:
     """Sum over dense layers of (scale A A2' + bias) o (G G2'), the NTK in the sum convention.
 
+    Of one network, or of R networks of one architecture at once where every tensor has a leading
+    dimension R.
+
     With a_l the input of layer l and g_l[n, o] = d f_no / d z_l the derivative of output o by the
     layer's pre-activation, the parameters of layer l contribute
     ``(scale_l a_l[n].a2_l[m] + bias_l) (g_l[n, o].g2_l[m, q])`` to Theta[(n, o), (m, q)]
     (Jacot et al. 2018; the layer-wise form of Novak et al. 2022). No 1/N.
 
     Args:
-        a: L tensors (N1, d_l), float32 or float64.
-        g: L tensors (N1, O, p_l), same dtype and device.
+        a: L tensors (N1, d_l), or (R, N1, d_l), float32 or float64.
+        g: L tensors (N1, O, p_l), or (R, N1, O, p_l), same dtype and device.
         scale: L factors of A A2': sigma_w^2 / fan_in, or 1 for a standard layer.
         bias: L constants: sigma_b^2, 1 for a standard bias, 0 without one.
-        a2: inputs (N2, d_l) of the second batch; None for the symmetric kernel of a and g.
-        g2: derivatives (N2, O, p_l) of the second batch, given together with a2.
+        a2: inputs (N2, d_l), or (R, N2, d_l), of the second batch; None for the symmetric kernel
+            of a and g.
+        g2: derivatives (N2, O, p_l), or (R, N2, O, p_l), of it, given together with a2.
         outputs: ``"all"``, ``"trace"`` (sum over o = q) or ``"diagonal"`` (n = m and o = q).
         precision: of float32 products on a GPU: ``"full"``, ``"tf32"`` (tensor cores, inputs
             rounded to 10 bits of mantissa) or ``"3xtf32"`` (tensor cores, three products, near
@@ -47,9 +51,9 @@ def gram(
 
     Returns:
         ``"all"``: (N1*O, N2*O), flat index n*O + o. ``"trace"``: (N1, N2). ``"diagonal"``: (N1*O,).
-        The symmetric kernel is symmetric bit for bit: one triangle is computed and mirrored.
-        Non-finite values stay in the rows and columns of their sample. The same bits for any
-        number of threads.
+        Each with a leading R of several networks. The symmetric kernel is symmetric bit for bit:
+        one triangle is computed and mirrored. Non-finite values stay in the rows and columns of
+        their sample. The same bits for any number of threads.
 
     Raises:
         TypeError: not tensors of float32 or float64, or of different dtypes.
@@ -57,8 +61,9 @@ def gram(
             ``outputs``, or an input that requires grad.
 
     Cost:
-        sum_l N1 N2 d_l + N1 N2 O^2 p_l multiply-adds (trace: O p_l; diagonal: N1 (d_l + O p_l)),
-        half of it in the symmetric case. No temporary of the size of the result.
+        For each network sum_l N1 N2 d_l + N1 N2 O^2 p_l multiply-adds (trace: O p_l; diagonal:
+        N1 (d_l + O p_l)), half of it in the symmetric case. No temporary of the size of the result.
+        Many networks are computed one on each thread.
     """
     _validate.listed(_WHERE, a=a, g=g)
     _validate.number_lists(_WHERE, scale=scale, bias=bias)
@@ -78,10 +83,10 @@ def gram(
         _validate.listed(_WHERE, a2=a2, g2=g2)
         tensors |= _check_side("a2", "g2", a2, g2, a, g)
         _validate.require(
-            outputs != "diagonal" or a2[0].shape[0] == a[0].shape[0],
+            outputs != "diagonal" or a2[0].shape[-2] == a[0].shape[-2],
             _WHERE,
-            f"outputs='diagonal' needs as many samples in a2 as in a, {a[0].shape[0]}",
-            a2[0].shape[0],
+            f"outputs='diagonal' needs as many samples in a2 as in a, {a[0].shape[-2]}",
+            a2[0].shape[-2],
         )
     _validate.same_kind(_WHERE, tensors)
     _validate.no_grad_needed(_WHERE, tensors)
@@ -114,18 +119,21 @@ def _check_side(
             len(values),
         )
     tensors = {}
+    several = isinstance(like_a[0], Tensor) and like_a[0].dim() == 3
+    replicas: tuple[int | str, ...] = (like_a[0].shape[0],) if several else ()
     samples: int | str = f"{a_name} samples"
     outputs: int | str = "O"
     for layer in range(len(a)):
         a_at, g_at = f"{a_name}[{layer}]", f"{g_name}[{layer}]"
         own = a_name == "a"
-        width = "d" if own else like_a[layer].shape[1]
-        tensors[a_at] = _validate.tensor(a[layer], _WHERE, a_at, (samples, width))
-        samples = a[0].shape[0]
-        width = "p" if own else like_g[layer].shape[2]
-        outputs = outputs if own else like_g[0].shape[1]
-        tensors[g_at] = _validate.tensor(g[layer], _WHERE, g_at, (samples, outputs, width))
-        outputs = g[0].shape[1]
+        width = "d" if own else like_a[layer].shape[-1]
+        tensors[a_at] = _validate.tensor(a[layer], _WHERE, a_at, (*replicas, samples, width))
+        samples = a[0].shape[-2]
+        width = "p" if own else like_g[layer].shape[-1]
+        outputs = outputs if own else like_g[0].shape[-2]
+        shape = (*replicas, samples, outputs, width)
+        tensors[g_at] = _validate.tensor(g[layer], _WHERE, g_at, shape)
+        outputs = g[0].shape[-2]
     return tensors
 
 
@@ -139,13 +147,13 @@ def _fake(
     outputs: int,
     precision: int,
 ) -> Tensor:
-    samples, width = g[0].shape[0], g[0].shape[1]
-    samples2 = g2[0].shape[0] if g2 else samples
+    *replicas, samples, width, _ = g[0].shape
+    samples2 = g2[0].shape[-3] if g2 else samples
     if _OUTPUTS[outputs] == "trace":
-        return a[0].new_empty((samples, samples2))
+        return a[0].new_empty((*replicas, samples, samples2))
     if _OUTPUTS[outputs] == "diagonal":
-        return a[0].new_empty((samples * width,))
-    return a[0].new_empty((samples * width, samples2 * width))
+        return a[0].new_empty((*replicas, samples * width))
+    return a[0].new_empty((*replicas, samples * width, samples2 * width))
 
 
 def _impl(

@@ -19,6 +19,24 @@ def gram(
     outputs: str = "all",
 ) -> Tensor:
     """Kernel of :func:`catapult_ext.ops.gram`, summed over layers by einsum."""
+    if a[0].dim() == 3:  # networks one after the other
+
+        def of(side: Sequence[Tensor] | None, r: int) -> list[Tensor] | None:
+            return None if side is None else [t[r] for t in side]
+
+        each = [
+            gram(
+                [t[r] for t in a],
+                [t[r] for t in g],
+                scale=scale,
+                bias=bias,
+                a2=of(a2, r),
+                g2=of(g2, r),
+                outputs=outputs,
+            )
+            for r in range(a[0].shape[0])
+        ]
+        return torch.stack(each)
     a2 = a if a2 is None else a2
     g2 = g if g2 is None else g2
     total = torch.zeros((), dtype=a[0].dtype, device=a[0].device)

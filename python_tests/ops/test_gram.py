@@ -110,6 +110,57 @@ def test_many_layers(backend, dtype, generator):
         assert_agrees(got, args, **numbers, outputs=mode)
 
 
+@pytest.mark.parametrize("replicas", [1, 2, 5, 19])
+@pytest.mark.parametrize("outputs", [1, 3])
+@pytest.mark.parametrize("mode", OUTPUTS)
+def test_networks_at_once(backend, dtype, generator, replicas, outputs, mode):
+    """Each has the bits that it has alone; one that is not finite touches no other."""
+    nets = [factors(13, outputs, dtype, generator) for _ in range(replicas)]
+    more = [factors(7 if mode != "diagonal" else 13, outputs, dtype, generator) for _ in nets]
+    if replicas > 2:
+        nets[1][0][0][2] = torch.nan
+    a, g = (
+        [torch.stack(layer) for layer in zip(*side, strict=True)]
+        for side in zip(*nets, strict=True)
+    )
+    a2, g2 = (
+        [torch.stack(layer) for layer in zip(*side, strict=True)]
+        for side in zip(*more, strict=True)
+    )
+    got = backend.run(ops.gram, a, g, **options(), outputs=mode)
+    cross = backend.run(ops.gram, a, g, a2=a2, g2=g2, **options(), outputs=mode)
+    for r, (net, second) in enumerate(zip(nets, more, strict=True)):
+        alone = backend.run(ops.gram, *net, **options(), outputs=mode)
+        assert got[r].shape == alone.shape
+        assert torch.equal(got[r].nan_to_num(), alone.nan_to_num())
+        assert bool(got[r].isfinite().all()) == (replicas <= 2 or r != 1)
+        with_second = {"a2": second[0], "g2": second[1], **options(), "outputs": mode}
+        alone = backend.run(ops.gram, *net, **with_second)
+        assert torch.equal(cross[r].nan_to_num(), alone.nan_to_num())
+
+
+def test_no_network(backend, dtype):
+    a, g = [torch.ones(0, 4, 3, dtype=dtype)], [torch.ones(0, 4, 2, 5, dtype=dtype)]
+    assert backend.run(ops.gram, a, g, **options(1)).shape == (0, 8, 8)
+
+
+@pytest.mark.parametrize("replicas", [2, 9])
+def test_networks_and_threads(backend, dtype, generator, replicas):
+    """Few networks share out the blocks of each, many are one thread's each."""
+    a = [torch.randn(replicas, 90, 6, dtype=dtype, generator=generator)]
+    g = [torch.randn(replicas, 90, 1, 5, dtype=dtype, generator=generator)]
+    before, results = torch.get_num_threads(), []
+    try:
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            results.append(backend.run(ops.gram, a, g, **options(1)))
+    finally:
+        torch.set_num_threads(before)
+    assert all(torch.equal(results[0], other) for other in results[1:])
+    assert torch.equal(results[0], results[0].mT)
+    assert_agrees(results[0], (a, g), **options(1))
+
+
 def test_symmetric_to_the_bit_and_positive_semidefinite(backend, dtype, generator):
     args = factors(67, 5, dtype, generator)
     got = backend.run(ops.gram, *args, **options())
@@ -191,6 +242,8 @@ def test_registration(generator, mode):
     schema_args = (a, g, a[::1], g[::1], [1.0, 0.5], [0.0, 1.0], index, 0)
     torch.library.opcheck(torch.ops.catapult.gram, schema_args)
     torch.library.opcheck(torch.ops.catapult.gram, (a, g, [], [], [1.0, 0.5], [0.0, 1.0], index, 0))
+    two = ([torch.stack([t, t]) for t in side] for side in (a, g))
+    torch.library.opcheck(torch.ops.catapult.gram, (*two, [], [], [1.0, 0.5], [0.0, 1.0], index, 0))
 
     def call(a, g):
         return ops.gram(a, g, **options(), outputs=mode)
@@ -226,6 +279,9 @@ def call(a, g, **kwargs):
             ValueError,
             "outputs='diagonal' needs as many samples",
         ),
+        (lambda a, g: call([t[None] for t in a], g), ValueError, r"g\[0\] must have shape \(1, 6"),
+        (lambda a, g: call([t[None] for t in a], [t.expand(2, -1, -1, -1) for t in g]),
+         ValueError, r"g\[0\] must have shape \(1, 6, O, p\), got \(2, 6"),
         (lambda a, g: call([a[0].requires_grad_(), a[1]], g), ValueError, r"a\[0\].detach\(\)"),
     ],
 )  # fmt: skip

@@ -171,11 +171,7 @@ class StackedChain(StackedLinearization):
         a, g = [layer.input for layer in self.layers], self._derivatives()
         scale = [layer.scale for layer in self.layers]
         bias = [layer.bias for layer in self.layers]
-        each = [
-            ops.gram([t[r] for t in a], [t[r] for t in g], scale=scale, bias=bias, outputs=outputs)
-            for r in range(self.replicas)
-        ]
-        return torch.stack(each)
+        return ops.gram(a, g, scale=scale, bias=bias, outputs=outputs)
 
     def _derivatives(self) -> list[Tensor]:
         """(R, N, O, p_l) for every layer."""

@@ -1,4 +1,4 @@
-// The neural tangent kernel of dense layers from their factors:
+// The neural tangent kernels of R networks of dense layers from their factors:
 //   Theta[(n,o),(m,q)] = sum_l (scale_l a_l[n].a2_l[m] + bias_l) (g_l[n,o].g2_l[m,q]).
 #pragma once
 
@@ -17,16 +17,18 @@ enum class GramPrecision { kFull = 0, kTf32 = 1, kTf32x3 = 2 };
 enum class GramOutputs { kAll = 0, kTrace = 1, kDiagonal = 2 };
 
 struct GramArgs {
-  std::vector<TensorView> a;   // L x (N1, d_l)
-  std::vector<TensorView> g;   // L x (N1, O, p_l)
-  std::vector<TensorView> a2;  // L x (N2, d_l), or empty: the symmetric kernel of a and g
-  std::vector<TensorView> g2;  // L x (N2, O, p_l), or empty
+  // Of one network all tensors may lack the leading R, which gram() adds.
+  std::vector<TensorView> a;   // L x (R, N1, d_l)
+  std::vector<TensorView> g;   // L x (R, N1, O, p_l)
+  std::vector<TensorView> a2;  // L x (R, N2, d_l), or empty: the symmetric kernel of a and g
+  std::vector<TensorView> g2;  // L x (R, N2, O, p_l), or empty
   std::vector<double> scale;   // L
   std::vector<double> bias;    // L
   GramOutputs outputs = GramOutputs::kAll;
   GramPrecision precision = GramPrecision::kFull;
-  TensorView out;  // kAll (N1*O, N2*O), kTrace (N1, N2), kDiagonal (N1*O,)
+  TensorView out;  // kAll (R, N1*O, N2*O), kTrace (R, N1, N2), kDiagonal (R, N1*O)
 
+  int64_t replicas() const { return out.size[0]; }
   bool symmetric() const { return a2.empty(); }
 };
 

@@ -11,17 +11,23 @@
 namespace catapult {
 namespace {
 
+// The part of one replica, whose sizes are those of the tensor without the first.
+template <typename T>
+T* of(const TensorView& t, int64_t replica) {
+  return t.as<T>() + replica * (t.numel() / t.size[0]);
+}
+
 // The trace over outputs is the kernel of one output whose g is all of them in a row.
 template <typename T>
-std::vector<GramLayer<T>> layers_of(const GramArgs& args) {
+std::vector<GramLayer<T>> layers_of(const GramArgs& args, int64_t replica) {
   const bool self = args.symmetric(), trace = args.outputs == GramOutputs::kTrace;
   std::vector<GramLayer<T>> layers;
   for (size_t l = 0; l < args.a.size(); ++l) {
     const TensorView &a = args.a[l], &g = args.g[l];
     const TensorView &a2 = self ? a : args.a2[l], &g2 = self ? g : args.g2[l];
-    const int64_t p = trace ? g.size[1] * g.size[2] : g.size[2];
-    layers.push_back({a.as<T>(), a2.as<T>(), g.as<T>(), g2.as<T>(), a.size[1], p,
-                      static_cast<T>(args.scale[l]), static_cast<T>(args.bias[l])});
+    const int64_t p = trace ? g.size[2] * g.size[3] : g.size[3];
+    layers.push_back({of<T>(a, replica), of<T>(a2, replica), of<T>(g, replica), of<T>(g2, replica),
+                      a.size[2], p, static_cast<T>(args.scale[l]), static_cast<T>(args.bias[l])});
   }
   return layers;
 }
@@ -59,6 +65,26 @@ void run_blocks(const GramProblem<T>& problem, const GramKernels<T>& kernels, in
   });
 }
 
+template <typename T>
+void run_replica(const GramArgs& args, const GramKernels<T>& kernels, int64_t replica,
+                 int threads) {
+  const std::vector<GramLayer<T>> layers = layers_of<T>(args, replica);
+  const bool trace = args.outputs == GramOutputs::kTrace;
+  const GramProblem<T> problem{
+      layers.data(),           static_cast<int64_t>(layers.size()), args.out.size[1],
+      args.out.size[2],        trace ? 1 : args.g[0].size[2],       args.symmetric(),
+      of<T>(args.out, replica)};
+  if (args.outputs != GramOutputs::kDiagonal) {
+    run_blocks(problem, kernels, threads);
+    return;
+  }
+  constexpr int64_t kRows = 64;
+  const int64_t pieces = (problem.rows + kRows - 1) / kRows;
+  parallel_for(pieces, threads, [&](int64_t i) {
+    kernels.diagonal(problem, i * kRows, std::min((i + 1) * kRows, problem.rows));
+  });
+}
+
 }  // namespace
 
 GramConfig gram_cpu_config(int64_t rows, int64_t cols, bool symmetric, int bytes, int threads) {
@@ -73,20 +99,14 @@ void gram_cpu(const GramArgs& args, const Exec& exec) {
   const GramSimd& simd = CATAPULT_SELECT_ISA(gram_simd);
   dispatch_float(args.out.dtype, "gram", [&](auto tag) {
     using T = typename decltype(tag)::type;
-    const std::vector<GramLayer<T>> layers = layers_of<T>(args);
-    const bool trace = args.outputs == GramOutputs::kTrace;
-    GramProblem<T> problem{layers.data(),    static_cast<int64_t>(layers.size()), args.out.size[0],
-                           args.out.size[1], trace ? 1 : args.g[0].size[1],       args.symmetric(),
-                           args.out.as<T>()};
-    if (args.outputs != GramOutputs::kDiagonal) {
-      run_blocks(problem, simd.of<T>(), exec.threads);
-      return;
+    // Many replicas: each on one thread, and none waits for another's blocks.
+    const int64_t replicas = args.replicas();
+    if (replicas >= 4 * exec.threads) {
+      parallel_for(replicas, exec.threads,
+                   [&](int64_t r) { run_replica(args, simd.of<T>(), r, 1); });
+    } else {
+      for (int64_t r = 0; r < replicas; ++r) run_replica(args, simd.of<T>(), r, exec.threads);
     }
-    constexpr int64_t kRows = 64;
-    const int64_t pieces = (problem.rows + kRows - 1) / kRows;
-    parallel_for(pieces, exec.threads, [&](int64_t i) {
-      simd.of<T>().diagonal(problem, i * kRows, std::min((i + 1) * kRows, problem.rows));
-    });
   });
 }
 

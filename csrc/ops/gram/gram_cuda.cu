@@ -23,6 +23,11 @@ using SmallShape = TileShape<float, 32, 32, 2, 1>;
 using LargeShape64 = TileShape<double, 64, 64, 4, 1>;
 using SmallShape64 = TileShape<double, 32, 32, 2, 1>;
 
+int as_int(int64_t value) {
+  check(value <= INT32_MAX / 2, kOp, "sizes must be below 2^30 on a GPU, got ", value);
+  return static_cast<int>(value);
+}
+
 template <typename Shape>
 int64_t tile_count(int64_t rows, int64_t cols, bool symmetric) {
   const int64_t down = (rows + Shape::kRows - 1) / Shape::kRows;
@@ -39,7 +44,8 @@ size_t shared_bytes() {
 template <typename Engine, int kBlocksPerProcessor>
 void launch_tiles(GramParams<typename Engine::T> params, const Exec& exec) {
   using Shape = typename Engine::Shape;
-  const int64_t blocks = tile_count<Shape>(params.rows, params.cols, params.symmetric);
+  params.tiles = as_int(tile_count<Shape>(params.rows, params.cols, params.symmetric));
+  const int64_t blocks = int64_t{params.tiles} * params.replicas;
   check(blocks <= INT32_MAX, kOp, "too many tiles for one launch: ", blocks);
   params.row_tiles = (params.rows + Shape::kRows - 1) / Shape::kRows;
   params.col_tiles = (params.cols + Shape::kCols - 1) / Shape::kCols;
@@ -52,7 +58,8 @@ void launch_tiles(GramParams<typename Engine::T> params, const Exec& exec) {
 void launch_tiles_for(const GramParams<float>& params, GramPrecision precision, const Exec& exec) {
   const device::DeviceFacts facts = device::device_facts(exec, kOp);
   if (precision == GramPrecision::kTf32) {
-    const int64_t wide = tile_count<WideShape>(params.rows, params.cols, params.symmetric);
+    const int64_t wide =
+        params.replicas * tile_count<WideShape>(params.rows, params.cols, params.symmetric);
     // The row and column tables are static shared memory, and count too.
     const size_t wide_bytes = shared_bytes<WideShape>() + 2048;
     if (wide >= facts.multiprocessors && wide_bytes <= static_cast<size_t>(facts.shared_per_block))
@@ -61,21 +68,18 @@ void launch_tiles_for(const GramParams<float>& params, GramPrecision precision, 
   }
   if (precision == GramPrecision::kTf32x3)
     return launch_tiles<device::Tf32Engine<LargeShape, true>, 2>(params, exec);
-  const int64_t large = tile_count<LargeShape>(params.rows, params.cols, params.symmetric);
+  const int64_t large =
+      params.replicas * tile_count<LargeShape>(params.rows, params.cols, params.symmetric);
   if (large >= facts.multiprocessors) return launch_tiles<FmaEngine<LargeShape>, 2>(params, exec);
   launch_tiles<FmaEngine<SmallShape>, 4>(params, exec);
 }
 
 void launch_tiles_for(const GramParams<double>& params, GramPrecision, const Exec& exec) {
-  const int64_t large = tile_count<LargeShape64>(params.rows, params.cols, params.symmetric);
+  const int64_t large =
+      params.replicas * tile_count<LargeShape64>(params.rows, params.cols, params.symmetric);
   if (large >= device::device_facts(exec, kOp).multiprocessors)
     return launch_tiles<device::F64Engine<LargeShape64>, 2>(params, exec);
   launch_tiles<device::F64Engine<SmallShape64>, 2>(params, exec);
-}
-
-int as_int(int64_t value) {
-  check(value <= INT32_MAX / 2, kOp, "sizes must be below 2^30 on a GPU, got ", value);
-  return static_cast<int>(value);
 }
 
 // Layers [first, first + kGramLayers) of the problem.
@@ -86,19 +90,20 @@ GramParams<T> params_from(const GramArgs& args, size_t first) {
   for (size_t l = first; l < args.a.size() && l < first + device::kGramLayers; ++l) {
     const TensorView &a = args.a[l], &g = args.g[l];
     const TensorView &a2 = self ? a : args.a2[l], &g2 = self ? g : args.g2[l];
-    const int64_t p = trace ? g.size[1] * g.size[2] : g.size[2];
+    const int64_t p = trace ? g.size[2] * g.size[3] : g.size[3];
     params.layers[params.layer_count++] = {a.as<T>(),
                                            a2.as<T>(),
                                            g.as<T>(),
                                            g2.as<T>(),
-                                           as_int(a.size[1]),
+                                           as_int(a.size[2]),
                                            as_int(p),
                                            static_cast<T>(args.scale[l]),
                                            static_cast<T>(args.bias[l])};
   }
-  params.rows = as_int(args.out.size[0]);
-  params.cols = as_int(args.out.ndim == 2 ? args.out.size[1] : 1);
-  params.outputs = trace ? 1 : as_int(args.g[0].size[1]);
+  params.replicas = as_int(args.replicas());
+  params.rows = as_int(args.out.size[1]);
+  params.cols = as_int(args.out.ndim == 3 ? args.out.size[2] : args.out.size[1]);
+  params.outputs = trace ? 1 : as_int(args.g[0].size[2]);
   params.symmetric = self;
   params.accumulate = first > 0;
   params.out = args.out.as<T>();
@@ -117,7 +122,8 @@ void gram_cuda(const GramArgs& args, const Exec& exec) {
         continue;
       }
       constexpr int64_t kThreads = 256, kRows = kThreads / device::kWarpSize;
-      const int64_t blocks = (int64_t{params.rows} + kRows - 1) / kRows;
+      const int64_t blocks = (int64_t{params.replicas} * params.rows + kRows - 1) / kRows;
+      check(blocks <= INT32_MAX, kOp, "too many rows for one launch: ", blocks);
       device::launch(&device::gram_diagonal_kernel<T>,
                      {kOp, exec, dim3(static_cast<unsigned>(blocks)), dim3(kThreads)}, params);
     }

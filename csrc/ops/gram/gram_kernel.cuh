@@ -21,18 +21,31 @@ template <typename T>
 struct GramParams {
   GramCudaLayer<T> layers[kGramLayers];
   int layer_count;
-  int rows, cols;  // of out
+  int replicas;
+  int tiles;       // of one replica
+  int rows, cols;  // of one replica's out; of a diagonal both are its length
   int outputs;     // rows = samples * outputs
   int row_tiles, col_tiles;
   bool symmetric;   // tiles that touch the lower triangle only; the rest is mirrored
   bool accumulate;  // add to what earlier launches left in out
-  T* out;           // (rows, cols)
+  T* out;           // (replicas, rows, cols)
 };
+
+// The factors of one layer of a replica.
+template <typename T>
+__device__ inline GramCudaLayer<T> layer_of(const GramParams<T>& p, int l, int64_t replica) {
+  GramCudaLayer<T> layer = p.layers[l];
+  layer.a += replica * (p.rows / p.outputs) * layer.d;
+  layer.a2 += replica * (p.cols / p.outputs) * layer.d;
+  layer.g += replica * p.rows * layer.p;
+  layer.g2 += replica * p.cols * layer.p;
+  return layer;
+}
 
 // Symmetric: row r of tiles has the first r * step + step columns of tiles, step = rows per column.
 template <typename Shape, typename T>
 __device__ inline void tile_of_block(const GramParams<T>& p, int& row, int& col) {
-  const int block = blockIdx.x;
+  const int block = blockIdx.x % p.tiles;
   if (!p.symmetric) {
     row = block / p.col_tiles;
     col = block % p.col_tiles;
@@ -89,6 +102,7 @@ __global__ void __launch_bounds__(Engine::Shape::kThreads, kBlocksPerProcessor)
   using T = typename Engine::T;
   CATAPULT_DYNAMIC_SMEM(T, smem);
   T* const inputs = smem + Shape::kSharedSize;
+  const int64_t replica = blockIdx.x / p.tiles;
   int row, col;
   tile_of_block<Shape>(p, row, col);
   row *= Shape::kRows;
@@ -108,7 +122,7 @@ __global__ void __launch_bounds__(Engine::Shape::kThreads, kBlocksPerProcessor)
 
   T total[Shape::kElements] = {};
   for (int l = 0; l < p.layer_count; ++l) {
-    const GramCudaLayer<T>& layer = p.layers[l];
+    const GramCudaLayer<T> layer = layer_of(p, l, replica);
     Engine engine;
     // The barriers of multiply_tile complete the table.
     if (p.outputs != 1) input_table<Shape>(layer, n0, n_count, m0, m_count, inputs);
@@ -135,24 +149,27 @@ __global__ void __launch_bounds__(Engine::Shape::kThreads, kBlocksPerProcessor)
     if (p.outputs != 1) __syncthreads();  // the table is rewritten for the next layer
   }
 
+  T* const out = p.out + replica * p.rows * p.cols;
 #pragma unroll
   for (int e = 0; e < Shape::kElements; ++e) {
     const int r = row + Engine::row(e), c = col + Engine::col(e);
     if (!in_bounds(r < p.rows) || !in_bounds(c < p.cols)) continue;
     if (p.symmetric && c > r) continue;
-    T* const to = p.out + int64_t{r} * p.cols + c;
+    T* const to = out + int64_t{r} * p.cols + c;
     const T value = p.accumulate ? *to + total[e] : total[e];
     *to = value;
-    if (p.symmetric && c < r) p.out[int64_t{c} * p.cols + r] = value;
+    if (p.symmetric && c < r) out[int64_t{c} * p.cols + r] = value;
   }
 }
 
-// One warp per flat row: out[row] = sum_l (scale a.a2 + bias) (g.g2).
+// One warp per flat row of a replica: out[row] = sum_l (scale a.a2 + bias) (g.g2).
 template <typename T>
 __global__ void gram_diagonal_kernel(const GramParams<T> p) {
   const int lane = threadIdx.x % kWarpSize;
-  const int row = static_cast<int>((int64_t{blockIdx.x} * blockDim.x + threadIdx.x) / kWarpSize);
-  if (!in_bounds(row < p.rows)) return;
+  const int64_t index = (int64_t{blockIdx.x} * blockDim.x + threadIdx.x) / kWarpSize;
+  if (!in_bounds(index < int64_t{p.replicas} * p.rows)) return;
+  const int64_t replica = index / p.rows;
+  const int row = static_cast<int>(index % p.rows);
   const int64_t sample = row / p.outputs;
   const auto dot = [lane](const T* x, const T* y, int n) {
     T sum = 0;
@@ -161,13 +178,13 @@ __global__ void gram_diagonal_kernel(const GramParams<T> p) {
   };
   T total = 0;
   for (int l = 0; l < p.layer_count; ++l) {
-    const GramCudaLayer<T>& layer = p.layers[l];
+    const GramCudaLayer<T> layer = layer_of(p, l, replica);
     const T input = dot(layer.a + sample * layer.d, layer.a2 + sample * layer.d, layer.d);
     const T output =
         dot(layer.g + int64_t{row} * layer.p, layer.g2 + int64_t{row} * layer.p, layer.p);
     total += (layer.scale * input + layer.bias) * output;
   }
-  if (lane == 0) p.out[row] = p.accumulate ? p.out[row] + total : total;
+  if (lane == 0) p.out[index] = p.accumulate ? p.out[index] + total : total;
 }
 
 }  // namespace catapult::device
