@@ -47,7 +47,7 @@ def gram(
         outputs: ``"all"``, ``"trace"`` (sum over o = q) or ``"diagonal"`` (n = m and o = q).
         precision: of float32 products on a GPU: ``"full"``, ``"tf32"`` (tensor cores, inputs
             rounded to 10 bits of mantissa) or ``"3xtf32"`` (tensor cores, three products, near
-            full). The CPU and float64 compute in full precision whatever it says.
+            full). The CPU, float64 and several networks compute in full precision whatever it says.
 
     Returns:
         ``"all"``: (N1*O, N2*O), flat index n*O + o. ``"trace"``: (N1, N2). ``"diagonal"``: (N1*O,).

@@ -91,7 +91,7 @@ def operators(kind, nets, inputs, o, shared, **options):
     return make(nets, loss, batches[0] if shared else batches, **options), single
 
 
-AT_ONCE = ["chain"]
+AT_ONCE = ["chain", "cnn", "resnet20", "transformer"]
 KINDS = ["ntk", "ggn", "ggn_mse", "hessian"]
 
 

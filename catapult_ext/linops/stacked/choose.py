@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,10 +11,13 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from catapult_ext import _validate as v
-from catapult_ext._model_call import call_model
+from catapult_ext._model_call import call_model, output_tensor
 from catapult_ext._module_copy import own_copy
+from catapult_ext.linops.engines.base import GRAPHS
 from catapult_ext.linops.engines.choose import Options, take_snapshot
+from catapult_ext.linops.engines.plan import parse_budget
 from catapult_ext.linops.model.fixed_model import Probe
+from catapult_ext.linops.model.memory_meter import LIMITS, Meter
 from catapult_ext.linops.model.policy import repeats
 from catapult_ext.linops.model.snapshot import Snapshot
 from catapult_ext.linops.stacked.base import StackedProducts
@@ -22,10 +25,14 @@ from catapult_ext.linops.stacked.chain import ChainParts, StackedChain, parts_of
 from catapult_ext.linops.stacked.jacobian_products import WithoutBad
 from catapult_ext.linops.stacked.linearization import StackedLinearization
 from catapult_ext.linops.stacked.replicas import Replicas
+from catapult_ext.linops.stacked.vectorized import StackedAutograd, adjoint
 from catapult_ext.linops.tracing.dense_chain import ChainTracer
 
 _TAKEN = {"params", "check", "copy", "seed"}  # options that products of all at once know
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+LAYER_FLOPS = (
+    4e6  # of a layer in one forward pass: beyond, a loop is faster (bench_stacked_operators)
+)
 _TRUSTED = ("torch.nn.", "catapult_ext.models.")  # modules that branch on no values
 
 
@@ -79,11 +86,20 @@ def stacked(
     """
     _require_alike(replicas, inputs, options)
     r, snapshot, parts = _traced(replicas, inputs, where, probe, options)
-    if parts is None:
-        raise NotStacked("no chains of dense layers")
-    first = _first_inputs(replicas, inputs, shared, snapshot, parts)
-    chain = stacked_chain(parts, snapshot, replicas.stacked, first, probe == "hessian")
-    return _checked(chain, replicas, inputs, r, options)
+    linearization: StackedLinearization
+    if parts is not None:
+        first = _first_inputs(replicas, inputs, shared, snapshot, parts)
+        bends = probe == "hessian"
+        linearization = stacked_chain(parts, snapshot, replicas.stacked, first, bends)
+    else:
+        v.require(options.get("engine") is None, where, "models must be chains", "others")
+        linearization = vectorized(replicas, inputs, shared, snapshot, options)
+    finite = torch.isfinite(linearization.outputs).flatten(1).all(1)
+    if options.get("check", True):
+        _check_courses(linearization, finite, replicas, inputs, r)
+        if isinstance(linearization, StackedAutograd) and not adjoint(linearization, finite):
+            raise NotStacked("a second derivative that torch.func.vmap loses")
+    return Stack(linearization, None if bool(finite.all()) else ~finite)
 
 
 def _require_alike(replicas: Replicas, inputs: Sequence[Any], options: Options) -> None:
@@ -167,24 +183,76 @@ def _first_inputs(
     return torch.stack(found)
 
 
-def _checked(
-    chain: StackedChain, replicas: Replicas, inputs: Sequence[Any], traced: int, options: Options
-) -> Stack:
-    """The stack, with its replicas that are not finite; its outputs are the models' own.
+def vectorized(
+    replicas: Replicas,
+    inputs: Sequence[Tensor],
+    shared: bool,
+    snapshot: Snapshot,
+    options: Options,
+) -> StackedAutograd:
+    """The models under ``torch.func.vmap``, where that is faster than a loop.
 
-    Modules of torch and of this package branch on no values.  Where others are, some samples of
-    every model show that they all go the way of the one that was traced.
+    Raises:
+        NotStacked: large layers, graphs that do not fit into memory, or what vmap does not take.
+        ValueError: what single operators refuse.
     """
-    finite = torch.isfinite(chain.outputs).flatten(1).all(1)
-    if options.get("check", True) and not _trusted(replicas[0]):
-        for r, (model, x) in enumerate(zip(replicas, inputs, strict=True)):
-            if r != traced and bool(finite[r]):
-                step = max(1, len(x) // 8)
-                with torch.no_grad():
-                    again = call_model(own_copy(model), x)
-                if not isinstance(again, Tensor) or not repeats(
-                    again.reshape(chain.outputs[r].shape)[::step].to(chain.outputs.dtype),
-                    chain.outputs[r][::step],
-                ):
-                    raise NotStacked(f"another course of models[{r}]")
-    return Stack(chain, None if bool(finite.all()) else ~finite)
+    with Meter(snapshot.tensors(), None, work=True) as meter:
+        outputs = snapshot.forward()
+        used = meter.phase()
+    weights = sum(p.dim() > 1 for p in snapshot.params.values())
+    if used.flops > LAYER_FLOPS * max(weights, 1):
+        raise NotStacked(f"{used.flops / max(weights, 1) / 1e6:.3g} MFLOP a layer")
+    if len(replicas) * GRAPHS * used.kept > parse_budget(None, snapshot.device, snapshot.where):
+        raise NotStacked("graphs that do not fit into memory together")
+    kept = snapshot.observed.plain and not snapshot.writes_parameters
+    if not kept or any(t.is_complex() for t in replicas.held(0)):
+        raise NotStacked("Python code or complex numbers in the forward pass")
+    if options.get("check", True):
+        snapshot.check_repeats(outputs)
+    model, shape = own_copy(replicas[0]), outputs.shape
+
+    def call(params: Mapping[str, Tensor], constants: Mapping[str, Tensor], x: Tensor) -> Tensor:
+        returned = torch.func.functional_call(model, {**params, **constants}, (x,))
+        return output_tensor(returned, snapshot.where).reshape(shape)
+
+    own = {name: replicas.stacked(name) for name in (*snapshot.params, *snapshot.constants)}
+    try:
+        return StackedAutograd(
+            call,
+            {name: own[name] for name in snapshot.params},
+            {name: own[name] for name in snapshot.constants},
+            inputs[0] if shared else torch.stack(list(inputs)),
+            shared,
+            snapshot.output_shape,
+            snapshot.observed.eps,
+        )
+    except LIMITS:
+        raise
+    except Exception as error:  # vmap refuses what has no rule or depends on values
+        raise NotStacked(f"torch.func.vmap: {str(error).splitlines()[0][:80]}") from error
+
+
+def _check_courses(
+    linearization: StackedLinearization,
+    finite: Tensor,
+    replicas: Replicas,
+    inputs: Sequence[Tensor],
+    traced: int,
+) -> None:
+    """Raise NotStacked unless the outputs are the models' own.
+
+    Modules of torch and of this package branch on no values: there the pass that was traced, or
+    run under vmap, stands for all, and one model shows that it does.
+    """
+    trusted = _trusted(replicas[0])
+    outputs = linearization.outputs
+    for r, (model, x) in enumerate(zip(replicas, inputs, strict=True)):
+        traced_already = r == traced and isinstance(linearization, StackedChain)
+        if traced_already or not bool(finite[r]) or (trusted and r != traced):
+            continue
+        with torch.no_grad():
+            again = output_tensor(call_model(own_copy(model), x), "NTK")
+        step = max(1, outputs.shape[1] // 8)
+        own = again.reshape(outputs[r].shape).to(outputs.dtype)
+        if not repeats(own[::step], outputs[r][::step]):
+            raise NotStacked(f"another course of models[{r}]")

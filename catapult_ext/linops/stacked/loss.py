@@ -84,12 +84,17 @@ class StackedLoss:
         assert isinstance(self._factor, OutputFactor)
         return self._factor.apply_t(self._rows(u)).view(u.shape).mul_(self._root[:, None, None])
 
-    def slopes(self) -> Tensor:
-        """Each loss's derivative by its model's outputs, (R, N*O)."""
-        f = self._flat.detach().requires_grad_()
-        with torch.enable_grad():
-            (slope,) = torch.autograd.grad(self.loss.value(f, self._joined), f)
-        return slope.reshape(len(self._outputs), -1) * self._scale[:, None]
+    def slopes(self, graph: Tensor | None = None) -> Tensor:
+        """Each loss's derivative by its model's outputs, (R, N*O).
+
+        Args:
+            graph: the outputs with a graph, of which the slopes are then functions; None: numbers.
+        """
+        f = self._flat.detach().requires_grad_() if graph is None else graph
+        with torch.inference_mode(False), torch.enable_grad():
+            value = self.loss.value(f.reshape(self._flat.shape), self._joined)
+            (slope,) = torch.autograd.grad(value, f, create_graph=graph is not None)
+            return slope.reshape(len(self._outputs), -1) * self._scale[:, None]
 
     def _rows(self, u: Tensor) -> Tensor:
         return u.reshape(len(self._flat), -1, u.shape[2])

@@ -15,14 +15,16 @@ from catapult_ext.linops.model.fixed_model import Probe
 from catapult_ext.linops.model.inputs import finite
 from catapult_ext.linops.model.several import serve_several
 from catapult_ext.linops.ntk import NTK
-from catapult_ext.linops.stacked.base import StackedOperator
+from catapult_ext.linops.stacked.base import StackedOperator, StackedProducts
 from catapult_ext.linops.stacked.chain import StackedChain
 from catapult_ext.linops.stacked.chain_hessian import StackedChainHVP
 from catapult_ext.linops.stacked.choose import NotStacked, Stack, stacked
 from catapult_ext.linops.stacked.jacobian_products import GGNProducts, NTKProducts
+from catapult_ext.linops.stacked.linearization import StackedLinearization
 from catapult_ext.linops.stacked.loop import one_by_one
 from catapult_ext.linops.stacked.loss import StackedLoss, adds_up
 from catapult_ext.linops.stacked.replicas import Replicas, per_replica
+from catapult_ext.linops.stacked.vectorized import StackedAutograd, StackedAutogradHVP
 from catapult_ext.losses import Loss, resolve
 
 if TYPE_CHECKING:
@@ -131,10 +133,16 @@ class StackedHessian(StackedOperator):
             if hvp is not None:
                 raise NotStacked("the option hvp")
             stack, losses = _with_loss(replicas, known, batches, data, "hessian", options)
-            assert isinstance(stack.linearization, StackedChain)
-            self._use(stack.of(StackedChainHVP(stack.linearization, losses)))
+            self._use(stack.of(_hessian(stack.linearization, losses)))
         except NotStacked as why:
             self._use(one_by_one(make, replicas, why))
+
+
+def _hessian(linearization: StackedLinearization, loss: StackedLoss) -> StackedProducts:
+    if isinstance(linearization, StackedChain):
+        return StackedChainHVP(linearization, loss)
+    assert isinstance(linearization, StackedAutograd)
+    return StackedAutogradHVP(linearization, loss)
 
 
 def _with_loss(

@@ -93,6 +93,10 @@ class Replicas(Sequence[nn.Module]):
                 return f"models[{r}] shares other parameters among its layers"
         return ""
 
+    def held(self, r: int) -> list[Tensor]:
+        """Parameters and buffers of models[r]."""
+        return list(self._held[r].values())
+
     def stacked(self, name: str) -> Tensor:
         """The tensor ``name`` of every model, (R, ...), copied; half precision becomes float32."""
         return wide(torch.stack([held[name].detach() for held in self._held]))

@@ -41,7 +41,7 @@ size_t shared_bytes() {
   return sizeof(typename Shape::T) * (Shape::kSharedSize + Shape::kRows * Shape::kCols);
 }
 
-template <typename Engine, int kBlocksPerProcessor>
+template <typename Engine, int kBlocksPerProcessor, bool kSeveral = false>
 void launch_tiles(GramParams<typename Engine::T> params, const Exec& exec) {
   using Shape = typename Engine::Shape;
   params.tiles = as_int(tile_count<Shape>(params.rows, params.cols, params.symmetric));
@@ -49,17 +49,18 @@ void launch_tiles(GramParams<typename Engine::T> params, const Exec& exec) {
   check(blocks <= INT32_MAX, kOp, "too many tiles for one launch: ", blocks);
   params.row_tiles = (params.rows + Shape::kRows - 1) / Shape::kRows;
   params.col_tiles = (params.cols + Shape::kCols - 1) / Shape::kCols;
-  device::launch(&device::gram_kernel<Engine, kBlocksPerProcessor>,
+  device::launch(&device::gram_kernel<Engine, kBlocksPerProcessor, kSeveral>,
                  {kOp, exec, dim3(static_cast<unsigned>(blocks)), dim3(Shape::kThreads),
                   shared_bytes<Shape>()},
                  params);
 }
 
 void launch_tiles_for(const GramParams<float>& params, GramPrecision precision, const Exec& exec) {
+  // Several replicas fill the processors with small tiles.
+  if (params.replicas > 1) return launch_tiles<FmaEngine<SmallShape>, 4, true>(params, exec);
   const device::DeviceFacts facts = device::device_facts(exec, kOp);
   if (precision == GramPrecision::kTf32) {
-    const int64_t wide =
-        params.replicas * tile_count<WideShape>(params.rows, params.cols, params.symmetric);
+    const int64_t wide = tile_count<WideShape>(params.rows, params.cols, params.symmetric);
     // The row and column tables are static shared memory, and count too.
     const size_t wide_bytes = shared_bytes<WideShape>() + 2048;
     if (wide >= facts.multiprocessors && wide_bytes <= static_cast<size_t>(facts.shared_per_block))
@@ -68,15 +69,15 @@ void launch_tiles_for(const GramParams<float>& params, GramPrecision precision, 
   }
   if (precision == GramPrecision::kTf32x3)
     return launch_tiles<device::Tf32Engine<LargeShape, true>, 2>(params, exec);
-  const int64_t large =
-      params.replicas * tile_count<LargeShape>(params.rows, params.cols, params.symmetric);
+  const int64_t large = tile_count<LargeShape>(params.rows, params.cols, params.symmetric);
   if (large >= facts.multiprocessors) return launch_tiles<FmaEngine<LargeShape>, 2>(params, exec);
   launch_tiles<FmaEngine<SmallShape>, 4>(params, exec);
 }
 
 void launch_tiles_for(const GramParams<double>& params, GramPrecision, const Exec& exec) {
-  const int64_t large =
-      params.replicas * tile_count<LargeShape64>(params.rows, params.cols, params.symmetric);
+  if (params.replicas > 1)
+    return launch_tiles<device::F64Engine<SmallShape64>, 2, true>(params, exec);
+  const int64_t large = tile_count<LargeShape64>(params.rows, params.cols, params.symmetric);
   if (large >= device::device_facts(exec, kOp).multiprocessors)
     return launch_tiles<device::F64Engine<LargeShape64>, 2>(params, exec);
   launch_tiles<device::F64Engine<SmallShape64>, 2>(params, exec);

@@ -44,8 +44,7 @@ __device__ inline GramCudaLayer<T> layer_of(const GramParams<T>& p, int l, int64
 
 // Symmetric: row r of tiles has the first r * step + step columns of tiles, step = rows per column.
 template <typename Shape, typename T>
-__device__ inline void tile_of_block(const GramParams<T>& p, int& row, int& col) {
-  const int block = blockIdx.x % p.tiles;
+__device__ inline void tile_of_block(const GramParams<T>& p, int block, int& row, int& col) {
   if (!p.symmetric) {
     row = block / p.col_tiles;
     col = block % p.col_tiles;
@@ -94,17 +93,17 @@ __device__ inline void input_table(const GramCudaLayer<T>& layer, int n0, int n_
   }
 }
 
-// Dynamic shared memory: Shape::kSharedSize + Shape::kRows * Shape::kCols elements.
-template <typename Engine, int kBlocksPerProcessor>
+// Dynamic shared memory: Shape::kSharedSize + Shape::kRows * Shape::kCols elements. kSeveral: of
+// several replicas; the pointers of one take registers, which the large tiles have none left of.
+template <typename Engine, int kBlocksPerProcessor, bool kSeveral>
 __global__ void __launch_bounds__(Engine::Shape::kThreads, kBlocksPerProcessor)
     gram_kernel(const GramParams<typename Engine::T> p) {
   using Shape = typename Engine::Shape;
   using T = typename Engine::T;
   CATAPULT_DYNAMIC_SMEM(T, smem);
   T* const inputs = smem + Shape::kSharedSize;
-  const int64_t replica = blockIdx.x / p.tiles;
   int row, col;
-  tile_of_block<Shape>(p, row, col);
+  tile_of_block<Shape>(p, kSeveral ? blockIdx.x % p.tiles : blockIdx.x, row, col);
   row *= Shape::kRows;
   col *= Shape::kCols;
   if (col >= p.cols) return;
@@ -120,9 +119,15 @@ __global__ void __launch_bounds__(Engine::Shape::kThreads, kBlocksPerProcessor)
   for (int i = threadIdx.x; i < Shape::kCols; i += Shape::kThreads)
     col_place[i] = min((col + i) / p.outputs - m0, m_count - 1);
 
+  __shared__ GramCudaLayer<T> of_replica[kSeveral ? kGramLayers : 1];
+  if constexpr (kSeveral) {
+    for (int l = threadIdx.x; l < p.layer_count; l += Shape::kThreads)
+      of_replica[l] = layer_of(p, l, blockIdx.x / p.tiles);
+    __syncthreads();
+  }
   T total[Shape::kElements] = {};
   for (int l = 0; l < p.layer_count; ++l) {
-    const GramCudaLayer<T> layer = layer_of(p, l, replica);
+    const GramCudaLayer<T>& layer = kSeveral ? of_replica[l] : p.layers[l];
     Engine engine;
     // The barriers of multiply_tile complete the table.
     if (p.outputs != 1) input_table<Shape>(layer, n0, n_count, m0, m_count, inputs);
@@ -149,7 +154,7 @@ __global__ void __launch_bounds__(Engine::Shape::kThreads, kBlocksPerProcessor)
     if (p.outputs != 1) __syncthreads();  // the table is rewritten for the next layer
   }
 
-  T* const out = p.out + replica * p.rows * p.cols;
+  T* const out = kSeveral ? p.out + int64_t{p.rows} * p.cols * (blockIdx.x / p.tiles) : p.out;
 #pragma unroll
   for (int e = 0; e < Shape::kElements; ++e) {
     const int r = row + Engine::row(e), c = col + Engine::col(e);
