@@ -49,7 +49,8 @@ class StackedAutograd(StackedLinearization):
         output_shape: tuple[int, ...],
         rounding_unit: float,
     ) -> None:
-        self._call, self._constants, self._x, self._shared = call, dict(constants), x, shared
+        self._call, self._constants = call, dict(constants)
+        self._x, self._shared = x, shared
         self.names, self.output_shape = tuple(params), output_shape
         self.rounding_unit = rounding_unit
         self._params = {k: p.detach().requires_grad_() for k, p in params.items()}
