@@ -51,6 +51,47 @@ ptxas info    : Used 16 registers, used 0 barriers
 """
 
 
+SASS = """
+//--------------------- .text._Z1kPf --------------------------
+.text._Z1kPf:
+	//## File "/a/product.cuh", line 3
+        /*0000*/                   LDC R1, c[0x0][0x28] ;
+.L_x_1:
+        /*0010*/                   LDG.E.128 R4, desc[UR4][R2.64] ;
+        /*0020*/              @!P1 LDG.E R8, desc[UR4][R2.64] ;
+        /*0030*/                   FFMA R4, R4, R5, R6 ;
+        /*0040*/               @P0 BRA `(.L_x_1) ;
+	//## File "/a/other.cuh", line 9
+.L_x_2:
+        /*0050*/                   LDL.64 R2, [R1] ;
+        /*0060*/                   FFMA R4, R4, R5, R6 ;
+        /*0070*/                   FFMA R4, R4, R5, R6 ;
+        /*0080*/                   R2UR UR4, R2 ;
+        /*0090*/               @P0 BRA `(.L_x_2) ;
+        /*00a0*/                   EXIT ;
+"""
+
+
+def test_machine_code_is_read_and_held_to_its_budget(budget):
+    sass = budget.sass
+    kernel = sass.parse(SASS)["_Z1kPf"]
+    now = sass.measure(kernel)
+    assert now == {
+        "loop": 5,
+        "math": 2,
+        "LDG.16": 1,
+        "LDG.4": 1,
+        "LDL": 1,
+        "R2UR in the loop": 1,
+    }
+    assert sass.measure(kernel, "product.cuh")["math"] == 1
+    assert sass.compare("k", now, now) == []
+    assert len(sass.compare("k", now, None)) == 1
+    for key, least in (("loop", 4), ("LDL", 0), ("LDG.4", 0), ("R2UR in the loop", 0)):
+        assert sass.compare("k", now, {**now, key: least}), key
+    assert sass.compare("k", {**now, "math": 1}, now)
+
+
 def test_ptxas_output_is_read(budget):
     assert budget.parse_ptxas(PTXAS) == {
         "_Z1kIfEvv": {"registers": 40, "shared": 4224, "stack": 64, "spills": 12},

@@ -1,3 +1,5 @@
+// hot loop: ops/lanczos_dense/lanczos_dense_product.cuh
+
 #include <limits>
 
 #include "core/cuda/launch.cuh"
