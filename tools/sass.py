@@ -1,4 +1,5 @@
-"""What ptxas made of a kernel, read from nvdisasm: its hot loop, what it loads and how.
+#!/usr/bin/env python3
+"""What ptxas made of a kernel, its hot loop and loads: tools/sass.py FILE.cubin [HOT_LOOP_FILE].
 
 The hot loop is the one, from a label to a branch back to it, where multiply-adds are dense and
 many: those of the tensor cores where there are any. A line ``// hot loop: FILE`` in a .cu file asks
@@ -11,6 +12,7 @@ import importlib.util
 import re
 import shutil
 import subprocess
+import sys
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -158,3 +160,18 @@ def compare(name: str, now: dict[str, int], allowed: dict[str, int] | None) -> l
             f"budget {allowed.get('math', 0)} in {allowed.get('loop', 0)}"
         )
     return wrong
+
+
+def main() -> int:
+    """Print the measures of every kernel in a cubin."""
+    program = nvdisasm()
+    if program is None or len(sys.argv) < 2:
+        print(__doc__ if program else "sass: no nvdisasm here: pip install nvidia-cuda-nvdisasm")
+        return 1
+    for name, kernel in parse(disassemble(program, Path(sys.argv[1]))).items():
+        print(name, len(kernel.code), measure(kernel, *sys.argv[2:3]))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
