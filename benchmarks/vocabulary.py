@@ -137,7 +137,9 @@ def measured(role: str, tied: bool, quick: bool, threads: int) -> dict[str, Any]
     """What one process of that role measured."""
     flags = [f for f, on in (("--untied", not tied), ("--quick", quick)) if on]
     command = [sys.executable, "-m", "benchmarks.vocabulary", "--role", role, *flags]
-    environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
+    # threads that wait for the other one spin otherwise, which would count as processor time
+    waiting = {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "0"}
+    environment = {**os.environ, **waiting, "OMP_NUM_THREADS": str(threads)}
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
     if done.returncode:
         raise RuntimeError(f"benchmarks.vocabulary: {role} failed\n{done.stderr}")

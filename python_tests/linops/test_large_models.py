@@ -15,6 +15,7 @@ from torch import nn
 import catapult_ext as cx
 from catapult_ext.linops.engines import autograd, transpose_proof
 from catapult_ext.linops.engines.autograd import AutogradLinearization
+from catapult_ext.linops.model import state
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -99,14 +100,14 @@ def test_a_proof_of_a_few_parameters_at_a_time_names_the_wrong_ones(monkeypatch,
     assert (max(asked) == 1) is (together == 0)
 
 
-def test_a_large_model_is_proven_on_one_sample(monkeypatch):
+def test_a_large_model_is_proven_on_two_samples(monkeypatch):
     monkeypatch.setattr(autograd, "_WHOLE", 0)
     model, x, _ = tied()
     rows, plain = [], autograd.mismatch
     monkeypatch.setattr(autograd, "mismatch", lambda s, n, *a: (rows.append(n), plain(s, n, *a))[1])
     kernel = cx.NTK(model, x, engine="autograd")
     kernel @ torch.randn(55, dtype=torch.float64)
-    assert rows == [11]
+    assert rows == [22]
     assert kernel.linearization._program is not None
 
 
@@ -182,6 +183,25 @@ def test_shared_parameters_take_no_memory_and_must_not_change(name, change):
     ):
         op @ v
     copied @ v
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("first", [0, 1])
+@pytest.mark.parametrize("count", [1, 2, 7, 8])
+def test_every_bit_of_shared_parameters_counts(dtype, first, count):
+    whole = torch.randn(first + count, dtype=dtype)
+    shared = whole[first:]
+    integer = torch.int32 if dtype == torch.float32 else torch.int64
+    seen = [state._sum_of_bits(shared)]
+    for entry in range(count):
+        for bit in (0, 22, dtype.itemsize * 8 - 1):
+            flip = -(2**31) if integer == torch.int32 and bit == 31 else 1 << bit
+            flip = -(2**63) if bit == 63 else flip
+            shared.view(integer)[entry] ^= flip
+            seen.append(state._sum_of_bits(shared))
+            shared.view(integer)[entry] ^= flip
+    assert seen[0] not in seen[1:]
+    assert state._sum_of_bits(shared) == seen[0]
 
 
 def test_half_precision_and_buffers_are_copied_all_the_same():

@@ -1,17 +1,14 @@
-"""Engines for any model: one kept graph and a tangent program, and torch.func.linearize."""
+"""The engine for any model: one kept graph for J', and a tangent program for J."""
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 from functools import cached_property
-from itertools import accumulate
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from catapult_ext import _validate as v
 from catapult_ext.linops.engines import sample_rows
 from catapult_ext.linops.engines.autograd_hessian import MODES, ForwardHVP, ReverseHVP
 from catapult_ext.linops.engines.base import (
@@ -28,6 +25,7 @@ from catapult_ext.linops.engines.difference_proof import (
     suspects,
 )
 from catapult_ext.linops.engines.freed_memory import return_freed_memory
+from catapult_ext.linops.engines.pullback import Blocks, OfLast, Pullback, halves
 from catapult_ext.linops.engines.transpose_proof import Product, mismatch
 from catapult_ext.linops.model.fixed_model import FixedModel
 from catapult_ext.linops.model.graphs import require_second_derivatives
@@ -73,7 +71,7 @@ class AutogradLinearization(Linearization):
         self._leaves = list(snapshot.params.values())
         self._uses: Structured | None = None
         self._program = None if tangents is None else tangents.program
-        self._pullback: tuple[list[int], list[Tensor], Tensor] | None = None
+        self._twice: tuple[list[int], list[Tensor], Tensor] | None = None
         self._seeded: tuple[list[int], list[Tensor], Tensor] | None = None
         self._jacobian: Tensor | None = None
 
@@ -112,7 +110,17 @@ class AutogradLinearization(Linearization):
 
     def vjp(self, u: Tensor) -> Tensor:
         """J' u: (N*O, K) to (P, K), one backward pass per column."""
+        if self._pullback is not None:
+            return self._pullback.columns(u)
         return self.snapshot.columns(u.shape[1], lambda k: self._blocks(u[:, k]))
+
+    @cached_property
+    def _pullback(self) -> Pullback | None:
+        """Gradients that are made when they are read; None where those of all are kept anyhow."""
+        if not (self._large and self.snapshot.observed.plain):
+            return None
+        pullback = Pullback(self._graph, self._leaves)
+        return pullback if 2 * pullback.kept <= pullback.total else None
 
     def _blocks(self, u: Tensor, which: Sequence[int] | None = None) -> list[Tensor | None]:
         """J' u for u (N*O,) in the shapes of all or some parameters; None for an unused one."""
@@ -124,12 +132,28 @@ class AutogradLinearization(Linearization):
     def ntk(self, u: Tensor) -> Tensor:
         """J J' u: (N*O, K) to (N*O, K).
 
-        J' u stays in blocks, which are no second vector (P,).  Of more than ``_WHOLE`` bytes it is
-        made in halves, the second of which needs no pass through the first one's layers.
+        J' u stays in blocks, which are no second vector (P,).  Of more than ``_WHOLE`` bytes each
+        block is made where J takes it, or, where that keeps more, they are made in halves, the
+        second of which needs no pass through the first one's layers.
         """
         if self._program is None or not self._proven():
             return super().ntk(u)
+        if self._pullback is not None:
+            given = [u]
+            del u  # the last reference, where the caller holds none: a vector (N*O,) less
+            return self._pulled_and_replayed(self._pullback, given)
         rows = [self._sum_over_halves(column) for column in u.unbind(1)]
+        return rows[0].unsqueeze(1) if len(rows) == 1 else torch.stack(rows).T
+
+    def _pulled_and_replayed(self, pull: Pullback, given: list[Tensor]) -> Tensor:
+        """J J' u for the only u of ``given``, which is let go as soon as its pass has begun."""
+        columns = list(given.pop().unbind(1))
+        rows = []
+        while columns:
+            blocks = pull(columns.pop(0))
+            return_freed_memory()
+            rows.append(self._row_of(blocks))
+            return_freed_memory()
         return rows[0].unsqueeze(1) if len(rows) == 1 else torch.stack(rows).T
 
     def _sum_over_halves(self, u: Tensor) -> Tensor:
@@ -148,18 +172,17 @@ class AutogradLinearization(Linearization):
     def _halves(self) -> list[list[int]]:
         """Positions of the parameters whose gradients are in memory together."""
         sizes = self.snapshot.sizes
-        everything = list(range(len(sizes)))
-        if self.n_params * self.snapshot.itemsize <= _WHOLE:
-            return [everything]
-        ends = list(accumulate(sizes))
-        first = [i for i in everything if ends[i] <= ends[-1] // 2 or i == 0]
-        return [half for half in (first, everything[len(first) :]) if half]
+        return halves(sizes) if self._large else [list(range(len(sizes)))]
+
+    @property
+    def _large(self) -> bool:
+        return self.n_params * self.snapshot.itemsize > _WHOLE
 
     def _backward_graph(self) -> tuple[list[int], list[Tensor], Tensor]:
         """J' d as a graph of a dummy d: linear in d, so that its own backward is J."""
-        if self._pullback is None:
-            self._pullback = self._pull(torch.zeros_like(self._graph))
-        return self._pullback
+        if self._twice is None:
+            self._twice = self._pull(torch.zeros_like(self._graph))
+        return self._twice
 
     def _pull(self, at: Tensor) -> tuple[list[int], list[Tensor], Tensor]:
         with torch.inference_mode(False), torch.enable_grad():
@@ -194,6 +217,8 @@ class AutogradLinearization(Linearization):
         if out is None:
             return torch.zeros(self.rows, dtype=self.dtype, device=self.device)
         out = out.to(self.dtype)  # a hook of the outputs may have made them bfloat16
+        if isinstance(blocks, Blocks):  # nobody else holds them
+            return out.reshape(-1)
         given = {b.untyped_storage()._cdata for b in blocks if b is not None}
         own = out.untyped_storage()._cdata not in given  # not so where an output is a parameter
         return out.reshape(-1) if own else out.reshape(-1).clone()
@@ -206,22 +231,23 @@ class AutogradLinearization(Linearization):
         program = self._program
         assert program is not None
         key = "replay", self.snapshot.coarse, program.signature
-        if len(self._halves) > 1 and key not in {*self.snapshot.proofs, *self.snapshot.facts}:
-            self._prove_one_sample()
+        if self._large and key not in {*self.snapshot.proofs, *self.snapshot.facts}:
+            self._prove_two_samples()
         if self._why_not("replay", lambda t: program(t, graph=True), program.signature, True):
             self._program = None
         return self._program is not None
 
-    def _prove_one_sample(self) -> None:
-        """The proof of a large model on one sample, for less memory; parts share their proofs.
+    def _prove_two_samples(self) -> None:
+        """The proof of a large model on two samples, for less memory; parts share their proofs.
 
-        A model that needs several samples is proven on all.
+        Of one sample torch makes other operations: its batches need no copies to be transposed.
+        A model that needs more samples is proven on all.
         """
         chosen = self.snapshot.policy
-        if self.snapshot.n_samples == 1 or chosen.batch_stats or chosen.dropout:
+        if self.snapshot.n_samples <= 2 or chosen.batch_stats or chosen.dropout:
             return
         try:
-            one = AutogradLinearization(self.snapshot.part(slice(0, 1)))
+            one = AutogradLinearization(self.snapshot.part(slice(0, 2)))
         except LIMITS:
             raise
         except Exception:  # it needs more
@@ -247,12 +273,14 @@ class AutogradLinearization(Linearization):
             return ""
         sizes: list[float] = []
 
+        pulled = None if self._pullback is None else OfLast(self._pullback)
+
         def vjp(u: Tensor, which: Sequence[int]) -> list[Tensor | None]:
-            out = self._blocks(u[:, 0], which)
+            out = self._blocks(u[:, 0], which) if pulled is None else pulled(u, which)
             sizes.extend(0.0 if b is None else float(b.norm()) for b in out)
             return out
 
-        known[key] = mismatch(self.snapshot, self.rows, product, vjp, apart)
+        known[key] = mismatch(self.snapshot, self.rows, product, vjp, apart, pulled is not None)
         own = self._program is not None and self._program.own_rules and route == "replay"
         shown = own or min(sizes) > torch.finfo(self.dtype).eps * max(sizes)
         if not known[key] and shown and self.snapshot.observed.plain:
@@ -395,81 +423,3 @@ class AutogradLinearization(Linearization):
             return tuple(rest)
 
         return rows, self.snapshot.columns(t.shape[1], column)
-
-
-class TorchLinearization(AutogradLinearization):
-    """J' as in autograd; J from torch.func.linearize, which stores the tangent program."""
-
-    engine = "linearize"
-    hvp_modes = None
-    second_of_chunks = False
-
-    def __init__(self, snapshot: FixedModel) -> None:
-        super().__init__(snapshot, snapshot.forward())
-        self._trusted = False  # the tangents were seen to be the transpose of the gradients
-        names = snapshot.names
-
-        def of_params(*params: Tensor) -> Tensor:
-            return snapshot.outputs(dict(zip(names, params, strict=True)))
-
-        leaves = [p.detach() for p in self._leaves]
-        try:
-            with snapshot.aside(), warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # of torch's own tracing
-                _, self._tangent = torch.func.linearize(of_params, *leaves)
-        except Exception as error:
-            raise RuntimeError(
-                f"catapult_ext.{snapshot.where}: torch.func.linearize cannot handle this model "
-                f"(try engine='autograd'): {error}"
-            ) from error
-
-    @classmethod
-    def recorder(cls, snapshot: FixedModel) -> None:
-        """None: its set-up takes seconds, so that it serves by name alone."""
-
-    @classmethod
-    def build(cls, snapshot: FixedModel) -> TorchLinearization:
-        """This engine by ``torch.func.linearize``."""
-        return cls(snapshot)
-
-    @classmethod
-    def build_to_measure(cls, snapshot: FixedModel) -> AutogradLinearization:
-        """The autograd engine, which keeps as much."""
-        return AutogradLinearization.build(snapshot)
-
-    def jvp(self, t: Tensor) -> Tensor:
-        """J t: (P, K) to (N*O, K); the first product checks the transpose."""
-        if not self._trusted:
-            self._check_transpose()
-            self._trusted = True
-        return self._pushed(t)
-
-    def _check_transpose(self) -> None:
-        """Twice: traced programs may change their own constants (LSTM, torch 2.13)."""
-
-        def vjp(u: Tensor, which: Sequence[int]) -> list[Tensor | None]:
-            return self._blocks(u[:, 0], which)
-
-        def product(blocks: Sequence[Tensor | None]) -> Tensor:
-            with self.snapshot.policy.seeded(self.snapshot.device):
-                return self._tangent(*blocks)
-
-        for _ in range(2):
-            why = mismatch(self.snapshot, self.rows, product, vjp)
-            v.require(
-                not why,
-                self.snapshot.where,
-                "engine='linearize' must give the transpose of the gradients; torch.func.linearize "
-                "does not for this model (leave engine out)",
-                why,
-            )
-
-    def _pushed(self, t: Tensor) -> Tensor:
-        snapshot = self.snapshot
-        columns = []
-        for k in range(t.shape[1]):
-            # the tangent program draws its masks anew: from the same seed, the same masks
-            with torch.no_grad(), snapshot.policy.seeded(snapshot.device):
-                out = self._tangent(*snapshot.split(t[:, k].contiguous()))
-            columns.append(out.reshape(-1))
-        return torch.stack(columns, 1)

@@ -130,9 +130,8 @@ class ForwardHVP(_OfGraph):
             return
 
         def errors(t: Tensor, _: Sequence[int]) -> tuple[list[Tensor], list[Tensor]]:
-            right = reverse.product(t)
-            gap = self._pushed(t) - right
-            return snapshot.split(gap[:, 0]), snapshot.split(right[:, 0])
+            found, right = self._pushed(t), reverse.product(t)
+            return snapshot.split(found[:, 0]), snapshot.split(right[:, 0])
 
         everything = range(len(snapshot.names))
         wrong = [snapshot.names[i] for i in differing(snapshot, errors, draw, [everything])]

@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from catapult_ext.linops.engines.pullback import OfLast, Pullback
 from catapult_ext.linops.model.fixed_model import FixedModel
 from catapult_ext.linops.model.memory_meter import OverBudget
 
@@ -21,7 +22,7 @@ from catapult_ext.linops.model.memory_meter import OverBudget
 Product = Callable[[Sequence[Tensor | None]], Tensor | None]
 # u (N*O, 1) to the blocks of J' u at some positions; None where a parameter is not used
 Transposed = Callable[[Tensor, Sequence[int]], Sequence[Tensor | None]]
-# differences of two products with a vector, and the right ones, in blocks at some positions
+# two products with a vector, the one in question and the right one, in blocks at some positions
 Errors = Callable[[Tensor, Sequence[int]], tuple[Sequence[Tensor], Sequence[Tensor]]]
 
 _EXACT = 1e2  # rounding units by which two ways to one block may differ
@@ -31,7 +32,12 @@ _TOGETHER = 128 << 20  # bytes of parameters that are proven at a time
 
 
 def mismatch(
-    snapshot: FixedModel, rows: int, product: Product, vjp: Transposed, apart: bool = False
+    snapshot: FixedModel,
+    rows: int,
+    product: Product,
+    vjp: Transposed,
+    apart: bool = False,
+    lazy: bool = False,
 ) -> str:
     """Why ``product`` is not the transpose of ``vjp``; an empty text where it is.
 
@@ -45,10 +51,14 @@ def mismatch(
         vjp: J' u.
         apart: ``product`` takes None for blocks, so that large models are proven some parameters at
             a time: memory for the blocks of ``_TOGETHER`` bytes of them, at a pass more for each.
+        lazy: torch's own operations alone make the graphs, so that one pass serves all of these
+            times: see :mod:`~catapult_ext.linops.engines.pullback`.
     """
     groups = _groups(snapshot) if apart else [range(len(snapshot.names))]
     try:
-        wrong = _by_transpose(snapshot, rows, product, vjp, groups)
+        lazy = lazy and len(groups) > 1
+        back = _lazily if lazy else _pulled_back
+        wrong = _by_transpose(snapshot, rows, back(snapshot, product), vjp, groups)
     except (torch.OutOfMemoryError, OverBudget):
         raise
     except RuntimeError:  # the product has no derivative of its own: compare it in pairs
@@ -85,7 +95,7 @@ def _random(rows: int, seed: int, like: Tensor) -> Tensor:
 def _by_transpose(
     snapshot: FixedModel,
     rows: int,
-    product: Product,
+    back: Transposed,
     vjp: Transposed,
     groups: Sequence[Sequence[int]],
 ) -> list[int]:
@@ -94,8 +104,8 @@ def _by_transpose(
 
     def errors(u: Tensor, group: Sequence[int]) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
         right = _filled(snapshot, vjp(u, group), group)
-        found = _pulled_back(snapshot, product, u, group)
-        return [f - r for f, r in zip(found, right, strict=True)], right
+        found = _filled(snapshot, back(u, group), group)
+        return found, right
 
     return differing(snapshot, errors, lambda seed: _random(rows, seed, like), groups)
 
@@ -128,9 +138,8 @@ def differing(
     gaps: dict[int, float] = {}
     sizes: dict[int, float] = {}
     for group in groups:
-        measured = [list(map(_norm, blocks)) for blocks in errors(first, group)]
-        gaps |= dict(zip(group, measured[0], strict=True))
-        sizes |= dict(zip(group, measured[1], strict=True))
+        for i, found, right in zip(group, *errors(first, group), strict=True):
+            gaps[i], sizes[i] = _gap(found, right), _norm(right)
     exact = _EXACT * torch.finfo(snapshot.dtype).eps
     # what a stored value was rounded by counts in both ways, but not alike
     floor = _TERMS * snapshot.observed.eps * max(sizes.values())
@@ -140,7 +149,9 @@ def differing(
     for group in groups:
         if doubtful.isdisjoint(group):
             continue
-        three = [errors(u, group)[0] for u in (first, second, first + second)]
+        three = []
+        for u in (first, second, first + second):
+            three.append([f - r for f, r in zip(*errors(u, group), strict=True)])
         wrong += [
             i for i, *e in zip(group, *three, strict=True) if i in doubtful and not _is_rounding(*e)
         ]
@@ -149,8 +160,19 @@ def differing(
 
 def _norm(block: Tensor) -> float:
     """Euclidean norm in float64, without a float64 copy of a large block."""
-    pieces = block.reshape(-1).split(_PIECE)
-    return math.hypot(*(p.double().norm().item() for p in pieces))
+    return math.hypot(*(p.double().norm().item() for p in _pieces(block)))
+
+
+def _pieces(block: Tensor) -> Sequence[Tensor]:
+    """A block in pieces of some rows, whatever its layout: flattened, it might need a copy."""
+    row = max(1, block[:1].numel()) if block.dim() else 1
+    return block.split(max(1, _PIECE // row)) if block.dim() else [block]
+
+
+def _gap(found: Tensor, right: Tensor) -> float:
+    """Norm of the difference, likewise."""
+    pieces = zip(_pieces(found), _pieces(right), strict=True)
+    return math.hypot(*((f.double() - r.double()).norm().item() for f, r in pieces))
 
 
 def _is_rounding(one: Tensor, two: Tensor, both: Tensor) -> bool:
@@ -162,26 +184,49 @@ def _is_rounding(one: Tensor, two: Tensor, both: Tensor) -> bool:
     return bool(4 * defect >= largest)
 
 
-def _pulled_back(
-    snapshot: FixedModel, product: Product, u: Tensor, group: Sequence[int]
-) -> list[Tensor]:
-    """Blocks of the transpose of ``product`` times u."""
+def _pulled_back(snapshot: FixedModel, product: Product) -> Transposed:
+    """The transpose of ``product``, by a product and a backward pass for each call."""
     generator = torch.Generator().manual_seed(1)
     params = list(snapshot.params.values())
-    blocks: list[Tensor | None] = [None] * len(params)
+
+    def back(u: Tensor, group: Sequence[int]) -> Sequence[Tensor | None]:
+        generator.manual_seed(1)
+        blocks: list[Tensor | None] = [None] * len(params)
+        with torch.inference_mode(False), torch.enable_grad():
+            for i in group:
+                blocks[i] = _drawn(params[i].shape, params[i], generator).requires_grad_()
+            given = [b for b in blocks if b is not None]
+            out = product(blocks)
+            if out is None or not out.requires_grad:
+                return [None] * len(given)
+            return torch.autograd.grad(
+                out, given, u.reshape(out.shape).to(out.dtype), allow_unused=True
+            )
+
+    return back
+
+
+def _lazily(snapshot: FixedModel, product: Product) -> Transposed:
+    """The same by one product with graph for all calls.
+
+    It is taken at tangents whose rows are all alike, of which one is in memory: the derivative of a
+    linear function is the same everywhere.
+    """
+    generator = torch.Generator().manual_seed(1)
+    given = []
     with torch.inference_mode(False), torch.enable_grad():
-        for i in group:
-            p = params[i]
-            t = torch.randn(p.shape, generator=generator, dtype=p.dtype, device="cpu")
-            blocks[i] = t.to(p.device).requires_grad_()
-        given = [b for b in blocks if b is not None]
-        out = product(blocks)
+        for p in snapshot.params.values():
+            row = _drawn(p.shape[-1:], p, generator)
+            given.append(row.expand(p.shape).detach().requires_grad_())
+        out = product(given)
         if out is None or not out.requires_grad:
-            return [torch.zeros_like(p) for p in given]
-        found = torch.autograd.grad(
-            out, given, u.reshape(out.shape).to(out.dtype), allow_unused=True
-        )
-    return _filled(snapshot, found, group)
+            return lambda u, group: [None] * len(group)
+        pulled = OfLast(Pullback(out, given))
+    return lambda u, group: pulled(u.to(out.dtype), group)
+
+
+def _drawn(shape: Sequence[int], like: Tensor, generator: torch.Generator) -> Tensor:
+    return torch.randn(shape, generator=generator, dtype=like.dtype, device="cpu").to(like.device)
 
 
 def _by_pairs(snapshot: FixedModel, rows: int, product: Product, vjp: Transposed) -> list[int]:

@@ -41,7 +41,12 @@ class Shared:
 def _sum_of_bits(value: Tensor) -> int:
     """A number that changes with any single bit, and hardly ever does not with several."""
     bits = value.detach().reshape(-1)
-    return int(bits.view(torch.int32 if value.element_size() == 4 else torch.int64).sum())
+    if value.element_size() == 4:
+        # in pairs: torch adds up int32 after a copy to int64, which is twice the parameter
+        even = bits.numel() // 2 * 2 if bits.storage_offset() % 2 == 0 else 0
+        pairs = int(bits[:even].view(torch.int64).sum()) if even else 0
+        return pairs + int(bits[even:].view(torch.int32).sum())
+    return int(bits.view(torch.int64).sum())
 
 
 @dataclass(frozen=True)

@@ -191,7 +191,7 @@ class Program:
             reads = {s for s in step.inputs if s is not None}
             if needed.isdisjoint(r for r in step.results if r is not None):
                 continue
-            step.dying = sorted(s for s in reads - needed if s >= leaves)
+            step.dying = sorted(reads - needed)
             needed |= reads
             kept.append(step)
         self._leaves, self._end = leaves, end
@@ -200,24 +200,29 @@ class Program:
     def __call__(self, tangents: Sequence[Tensor | None], graph: bool = False) -> Tensor | None:
         """Tangents of the leaves, in their shapes, to the tangent of the result; None is zero.
 
-        With ``graph`` the result can be differentiated by the tangents.
+        A leaf's tangent is read where the first operation takes it, once, and let go after the
+        last.  With ``graph`` the result can be differentiated by the tangents.
         """
         with torch.inference_mode(False), torch.set_grad_enabled(graph):
-            values: dict[int, Tensor] = {
-                i: t.clone() if t.is_inference() else t
-                for i, t in enumerate(tangents)
-                if t is not None
-            }
+            values: dict[int, Tensor | None] = {}
+
+            def value(slot: int | None) -> Tensor | None:
+                if slot is not None and slot < self._leaves and slot not in values:
+                    t = tangents[slot]
+                    values[slot] = t.clone() if t is not None and t.is_inference() else t
+                return None if slot is None else values.get(slot)
+
             for step in self._steps:
-                given = [None if s is None else values.get(s) for s in step.inputs]
+                given = [value(s) for s in step.inputs]
                 if any(v is not None for v in given):
                     self._keep(values, step, step.rule(given))
+                del given
                 for slot in step.dying:
                     values.pop(slot, None)
-            return values.get(self._end)
+            return value(self._end)
 
     @staticmethod
-    def _keep(values: dict[int, Tensor], step: Step, out: Any) -> None:
+    def _keep(values: dict[int, Tensor | None], step: Step, out: Any) -> None:
         outs = [out] if isinstance(out, Tensor) else tree_leaves(out)
         for slot, dtype, value in zip(step.results, step.dtypes, outs, strict=False):
             if slot is not None and value is not None:

@@ -151,6 +151,8 @@ def _product(call: TensorCall) -> Made:
         dl, dr = tangents
         out = None if dl is None else call.again([dl, right])
         if dr is not None:
+            if out is not None and call.func._overloadpacket is aten.mm:
+                return out.addmm_(left, dr)  # no second result: logits may be the largest tensors
             other = call.again([left, dr])
             out = other if out is None else out.add_(other)
         assert out is not None
@@ -178,7 +180,9 @@ def _addmm(call: TensorCall) -> Made:
             out = left @ dr if d0 is None else torch.addmm(d0, left, dr)
         elif d0 is not None:
             out = d0.expand(len(left), right.shape[1])
-        if dl is not None:
+        if dl is not None and dr is not None:
+            out.addmm_(dl, right)  # of its own memory: no second result
+        elif dl is not None:
             out = dl @ right if out is None else torch.addmm(out, dl, right)
         assert out is not None
         return out
