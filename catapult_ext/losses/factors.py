@@ -92,7 +92,8 @@ def _own_functions(value: Tensor) -> list[str]:
         if node is None or node in seen:
             continue
         seen.add(node)
-        if isinstance(node, torch.autograd.function.BackwardCFunction):
+        written = isinstance(node, torch.autograd.function.BackwardCFunction)
+        if written and not getattr(node._forward_cls, "exact", False):
             names[f"autograd Function {type(node).__name__.removesuffix('Backward')}"] = None
         stack.extend(n for n, _ in node.next_functions)
     return list(names)

@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from catapult_ext import _validate as v
+from catapult_ext.losses import tiled
 from catapult_ext.losses.factors import (
     AutogradHessian,
     DiagonalFactor,
@@ -230,18 +231,26 @@ class CrossEntropy(Loss):
         return y
 
     def value(self, f: Tensor, y: Tensor) -> Tensor:
-        """The loss as torch computes it, a scalar."""
+        """The loss as torch computes it, a scalar; that of many logits in tiles of rows."""
         m = self.module
         weight = None if m.weight is None else m.weight.to(f.dtype)
         _, rows, targets = self._rows(f, y)
-        return F.cross_entropy(
-            rows,
-            targets,
-            weight=weight,
-            ignore_index=m.ignore_index,
-            reduction=m.reduction,
-            label_smoothing=m.label_smoothing,
-        )
+
+        def of(rows: Tensor, targets: Tensor, reduction: str = "sum") -> Tensor:
+            return F.cross_entropy(
+                rows,
+                targets,
+                weight=weight,
+                ignore_index=m.ignore_index,
+                reduction=reduction,
+                label_smoothing=m.label_smoothing,
+            )
+
+        if rows.numel() >= tiled.LARGE:
+            mass, divisor = self._masses(rows, targets)
+            if tiled.takes(rows, mass):
+                return tiled.cross_entropy(rows, targets, of, mass, divisor)
+        return of(rows, targets, m.reduction)
 
     def _masses(self, f: Tensor, y: Tensor) -> tuple[Tensor, float]:
         """Target mass t_n of every row after class weights, and the divisor m."""

@@ -56,7 +56,8 @@ def suspects(snapshot: FixedModel, graph: Tensor, always: bool = False) -> Suspe
     names = dict.fromkeys(seen.scaled)
     found: list[Any] = []
     for node in nodes_of([graph.grad_fn]):
-        if isinstance(node, torch.autograd.function.BackwardCFunction):
+        written = isinstance(node, torch.autograd.function.BackwardCFunction)
+        if written and not getattr(node._forward_cls, "exact", False):
             name = type(node).__name__.removesuffix("Backward")
             hook = name == "BackwardHookFunction"
             names["a backward hook of a module" if hook else f"autograd Function {name}"] = None

@@ -89,9 +89,10 @@ class Pullback:
         """J' u for u (N*O,)."""
         direct = [i for i in range(len(self._leaves)) if i not in self._lazy]
         edges = [(node, nr) for node, inputs in self._edges.items() for nr in inputs]
+        ends: list[Any] = [self._leaves[i] for i in direct]
         found = torch.autograd.grad(
             self._graph,
-            [*(self._leaves[i] for i in direct), *(GradientEdge(*e) for e in edges)],
+            [*ends, *(GradientEdge(*e) for e in edges)],
             u.reshape(self._graph.shape),
             retain_graph=True,
             allow_unused=True,

@@ -57,6 +57,8 @@ def mismatch(
     groups = _groups(snapshot) if apart else [range(len(snapshot.names))]
     try:
         lazy = lazy and len(groups) > 1
+        if lazy:  # large blocks last, when what flows into the others has been let go
+            groups = sorted(groups, key=lambda group: sum(snapshot.sizes[i] for i in group))
         back = _lazily if lazy else _pulled_back
         wrong = _by_transpose(snapshot, rows, back(snapshot, product), vjp, groups)
     except (torch.OutOfMemoryError, OverBudget):
@@ -69,7 +71,7 @@ def mismatch(
         except RuntimeError as error:
             text = str(error).strip().split("\n")[0]
             return text.removeprefix(f"catapult_ext.{snapshot.where}: ")
-    names = [snapshot.names[i] for i in wrong]
+    names = [snapshot.names[i] for i in sorted(wrong)]
     more = f" and {len(names) - 3} more" if len(names) > 3 else ""
     return f"wrong or missing derivatives by {', '.join(names[:3])}{more}" if names else ""
 

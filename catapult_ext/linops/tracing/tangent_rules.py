@@ -180,12 +180,13 @@ def _addmm(call: TensorCall) -> Made:
             out = left @ dr if d0 is None else torch.addmm(d0, left, dr)
         elif d0 is not None:
             out = d0.expand(len(left), right.shape[1])
-        if dl is not None and dr is not None:
-            out.addmm_(dl, right)  # of its own memory: no second result
-        elif dl is not None:
-            out = dl @ right if out is None else torch.addmm(out, dl, right)
-        assert out is not None
-        return out
+        if out is None:
+            assert dl is not None
+            return dl @ right
+        if dl is None:
+            return out
+        # in place where it is memory of its own: no second result
+        return torch.addmm(out, dl, right) if dr is None else out.addmm_(dl, right)
 
     return rule, [left, right]
 
