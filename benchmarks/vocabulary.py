@@ -120,7 +120,7 @@ def solve_main(tied: bool, quick: bool) -> dict[str, Any]:
     found = cx.eigsh(ggn)
     return {
         "rows": len(y),
-        "outputs": len(y) * ggn.linearization.n_outputs,
+        "outputs": ggn.linearization.rows,
         "seconds": time.process_time() - began,
         "wall": time.perf_counter() - wall,
         "built": built,

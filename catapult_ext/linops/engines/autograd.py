@@ -1,7 +1,8 @@
-"""The engine for any model: one kept graph for J', and a tangent program for J."""
+"""Engines for any model: one kept graph and a tangent program, and torch.func.linearize."""
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from functools import cached_property
 from typing import Any, ClassVar
@@ -9,6 +10,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from catapult_ext import _validate as v
 from catapult_ext.linops.engines import sample_rows
 from catapult_ext.linops.engines.autograd_hessian import MODES, ForwardHVP, ReverseHVP
 from catapult_ext.linops.engines.base import (
@@ -21,14 +23,13 @@ from catapult_ext.linops.engines.difference_proof import (
     check_gradients,
     check_second,
     gradient_of,
-    nodes_of,
     suspects,
 )
 from catapult_ext.linops.engines.freed_memory import return_freed_memory
 from catapult_ext.linops.engines.pullback import Blocks, OfLast, Pullback, halves
 from catapult_ext.linops.engines.transpose_proof import Product, mismatch
 from catapult_ext.linops.model.fixed_model import FixedModel
-from catapult_ext.linops.model.graphs import require_second_derivatives
+from catapult_ext.linops.model.graphs import nodes_of, require_second_derivatives
 from catapult_ext.linops.model.memory_meter import LIMITS
 from catapult_ext.linops.tracing import parameter_kernel
 from catapult_ext.linops.tracing.parameter_uses import Structured
@@ -138,23 +139,20 @@ class AutogradLinearization(Linearization):
         """
         if self._program is None or not self._proven():
             return super().ntk(u)
-        if self._pullback is not None:
-            given = [u]
-            del u  # the last reference, where the caller holds none: a vector (N*O,) less
-            return self._pulled_and_replayed(self._pullback, given)
-        rows = [self._sum_over_halves(column) for column in u.unbind(1)]
+        columns = list(u.unbind(1))
+        del u  # the last reference, where the caller holds none: a vector (N*O,) less
+        rows = [self._through(columns) for _ in range(len(columns))]
         return rows[0].unsqueeze(1) if len(rows) == 1 else torch.stack(rows).T
 
-    def _pulled_and_replayed(self, pull: Pullback, given: list[Tensor]) -> Tensor:
-        """J J' u for the only u of ``given``, which is let go as soon as its pass has begun."""
-        columns = list(given.pop().unbind(1))
-        rows = []
-        while columns:
-            blocks = pull(columns.pop(0))
-            return_freed_memory()
-            rows.append(self._row_of(blocks))
-            return_freed_memory()
-        return rows[0].unsqueeze(1) if len(rows) == 1 else torch.stack(rows).T
+    def _through(self, columns: list[Tensor]) -> Tensor:
+        """J J' u (N*O,) for the first u of ``columns``, which leaves them."""
+        if self._pullback is None:
+            return self._sum_over_halves(columns.pop(0))
+        blocks = self._pullback(columns.pop(0))
+        return_freed_memory()
+        out = self._row_of(blocks)
+        return_freed_memory()
+        return out
 
     def _sum_over_halves(self, u: Tensor) -> Tensor:
         out = None
@@ -272,7 +270,6 @@ class AutogradLinearization(Linearization):
             known[key] = ""
             return ""
         sizes: list[float] = []
-
         pulled = None if self._pullback is None else OfLast(self._pullback)
 
         def vjp(u: Tensor, which: Sequence[int]) -> list[Tensor | None]:
@@ -423,3 +420,81 @@ class AutogradLinearization(Linearization):
             return tuple(rest)
 
         return rows, self.snapshot.columns(t.shape[1], column)
+
+
+class TorchLinearization(AutogradLinearization):
+    """J' as in autograd; J from torch.func.linearize, which stores the tangent program."""
+
+    engine = "linearize"
+    hvp_modes = None
+    second_of_chunks = False
+
+    def __init__(self, snapshot: FixedModel) -> None:
+        super().__init__(snapshot, snapshot.forward())
+        self._trusted = False  # the tangents were seen to be the transpose of the gradients
+        names = snapshot.names
+
+        def of_params(*params: Tensor) -> Tensor:
+            return snapshot.outputs(dict(zip(names, params, strict=True)))
+
+        leaves = [p.detach() for p in self._leaves]
+        try:
+            with snapshot.aside(), warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # of torch's own tracing
+                _, self._tangent = torch.func.linearize(of_params, *leaves)
+        except Exception as error:
+            raise RuntimeError(
+                f"catapult_ext.{snapshot.where}: torch.func.linearize cannot handle this model "
+                f"(try engine='autograd'): {error}"
+            ) from error
+
+    @classmethod
+    def recorder(cls, snapshot: FixedModel) -> None:
+        """None: its set-up takes seconds, so that it serves by name alone."""
+
+    @classmethod
+    def build(cls, snapshot: FixedModel) -> TorchLinearization:
+        """This engine by ``torch.func.linearize``."""
+        return cls(snapshot)
+
+    @classmethod
+    def build_to_measure(cls, snapshot: FixedModel) -> AutogradLinearization:
+        """The autograd engine, which keeps as much."""
+        return AutogradLinearization.build(snapshot)
+
+    def jvp(self, t: Tensor) -> Tensor:
+        """J t: (P, K) to (N*O, K); the first product checks the transpose."""
+        if not self._trusted:
+            self._check_transpose()
+            self._trusted = True
+        return self._pushed(t)
+
+    def _check_transpose(self) -> None:
+        """Twice: traced programs may change their own constants (LSTM, torch 2.13)."""
+
+        def vjp(u: Tensor, which: Sequence[int]) -> list[Tensor | None]:
+            return self._blocks(u[:, 0], which)
+
+        def product(blocks: Sequence[Tensor | None]) -> Tensor:
+            with self.snapshot.policy.seeded(self.snapshot.device):
+                return self._tangent(*blocks)
+
+        for _ in range(2):
+            why = mismatch(self.snapshot, self.rows, product, vjp)
+            v.require(
+                not why,
+                self.snapshot.where,
+                "engine='linearize' must give the transpose of the gradients; torch.func.linearize "
+                "does not for this model (leave engine out)",
+                why,
+            )
+
+    def _pushed(self, t: Tensor) -> Tensor:
+        snapshot = self.snapshot
+        columns = []
+        for k in range(t.shape[1]):
+            # the tangent program draws its masks anew: from the same seed, the same masks
+            with torch.no_grad(), snapshot.policy.seeded(snapshot.device):
+                out = self._tangent(*snapshot.split(t[:, k].contiguous()))
+            columns.append(out.reshape(-1))
+        return torch.stack(columns, 1)

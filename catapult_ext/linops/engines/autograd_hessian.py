@@ -11,6 +11,7 @@ from torch import Tensor
 
 from catapult_ext import _validate as v
 from catapult_ext.linops.engines.base import HessianProducts
+from catapult_ext.linops.engines.block_errors import differing
 from catapult_ext.linops.engines.difference_proof import (
     Suspects,
     check_second,
@@ -18,7 +19,6 @@ from catapult_ext.linops.engines.difference_proof import (
     suspects,
 )
 from catapult_ext.linops.engines.loss_curvature import checked_loss, loss_value
-from catapult_ext.linops.engines.transpose_proof import differing
 from catapult_ext.linops.model.fixed_model import FixedModel
 from catapult_ext.linops.model.graphs import require_second_derivatives
 from catapult_ext.linops.model.memory_meter import LIMITS

@@ -15,11 +15,10 @@ from torch import nn
 from catapult_ext import _validate as v
 from catapult_ext._deprecated import warn_renamed
 from catapult_ext._model_call import output_tensor, own_loss
-from catapult_ext.linops.engines.autograd import AutogradLinearization
+from catapult_ext.linops.engines.autograd import AutogradLinearization, TorchLinearization
 from catapult_ext.linops.engines.base import Allowance, ForwardPass, Linearization
 from catapult_ext.linops.engines.by_samples import LinearizationBySamples
 from catapult_ext.linops.engines.dense_chain import DenseChainLinearization
-from catapult_ext.linops.engines.linearize import TorchLinearization
 from catapult_ext.linops.engines.loss_curvature import is_known
 from catapult_ext.linops.engines.plan import Plan, parse_budget
 from catapult_ext.linops.engines.planner import Planner

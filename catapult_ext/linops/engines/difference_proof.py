@@ -17,6 +17,7 @@ from torch import Tensor
 
 from catapult_ext import _validate as v
 from catapult_ext.linops.model.fixed_model import FixedModel
+from catapult_ext.linops.model.graphs import nodes_of
 
 Blocks = list[Tensor]
 
@@ -75,18 +76,6 @@ def suspects(snapshot: FixedModel, graph: Tensor, always: bool = False) -> Suspe
     through |= {id(t) for t in seen.hooked}
     below = [i for i, p in enumerate(leaves) if id(p) in through or id(p) not in reached]
     return Suspects(list(names), below)
-
-
-def nodes_of(roots: Sequence[Any]) -> list[Any]:
-    """All nodes of the graphs that end in ``roots``."""
-    seen: dict[Any, None] = {}
-    stack = [r for r in roots if r is not None]
-    while stack:
-        node = stack.pop()
-        if node not in seen:
-            seen[node] = None
-            stack.extend(n for n, _ in node.next_functions if n is not None)
-    return list(seen)
 
 
 def check_gradients(snapshot: FixedModel, graph: Tensor) -> None:

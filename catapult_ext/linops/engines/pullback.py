@@ -20,8 +20,8 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import GradientEdge
 
-from catapult_ext.linops.engines.difference_proof import nodes_of
 from catapult_ext.linops.engines.freed_memory import return_freed_memory
+from catapult_ext.linops.model.graphs import nodes_of
 
 _ROWS = "EmbeddingBackward0"  # its gradient has few rows that are not zero
 _VIEWS = ("ViewBackward0", "UnsafeViewBackward0", "ReshapeAliasBackward0")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -41,6 +42,18 @@ def reached(outputs: Tensor, *stops: Tensor) -> Reached:
             functions.append(type(node).__name__.removesuffix("Backward"))
         stack.extend(n for n, _ in node.next_functions if n is not None)
     return Reached(leaves, functions)
+
+
+def nodes_of(roots: Sequence[Any]) -> list[Any]:
+    """All nodes of the graphs that end in ``roots``."""
+    seen: dict[Any, None] = {}
+    stack = [r for r in roots if r is not None]
+    while stack:
+        node = stack.pop()
+        if node not in seen:
+            seen[node] = None
+            stack.extend(n for n, _ in node.next_functions if n is not None)
+    return list(seen)
 
 
 def listed(names: list[str]) -> str:
