@@ -11,6 +11,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Annotated, Any, get_args, get_type_hints
 
+DATA_DIR = "Folder of data files; default $CATAPULT_DATA, then installed packages."
+STANDARDISE = "Of inputs: global, channel, pixel, image or none; default by the data."
 _CONTEXT = "context"  # the parameter in which typer passes what was typed
 
 

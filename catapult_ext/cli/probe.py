@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 from catapult_ext import losses
 from catapult_ext.cli.console import console, load, picture_path
-from catapult_ext.cli.options import Argument, Option
+from catapult_ext.cli.options import DATA_DIR, STANDARDISE, Argument, Option
 from catapult_ext.experiments import probing
 from catapult_ext.probes import LearningRateWindow, learning_rate_window
 
@@ -27,6 +27,8 @@ def _problem(
     params: str | None,
     dropout: str | None,
     memory_budget: str | None,
+    data_dir: Path | None,
+    standardise: str | None,
 ) -> tuple[Any, Any, Any, dict[str, Any]]:
     known = losses.resolve(loss)
     net = probing.load_model(model)
@@ -38,7 +40,8 @@ def _problem(
     }
     if dropout is None:
         net.eval()
-    found = probing.in_dtype_of(net, probing.load_data(data, samples))
+    held = probing.load_data(data, samples, data_dir=data_dir, standardise=standardise)
+    found = probing.in_dtype_of(net, probing.as_targets(known, held))
     return net, known, found, options
 
 
@@ -74,10 +77,10 @@ def probe(
     model: Annotated[str, Argument("package.module:factory, called without arguments.")],
     data: Annotated[
         str,
-        Option(
-            "FILE.npz or FILE.pt (x, y), digits, digits28, or module:factory of a batch or loader."
-        ),
+        Option("A name, FILE.npz or FILE.pt (x, y), or module:function of a batch or loader."),
     ] = "digits",
+    data_dir: Annotated[Path | None, Option(DATA_DIR)] = None,
+    standardise: Annotated[str | None, Option(STANDARDISE)] = None,
     loss: Annotated[str, Option(", ".join(losses.NAMED))] = "half_mse",
     k: Annotated[int, Option("Eigenvalues of each operator.")] = 3,
     samples: Annotated[int, Option("First so many samples.")] = 512,
@@ -92,7 +95,8 @@ def probe(
 ) -> None:
     """Show how curved a model is: top of NTK, GGN and Hessian, and its learning rates."""
     net, known, found, options = _problem(
-        model, data, loss, samples, forward, params, dropout, memory_budget
+        *(model, data, loss, samples, forward, params, dropout, memory_budget),
+        *(data_dir, standardise),
     )
     if out is not None:
         picture_path("probe", out)
@@ -114,6 +118,8 @@ def probe(
 def max_lr(
     model: Annotated[str, Argument("package.module:factory, called without arguments.")],
     data: Annotated[str, Option("As of catapult-ext probe.")] = "digits",
+    data_dir: Annotated[Path | None, Option(DATA_DIR)] = None,
+    standardise: Annotated[str | None, Option(STANDARDISE)] = None,
     loss: Annotated[str, Option(", ".join(losses.NAMED))] = "half_mse",
     samples: Annotated[int, Option("First so many samples.")] = 512,
     measure: Annotated[
@@ -129,7 +135,8 @@ def max_lr(
 ) -> None:
     """Show how large a learning rate a model stands, and what happens above which rate."""
     net, known, found, options = _problem(
-        model, data, loss, samples, forward, params, dropout, memory_budget
+        *(model, data, loss, samples, forward, params, dropout, memory_budget),
+        *(data_dir, standardise),
     )
     if batch_stats is not None:
         options["batch_stats"] = batch_stats

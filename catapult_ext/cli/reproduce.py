@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 from catapult_ext import _validate as v
 from catapult_ext.cli.console import console, load, resumable
-from catapult_ext.cli.options import Argument, Option
+from catapult_ext.cli.options import DATA_DIR, STANDARDISE, Argument, Option
 from catapult_ext.experiments import reproduce as experiments
 from catapult_ext.experiments.workers import cores
 
@@ -83,14 +83,19 @@ def _print_done(done: experiments.Reproduction) -> None:
 
 
 def reproduce(
-    name: Annotated[str | None, Argument("Experiment; without one, the list of them.")] = None,
+    name: Annotated[
+        str | None,
+        Argument("Experiment, or yours as package.module:experiment; without one, the list."),
+    ] = None,
     scale: Annotated[
-        str, Option("smoke (seconds), cpu (two cores) or full (the paper's).")
+        str, Option("smoke (seconds), cpu (two cores), real (20 minutes) or full (the paper's).")
     ] = "cpu",
     out: Annotated[Path | None, Option("Run folder; default ./catapult-runs/NAME-SCALE.")] = None,
-    data_dir: Annotated[
-        Path | None, Option("Folder of data files; default $CATAPULT_DATA.")
+    data: Annotated[
+        str | None, Option("A name, FILE.npz or package.module:function; as --set data=.")
     ] = None,
+    data_dir: Annotated[Path | None, Option(DATA_DIR)] = None,
+    standardise: Annotated[str | None, Option(STANDARDISE)] = None,
     fresh: Annotated[bool, Option("Start again in an existing run folder.", "--fresh")] = False,
     device: Annotated[str, Option("Where to train, such as cuda.")] = "cpu",
     workers: Annotated[
@@ -105,9 +110,12 @@ def reproduce(
         _print_names()
         return
     changed = changes(name, scale, settings or [])
-    folder = out if out is not None else Path("catapult-runs") / f"{name}-{scale}"
+    if data is not None:
+        changed["data"] = data
+    usual = f"{name.replace(':', '.')}-{scale}"
+    folder = out if out is not None else Path("catapult-runs") / usual
     if workers is None:
-        workers = cores() if scale == "cpu" and device == "cpu" else 1
+        workers = cores() if scale in ("cpu", "real") and device == "cpu" else 1
     shown = console(stderr=True)
 
     def tell(line: str) -> None:
@@ -119,6 +127,7 @@ def reproduce(
             scale,
             out=folder,
             data_dir=data_dir,
+            standardise=standardise,
             fresh=fresh,
             device=device,
             tell=tell,

@@ -1,8 +1,9 @@
-"""catapult-ext sweep: a learning-rate sweep of a built-in network on built-in data."""
+"""catapult-ext sweep: a learning-rate sweep of a built-in network on any data."""
 
 from __future__ import annotations
 
 from contextlib import nullcontext
+from dataclasses import replace
 from enum import Enum
 from pathlib import Path
 from typing import Annotated, Any
@@ -10,7 +11,7 @@ from typing import Annotated, Any
 from catapult_ext import _validate as v
 from catapult_ext import data, losses, models
 from catapult_ext.cli.console import launched_ranks, print_result, sweep_progress
-from catapult_ext.cli.options import Option
+from catapult_ext.cli.options import DATA_DIR, STANDARDISE, Option
 from catapult_ext.experiments.sweep import SweepConfig, run
 
 
@@ -40,7 +41,10 @@ def sweep(
     out: Annotated[Path | None, Option("Run folder (instead of --name).")] = None,
     fresh: Annotated[bool, Option("Start again in an existing run folder.", "--fresh")] = False,
     data_name: Annotated[str, Option(", ".join(data.NAMES), "--data")] = "digits",
+    data_dir: Annotated[Path | None, Option(DATA_DIR)] = None,
+    standardise: Annotated[str | None, Option(STANDARDISE)] = None,
     samples: Annotated[int, Option("Training samples.")] = 512,
+    tests: Annotated[int, Option("Test samples at most, the first ones.")] = 2000,
     model_name: Annotated[ModelName, Option("Network.", "--model")] = ModelName.fc,
     width: Annotated[int, Option("Hidden units, or channels of the CNN.")] = 512,
     depth: Annotated[int, Option("Hidden layers of the fully connected network.")] = 3,
@@ -64,10 +68,13 @@ def sweep(
     config = SweepConfig(c=chosen, eta=plain, steps=steps, linearised=linearised)
     image = model_name is ModelName.cnn
     drawn: dict[str, Any] = {"seed": seed} if data_name in data.SYNTHETIC else {}
+    drawn |= {"data_dir": data_dir, "standardisation": standardise, "where": "sweep"}
     found = data.named(data_name, train=samples, flatten=not image, **drawn)
+    v.require(tests >= 0, "sweep", "--tests must be >= 0", tests)
+    found = replace(found, x_test=found.x_test[:tests], y_test=found.y_test[:tests])
     fits = not image or (found.x_train.dim() == 4 and found.x_train.shape[1] == 1)
-    wanted = "--model cnn needs images of one channel, as --data digits or digits28"
-    v.require(fits, "sweep", wanted, data_name)
+    wanted = "--model cnn needs images (N, 1, S, S), such as --data digits28 or fashion-mnist"
+    v.require(fits, "sweep", wanted, f"{data_name} of shape {tuple(found.x_train.shape)}")
     settings: dict[str, Any] = {
         "activation_name": activation,
         "parameterisation": parameterisation,

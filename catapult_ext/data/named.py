@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import warnings
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -11,9 +12,11 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from catapult_ext import _validate as v
-from catapult_ext.data.dataset import Dataset
+from catapult_ext._by_path import fault, is_path_of_object, named_function
+from catapult_ext.data.dataset import Dataset, as_dataset
 from catapult_ext.data.digits import digits
 from catapult_ext.data.gaussian import gaussian, synthetic_images
 from catapult_ext.data.prepare import check_classes, make_targets, standardise
@@ -28,7 +31,8 @@ BUILT_IN: dict[str, Any] = {
     "digits28": functools.partial(digits, 28),
 }
 SYNTHETIC = ("teacher", "gaussian", "synthetic-images")
-NAMES = (*BUILT_IN, *FROM_FILES, "a path ending in .npz")
+NAMES = (*BUILT_IN, *FROM_FILES, "a path ending in .npz", "package.module:function")
+_RAW = 20.0  # inputs beyond it are no standardised pixels
 
 
 def named(
@@ -48,14 +52,16 @@ def named(
 
     Args:
         name: ``"digits"``, ``"digits28"``, ``"teacher"``, ``"gaussian"``, ``"synthetic-images"``,
-            a name that :func:`load` takes, or the path of an .npz file.
+            a name that :func:`load` takes, the path of an .npz file, or ``package.module:function``
+            of yours, which returns a :class:`Dataset`, ``(x, y)`` or ``(x, y, x_test, y_test)``,
+            with targets (N, O), or integer labels (N,) that become one-hot.
         data_dir: folder of data files; see :func:`load`.
         train: size of a random training subset; None for all, or a built-in set's default.
         test: the same of the test set.
         classes: keep only these labels; of a built-in set without digits, its own argument.
         targets: ``"one-hot"``, or ``"signed"`` for two classes.
         standardisation: as in :func:`standardise`; None for ``"global"`` of digits and data
-            files, and for the others as they are.
+            files, and for the others as they are (with a warning where these look like raw pixels).
         flatten: vectors also of images; None for the default of the set's own function.
         where: the public function named in errors.
         **own: arguments of the set's own function.
@@ -70,7 +76,8 @@ def named(
     """
     if not isinstance(name, str):
         v.fail("data.named", "name must be a string", type(name).__name__, TypeError)
-    known = name in (*BUILT_IN, *FROM_FILES) or name.endswith(".npz")
+    own_function = is_path_of_object(name)
+    known = name in (*BUILT_IN, *FROM_FILES) or name.endswith(".npz") or own_function
     v.require(known, "data.named", f"name must be one of {', '.join(NAMES)}", repr(name))
     chosen = isinstance(classes, Sequence) or targets != "one-hot"
     shape: dict[str, Any] = {} if flatten is None else {"flatten": flatten}
@@ -90,8 +97,10 @@ def named(
         own |= {} if classes is None else {"classes": classes}
         data = BUILT_IN[name](**counts, **own)
     else:
-        data = npz(name, **own)
+        data = _of_function(where, name, own) if own_function else npz(name, **own)
         data = replace(data, source=data.fingerprint())
+        if standardisation is None:
+            _warn_of_raw(where, name, data)
         if chosen:
             data = _choose(where, name, data, classes, targets)
         data = _draw(where, data, train, test)
@@ -102,6 +111,39 @@ def named(
         return x.flatten(1) if flatten else x
 
     return replace(data, x_train=shaped(data.x_train), x_test=shaped(data.x_test))
+
+
+def _of_function(where: str, spec: str, own: dict[str, Any]) -> Dataset:
+    """What the user's function ``package.module:function`` returns."""
+    made = named_function(where, "data", spec)
+    try:
+        found = made(**own)
+    except Exception as error:  # the user's own code
+        wanted = f"data {spec} must return a Dataset or tensors"
+        raise ValueError(f"catapult_ext.{where}: {wanted}, got {fault(error)}") from error
+    return as_dataset(_one_hot(found), where)
+
+
+def _one_hot(made: Any) -> Any:
+    """``(x, y)`` or ``(x, y, x_test, y_test)`` with integer labels (N,) one-hot."""
+    if type(made) not in (tuple, list) or not all(isinstance(t, Tensor) for t in made):
+        return made
+    labels = made[1::2]
+    whole = all(y.dim() == 1 and not y.is_floating_point() and not y.is_complex() for y in labels)
+    if not whole or not any(len(y) for y in labels):
+        return made
+    count = max(int(y.max()) for y in labels if len(y)) + 1
+    held = list(made)
+    held[1::2] = [functional.one_hot(y.long(), count).to(made[0].dtype) for y in labels]
+    return tuple(held)
+
+
+def _warn_of_raw(where: str, name: str, data: Dataset) -> None:
+    largest = float(data.x_train.abs().max()) if data.x_train.numel() else 0.0
+    if largest > _RAW:
+        way = "standardise='global', or --standardise global, scales them by the training set"
+        said = f"inputs of {name} reach {largest:.4g} and are taken as they are: {way}"
+        warnings.warn(f"catapult_ext.{where}: {said}", RuntimeWarning, stacklevel=3)
 
 
 def _choose(
@@ -128,6 +170,9 @@ def _draw(where: str, data: Dataset, train: int | None, test: int | None) -> Dat
     def part(kind: str, x: Tensor, y: Tensor, count: int | None) -> tuple[Tensor, Tensor]:
         least = 1 if kind == "train" else 0
         ok = count is None or least <= count <= len(x)
+        if kind == "test" and not ok and len(x) == 0:
+            way = "this data has no test set (x_test, y_test): choose test = 0"
+            v.fail(where, way, f"test = {count}")
         v.require(ok, where, f"{kind} must be in {least}..{len(x)} for this data", count)
         if count is None:
             return x, y

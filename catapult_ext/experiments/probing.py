@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import importlib
-import sys
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from catapult_ext import _validate as v
@@ -22,6 +21,7 @@ from catapult_ext._batches import (
     joined,
     map_tensors,
 )
+from catapult_ext._by_path import named_function
 from catapult_ext._model_call import fields_of
 from catapult_ext.data.files import read_pt, read_training_npz, training_named
 from catapult_ext.data.named import NAMES
@@ -52,7 +52,13 @@ def load_function(option: str, spec: str | None) -> Any:
     return None if spec is None else _named(option, spec)
 
 
-def load_data(source: str, samples: int | None = None) -> Any:
+def load_data(
+    source: str,
+    samples: int | None = None,
+    *,
+    data_dir: Path | str | None = None,
+    standardise: str | None = None,
+) -> Any:
     """``(x, y)`` of an ``.npz`` or ``.pt`` file, a data set by name, or what a factory returns.
 
     Files hold ``x`` and ``y``, or ``x_train`` and ``y_train`` (``.pt``: a dictionary, or a pair,
@@ -62,6 +68,9 @@ def load_data(source: str, samples: int | None = None) -> Any:
     Args:
         source: file, factory, or a name that :func:`~catapult_ext.data.named` takes.
         samples: take at most this number, the first ones; None takes all.
+        data_dir: folder of the files of a data set by name.
+        standardise: how inputs are shifted and scaled by themselves, as in
+            :func:`~catapult_ext.data.standardise`; None leaves those of files and factories alone.
 
     Raises:
         TypeError: data that are no tensors.
@@ -72,9 +81,13 @@ def load_data(source: str, samples: int | None = None) -> Any:
     pair: Any
     if source in NAMES:
         count = None if samples is None else max(512, samples)  # samples do not change the draw
-        pair = datasets.named(source, train=count).train
+        pair = datasets.named(
+            source, train=count, data_dir=data_dir, standardisation=standardise, where=_WHERE
+        ).train
     elif ":" in source and not Path(source).exists():
         made = _from_factory(source, samples)
+        if isinstance(made, datasets.Dataset):
+            made = made.train
         if not _tensors(made):
             batch = batch_of(made, _WHERE)
             return first_samples(made, samples, count_samples(batch.x, batch.y))
@@ -88,10 +101,24 @@ def load_data(source: str, samples: int | None = None) -> Any:
         v.dense(_WHERE, f"{name} of {source}", value)
         v.require(value.dim() > 0, _WHERE, f"{name} of {source} must hold a row a sample", value)
     x, y = pair
+    if standardise is not None and source not in NAMES:
+        x = datasets.standardise(x if x.is_floating_point() else x.float(), x.float(), standardise)
     ok = len(y) > 0 and len(x) > 0 and len(y) % len(x) == 0
     wanted = f"x and y of {source} must hold the same number of samples, at least one"
     v.require(ok, _WHERE, wanted, (len(x), len(y)))
     return x[:samples], first_labels(y, samples, len(x))
+
+
+def as_targets(loss: Any, found: Any) -> Any:
+    """``(x, y)`` with class labels (N,) of a file one-hot, where a squared loss is to take them."""
+    if not (loss.squared and _tensors(found)):
+        return found
+    x, y = found
+    if y.dim() != 1 or y.is_floating_point() or y.is_complex() or y.dtype == torch.bool:
+        return found
+    v.require(int(y.min()) >= 0, _WHERE, "class labels must be >= 0", int(y.min()))
+    dtype = x.dtype if x.is_floating_point() else torch.get_default_dtype()
+    return x, nn.functional.one_hot(y.long()).to(dtype)
 
 
 def _from_file(path: Path) -> tuple[Any, Any]:
@@ -121,7 +148,8 @@ def _tensors(data: Any) -> bool:
 def _from_factory(source: str, samples: int | None) -> Any:
     made = _made("DATA", source)
     wanted = f"{source} must return (x, y) or batches (x, y) of tensors, or batches with labels"
-    if type(made) in (tuple, list) and len(made) == 2 and isinstance(made[0], Tensor):
+    pair = type(made) in (tuple, list) and len(made) == 2 and isinstance(made[0], Tensor)
+    if pair or isinstance(made, datasets.Dataset):
         return made
     if not is_stream(made) and not isinstance(made, list):
         try:
@@ -155,22 +183,7 @@ def _made(kind: str, spec: str) -> Any:
 
 def _named(kind: str, spec: str) -> Any:
     """The function ``package.module:factory``."""
-    place, _, name = spec.partition(":")
-    named = all(part.isidentifier() for part in (*place.split("."), name))
-    v.require(named, _WHERE, f"{kind} must be package.module:factory", spec)
-    if str(Path.cwd()) not in sys.path:
-        sys.path.insert(0, str(Path.cwd()))
-    try:
-        module = importlib.import_module(place)
-    except ModuleNotFoundError as error:
-        if not f"{place}.".startswith(f"{error.name}."):
-            raise  # a module that this one needs
-        v.fail(_WHERE, f"{kind} must name a module that can be imported", place)
-    factory = getattr(module, name, None)
-    if callable(factory):
-        return factory
-    held = type(factory).__name__ if hasattr(module, name) else "no such name"
-    v.fail(_WHERE, f"{kind}: module {place} must have a function {name}", held)
+    return named_function(_WHERE, kind, spec)
 
 
 def in_dtype_of(model: nn.Module, data: Any) -> Any:

@@ -58,7 +58,14 @@ def test_reproduce_prints_claims_and_writes_the_folder(capsys, tmp_path, monkeyp
         (("fc-phases", "--set", "seeds=None"), "seeds of fc-phases must be an int >= 1, got None"),
         (("fc-phases", "--set", "c=1e400"), "c of fc-phases must be one or more finite numbers"),
         (("fc-phases", "--set", "batch=abc"), "batch of fc-phases must be an int >= 1 or None"),
-        (("c-act-table", "--scale", "tiny"), "scale must be one of smoke, cpu, full, got 'tiny'"),
+        (
+            ("c-act-table", "--scale", "tiny"),
+            "scale of c-act-table must be one of smoke, cpu, real, full, got 'tiny'",
+        ),
+        (
+            ("warmup", "--scale", "real"),
+            "scale of warmup must be one of smoke, cpu, full, got 'real'",
+        ),
     ],
 )
 def test_mistakes_are_told_in_one_line(capsys, tmp_path, arguments, message):

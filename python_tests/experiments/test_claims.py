@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import pytest
 
 from catapult_ext.experiments.reproduce import (
+    c_act_table,
     meltzer_sparsity,
     progressive_sharpening,
     quadratic_models,
@@ -65,10 +66,15 @@ def test_sparsity_needs_an_error():
         ([(2.04, 400), (2.5, 0)], True),  # reached the edge with its last reading
         ([(2.0, 0)], None),
         ([(None, None)], None),
+        ([(2.04, 400), (2.5, 300, 2.0)], True),  # a larger rate may lie higher
+        ([(2.5, 400), (2.04, 300, 2.0)], False),
     ],
 )
 def test_hovering_takes_time(rows, holds):
-    seen = [{"mean": mean, "steps_there": steps} for mean, steps in rows]
+    seen = [
+        {"mean": mean, "steps_there": steps, "ratio": ratio[0] if ratio else 4.0}
+        for mean, steps, *ratio in rows
+    ]
     assert progressive_sharpening._claim_hovers(seen, "name", "2/eta").holds is holds
 
 
@@ -89,3 +95,41 @@ def test_milder_catapults(first, last, holds):
     settings = SimpleNamespace(shown=3)
     assert warmup._claim_milder(settings, rows).holds is holds
     assert warmup._claim_milder(settings, rows[:1]).holds is None
+
+
+def entry(value=4.5, seeds=5, dead=0, activation="relu", depth=1):
+    row = {"activation": activation, "depth": depth, "c_act": value, "seeds": seeds, "dead": dead}
+    return row | {"lowest": value, "highest": value, "open_above": 0, "bounded": 26.5}
+
+
+def test_entries_of_the_table_by_activation():
+    def claim(**more):
+        return c_act_table.claim_entry(entry(**more), 1.05).holds
+
+    assert claim() is True
+    assert claim(value=9.0) is False
+    assert claim(value=None) is None
+    assert claim(seeds=1) is None
+    assert claim(value=3.0, dead=4) is None  # dead nets end it: no boundary of divergence
+    assert claim(value=4.5, dead=1) is True
+    assert claim(value=10.2, depth=3) is True
+
+
+def test_dead_nets_end_what_is_stable_in_the_table():
+    rates = [(3.0, -1, 0.5), (4.0, -1, 0.97), (5.0, -1, 0.99), (6.0, 7, None)]
+    found = [
+        {"c": c, "diverged_at": at, "inactive": share, "loss_ratio": 0.5, "eta_lambda": 1.0}
+        for c, at, share in rates
+    ]
+    seed = c_act_table._seed(found)
+    assert (seed["last_stable"], seed["first_unstable"], seed["dies"]) == (3.0, 4.0, True)
+    assert seed["last_bounded"] == 5.0
+    row = c_act_table._row({"activation": "relu", "depth": 1, "seeds": [seed, seed]})
+    assert (row["c_act"], row["dead"], row["bounded"]) == (3.0, 2, 5.0)
+
+
+def test_activations_differ():
+    claim = c_act_table.claim_strong
+    assert claim([entry(4.0), entry(11.0, activation="tanh")]).holds is True
+    assert claim([entry(4.0), entry(4.5, activation="tanh")]).holds is False
+    assert claim([entry(4.0)]).holds is None

@@ -86,7 +86,11 @@ def test_smoke(name, tmp_path):
 
 def test_scales_are_complete():
     for name in rp.names():
-        assert set(rp.experiment(name).settings) == set(rp.SCALES)
+        held = set(rp.experiment(name).settings)
+        assert held | {"real"} == set(rp.SCALES)
+    real = [name for name in rp.names() if "real" in rp.experiment(name).settings]
+    assert {"paper-fc", "fc-phases", "wrn-phases", "cnn-fixed-steps", "sgd-catapults"} <= set(real)
+    assert {"c-act-table", "edge-of-stability"} <= set(real)
 
 
 KILLED = """
@@ -219,7 +223,7 @@ def test_bad_arguments(tmp_path):
     with pytest.raises(ValueError, match="name must be one of paper-fc"):
         rp.reproduce("fig-1")
     with pytest.raises(ValueError, match="scale must be one of smoke, cpu, full, got 'gpu'"):
-        rp.reproduce("fc-phases", "gpu")
+        rp.reproduce("fc-phases", "gpu")  # no such scale
     with pytest.raises(ValueError, match="workers > 1 needs out"):
         rp.reproduce("fc-phases", "smoke", workers=2)
     with pytest.raises(TypeError, match=r"settings of fc-phases are data, train, .* got wdith"):

@@ -144,7 +144,7 @@ def test_report_and_command_name_the_data_folder(tmp_path, monkeypatch):
     monkeypatch.setenv("CATAPULT_DATA", str(folder))
     done = mixed(tmp_path / "run", None)
     told = json.loads((tmp_path / "run" / "claims.json").read_text())["command"]
-    assert f"--scale smoke --data-dir '{folder}' --set data=mnist" in told
+    assert f"--scale smoke --data-dir '{folder}' --data mnist" in told
     assert done.data_folder == folder
     assert "<h2>Data</h2>" in (tmp_path / "run" / "report.html").read_text()
     held = json.loads((tmp_path / "run" / "data.json").read_text())

@@ -32,6 +32,9 @@ SETTINGS = {
         train=48, test=64, width=0.03, batch=16, c=(1, 3, 300), seeds=1, steps=8, probe_samples=16
     ),
     "cpu": Settings(),
+    "real": Settings(
+        "fashion-mnist", 2000, 1000, c=(0.5, 1, 1.5, 3, 6, 12, 24, 32, 48), steps=1000
+    ),
     "full": Settings("cifar-10", None, None, 1.0, 256, seeds=1, steps=437_000, probe_samples=1024),
 }
 

@@ -26,6 +26,7 @@ class Context(Parts):
         data_dir: folder of data files.
         tell: called with a line of text when a part is done.
         device: where data and networks live.
+        standardise: how inputs are shifted and scaled, instead of the experiment's own way.
         ranks: who shares the parts (the folder is then needed): the ranks themselves, or what
             starts them; it is entered where several parts are missing for the first time.
 
@@ -39,10 +40,12 @@ class Context(Parts):
         data_dir: Path | str | None = None,
         tell: Callable[[str], None] | None = None,
         device: str = "cpu",
+        standardise: str | None = None,
         ranks: Ranks | AbstractContextManager[Ranks] | None = None,
     ) -> None:
         super().__init__(folder, ranks if isinstance(ranks, Ranks) else None)
         self.device, self.data_dir, self.tell = device, data_dir, tell
+        self.standardise = standardise
         self.data_folder: Path | None = None
         self._starter = None if isinstance(ranks, Ranks) else ranks
         self._started = ExitStack()
@@ -81,6 +84,8 @@ class Context(Parts):
     def data(self, name: str, **settings: Any) -> Dataset:
         """:func:`~catapult_ext.data.named` with this run's data folder; images keep their shape."""
         shape: dict[str, Any] = {"flatten": False} | settings
+        if self.standardise is not None:
+            shape["standardisation"] = self.standardise
         found = named(name, data_dir=self.data_dir, **shape, where="reproduce")
         if found.source is not None:
             if name in FROM_FILES and (self.data_dir is not None or packaged(name) is None):

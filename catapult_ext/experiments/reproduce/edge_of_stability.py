@@ -78,6 +78,7 @@ SETTINGS = {
         train=64, width=24, depth=2, optimizers=("gd", "adam"), rates=1, steps=40, every=10
     ),
     "cpu": Settings(),
+    "real": Settings("fashion-mnist", 2000, 200, losses=("cross_entropy",), steps=250, pool=2),
     "full": Settings("cifar-10", 50_000, 200, 5, rates=5, steps=10_000, every=50),
 }
 

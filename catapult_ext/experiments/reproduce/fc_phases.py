@@ -65,6 +65,7 @@ SETTINGS = {
         equal_time=5.0,
     ),
     "cpu": Settings(),
+    "real": Settings("fashion-mnist", 2000, 2000, width=256, seeds=3),
     "full": Settings(
         "mnist",
         60_000,

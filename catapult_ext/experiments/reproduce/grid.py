@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import nn
 
 from catapult_ext.data import Dataset
@@ -27,7 +28,10 @@ Record = dict[str, Any]
 
 @dataclass(frozen=True)
 class Problem:
-    """What the runs of a grid train: ``network`` of a seed on ``data`` with ``loss``."""
+    """What the runs of a grid train: ``network`` of a seed on ``data`` with ``loss``.
+
+    torch's generator has the seed while the network is made, and its own state again afterwards.
+    """
 
     network: Callable[[int], nn.Module]
     data: Dataset
@@ -35,7 +39,10 @@ class Problem:
 
     def start(self, recipe: Recipe, seed: int) -> Start:
         """The network of a seed at its start."""
-        return start(self.network(seed), self.data, self.loss, recipe)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            network = self.network(seed)
+        return start(network, self.data, self.loss, recipe)
 
     def lambda0(self, context: Context, **settings: Any) -> float:
         """The first seed's lambda_0, a part of the run; ``settings`` are a recipe's."""

@@ -34,7 +34,7 @@ TITLE = "after the catapult the net is linear again"
 SOURCE = (
     "Lewkowycz et al., arXiv version, figure 6: train of order log n steps, linearise, continue"
 )
-USUAL = {"loss": "half_mse", "data": "digits"}
+USUAL = {"loss": "half_mse"}
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,8 @@ class Settings:
     """Settings of linearise-after-catapult; full batch, loss 1/(2 N) sum |f - y|^2.
 
     Attributes:
-        train: training samples of the digits.
+        data: name of the data set.
+        train: training samples.
         test: test samples; None for all others.
         width: units of each hidden layer.
         depth: hidden layers.
@@ -52,6 +53,7 @@ class Settings:
         steps: gradient steps of both continuations.
     """
 
+    data: str = "digits"
     train: int = 256
     test: int | None = setting(None, least=1)
     width: int = 512
@@ -63,22 +65,23 @@ class Settings:
 
 
 SETTINGS = {
-    "smoke": Settings(48, 100, 64, c=(2.5, 3.5), seeds=2, steps=10),
+    "smoke": Settings(train=48, test=100, width=64, c=(2.5, 3.5), seeds=2, steps=10),
     "cpu": Settings(),
-    "full": Settings(512, None, 2048, c=(2.25, 2.5, 2.75, 3, 3.25, 3.5, 3.75, 4), seeds=10),
+    "full": Settings(train=512, width=2048, c=(2.25, 2.5, 2.75, 3, 3.25, 3.5, 3.75, 4), seeds=10),
 }
 
 
 def run(settings: Settings, context: Context) -> Outcome:
     """Train every pair of rate and seed, linearise twice (start, after the catapult), judge."""
     s = settings
-    data = context.data("digits", train=s.train, test=s.test, flatten=True)
+    data = context.data(s.data, train=s.train, test=s.test, flatten=True)
     before = math.ceil(s.logs * math.log(s.width))
     recipe = Recipe(steps=before, probe_factor=float(before + 1))
 
     @functools.lru_cache(maxsize=1)
     def problem(seed: int) -> Start:
-        model = build("fc", (64,), 10, width=s.width, depth=s.depth, seed=seed)
+        shape = tuple(data.x_train.shape[1:])
+        model = build("fc", shape, data.outputs, width=s.width, depth=s.depth, seed=seed)
         return start(model, data, "half_mse", recipe)
 
     def compute(seed: int, c: float) -> dict[str, Any]:

@@ -110,7 +110,10 @@ def _text(value: Any) -> str:
 
 @dataclass(frozen=True, repr=False)
 class Reproduction(Shown):
-    """A finished experiment: outcome, settings, device, run folder and data folder, if any."""
+    """A finished experiment: outcome, settings, device, run folder and data folder, if any.
+
+    ``standardise``: of the inputs, where it is not the experiment's own way.
+    """
 
     experiment: Experiment
     scale: str
@@ -119,6 +122,7 @@ class Reproduction(Shown):
     path: Path | None
     device: str = "cpu"
     data_folder: Path | None = None
+    standardise: str | None = None
 
     def _line(self) -> str:
         place = "" if self.path is None else f", kept in {self.path}"

@@ -67,6 +67,7 @@ class Settings:
 SETTINGS = {
     "smoke": Settings("digits", 48, widths=(32, 64), c=(3, 40), seeds=2, steps=10),
     "cpu": Settings(),
+    "real": Settings(),
     "full": Settings(c=(2.5, 3, 4, 6, 8, 10, 11, 12, 13, 14, 16), seeds=10, steps=60),
 }
 _AS_PUBLISHED = ("data", "train", "batch", "depth", "activation", "loss")

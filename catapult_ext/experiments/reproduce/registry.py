@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from catapult_ext import _validate as v
+from catapult_ext._by_path import fault, is_path_of_object, named_object
 from catapult_ext._processes import Ranks
 from catapult_ext._store import RunFolder, environment
 from catapult_ext.experiments.reproduce.context import Context
@@ -20,7 +21,7 @@ from catapult_ext.experiments.reproduce.settings import check
 from catapult_ext.experiments.workers import helped
 from catapult_ext.figures.style import require_matplotlib
 
-SCALES = ("smoke", "cpu", "full")
+SCALES = ("smoke", "cpu", "real", "full")
 VERSION = 1
 
 # Module of each experiment; it holds TITLE, SOURCE, SETTINGS (by scale) and run().
@@ -54,16 +55,36 @@ def names() -> list[str]:
 
 
 def experiment(name: str) -> Experiment:
-    """The experiment called ``name``.
+    """The experiment called ``name``, or yours as ``package.module:experiment``.
 
     Raises:
-        ValueError: unknown name.
+        ValueError: unknown name, or a module of yours that fails when it is imported.
+        TypeError: the object named is no :class:`Experiment`.
     """
+    if isinstance(name, str) and is_path_of_object(name):
+        return _users(name)
     if name not in MODULES:
-        v.fail("reproduce", f"name must be one of {', '.join(MODULES)}", repr(name))
+        held = f"{', '.join(MODULES)}, or package.module:experiment"
+        v.fail("reproduce", f"name must be one of {held}", repr(name))
     module = importlib.import_module(f"{__package__}.{MODULES[name]}")
     usual = getattr(module, "USUAL", {})
     return Experiment(name, module.TITLE, module.SOURCE, module.SETTINGS, module.run, usual)
+
+
+def _users(spec: str) -> Experiment:
+    """The user's experiment, under the name by which it is run."""
+    found = named_object("reproduce", "name", spec)
+    if not isinstance(found, Experiment):
+        kind = type(found).__name__
+        v.fail("reproduce", f"{spec} must be a reproduce.Experiment", kind, TypeError)
+    settings = found.settings
+    if not isinstance(settings, Mapping):  # one set of settings is that of every scale
+        settings = dict.fromkeys(SCALES, settings)
+    for held in settings.values():
+        if not dataclasses.is_dataclass(held) or isinstance(held, type):
+            text = f"settings of {spec} must be dataclasses, one or by scale"
+            v.fail("reproduce", text, type(held).__name__, TypeError)
+    return dataclasses.replace(found, name=spec, settings=dict(settings))
 
 
 def reproduce(
@@ -72,6 +93,7 @@ def reproduce(
     *,
     out: Path | str | None = None,
     data_dir: Path | str | None = None,
+    standardise: str | None = None,
     fresh: bool = False,
     tell: Callable[[str], None] | None = None,
     device: str = "cpu",
@@ -81,13 +103,17 @@ def reproduce(
     """Run one experiment of the paper and say claim by claim what was found.
 
     Args:
-        name: one of :func:`names`.
+        name: one of :func:`names`, or ``package.module:experiment``, an :class:`Experiment` of
+            yours.
         scale: ``"smoke"`` (seconds: shows that it works, decides little), ``"cpu"`` (two cores,
-            built-in data) or ``"full"`` (the paper's setting: a GPU and a data folder).
+            built-in data), ``"real"`` (two cores, within 20 minutes, some thousand real images;
+            of some experiments) or ``"full"`` (the paper's setting: a GPU and a data folder).
         out: run folder: every part is stored when done, a killed run resumes where it was, and
             claims.json, tables, pictures and report.html are written. None keeps it in memory.
         data_dir: folder of data files; default CATAPULT_DATA. A run resumes with the data it was
             begun with only, whose digest data.json keeps.
+        standardise: how inputs are shifted and scaled (``data.standardise``), instead of the
+            experiment's own way; part of the run's identity.
         fresh: start again in a folder that holds an earlier run.
         tell: called with a line of text whenever a part is done.
         device: where to train, such as ``"cuda"``; part of the run's identity.
@@ -102,8 +128,9 @@ def reproduce(
         RuntimeError: a run folder or data file that cannot be used; ``out`` without matplotlib.
     """
     chosen = experiment(name)
-    if scale not in SCALES:
-        v.fail("reproduce", f"scale must be one of {', '.join(SCALES)}", repr(scale))
+    if scale not in chosen.settings:
+        held = f"scale of {name} must be one of {', '.join(chosen.settings)}"
+        v.fail("reproduce", held, repr(scale))
     settings = chosen.settings[scale]
     unknown = set(changes) - {f.name for f in dataclasses.fields(settings)}
     if unknown:
@@ -117,33 +144,54 @@ def reproduce(
     v.require(workers == 1 or out is not None, "reproduce", "workers > 1 needs out", out)
     _require_device(device)
     if out is None:
-        context = Context(None, data_dir, tell, device)
-        outcome = _stated(chosen, settings, chosen.run(settings, context))
-        return Reproduction(chosen, scale, settings, outcome, None, device, context.data_folder)
+        context = Context(None, data_dir, tell, device, standardise)
+        outcome = _outcome(chosen, settings, context)
+        read = context.data_folder
+        return Reproduction(chosen, scale, settings, outcome, None, device, read, standardise)
     require_matplotlib()
     identity = {
         "experiment": name,
         "version": VERSION,
         "device": device,
+        **({} if standardise is None else {"standardise": standardise}),
         **dataclasses.asdict(settings),
     }
     noted = environment() | {"workers": workers}
     with RunFolder(out, identity, environment=noted, fresh=fresh) as folder:
-        given = (name, settings, identity, folder.path, data_dir, device)
+        given = (name, settings, identity, folder.path, data_dir, device, standardise)
         ranks = None if workers == 1 else helped(workers, "reproduce", _share, given)
-        with Context(folder, data_dir, tell, device, ranks) as context:
-            outcome = _stated(chosen, settings, chosen.run(settings, context))
+        with Context(folder, data_dir, tell, device, standardise, ranks) as context:
+            outcome = _outcome(chosen, settings, context)
         read = context.data_folder
-        done = Reproduction(chosen, scale, settings, outcome, folder.path, device, read)
+        made = (outcome, folder.path, device, read, standardise)
+        done = Reproduction(chosen, scale, settings, *made)
         write_report(folder, done)
     return done
 
 
-def _stated(chosen: Experiment, settings: Any, outcome: Outcome) -> Outcome:
-    """The outcome, each of its claims with the data, net and loss that it was tested with."""
+def _outcome(chosen: Experiment, settings: Any, context: Context) -> Outcome:
+    """Run the experiment; each of its claims states the data, net and loss it was tested with."""
+    outcome = _run(chosen, settings, context)
     on = described(chosen, settings)
     claims = [dataclasses.replace(claim, on=on) for claim in outcome.claims]
     return dataclasses.replace(outcome, claims=claims)
+
+
+def _run(chosen: Experiment, settings: Any, context: Context) -> Outcome:
+    """The experiment's own code; an error in that of a user is told in one line."""
+    if chosen.name in MODULES:
+        return chosen.run(settings, context)
+    wanted = f"experiment {chosen.name} must run"
+    try:
+        outcome = chosen.run(settings, context)
+    except Exception as error:  # whatever the user's module does
+        if str(error).startswith("catapult_ext"):
+            raise  # it says itself what is wrong
+        raise ValueError(f"catapult_ext.reproduce: {wanted}, got {fault(error)}") from error
+    if not isinstance(outcome, Outcome):
+        kind = type(outcome).__name__
+        v.fail("reproduce", f"experiment {chosen.name} must return an Outcome", kind, TypeError)
+    return outcome
 
 
 def _require_device(device: str) -> None:
@@ -165,8 +213,9 @@ def _share(
     out: Path,
     data_dir: Path | str | None,
     device: str,
+    standardise: str | None,
 ) -> None:
     """What a helping process does: the same experiment, on the parts it can claim."""
     with RunFolder(out, identity, joined=True) as folder:
-        context = Context(folder, data_dir, None, device, ranks)
-        experiment(name).run(settings, context)
+        context = Context(folder, data_dir, None, device, standardise, ranks)
+        _run(experiment(name), settings, context)

@@ -37,12 +37,13 @@ def command(done: Reproduction) -> str:
     words += [] if done.scale == "cpu" else ["--scale", done.scale]
     words += [] if done.device == "cpu" else ["--device", done.device]
     words += [] if done.data_folder is None else ["--data-dir", str(done.data_folder)]
+    words += [] if done.standardise is None else ["--standardise", done.standardise]
     usual = done.experiment.settings[done.scale]
     for field in dataclasses.fields(usual):
         value = getattr(done.settings, field.name)
         if value != getattr(usual, field.name):
             text = ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
-            words += ["--set", f"{field.name}={text}"]
+            words += ["--data", text] if field.name == "data" else ["--set", f"{field.name}={text}"]
     return shlex.join(words)
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from catapult_ext import _validate as v
 from catapult_ext.data import Dataset
 from catapult_ext.eig import eigsh
 from catapult_ext.experiments.curvature import top_curvature
@@ -29,14 +30,15 @@ from catapult_ext.training import Descent, drawn, full_batch, moved, steps
 TITLE = "catapults in SGD live in the top eigenspace and are told by the batch's own curvature"
 SOURCE = "Zhu, Liu, Radhakrishnan, Belkin: catapults in SGD (2306.04815), claims 1 and 2"
 SPIKE = 1.0  # a step spikes where the batch's loss after it is above this times the one before
-USUAL = {"loss": "half_mse", "data": "digits"}
+USUAL = {"loss": "half_mse"}
 
 
 @dataclass(frozen=True)
 class Settings:
-    """Settings of sgd-catapults; digits with labels +1 (even) and -1 (odd), loss 1/(2 N) sum.
+    """Settings of sgd-catapults; targets +1 (even classes) and -1 (odd ones), loss 1/(2 N) sum.
 
     Attributes:
+        data: name of the data set, of classes.
         train: training samples.
         width: units of each hidden layer.
         depth: hidden layers.
@@ -48,6 +50,7 @@ class Settings:
         top: dimension s of the eigenspace.
     """
 
+    data: str = "digits"
     train: int = 256
     width: int = 512
     depth: int = 2
@@ -60,24 +63,29 @@ class Settings:
 
 
 SETTINGS = {
-    "smoke": Settings(32, 48, batches=(4, 16), steps=6, seeds=1),
+    "smoke": Settings(train=32, width=48, batches=(4, 16), steps=6, seeds=1),
     "cpu": Settings(),
-    "full": Settings(1024, 2048, batches=(5, 10, 50, 250), steps=400, seeds=5),
+    "real": Settings("fashion-mnist", 2000, 256, seeds=2),
+    "full": Settings(train=1024, width=2048, batches=(5, 10, 50, 250), steps=400, seeds=5),
 }
 
 
 def run(settings: Settings, context: Context) -> Outcome:
     """SGD with the batch's own lambda at every step, GD with its residual taken apart; judge."""
     s = settings
-    digits = context.data("digits", train=s.train, test=0, flatten=True)
-    sign = torch.where(torch.arange(10, device="cpu") % 2 == 0, 1.0, -1.0).to(digits.y_train)
-    y = (digits.y_train @ sign)[:, None]
-    data = replace(digits, y_train=y, y_test=y[:0], classes=False)
+    held = context.data(s.data, train=s.train, test=0, flatten=True)
+    text = f"data of sgd-catapults must hold classes, got {s.data}"
+    v.require(held.classes, "reproduce", text, f"{held.outputs} targets")
+    even = torch.arange(held.outputs, device="cpu") % 2 == 0
+    y = (held.y_train @ torch.where(even, 1.0, -1.0).to(held.y_train))[:, None]
+    data = replace(held, y_train=y, y_test=y[:0], classes=False)
     recipe = Recipe(steps=s.steps)
 
     @functools.lru_cache(maxsize=1)
     def problem(seed: int) -> Start:
-        model = build("fc", (64,), 1, width=s.width, depth=s.depth, seed=seed)
+        model = build(
+            "fc", tuple(data.x_train.shape[1:]), 1, width=s.width, depth=s.depth, seed=seed
+        )
         return start(model, data, "half_mse", recipe)
 
     def stochastic(seed: int, batch: int) -> dict[str, Any]:

@@ -29,7 +29,7 @@ from catapult_ext.models import build
 TITLE = "the transition sharpens with the width"
 SOURCE = "Lewkowycz et al., appendix C and D.6 (lambda against eta for growing width)"
 LINEAR_CS = (1.96, 1.98, 2.02, 2.04)
-USUAL = {"loss": "half_mse", "data": "digits"}
+USUAL = {"loss": "half_mse"}
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,8 @@ class Settings:
     """Settings of width-sharpening; full batch, loss 1/(2 N) sum |f - y|^2.
 
     Attributes:
-        train: training samples of the digits.
+        data: name of the data set.
+        train: training samples.
         widths: units of each of the hidden layers.
         depth: hidden layers.
         c: rates tried in ascending order until projection and loss have both risen.
@@ -46,6 +47,7 @@ class Settings:
         hessian_seeds: initialisations at which the Hessian is solved too.
     """
 
+    data: str = "digits"
     train: int = 128
     widths: tuple[int, ...] = setting((256, 512, 1024, 2048), ascending=True)
     depth: int = 3
@@ -62,16 +64,20 @@ class Settings:
 
 
 SETTINGS = {
-    "smoke": Settings(48, (32, 64), c=(2.1, 2.5, 3.5, 6.0), seeds=2, steps=8, hessian_seeds=1),
+    "smoke": Settings(
+        train=48, widths=(32, 64), c=(2.1, 2.5, 3.5, 6.0), seeds=2, steps=8, hessian_seeds=1
+    ),
     "cpu": Settings(),
-    "full": Settings(512, (256, 512, 1024, 2048, 4096, 8192), seeds=10, hessian_seeds=10),
+    "full": Settings(
+        train=512, widths=(256, 512, 1024, 2048, 4096, 8192), seeds=10, hessian_seeds=10
+    ),
 }
 
 
 def run(settings: Settings, context: Context) -> Outcome:
     """Find c_proj and c_loss for every width and seed, the gap to the Hessian, and judge."""
     s = settings
-    data = context.data("digits", train=s.train, test=0, flatten=True)
+    data = context.data(s.data, train=s.train, test=0, flatten=True)
     recipe = Recipe(steps=s.steps, top=data.outputs, probes=False)
     jobs = {
         f"w{width}_s{seed}": functools.partial(_cell, s, data, width, seed, recipe)

@@ -65,6 +65,7 @@ SETTINGS = {
         probe_samples=16,
     ),
     "cpu": Settings(),
+    "real": Settings("fashion-mnist", 2000, 1000, c=(0.5, 1, 1.5, 2.5, 3, 4, 5, 6, 8), seeds=2),
     "full": Settings(
         "cifar-10", None, None, "wrn-28-10", seeds=1, steps=50_000, read_at=167.0, probe_samples=512
     ),
