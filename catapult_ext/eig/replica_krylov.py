@@ -30,6 +30,18 @@ class Look:
     finite: Tensor  # (R,)
     whole: Tensor  # (R,) the space is invariant
     doubtful: Tensor  # (R,) not symmetric, too small, or a block that has lost directions
+    noise: Noise
+
+    def of(self, index: Tensor) -> Look:
+        """That of some replicas."""
+        return Look(
+            self.t[index],
+            self.coupling[index],
+            self.finite[index],
+            self.whole[index],
+            self.doubtful[index],
+            self.noise.of(index),
+        )
 
 
 class ReplicaKrylov:
@@ -129,12 +141,8 @@ class ReplicaKrylov:
         doubtful = lost | (small > 0)
         if not self.a.symmetric:
             doubtful = doubtful | crooked
-        return Look(t, coupling, finite, whole & ~lost, doubtful & finite)
-
-    def noise(self) -> Noise:
-        """What is known of the products, on the host."""
-        norm, skew = on_host(self.norm.flatten(), self.skew.flatten())
-        return Noise(norm, skew, self.a.eps, self.a.grain, self.a.n)
+        noise = Noise(norm.flatten(), skew.flatten(), self.a.eps, self.a.grain, self.a.n)
+        return Look(t, coupling, finite, whole & ~lost, doubtful & finite, noise)
 
     def keep(self, index: Tensor) -> None:
         """Go on with the replicas ``index`` (on the CPU) alone."""
@@ -182,28 +190,17 @@ class ReplicaKrylov:
         (R', k, n) have the operator's dtype, the rest comes to the host.
         """
         there, weights = index.to(self.a.device), s.mT.to(self.a.device)
-        r, k = weights.shape[:2]
-        out = self.v.new_empty(r, k, self.a.n)
-        squares, values = weights.new_zeros(2, r, k)
-        gram = weights.new_zeros(r, k, k)
+        x, ax = weights.new_empty(2, *weights.shape[:2], self.a.n)
         for piece in self._pieces(self.m):
-            x, ax = self._combined(weights, there, piece)
-            squares += x.square().sum(2)
-            values += (x * ax).sum(2)
-        norms, values = squares.sqrt(), values / squares
-        weights = weights / norms[:, :, None]
-        for piece in self._pieces(self.m):
-            x, ax = self._combined(weights, there, piece)
-            out[:, :, piece] = x.to(out)
-            rest = ax - values[:, :, None] * x
-            gram += rest @ rest.mT
-        values, gram = on_host(values, gram)
-        return values, out, gram
-
-    def _combined(self, weights: Tensor, there: Tensor, piece: slice) -> tuple[Tensor, Tensor]:
-        both = (rows[there, : self.m, piece].double() for rows in (self.v, self.w))
-        x, ax = (weights @ rows for rows in both)
-        return x, ax
+            for to, rows in ((x, self.v), (ax, self.w)):
+                to[:, :, piece] = weights @ rows[there, : self.m, piece].double()
+        norms = torch.linalg.vector_norm(x, dim=2, keepdim=True)
+        x /= norms
+        ax /= norms
+        values = (x * ax).sum(2)
+        rest = ax - values[:, :, None] * x
+        values, gram = on_host(values, rest @ rest.mT)
+        return values, x.to(self.v), gram
 
     def _pieces(self, rows: int) -> list[slice]:
         step = max(1, _PIECE // (rows * len(self.v)))

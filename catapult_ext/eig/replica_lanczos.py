@@ -30,6 +30,7 @@ from catapult_ext.eig.solve import solve
 from catapult_ext.eig.sums import row_norms
 
 _BYTES = 1 << 30  # of the bases of replicas that step together
+_WORTH_MOVING = 0.75  # share of replicas still wanted at which the others are dropped
 
 
 def solve_alone(a: Batch, r: int, start: Tensor | None, o: Options, found: Found) -> None:
@@ -63,7 +64,8 @@ class _Lockstep:
     def __init__(self, a: Batch, warm: Tensor | None, o: Options, rows: int, width: int) -> None:
         self.a, self.o, self.warm = a, o, warm
         self.found = Found.nothing(a.replicas, a.n, o.k, a.dtype, a.device)
-        self.active = torch.arange(a.replicas, device="cpu")  # numbers of those still stepping
+        self.numbers = torch.arange(a.replicas, device="cpu")  # of the replicas in the space
+        self.here = self.numbers  # where in the space those are that go on
         self.space = ReplicaKrylov(a, rows, width)
         self.next_look = o.k
         share = 1.0 if warm is None else 0.5**0.5
@@ -81,7 +83,7 @@ class _Lockstep:
 
     def run(self) -> Found:
         """Step until no replica is left."""
-        while len(self.active):
+        while len(self.here):
             space = self.space
             space.extend()
             spent = space.products >= self.o.limit
@@ -92,40 +94,37 @@ class _Lockstep:
 
     def _look(self, spent: bool) -> None:
         space, o = self.space, self.o
-        look = space.look()
-        self.found.matvecs[self.active] = space.products  # NaN rows stay as they are
-        for r in self.active[look.doubtful].tolist():
+        look = space.look().of(self.here)
+        numbers = self.numbers[self.here]
+        self.found.matvecs[numbers] = space.products  # NaN rows stay as they are
+        for r in numbers[look.doubtful].tolist():
             start = None if self.warm is None else self.warm[r].T
             solve_alone(self.a, r, start, o, self.found)
-        good = look.finite & ~look.doubtful
-        if not bool(good.all()):
-            look = self._go_on_with(good, look)
-        if not len(self.active):
+        look = self._go_on_with(look.finite & ~look.doubtful, look)
+        if not len(self.here):
             return
-        ritz = self._ritz(look)
-        cycles = [*space.cycles, ritz]
-        done = settled(cycles, space.noise(), o, self.chance) | look.whole | spent
+        cycles = [*(c.of(self.here) for c in space.cycles), self._ritz(look)]
+        done = settled(cycles, look.noise, o, self.chance) | look.whole | spent
         if bool(done.any()):
             some = done.nonzero().flatten()
             done[some] = self._finish(some, look, spent)
             look = self._go_on_with(~done, look)
-        if len(self.active) and space.full:
+        if not len(self.here):
+            return
+        count = len(self.numbers)
+        if len(self.here) <= _WORTH_MOVING * count or (space.full and len(self.here) < count):
+            space.keep(self.here)
+            self.numbers = self.numbers[self.here]
+            self.here = torch.arange(len(self.here), device="cpu")
+        if space.full:
             self._restart(look)
         self.next_look = space.m + max(1, space.m // 8)
 
     def _go_on_with(self, good: Tensor, look: Look) -> Look:
-        """Drop the other replicas."""
+        """Look no more at the other replicas."""
         kept = good.nonzero().flatten()
-        self.active = self.active[kept]
-        if len(kept) and len(kept) < len(good):
-            self.space.keep(kept)
-        return Look(
-            look.t[kept],
-            look.coupling[kept],
-            look.finite[kept],
-            look.whole[kept],
-            look.doubtful[kept],
-        )
+        self.here = self.here[kept]
+        return look if len(kept) == len(good) else look.of(kept)
 
     def _ritz(self, look: Look) -> Ritz:
         """Ritz data of a look; of one start vector, from the tridiagonal form alone."""
@@ -147,10 +146,10 @@ class _Lockstep:
         """Store the pairs of replicas whose errors hold, or that end anyway; which ones."""
         space, o = self.space, self.o
         ritz, s = self._solved(look, some)
-        noise = space.noise().of(some)
+        at, noise = self.here[some], look.noise.of(some)
         index, sides = ranked(ritz.theta, o.which, o.k)
         chosen = s.gather(2, index[:, None].expand(-1, space.m, -1))
-        values, x, gram = space.pairs(chosen, some)
+        values, x, gram = space.pairs(chosen, at)
         norms = gram.diagonal(dim1=1, dim2=2).clamp_min(0).sqrt()
         theta = ritz.theta.scatter(1, index, values)
         r = ritz.residual.norm(dim=2).scatter(1, index, norms)
@@ -160,12 +159,12 @@ class _Lockstep:
         )
         overlap = None
         if o.confidence is not None:
-            cycles = [*(c.of(some) for c in space.cycles), ritz]
+            cycles = [*(c.of(at) for c in space.cycles), ritz]
             overlap = Overlaps(cycles, o, self.a.n, self.chance, o.confidence)
         bound = checked(formula, values, sides, overlap)
         converged = (bound <= formula.allowed * (1 + 1e-12)).all(1)
         ends = converged | look.whole[some] | spent
-        scale = space.scale.flatten().cpu()[some, None]
+        scale = space.scale.flatten().cpu()[at, None]
         check = "residual" if o.confidence is None else f"random({o.confidence:g})"
         stored = Found(
             values=values * scale,
@@ -176,7 +175,7 @@ class _Lockstep:
             matvecs=torch.zeros_like(some),
             index=[check] * len(some),
         )
-        self.found.put(self.active[some[ends]], _part(stored, ends))
+        self.found.put(self.numbers[at[ends]], _part(stored, ends))
         return ends
 
     def _restart(self, look: Look) -> None:
