@@ -37,9 +37,8 @@ class DeviceKrylov(Krylov):
     def _outside(self, block: Tensor) -> Tensor:
         return self._taken(block[: self.capacity - self.m], 8 * self.eps)
 
-    def _sized(self, found: Tensor) -> None:
-        if self.scale == 0.0:
-            super()._sized(found)
+    def _sized(self, found: Tensor) -> bool:
+        return self.scale != 0.0 or super()._sized(found)
 
     def _measure(self, products: Tensor) -> None:
         """Nothing is read: the step shows it."""

@@ -56,6 +56,7 @@ class Krylov:
         self.t = torch.zeros(capacity, capacity, dtype=torch.float64, device="cpu")
         self.m = 0
         self.scale = 0.0  # products are divided by it, so that any magnitude behaves alike
+        self.lift = 1.0  # vectors are multiplied by it, so that products of tiny A keep their bits
         self.norm = 0.0  # largest |A q| met, after scaling
         self.noise = 0.0  # largest |<u, A v> - <A u, v>| met, after scaling
         self._nonlinear = 0.0  # by how much products were seen not to be linear
@@ -230,6 +231,7 @@ class Krylov:
 
     def vectors(self, s: Tensor) -> tuple[Tensor, Tensor]:
         """Unit vectors with coefficients ``s`` (m, k) and scaled products, (k, n), float64."""
+        self._require_bits()
         rotate = s.double().to(self.a.device)
         x, ax = (combine(rotate.T, rows[: self.m]) for rows in (self.v, self.w))
         norms = x.norm(dim=1, keepdim=True)
@@ -242,6 +244,7 @@ class Krylov:
         kept in the operator's dtype: whole float64 copies would exceed the basis itself.  Without
         A V this costs k products.
         """
+        self._require_bits()
         weights = s.double().T.to(self.a.device)
         rows, products = self.v[: self.m], self.w[: self.m]
         out = self.v.new_empty(len(weights), self.a.n)
@@ -275,27 +278,52 @@ class Krylov:
         step = min(self.at_once, len(q))
         for i in range(0, len(q), step):
             some = slice(i, i + step)
-            found = self.a.product(q[some].T).T
-            self.matvecs += len(found)
-            self._sized(found)
-            torch.div(found, self.scale or 1.0, out=out[some])
+            found = self._multiplied(q[some])
+            torch.div(found, (self.scale or 1.0) * self.lift, out=out[some])
         self._measure(out)
         return out
+
+    def _multiplied(self, q: Tensor) -> Tensor:
+        """A times the rows q (b, n), times ``lift``; once more where the first was too small."""
+        while True:
+            found = self.a.product((q if self.lift == 1.0 else q * self.lift).T).T
+            self.matvecs += len(found)
+            if self._sized(found):
+                return found
 
     def _measure(self, products: Tensor) -> None:
         """Take note of the norms of scaled products."""
         self._seen(row_norms(products))
 
-    def _sized(self, found: Tensor) -> None:
-        """Check a product; the first that is not zero sets the scale."""
+    def _sized(self, found: Tensor) -> bool:
+        """Check a product; the first that is not zero sets the scale.
+
+        Returns False where it has set ``lift`` as well, so that the product has to be made again: a
+        start vector may hold little of the only eigenvector whose eigenvalue is not zero.
+        """
         largest = max(abs(bound) for bound in torch.stack(found.aminmax()).tolist())
         v.finite(largest < float("inf"), self.where, "products with A")
         if self.scale == 0.0 and largest > 0:
-            least = torch.finfo(self.a.dtype).tiny
-            normal = largest >= least / torch.finfo(self.a.dtype).eps
-            needs = f"products with A must be well above {least:.2g}, or lose bits (scale A)"
-            v.require(normal, self.where, needs, f"{largest:.2g}")
-            self.scale = 2.0 ** round(math.log2(largest))
+            exponent = round(math.log2(largest))
+            if largest < self._least and self.lift == 1.0:
+                most = math.log2(torch.finfo(self.a.dtype).max) - 1
+                self.lift = 2.0 ** min(-exponent, int(most))
+                return False
+            self.scale = 2.0**exponent / self.lift
+        return True
+
+    @property
+    def _least(self) -> float:
+        """The size from which numbers near the largest of a vector have all their bits."""
+        kind = torch.finfo(self.a.dtype)
+        return kind.tiny / kind.eps
+
+    def _require_bits(self) -> None:
+        """Raise ValueError where all of A is so small that its own entries have lost bits."""
+        largest = self.norm * self.scale
+        needs = f"products with A must be well above {torch.finfo(self.a.dtype).tiny:.2g}"
+        kept = self.lift == 1.0 or largest >= self._least
+        v.require(kept, self.where, f"{needs}, or lose bits (scale A)", f"{largest:.2g}")
 
     def _orthonormal(self, block: Tensor, basis: Tensor, drop: float) -> tuple[Tensor, Tensor]:
         """Orthonormal rows Q with block' = Q' C, for a block orthogonal to the basis already.

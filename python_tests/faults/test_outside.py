@@ -258,6 +258,30 @@ def test_matrices_of_denormals_are_scaled_first(size, k):
             cx.eigsh(Operator(matrix), k)
 
 
+@pytest.mark.parametrize("size", [1e-28, 3e-30])
+@pytest.mark.parametrize("seed", range(6))
+def test_small_operators_whose_start_holds_little_of_them(size, seed):
+    n = 200
+    start = torch.randn(n, generator=torch.Generator().manual_seed(seed))
+    top = torch.randn(n, generator=torch.Generator().manual_seed(100), dtype=torch.float64)
+    top -= (top @ start.double()) / (start.double() @ start.double()) * start.double()
+    top = (top / top.norm() + 2e-4 * start.double() / start.double().norm()).float()
+    top /= top.norm()
+    given = []
+
+    class Rank(Operator):
+        def __matmul__(self, vectors):
+            given.append(float(vectors.abs().max()))
+            return super().__matmul__(vectors)
+
+    matrix = size * torch.outer(top, top)
+    found = cx.eigsh(Rank(matrix), seed=seed)
+    true = torch.linalg.eigvalsh(matrix.double() / size)[-1] * size
+    assert found.converged
+    assert abs(found.eigenvalues[0].double() - true) <= found.errors[0] <= 1e-3 * size
+    assert max(given) > 1e3  # the vectors were enlarged, else the first product is below 1e-31
+
+
 @pytest.mark.parametrize("kind", [cx.NTK, cx.GGN, cx.Hessian])
 def test_an_operator_cannot_be_pickled_and_says_so(kind):
     x, y = torch.randn(8, 3), torch.randn(8, 1)
