@@ -63,6 +63,7 @@ def start(
     recipe: Recipe,
     *,
     cut: float | None = None,
+    tol: float | None = None,
     where: str = "experiments.start",
     options: dict[str, Any] | None = None,
 ) -> Start:
@@ -74,6 +75,7 @@ def start(
         loss: see :func:`catapult_ext.losses.resolve`.
         recipe: how the runs will train.
         cut: loss above which a run is given up; default ``probes.divergence_cut``.
+        tol: relative error of lambda_0; default a tenth of the recipe's, at most 1e-4.
         where: the public function named in errors.
         options: of the operators.
 
@@ -84,7 +86,7 @@ def start(
     v.require(resolved.convex, where, "loss must have a Gauss-Newton matrix", resolved.name)
     model = own_copy(model).to(data.x_train.device)
     x, y = probe_set(data, recipe)
-    still, tol = held_still(model, recipe, x), min(recipe.tol / 10, 1e-4)
+    still, tol = held_still(model, recipe, x), tol or min(recipe.tol / 10, 1e-4)
     if recipe.top:
         top = top_space(still, resolved, x, y, recipe.top, tol, **(options or {}))
     else:

@@ -11,6 +11,7 @@ from typing import Any
 
 from catapult_ext._shown import Shown
 from catapult_ext.figures.line_panel import Panel, Series, SideBySide
+from catapult_ext.figures.phase_plane import PlanePicture
 
 Row = dict[str, Any]
 
@@ -47,7 +48,7 @@ class Outcome:
 
     claims: list[Claim]
     tables: dict[str, list[Row]]
-    panels: Mapping[str, Panel | SideBySide]
+    panels: Mapping[str, Panel | SideBySide | PlanePicture]
     notes: list[str] = field(default_factory=list)
 
     @property

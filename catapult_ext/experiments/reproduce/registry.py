@@ -46,6 +46,7 @@ MODULES = {
     "adam-spikes": "adam_spikes",
     "meltzer-sparsity": "meltzer_sparsity",
     "warmup": "warmup",
+    "phase-plane": "phase_plane",
 }
 
 

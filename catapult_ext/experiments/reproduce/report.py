@@ -12,6 +12,7 @@ from catapult_ext._store import RunFolder, RunFolderError
 from catapult_ext.experiments.reproduce.outcome import Claim, Reproduction, Row, described
 from catapult_ext.experiments.reproduce.page import page
 from catapult_ext.figures.line_panel import draw_panel
+from catapult_ext.figures.phase_plane import PlanePicture, draw_plane
 
 HOLDS = {True: "holds", False: "does not hold", None: "undecided"}
 
@@ -59,7 +60,8 @@ def write_report(folder: RunFolder, done: Reproduction) -> None:
         folder.write_csv(f"table_{name}.csv", rows)
     pictures, on = {}, described(experiment, done.settings)
     for name, panel in outcome.panels.items():
-        drawn = draw_panel(panel, on)
+        plane = isinstance(panel, PlanePicture)
+        drawn = draw_plane(panel, on) if plane else draw_panel(panel, on)
         pictures[name] = drawn["png"]
         for kind, held in drawn.items():
             folder.write_bytes(f"fig_{name}.{kind}", held)

@@ -1,0 +1,135 @@
+"""A phase diagram of trained networks: four maps over the learning rate and one other axis."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from catapult_ext.figures import style
+
+PHASES = ("lazy", "catapult", "divergent")
+_COLOURS = (style.BLUE, style.ORANGE, style.DARK)
+_SETTINGS = {"axes.titlepad": 6, "svg.hashsalt": "catapult_ext"}
+_NEVER = "#E9E9E9"  # where no run has a value
+
+
+@dataclass(frozen=True)
+class Boundary:
+    """A line over the rows: c by row, with its standard error; NaN where it is not known."""
+
+    label: str
+    c: list[float]
+    error: list[float]
+
+
+@dataclass(frozen=True)
+class PlanePicture:
+    """Maps of rows (the axis) and columns (c), each a list of rows; NaN where there is no value.
+
+    Attributes:
+        title: of the picture.
+        axis: name of the other axis.
+        c: of the columns, ascending.
+        values: of the rows, ascending.
+        eta_lambda: final eta * lambda.
+        peak: largest loss over the initial one.
+        phase: index into ``PHASES``.
+        accuracy: on the test set, or of any score called ``score``.
+        boundaries: drawn over every map.
+        log: whether the axis is logarithmic.
+        score: name of the last map.
+    """
+
+    title: str
+    axis: str
+    c: list[float]
+    values: list[float]
+    eta_lambda: list[list[float]]
+    peak: list[list[float]]
+    phase: list[list[float]]
+    accuracy: list[list[float]]
+    boundaries: list[Boundary] = field(default_factory=list)
+    log: bool = True
+    score: str = "test accuracy"
+
+
+def draw_plane(plane: PlanePicture) -> tuple[bytes, bytes]:
+    """The picture as PNG and SVG bytes without date: equal pictures are equal files.
+
+    Raises:
+        RuntimeError: matplotlib is missing; the message names the extra.
+    """
+    matplotlib = style.load_matplotlib()
+    with matplotlib.rc_context(style.STYLE | _SETTINGS):
+        figure = matplotlib.figure.Figure(figsize=(10.0, 7.6), layout="constrained")
+        axes = figure.subplots(2, 2, sharex=True, sharey=True)
+        for (name, values, look), ax in zip(_maps(plane), axes.flat, strict=True):
+            _draw(figure, ax, plane, name, np.array(values, dtype=float), look)
+        for ax in axes[1]:
+            ax.set_xlabel(r"$c = \eta\lambda_0$")
+        for ax in axes[:, 0]:
+            ax.set_ylabel(plane.axis)
+        axes[0, 0].legend(loc="upper left")
+        figure.suptitle(plane.title, fontsize=10)
+        return style.png(figure, 120), style.svg(figure)
+
+
+def _maps(plane: PlanePicture) -> list[tuple[str, Any, dict[str, Any]]]:
+    """Title, values and colours of each map."""
+    from matplotlib.colors import BoundaryNorm, ListedColormap, TwoSlopeNorm
+
+    with np.errstate(divide="ignore", invalid="ignore"):
+        peak = np.log10(np.array(plane.peak, dtype=float))
+    phases = {"cmap": ListedColormap(_COLOURS), "norm": BoundaryNorm(range(4), 3)}
+    highest = max(2.1, float(np.nanmax([*np.ravel(plane.eta_lambda), 2.1])))
+    two = TwoSlopeNorm(2.0, 0.0, highest)  # the middle of the colours lies at the bound
+    return [
+        (r"final $\eta\lambda$, mean over seeds", plane.eta_lambda, {"cmap": "PuOr", "norm": two}),
+        (r"$\log_{10}$ (largest loss / initial loss), median", peak, {"cmap": "magma"}),
+        ("phase of most seeds", plane.phase, phases),
+        (f"{plane.score}, mean over seeds", plane.accuracy, {"cmap": "viridis"}),
+    ]
+
+
+def _draw(
+    figure: Any, ax: Any, plane: PlanePicture, name: str, values: np.ndarray, look: dict[str, Any]
+) -> None:
+    x, y = _edges(plane.c, True), _edges(plane.values, plane.log)
+    ax.set_facecolor(_NEVER)
+    drawn = ax.pcolormesh(x, y, np.ma.masked_invalid(values), rasterized=True, **look)
+    bar = figure.colorbar(drawn, ax=ax)
+    if name.startswith("phase"):
+        bar.set_ticks([0.5, 1.5, 2.5], labels=PHASES)
+    ax.axvline(2.0, color="white", linestyle="--", linewidth=1.2, label="c = 2")
+    for boundary, colour in zip(plane.boundaries, (style.RED, style.GREEN), strict=False):
+        known = np.isfinite(boundary.c)
+        ax.errorbar(
+            np.array(boundary.c)[known],
+            np.array(plane.values)[known],
+            xerr=np.nan_to_num(np.array(boundary.error))[known],
+            color=colour,
+            linewidth=1.1,
+            elinewidth=0.8,
+            marker="o",
+            markersize=2.5,
+            capsize=1.5,
+            label=boundary.label,
+        )
+    ax.set(xscale="log", title=name, xlim=(x[0], x[-1]), ylim=(y[0], y[-1]))
+    style.plain_log_ticks(ax.xaxis)
+    if plane.log:
+        ax.set_yscale("log")
+        style.plain_log_ticks(ax.yaxis, plane.values if len(plane.values) <= 8 else None)
+
+
+def _edges(values: list[float], log: bool) -> np.ndarray:
+    """Borders of the cells, half-way between their middles."""
+    middle = np.log(values) if log else np.array(values, dtype=float)
+    if len(middle) == 1:
+        middle = np.array([middle[0] - 0.5, middle[0] + 0.5])
+    else:
+        inner = (middle[1:] + middle[:-1]) / 2
+        middle = np.concatenate([[2 * middle[0] - inner[0]], inner, [2 * middle[-1] - inner[-1]]])
+    return np.exp(middle) if log else middle
