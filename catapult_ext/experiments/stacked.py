@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from catapult_ext import _validate as v
 from catapult_ext.eig.batched import top_eigenvalues
+from catapult_ext.experiments.stacked_chain import DenseLayer, StackedChain, at_once, dense_layers
 from catapult_ext.models import NTKLinear
 from catapult_ext.probes.observables import ONE_SIDED
 
@@ -74,6 +75,7 @@ class StackedDense:
             torch.stack([chain[i].weight.detach() for chain in chains]).requires_grad_()
             for i in range(len(first))
         ]
+        self._layers = dense_layers(models[0])
 
     def forward(self) -> tuple[Tensor, list[Tensor], list[Tensor]]:
         """Outputs (R, N, O), the input of every layer and every pre-activation, (R, N, width)."""
@@ -177,7 +179,7 @@ class StackedDense:
             return losses.detach()
 
         if not self.x.is_cuda or not len(eta):
-            return step
+            return self._in_place(self._layers, eta) if self._layers is not None else step
         before = [w.detach().clone() for w in self.weights]
         with torch.cuda.device(self.x.device):  # where streams and graphs are made
             side = torch.cuda.Stream()
@@ -197,6 +199,27 @@ class StackedDense:
             return losses
 
         return replay
+
+    def _in_place(self, layers: Sequence[DenseLayer], eta: Tensor) -> Callable[[], Tensor]:
+        """The step without a graph, as many replicas at once as fit the cache of a core."""
+        names = [layer.weight for layer in layers]
+        with torch.no_grad():
+            chain = StackedChain(layers, dict(zip(names, self.weights, strict=True)))
+            x, y = self.x, self.y
+            size = at_once(layers, len(x), x.element_size(), x.device.type)
+            pieces = chain.pieces(max(1, size))
+        rates = (eta / len(x)).to(x.dtype).view(-1, 1, 1).split(max(1, size))
+
+        @torch.no_grad()
+        def step() -> Tensor:
+            losses = []
+            for piece, rate in zip(pieces, rates, strict=True):
+                residual = piece.forward(x) - y
+                losses.append(residual.square().sum(dim=(1, 2)) / (2 * len(x)))
+                piece.move(residual.mul_(rate))
+            return torch.cat(losses)
+
+        return step
 
     @torch.no_grad()
     def _move(self, gradients: tuple[Tensor, ...], eta: Tensor) -> None:

@@ -168,6 +168,15 @@ class StackedChain:
         stacked = {n: own[n].detach().expand(count, *own[n].shape).clone() for n in names}
         return cls(layers, stacked, momentum)
 
+    def pieces(self, size: int) -> list[StackedChain]:
+        """The same weights as chains of ``size`` replicas that take turns in one working memory."""
+        made: list[StackedChain] = []
+        for first in range(0, len(self), size):
+            held = {n: p[first : first + size] for n, p in self.parameters.items()}
+            made.append(StackedChain(self.layers, held, self.momentum))
+            made[-1]._buffers = made[0]._buffers
+        return made
+
     def __len__(self) -> int:
         return len(self.parameters[self.layers[0].weight])
 
