@@ -171,7 +171,7 @@ def problem_of(
     """The network of a seed at its start on one row of a plane, and how it trains."""
     at = {"width": s.width, "depth": s.depth, "batch": s.train, "scale": 1.0, plane: value}
     batch = None if at["batch"] >= len(data.x_train) else int(at["batch"])
-    recipe = Recipe(steps=s.steps, batch=batch, probe_factor=math.inf, tol=s.tol, batch_stats=None)
+    recipe = Recipe(steps=s.steps, batch=batch, probe_factor=math.inf, tol=s.tol)
     net = build(
         "fc",
         data.x_train.shape[1:],
