@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -119,6 +121,10 @@ def top_curvatures(
         tol: relative error asked for.
         **options: of the operators.
     """
+    if len(chain) > 1:
+        # What fails for all at once is asked one by one: that tells which replica it is.
+        with contextlib.suppress(Exception):
+            return _together(model, chain, loss, x, y, v0, tol, **options)
     found = Curvatures([], [], v0.clone(), [])
     for replica, start in enumerate(v0):
         chain.load(model, replica)
@@ -133,6 +139,37 @@ def top_curvatures(
         found.errors.append(error)
         found.reasons.append(reason)
     return found
+
+
+def _together(
+    model: nn.Module,
+    chain: StackedChain,
+    loss: losses.Loss,
+    x: Tensor,
+    y: Tensor,
+    v0: Tensor,
+    tol: float,
+    **options: Any,
+) -> Curvatures:
+    """All replicas in one solve of the batched operator."""
+    stack = (chain.parameters, {}, model)
+    m, operator = 1.0, None
+    if isinstance(loss, losses.SquaredLoss):
+        operator = NTK(stack, x, **options)
+        m = loss.normaliser(x.new_empty(len(x), chain.layers[-1].units), y)
+    else:
+        operator = GGN(stack, loss, (x, y), **options)
+    found = eigsh(operator, tol=tol, v0=v0, confidence=CONFIDENCE)
+    vectors = torch.where(found.eigenvectors.isfinite(), found.eigenvectors, v0)
+    values, errors = (found.eigenvalues[:, 0] / m).tolist(), (found.errors[:, 0] / m).tolist()
+    known = [math.isfinite(value) for value in values]
+    lost = "NotFinite: products with the operator are not finite"
+    return Curvatures(
+        [value if good else None for value, good in zip(values, known, strict=True)],
+        [error if good else None for error, good in zip(errors, known, strict=True)],
+        vectors,
+        [None if good else lost for good in known],
+    )
 
 
 @torch.no_grad()

@@ -71,25 +71,27 @@ def draw_plane(plane: PlanePicture) -> tuple[bytes, bytes]:
             ax.set_xlabel(r"$c = \eta\lambda_0$")
         for ax in axes[:, 0]:
             ax.set_ylabel(plane.axis)
-        axes[0, 0].legend(loc="upper left")
+        lines, labels = axes[0, 0].get_legend_handles_labels()
+        figure.legend(lines, labels, loc="outside lower center", ncols=len(labels))
         figure.suptitle(plane.title, fontsize=10)
         return style.png(figure, 120), style.svg(figure)
 
 
 def _maps(plane: PlanePicture) -> list[tuple[str, Any, dict[str, Any]]]:
     """Title, values and colours of each map."""
-    from matplotlib.colors import BoundaryNorm, ListedColormap, TwoSlopeNorm
+    import matplotlib
+    from matplotlib.colors import BoundaryNorm, ListedColormap
 
     with np.errstate(divide="ignore", invalid="ignore"):
         peak = np.log10(np.array(plane.peak, dtype=float))
     phases = {"cmap": ListedColormap(_COLOURS), "norm": BoundaryNorm(range(4), 3)}
-    highest = max(2.1, float(np.nanmax([*np.ravel(plane.eta_lambda), 2.1])))
-    two = TwoSlopeNorm(2.0, 0.0, highest)  # the middle of the colours lies at the bound
+    bound = {"cmap": matplotlib.colormaps["viridis"].with_extremes(over=style.RED)}
+    bound |= {"vmin": 0.0, "vmax": 2.0}  # beyond the bound in a colour of its own
     return [
-        (r"final $\eta\lambda$, mean over seeds", plane.eta_lambda, {"cmap": "PuOr", "norm": two}),
+        (r"final $\eta\lambda$, mean over seeds", plane.eta_lambda, bound),
         (r"$\log_{10}$ (largest loss / initial loss), median", peak, {"cmap": "magma"}),
         ("phase of most seeds", plane.phase, phases),
-        (f"{plane.score}, mean over seeds", plane.accuracy, {"cmap": "viridis"}),
+        (f"{plane.score}, mean over seeds", plane.accuracy, {"cmap": "cividis"}),
     ]
 
 
@@ -99,10 +101,10 @@ def _draw(
     x, y = _edges(plane.c, True), _edges(plane.values, plane.log)
     ax.set_facecolor(_NEVER)
     drawn = ax.pcolormesh(x, y, np.ma.masked_invalid(values), rasterized=True, **look)
-    bar = figure.colorbar(drawn, ax=ax)
+    bar = figure.colorbar(drawn, ax=ax, extend="max" if "vmax" in look else "neither")
     if name.startswith("phase"):
         bar.set_ticks([0.5, 1.5, 2.5], labels=PHASES)
-    ax.axvline(2.0, color="white", linestyle="--", linewidth=1.2, label="c = 2")
+    ax.axvline(2.0, color=style.LIGHT_GREY, linestyle="--", linewidth=1.2, label="c = 2")
     for boundary, colour in zip(plane.boundaries, (style.RED, style.GREEN), strict=False):
         known = np.isfinite(boundary.c)
         ax.errorbar(
