@@ -152,8 +152,9 @@ def _together(
     **options: Any,
 ) -> Curvatures:
     """All replicas in one solve of the batched operator."""
-    stack = (chain.parameters, {}, model)
-    m, operator = 1.0, None
+    stack: Any = (chain.parameters, {}, model)
+    operator: Any
+    m = 1.0
     if isinstance(loss, losses.SquaredLoss):
         operator = NTK(stack, x, **options)
         m = loss.normaliser(x.new_empty(len(x), chain.layers[-1].units), y)

@@ -40,6 +40,7 @@ class PlanePicture:
         boundaries: drawn over every map.
         log: whether the axis is logarithmic.
         score: name of the last map.
+        note: small text below, such as data, net and loss.
     """
 
     title: str
@@ -53,10 +54,11 @@ class PlanePicture:
     boundaries: list[Boundary] = field(default_factory=list)
     log: bool = True
     score: str = "test accuracy"
+    note: str = ""
 
 
-def draw_plane(plane: PlanePicture) -> tuple[bytes, bytes]:
-    """The picture as PNG and SVG bytes without date: equal pictures are equal files.
+def draw_plane(plane: PlanePicture) -> dict[str, bytes]:
+    """The picture as ``png``, ``svg`` and ``pdf``, without date: equal pictures are equal files.
 
     Raises:
         RuntimeError: matplotlib is missing; the message names the extra.
@@ -74,7 +76,10 @@ def draw_plane(plane: PlanePicture) -> tuple[bytes, bytes]:
         lines, labels = axes[0, 0].get_legend_handles_labels()
         figure.legend(lines, labels, loc="outside lower center", ncols=len(labels))
         figure.suptitle(plane.title, fontsize=10)
-        return style.png(figure, 120), style.svg(figure)
+        if plane.note:
+            figure.get_layout_engine().set(rect=(0, 0.02, 1, 0.98))
+            figure.text(0.012, 0.006, plane.note, fontsize=7, color=style.INK)
+        return {"png": style.png(figure, 120), "svg": style.svg(figure), "pdf": style.pdf(figure)}
 
 
 def _maps(plane: PlanePicture) -> list[tuple[str, Any, dict[str, Any]]]:
@@ -85,8 +90,8 @@ def _maps(plane: PlanePicture) -> list[tuple[str, Any, dict[str, Any]]]:
     with np.errstate(divide="ignore", invalid="ignore"):
         peak = np.log10(np.array(plane.peak, dtype=float))
     phases = {"cmap": ListedColormap(_COLOURS), "norm": BoundaryNorm(range(4), 3)}
-    bound = {"cmap": matplotlib.colormaps["viridis"].with_extremes(over=style.RED)}
-    bound |= {"vmin": 0.0, "vmax": 2.0}  # beyond the bound in a colour of its own
+    over = matplotlib.colormaps["viridis"].with_extremes(over=style.RED)
+    bound = {"cmap": over, "vmin": 0.0, "vmax": 2.0}  # beyond the bound in a colour of its own
     return [
         (r"final $\eta\lambda$, mean over seeds", plane.eta_lambda, bound),
         (r"$\log_{10}$ (largest loss / initial loss), median", peak, {"cmap": "magma"}),

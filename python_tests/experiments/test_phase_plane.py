@@ -135,13 +135,14 @@ def test_the_picture_is_the_same_file_and_draws_the_boundaries():
     assert math.isnan(drawn.eta_lambda[0][3])
     assert drawn.phase == [[0, 1, 2, 2], [0, 1, 1, 2]]
     assert [line.c for line in drawn.boundaries] == [[4.0, 7.0], [4.0, 3.0]]
-    png, svg = draw_plane(drawn)
-    assert png.startswith(b"\x89PNG")
-    assert (png, svg) == draw_plane(drawn)
+    made = draw_plane(drawn)
+    assert set(made) == {"png", "svg", "pdf"}
+    assert made["png"].startswith(b"\x89PNG")
+    assert made == draw_plane(drawn)
     other = dataclasses.replace(drawn, boundaries=[])
-    assert draw_plane(other)[0] != png
+    assert draw_plane(other)["png"] != made["png"]
     one_row = picture("a row", "width", cells(RECORDS[:2]), boundaries(RECORDS[:2]))
-    assert draw_plane(one_row)[0].startswith(b"\x89PNG")
+    assert draw_plane(one_row)["png"].startswith(b"\x89PNG")
 
 
 def test_planes_are_named(tmp_path):

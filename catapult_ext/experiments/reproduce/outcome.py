@@ -103,7 +103,12 @@ def described(experiment: Experiment, settings: Any) -> str:
     return ", ".join(parts)
 
 
+MOST_NAMED = 6  # values of a setting; of more the first and the last
+
+
 def _text(value: Any) -> str:
+    if isinstance(value, tuple) and len(value) > MOST_NAMED:
+        return f"{_text(value[0])} to {_text(value[-1])}"
     if isinstance(value, tuple):
         return " and ".join(map(_text, value))
     return Path(value).name if isinstance(value, str) else f"{value:g}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import math
 from dataclasses import dataclass
@@ -22,6 +23,8 @@ from catapult_ext.probes import classify
 
 TITLE = "phase diagrams of real networks"
 SOURCE = "Lewkowycz et al., the phases of figure 1 and App. B as planes of a trained ReLU net"
+LOSS = "half_mse_mean"
+USUAL = {"loss": LOSS}
 TOL_AT_START = 1e-3  # of lambda_0, which sets the rates
 # 24 rates, evenly spaced on a logarithmic scale, none of them at 2.
 RATES = (
@@ -126,8 +129,9 @@ def run(settings: Settings, context: Context) -> Outcome:
         held = [r for r in records if r["plane"] == plane]
         table, lines = cells(held), boundaries(held)
         tables |= {f"{plane}_boundaries": lines, plane: table}
-        title = f"c against {LABELS[plane]}: {s.data}, {s.train} samples, {s.steps} steps"
-        panels[plane] = picture(title, LABELS[plane], table, lines)
+        title = f"Phases of a real net: c against {LABELS[plane]}"
+        drawn = picture(title, LABELS[plane], table, lines)
+        panels[plane] = dataclasses.replace(drawn, note=_note(s, plane))
         found += claims.of(plane, held, table, lines)
     notes = [
         f"Each row has {s.seeds} initialisations and each its own lambda_0; means with standard "
@@ -141,6 +145,13 @@ def run(settings: Settings, context: Context) -> Outcome:
 def axis(s: Settings, plane: str) -> tuple[float, ...]:
     """The values of a plane's rows."""
     return {"width": s.widths, "depth": s.depths, "batch": s.batches, "scale": s.scales}[plane]
+
+
+def _note(s: Settings, plane: str) -> str:
+    """Data, net, loss and seeds of a plane in one line."""
+    net = {"width": f"width {s.width}", "depth": f"{s.depth} hidden layers"}
+    held = [f"{s.data}, {s.train} samples", *(text for k, text in net.items() if k != plane)]
+    return ", ".join([*held, s.activation, LOSS, f"{s.seeds} seeds", f"{s.steps} steps"])
 
 
 def _name(plane: str, value: float, seed: int) -> str:
@@ -182,7 +193,7 @@ def problem_of(
         seed=seed,
     )
     _scaled(net, at["scale"])
-    return start(net, data, "half_mse_mean", recipe, tol=TOL_AT_START), recipe
+    return start(net, data, LOSS, recipe, tol=TOL_AT_START), recipe
 
 
 def _scaled(net: nn.Module, scale: float) -> None:

@@ -60,8 +60,7 @@ def write_report(folder: RunFolder, done: Reproduction) -> None:
         folder.write_csv(f"table_{name}.csv", rows)
     pictures, on = {}, described(experiment, done.settings)
     for name, panel in outcome.panels.items():
-        plane = isinstance(panel, PlanePicture)
-        drawn = draw_plane(panel, on) if plane else draw_panel(panel, on)
+        drawn = draw_plane(panel) if isinstance(panel, PlanePicture) else draw_panel(panel, on)
         pictures[name] = drawn["png"]
         for kind, held in drawn.items():
             folder.write_bytes(f"fig_{name}.{kind}", held)
