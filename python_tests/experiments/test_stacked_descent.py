@@ -11,6 +11,7 @@ from torch import nn
 
 from catapult_ext import data, models
 from catapult_ext.experiments import stacked_chain, sweep
+from catapult_ext.experiments.curvature import top_curvature, top_curvatures
 from catapult_ext.experiments.descent import descend
 from catapult_ext.experiments.stacked_chain import StackedChain, dense_layers
 from catapult_ext.experiments.stacked_descent import chunks, descend_all, stackable
@@ -97,6 +98,34 @@ def test_a_divergent_replica_changes_no_bit_of_the_others():
     assert torch.equal(f[0], f[2])
     chain.move(f.clone())
     assert all(p[::2].isfinite().all() and p[1].isnan().any() for p in chain.parameters.values())
+
+
+@pytest.mark.parametrize("loss", ["half_mse", "cross_entropy"])
+def test_curvature_of_all_replicas_is_that_of_each(loss):
+    """A replica that is not finite has a reason, and changes no other."""
+    recipe = Recipe(steps=3, batch_stats=None)
+    net, found = NETS["relu"](), teacher()
+    problem = start(net, found, loss, recipe)
+    chain = StackedChain.copies(dense_layers(net), net, 4)
+    for r, weight in enumerate(chain.parameters["0.weight"]):
+        weight.mul_(1 + 0.3 * r)
+    x, y = found.train
+    v0 = problem.top.vector.expand(4, *problem.top.vector.shape)
+    alone = []
+    for r in range(4):
+        chain.load(net, r)
+        alone.append(top_curvature(net, problem.loss, x, y, v0[r], 1e-8))
+    chain.parameters["2.weight"][2] = math.nan
+    together = top_curvatures(net, chain, problem.loss, x, y, v0, 1e-8)
+    assert together.values[2] is None
+    assert together.errors[2] is None
+    assert "finite" in together.reasons[2]
+    assert together.vectors.isfinite().all()
+    for r in (0, 1, 3):
+        value, error, vector = alone[r]
+        assert together.reasons[r] is None
+        assert together.values[r] == pytest.approx(value, rel=1e-7)
+        assert (together.vectors[r].T @ vector).abs().item() == pytest.approx(1, abs=1e-5)
 
 
 def test_chunks_follow_from_sizes_alone(monkeypatch):
