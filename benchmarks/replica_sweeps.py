@@ -193,8 +193,12 @@ def compare_planes(earlier: Path) -> dict[str, Any]:
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(earlier)}
     said = subprocess.run(
         [sys.executable, __file__, "one-by-one", "3"],
-        input=json.dumps(asked), env=environment, check=True, capture_output=True, text=True,
-    )  # fmt: skip
+        input=json.dumps(asked),
+        env=environment,
+        check=True,
+        capture_output=True,
+        text=True,
+    )
     then = json.loads(said.stdout.splitlines()[-1])
     with tempfile.TemporaryDirectory() as folder:
         began = time.perf_counter()
