@@ -178,7 +178,9 @@ class StackedDense:
             self._move(gradients, eta)
             return losses.detach()
 
-        if not self.x.is_cuda or not len(eta):
+        if not len(eta):
+            return step
+        if not self.x.is_cuda:
             return self._in_place(self._layers, eta) if self._layers is not None else step
         before = [w.detach().clone() for w in self.weights]
         with torch.cuda.device(self.x.device):  # where streams and graphs are made
