@@ -2,9 +2,9 @@
 
 ``--earlier FOLDER`` holds the package of the earlier build, which does the same work in processes
 of its own.  ``sweep``: 32 rates x 4 seeds of an MLP 64-128x3-10 on 512 digits, 200 steps, curvature
-every 10 steps, each build's ``cx.sweep`` on two processes.  ``plane``: the runs of
-``reproduce phase-plane`` over width and c on two processes, against every tenth of them made one by
-one by the earlier build, scaled up.  Builds take turns; ratios of processor and of wall-clock time.
+every 10 steps, each build's ``cx.sweep`` on two processes, in turns.  ``plane``: the runs of
+``reproduce phase-plane`` over width and c, against every tenth of them made one by one by the
+earlier build, scaled up.
 """
 
 from __future__ import annotations
@@ -183,8 +183,11 @@ def one_by_one(tenth: int) -> None:
     print(json.dumps({"starts": starts, "runs": runs, "diverged": phases}))
 
 
-def compare_planes(earlier: Path) -> dict[str, Any]:
-    """Time of the whole plane on two processes, and of a tenth by the earlier build, scaled up."""
+def compare_planes(earlier: Path, out: Path) -> dict[str, Any]:
+    """Processor time of the plane, and of a tenth of its runs by the earlier build, scaled up.
+
+    A finished folder ``out`` is read, an unfinished one completed.
+    """
     from catapult_ext.experiments import reproduce as rp
     from catapult_ext.experiments.reproduce.phase_plane import Settings
 
@@ -200,31 +203,32 @@ def compare_planes(earlier: Path) -> dict[str, Any]:
         text=True,
     )
     then = json.loads(said.stdout.splitlines()[-1])
-    with tempfile.TemporaryDirectory() as folder:
-        began = time.perf_counter()
-        rp.reproduce("phase-plane", planes=("width",), workers=2, out=f"{folder}/run")
-        wall = time.perf_counter() - began
-        timing = json.loads(Path(f"{folder}/run/timing.json").read_text())
-        same = total = 0
-        for part in Path(f"{folder}/run/parts").glob("*.json"):
-            record = json.loads(part.read_text())["record"]
-            for run in record["runs"]:
-                held = then["diverged"].get(f"{record['value']:g} {record['seed']} {run['c']:g}")
-                total += held is not None
-                same += held == (run["diverged_at"] >= 0)
+    rp.reproduce("phase-plane", workers=2, out=out)
+    timing = json.loads((out / "timing.json").read_text())
+    parts = [part for part in timing["seconds"] if part.startswith("width_")]
+    took = {
+        key: sum(timing[key][part] for part in parts) for key in ("seconds", "processor_seconds")
+    }
+    same = total = 0
+    for part in parts:
+        record = json.loads((out / "parts" / f"{part}.json").read_text())["record"]
+        for run in record["runs"]:
+            held = then["diverged"].get(f"{record['value']} {record['seed']} {run['c']:g}")
+            total += held is not None
+            same += held == (run["diverged_at"] >= 0)
     runs = len(s.widths) * len(s.c) * s.seeds
     scaled = sum(then["starts"]) + sum(then["runs"]) * runs / len(then["runs"])
-    processor = timing["total_processor_seconds"]
+    ratio = scaled / took["processor_seconds"]
     return {
         "work": f"{runs} runs: {len(s.c)} rates x {len(s.widths)} widths 16 to 256 x {s.seeds} "
         f"seeds, three hidden ReLU layers, 512 digits, {s.steps} steps, GGN to {TOL_END:g} at the "
-        "end",
+        "end and of each initialisation",
         "earlier_runs_measured": len(then["runs"]),
-        "earlier_processor_scaled": scaled,
-        "ours_processor": processor,
-        "ours_wall_two_processes": wall,
-        "processor_ratio": scaled / processor,
-        "one_by_one_over_two_processes": scaled / wall,
+        "earlier_processor_seconds_scaled": scaled,
+        "ours_processor_seconds": took["processor_seconds"],
+        "ours_minutes_on_two_loaded_cores": took["seconds"] / 2 / 60,
+        "processor_ratio": ratio,
+        "ratio_of_two_processes_to_one_by_one": 2 * ratio,
         "same_divergence": f"{same} of {total}",
     }
 
@@ -247,11 +251,15 @@ def main() -> None:
     asked = argparse.ArgumentParser(description=__doc__)
     asked.add_argument("what", choices=("sweep", "plane"))
     asked.add_argument("--earlier", type=Path, required=True, help="folder of the earlier package")
+    asked.add_argument("--out", type=Path, help="run folder of the plane")
     asked.add_argument("--json", type=Path, default=RESULTS)
     given = asked.parse_args()
-    compare = compare_sweeps if given.what == "sweep" else compare_planes
-    load = os.getloadavg()[0]
-    found = compare(given.earlier) | {"processor_name": processor(), "load_at_start": load}
+    told = {"processor_name": processor(), "load_at_start": os.getloadavg()[0]}
+    if given.what == "sweep":
+        found = compare_sweeps(given.earlier) | told
+    else:
+        with tempfile.TemporaryDirectory() as folder:
+            found = compare_planes(given.earlier, given.out or Path(folder) / "run") | told
     held = json.loads(given.json.read_text()) if given.json.exists() else {}
     given.json.write_text(json.dumps(held | {given.what: found}, indent=1) + "\n")
     print(json.dumps({k: v for k, v in found.items() if k != "seeds"}, indent=1))

@@ -122,7 +122,7 @@ def test_curvature_of_all_replicas_is_that_of_each(loss):
     assert "finite" in together.reasons[2]
     assert together.vectors.isfinite().all()
     for r in (0, 1, 3):
-        value, error, vector = alone[r]
+        value, _, vector = alone[r]
         assert together.reasons[r] is None
         assert together.values[r] == pytest.approx(value, rel=1e-7)
         assert (together.vectors[r].T @ vector).abs().item() == pytest.approx(1, abs=1e-5)
