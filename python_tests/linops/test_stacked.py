@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import catapult_ext as cx
+from catapult_ext.linops.stacked import replicas as replicas_module
 from catapult_ext.models import fully_connected, resnet, small_cnn
 
 RIGHT = 1e-12  # of the largest number of a result in float64
@@ -357,6 +358,62 @@ def test_stacked_state(kind):
     one, other = _batched(kind, nets, inputs[0], o), _batched(kind, stacked, inputs[0], o)
     u = torch.randn(one.shape[:2], dtype=torch.float64)
     close(other @ u, one @ u)
+
+
+@pytest.mark.parametrize("name", ["chain", "cnn"])
+def test_stacked_state_alone_makes_no_modules(name, monkeypatch):
+    """Besides the one that is traced: thousands of replicas are no thousand copies of a module."""
+    nets, inputs, _ = build(name, 5)
+    made = []
+    whole = replicas_module._with_state
+
+    def counted(module, state):
+        made.append(state)
+        return whole(module, state)
+
+    monkeypatch.setattr(replicas_module, "_with_state", counted)
+    params, buffers = torch.func.stack_module_state(nets)
+    found = cx.NTK((params, buffers, nets[0]), inputs[0])
+    assert len(made) == 1
+    u = torch.randn(found.shape[:2], dtype=torch.float64)
+    close(found @ u, cx.NTK(nets, inputs[0]) @ u)
+
+
+def no_rows(params, buffers, module):
+    return {k: p[0] for k, p in params.items()}, buffers, module
+
+
+def no_replica(params, buffers, module):
+    return {k: p[:0] for k, p in params.items()}, buffers, module
+
+
+def other_counts(params, buffers, module):
+    return {**params, "0.bias": params["0.bias"][:1]}, buffers, module
+
+
+def without_one(params, buffers, module):
+    return {k: p for k, p in params.items() if k != "0.bias"}, buffers, module
+
+
+def no_buffers(params, buffers, module):
+    return params, None, module
+
+
+@pytest.mark.parametrize(
+    ("spoil", "error", "text"),
+    [
+        (no_rows, ValueError, r"0.weight \(R, \(7, 5\)\), got \(7, 5\)"),
+        (no_replica, ValueError, "at least one model, got R = 0"),
+        (other_counts, ValueError, r"must have one R, got \[1, 2\]"),
+        (without_one, ValueError, r"names of the module, got \['0.bias'\]"),
+        (no_buffers, TypeError, r"must be modules, or \(params, buffers, module\)"),
+    ],
+)
+def test_stacked_state_that_does_not_fit(spoil, error, text):
+    nets, inputs, _ = build("chain", 2)
+    state = (*torch.func.stack_module_state(nets), nets[0])
+    with pytest.raises(error, match=text):
+        cx.NTK(spoil(*state), inputs[0])
 
 
 def test_training_afterwards_changes_nothing():

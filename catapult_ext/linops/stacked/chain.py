@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -21,6 +22,46 @@ from catapult_ext.linops.stacked.linearization import StackedLinearization, mask
 from catapult_ext.linops.tracing.dense_chain import Chain
 
 _WORKSPACE = 1 << 28  # bytes that a product of one column may take
+
+
+@dataclass(frozen=True, eq=False)
+class _Frozen:
+    """Tensors of ``ops.ntk_matvec``: weights (R, p, d), inputs (R, N, d), slopes, A A' (R, N, N).
+
+    Where A A' is there, the inputs are not read: any tensor of their shape will do.
+    """
+
+    weights: list[Tensor]
+    inputs: list[Tensor]
+    slopes: list[Tensor]
+    grams: list[Tensor | None]
+
+    @classmethod
+    def of(cls, layers: Sequence[DenseLayer], samples: int) -> _Frozen:
+        """Those of ``layers``; A A' where the sample-space source is the cheaper one, N < 2 d."""
+        inputs = [layer.input for layer in layers]
+        return cls(
+            [layer.weight for layer in layers],
+            inputs,
+            [
+                torch.ones_like(after.input) if layer.slope is None else layer.slope
+                for layer, after in pairwise(layers)
+            ],
+            [torch.bmm(a, a.mT) if samples < 2 * a.shape[2] else None for a in inputs],
+        )
+
+    def select(self, index: Tensor) -> _Frozen:
+        """Those of some replicas."""
+        count = len(index)
+        return _Frozen(
+            [some(t, index) for t in self.weights],
+            [
+                a[:count] if gram is not None and count <= len(a) else some(a, index)
+                for a, gram in zip(self.inputs, self.grams, strict=True)
+            ],
+            [some(t, index) for t in self.slopes],
+            [None if t is None else some(t, index) for t in self.grams],
+        )
 
 
 class StackedChain(StackedLinearization):
@@ -53,41 +94,56 @@ class StackedChain(StackedLinearization):
         rounding_unit: float,
         bends: Sequence[Tensor | None] | None = None,
     ) -> None:
-        self.layers, self.outputs, self.names = list(layers), outputs, names
+        self._layers: list[DenseLayer] | None = list(layers)
+        self.outputs, self.names = outputs, names
         self.n_params, self.output_shape = n_params, output_shape
         self.rounding_unit = rounding_unit
-        self.bends = None if bends is None else list(bends)
+        self._bends = None if bends is None else list(bends)
+        self._of: tuple[StackedChain, Tensor] | None = None
         self._n, self._o = outputs.shape[1:]
         self._covered = covers_all(self.layers, n_params)
         self._trainable = all(layer.weight_at is not None for layer in self.layers)
-        self._slopes = [
-            torch.ones_like(after.input) if layer.slope is None else layer.slope
-            for layer, after in zip(self.layers[:-1], self.layers[1:], strict=True)
-        ]
-        self._grams: list[Tensor | None] | None = None
+        self._frozen: _Frozen | None = None
         widths = [max(layer.weight.shape[1:]) for layer in self.layers]
         rows = self._n * (sum(widths) + 4 * max(widths))
         weights = max(layer.weight[0].numel() for layer in self.layers)
         self.at_once = max(1, _WORKSPACE // ((rows + weights) * outputs.element_size()))
 
+    @property
+    def layers(self) -> list[DenseLayer]:
+        """In order; those of some replicas are copied when they are first asked for."""
+        if self._layers is None:
+            assert self._of is not None
+            whole, index = self._of
+            self._layers = [
+                replace(
+                    layer,
+                    weight=some(layer.weight, index),
+                    input=some(layer.input, index),
+                    slope=None if layer.slope is None else some(layer.slope, index),
+                )
+                for layer in whole.layers
+            ]
+        return self._layers
+
+    @property
+    def bends(self) -> list[Tensor | None]:
+        """Second derivatives of the element-wise functions, for Hessians."""
+        whole, index = self._of or (self, None)
+        assert whole._bends is not None
+        if index is None:
+            return whole._bends
+        return [None if bend is None else some(bend, index) for bend in whole._bends]
+
     def select(self, index: Tensor) -> StackedChain:
-        """The chains of some replicas."""
+        """The chains of some replicas, which share what their products do not need."""
+        whole, within = self._of or (self, None)
         out = copy.copy(self)
+        out._of = whole, index if within is None else within[index]
+        out._layers = None
         out.outputs = some(self.outputs, index)
-        out.layers = [
-            replace(
-                layer,
-                weight=some(layer.weight, index),
-                input=some(layer.input, index),
-                slope=None if layer.slope is None else some(layer.slope, index),
-            )
-            for layer in self.layers
-        ]
-        out._slopes = [some(slope, index) for slope in self._slopes]
-        if self.bends is not None:
-            out.bends = [None if bend is None else some(bend, index) for bend in self.bends]
-        if self._grams is not None:
-            out._grams = [None if gram is None else some(gram, index) for gram in self._grams]
+        if self._trainable:
+            out._frozen = self._native().select(index)
         return out
 
     def vjp(self, u: Tensor) -> Tensor:
@@ -141,30 +197,27 @@ class StackedChain(StackedLinearization):
         """J J' u, by one call of ``ops.ntk_matvec`` for all replicas."""
         if not self._trainable:
             return self.jvp(self.vjp(u))
-        last = self.layers[-1].slope
+        whole = self if self._of is None else self._of[0]
+        last = None if whole.layers[-1].slope is None else self.layers[-1].slope
         if last is not None:  # an activation after the last layer
             u = u * last.reshape(len(u), -1, 1)
+        frozen = self._native()
         out = ops.ntk_matvec(
             u,
-            weights=[layer.weight for layer in self.layers],
-            inputs=[layer.input for layer in self.layers],
-            slopes=self._slopes,
-            scale=[layer.scale for layer in self.layers],
-            bias=[layer.bias for layer in self.layers],
-            grams=self._cached_grams(),
+            weights=frozen.weights,
+            inputs=frozen.inputs,
+            slopes=frozen.slopes,
+            scale=[layer.scale for layer in whole.layers],
+            bias=[layer.bias for layer in whole.layers],
+            grams=frozen.grams,
         )
         return out if last is None else out.mul_(last.reshape(len(u), -1, 1))
 
-    def _cached_grams(self) -> list[Tensor | None]:
-        """A A' (R, N, N) where the sample-space source is the cheaper one: N < 2 d."""
-        if self._grams is None:
-            self._grams = [
-                torch.bmm(layer.input, layer.input.mT)
-                if self._n < 2 * layer.input.shape[2]
-                else None
-                for layer in self.layers
-            ]
-        return self._grams
+    def _native(self) -> _Frozen:
+        """What ``ops.ntk_matvec`` takes; made once."""
+        if self._frozen is None:
+            self._frozen = _Frozen.of(self.layers, self._n)
+        return self._frozen
 
     def kernel(self, outputs: str) -> Tensor | None:
         """J J' by ``ops.gram`` from the derivatives of every output by every pre-activation."""

@@ -29,7 +29,6 @@ class StackedChainHVP(StackedProducts):
         self.parameter_names, self.rounding_unit = chain.names, chain.rounding_unit
         self.columns, self.at_once = chain.columns, max(1, chain.at_once // 4)
         self.plan = f"{self.replicas} replicas at once, engine {chain.engine} ({chain.why})"
-        assert chain.bends is not None
         # of every layer: delta = dL/dz (R, N, p), and phi'' o dL/da, or None where it is zero
         self._deltas: list[Tensor] = []
         self._bends: list[Tensor | None] = []

@@ -244,14 +244,15 @@ def _check_courses(
     Modules of torch and of this package branch on no values: there the pass that was traced, or
     run under vmap, stands for all, and one model shows that it does.
     """
-    trusted = _trusted(replicas[0])
     outputs = linearization.outputs
-    for r, (model, x) in enumerate(zip(replicas, inputs, strict=True)):
-        traced_already = r == traced and isinstance(linearization, StackedChain)
-        if traced_already or not bool(finite[r]) or (trusted and r != traced):
+    which = [] if isinstance(linearization, StackedChain) else [traced]
+    if not _trusted(replicas[0]):
+        which = list(range(len(replicas)))
+    for r in which:
+        if not bool(finite[r]):
             continue
         with torch.no_grad():
-            again = output_tensor(call_model(own_copy(model), x), "NTK")
+            again = output_tensor(call_model(own_copy(replicas[r]), inputs[r]), "NTK")
         step = max(1, outputs.shape[1] // 8)
         own = again.reshape(outputs[r].shape).to(outputs.dtype)
         if not repeats(own[::step], outputs[r][::step]):

@@ -73,7 +73,7 @@ def some(tensor: Tensor, index: Tensor) -> Tensor:
     first, count = int(index[0]), len(index)
     if torch.equal(index, torch.arange(first, first + count, device="cpu")):
         return tensor[first : first + count]
-    return tensor[index.to(tensor.device)]
+    return tensor.index_select(0, index.to(tensor.device))
 
 
 def masked(delta: Tensor, slope: Tensor | None) -> Tensor:

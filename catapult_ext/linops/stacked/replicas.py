@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NoReturn
 
 import torch
@@ -36,9 +36,15 @@ class Replicas(Sequence[nn.Module]):
 
     def __init__(self, models: Sequence[Any], where: str) -> None:
         self._where = where
-        stacked = len(models) == 3 and isinstance(models[0], Mapping)
         v.require(len(models) > 0, where, "models must hold at least one model", "none")
-        self._models = _taken_apart(models, where) if stacked else list(models)
+        self._made: dict[int, nn.Module] = {}  # of stacked state, when they are asked for
+        self._state: dict[str, Tensor] | None = None
+        if len(models) == 3 and isinstance(models[0], Mapping):
+            self._state, module = _checked_state(models, where)
+            self._models = [unwrapped(module)]
+            self._count = len(next(iter(self._state.values())))
+            return
+        self._models, self._count = list(models), len(models)
         for r, model in enumerate(self._models):
             if not isinstance(model, nn.Module):
                 needs = f"models[{r}] must be a torch.nn.Module"
@@ -52,13 +58,17 @@ class Replicas(Sequence[nn.Module]):
             _check_tensors(self._held[0], self._held[r], r, where)
 
     def __len__(self) -> int:
-        return len(self._models)
+        return self._count
 
     def __getitem__(self, r: Any) -> Any:
-        return self._models[r]
-
-    def __iter__(self) -> Iterator[nn.Module]:
-        return iter(self._models)
+        if self._state is None:
+            return self._models[r]
+        if r not in range(self._count):
+            raise IndexError(r)
+        if r not in self._made:
+            own = {name: t.detach()[r] for name, t in self._state.items()}
+            self._made[r] = _with_state(self._models[0], own)
+        return self._made[r]
 
     def _check_own_parameters(self) -> None:
         """Raise ValueError where two replicas hold one Parameter."""
@@ -77,6 +87,8 @@ class Replicas(Sequence[nn.Module]):
 
     def difference(self) -> str:
         """The first setting that is not the same in every model, or empty where none is."""
+        if self._state is not None:
+            return ""
         ties = _ties(self._held[0])
         for path, one in self._parts[0].items():
             own = {key: value for key, value in vars(one).items() if key not in _TENSORS}
@@ -95,10 +107,14 @@ class Replicas(Sequence[nn.Module]):
 
     def held(self, r: int) -> list[Tensor]:
         """Parameters and buffers of models[r]."""
+        if self._state is not None:
+            return list(self._state.values())
         return list(self._held[r].values())
 
     def stacked(self, name: str) -> Tensor:
         """The tensor ``name`` of every model, (R, ...), copied; half precision becomes float32."""
+        if self._state is not None:
+            return wide(self._state[name].detach().clone())
         return wide(torch.stack([held[name].detach() for held in self._held]))
 
 
@@ -119,8 +135,8 @@ def _ties(held: Mapping[str, Tensor]) -> list[str]:
     return [first.setdefault(id(t), name) for name, t in held.items()]
 
 
-def _taken_apart(models: Sequence[Any], where: str) -> list[nn.Module]:
-    """One module for each entry of stacked state; the tensors are views of it."""
+def _checked_state(models: Sequence[Any], where: str) -> tuple[dict[str, Tensor], nn.Module]:
+    """Stacked parameters and buffers, and the module that they belong to."""
     params, buffers, module = models
     fits = isinstance(buffers, Mapping) and isinstance(module, nn.Module)
     if not fits:
@@ -136,9 +152,8 @@ def _taken_apart(models: Sequence[Any], where: str) -> list[nn.Module]:
         v.require(fits, where, needs, tuple(value.shape))
     counts = {value.shape[0] for value in state.values()}
     v.require(len(counts) == 1, where, "stacked state must have one R", sorted(counts))
-    count = counts.pop()
-    v.require(count > 0, where, "models must hold at least one model", "R = 0")
-    return [_with_state(module, {k: t.detach()[r] for k, t in state.items()}) for r in range(count)]
+    v.require(counts != {0}, where, "models must hold at least one model", "R = 0")
+    return state, module
 
 
 def _with_state(module: nn.Module, state: Mapping[str, Tensor]) -> nn.Module:
