@@ -17,8 +17,8 @@ pytestmark = pytest.mark.skipif(bool(REASON), reason=REASON or "available")
 GEMM = "core/cuda/gemm_tile.cuh"
 BARRIER = "    __syncthreads();  // the piece is there, and everybody has read the stage"
 ROWS = "{at[0], at[8 * pitch], at[4], at[8 * pitch + 4]}"
-WAIT = "copy_wait<Shape::kStages - 2>"
-BOUND = "in_bounds(first + i < from.count)"
+WAIT = "copy_wait<kAhead - 1>"
+BOUND = "in_bounds(i < from.count)"
 # op, file, text, what it becomes, tests, what the report says
 FAULTS = {
     "a dropped barrier": ("gram", GEMM, BARRIER, "    //", "reduced_precision and 37", "race"),
@@ -34,7 +34,7 @@ FAULTS = {
         "gram",
         GEMM,
         WAIT,
-        WAIT.replace("2", "1"),
+        WAIT.replace(" - 1", ""),
         "reduced_precision and 37",
         "was not waited for",
     ),

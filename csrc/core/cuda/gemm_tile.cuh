@@ -47,31 +47,50 @@ struct TileSource {
 };
 
 // Copies the k range [k, k + kDepth) of kFree free indices from `first` to shared memory; what lies
-// outside reads as zero.
+// outside reads as zero. A thread's copies lie a fixed step apart, so that each costs an addition.
+template <int kFree, typename Shape, typename T>
+__device__ __forceinline__ void load_packed(T* to, const TileSource<T>& from, int first, int k,
+                                            int depth) {
+  constexpr int width = kPackWidth<T>, per_row = Shape::kDepth / width;
+  constexpr int kStep = Shape::kThreads / per_row;  // rows
+  static_assert(Shape::kThreads % per_row == 0 && kFree % kStep == 0);
+  const int at = threadIdx.x % per_row * width;
+  const int i = threadIdx.x / per_row, left = from.count - first - i;
+  const bool inside = in_bounds(k + at < depth);
+  const T* source = from.data + (first + i) * from.free_stride + k + at;
+  to += i * Shape::kPitch + at;
+#pragma unroll
+  for (int q = 0; q < kFree / kStep; ++q) {
+    const bool valid = in_bounds(q * kStep < left) && inside;
+    copy_async<16>(to + q * kStep * Shape::kPitch, valid ? source : from.data, valid);
+    source += kStep * from.free_stride;
+  }
+}
+
 template <int kFree, typename Shape, typename T>
 __device__ __forceinline__ void load_side(T* to, const TileSource<T>& from, int first, int k,
                                           int depth) {
-  if (from.packed) {
-    constexpr int width = kPackWidth<T>, per_row = Shape::kDepth / width;
-#pragma unroll
-    for (int c = threadIdx.x; c < kFree * per_row; c += Shape::kThreads) {
-      const int i = c / per_row, at = c % per_row * width;
-      const bool valid = in_bounds(first + i < from.count) && in_bounds(k + at < depth);
-      copy_async<16>(to + i * Shape::kPitch + at,
-                     valid ? from.data + (first + i) * from.free_stride + k + at : from.data,
-                     valid);
-    }
-    return;
-  }
+  if (from.packed) return load_packed<kFree, Shape>(to, from, first, k, depth);
+  static_assert(Shape::kThreads % Shape::kDepth == 0 && Shape::kThreads % kFree == 0);
   const bool k_fast = from.k_stride <= from.free_stride;  // neighbours in memory go to neighbours
+  int i = k_fast ? threadIdx.x / Shape::kDepth : threadIdx.x % kFree;
+  int at = k_fast ? threadIdx.x % Shape::kDepth : threadIdx.x / kFree;
+  const int step_i = k_fast ? Shape::kThreads / Shape::kDepth : 0;
+  const int step_at = k_fast ? 0 : Shape::kThreads / kFree;
+  const int64_t step = step_i * from.free_stride + step_at * from.k_stride;
+  const int step_to = step_i * Shape::kPitch + step_at;
+  to += i * Shape::kPitch + at;
+  i += first;
+  at += k;
+  const T* source = from.data + i * from.free_stride + at * from.k_stride;
 #pragma unroll 1
-  for (int c = threadIdx.x; c < kFree * Shape::kDepth; c += Shape::kThreads) {
-    const int i = k_fast ? c / Shape::kDepth : c % kFree;
-    const int at = k_fast ? c % Shape::kDepth : c / kFree;
-    const bool valid = in_bounds(first + i < from.count) && in_bounds(k + at < depth);
-    const int64_t offset = (first + i) * from.free_stride + (k + at) * from.k_stride;
-    copy_async<sizeof(T)>(to + i * Shape::kPitch + at, valid ? from.data + offset : from.data,
-                          valid);
+  for (int q = 0; q < kFree * Shape::kDepth / Shape::kThreads; ++q) {
+    const bool valid = in_bounds(i < from.count) && in_bounds(at < depth);
+    copy_async<sizeof(T)>(to, valid ? source : from.data, valid);
+    source += step;
+    to += step_to;
+    i += step_i;
+    at += step_at;
   }
 }
 
@@ -81,24 +100,26 @@ __device__ __forceinline__ void multiply_tile(Engine& engine, T* smem, const Til
                                               const TileSource<T>& right, int row, int col,
                                               int depth) {
   using Shape = typename Engine::Shape;
-  const int pieces = (depth + Shape::kDepth - 1) / Shape::kDepth;
-  const auto fetch = [&](int piece) {
-    T* to = smem + piece % Shape::kStages * Shape::kStageSize;
-    if (piece < pieces) {
-      const int k = piece * Shape::kDepth;
+  const auto fetch = [&](int k, int stage) {
+    T* to = smem + stage * Shape::kStageSize;
+    if (k < depth) {
       load_side<Shape::kRows, Shape>(to, left, row, k, depth);
       load_side<Shape::kCols, Shape>(to + Shape::kRows * Shape::kPitch, right, col, k, depth);
     }
     copy_commit();  // also where nothing was asked for: copy_wait counts groups
   };
+  constexpr int kAhead = Shape::kStages - 1;
 #pragma unroll
-  for (int piece = 0; piece < Shape::kStages - 1; ++piece) fetch(piece);
-  for (int piece = 0; piece < pieces; ++piece) {
-    copy_wait<Shape::kStages - 2>();
+  for (int piece = 0; piece < kAhead; ++piece) fetch(piece * Shape::kDepth, piece);
+  int stage = 0;
+#pragma unroll 1
+  for (int k = 0; k < depth; k += Shape::kDepth) {
+    copy_wait<kAhead - 1>();
     __syncthreads();  // the piece is there, and everybody has read the stage that is filled next
-    fetch(piece + Shape::kStages - 1);
-    const T* a = smem + piece % Shape::kStages * Shape::kStageSize;
+    fetch(k + kAhead * Shape::kDepth, stage == 0 ? kAhead : stage - 1);
+    const T* a = smem + stage * Shape::kStageSize;
     engine.multiply(a, a + Shape::kRows * Shape::kPitch);
+    stage = stage == kAhead ? 0 : stage + 1;
   }
   copy_wait<0>();
   __syncthreads();
