@@ -34,7 +34,7 @@ struct GramSchmidtShared {
   double *tile, *h, *left, *sum, *scratch;
 
   static __host__ __device__ int64_t entries(int64_t count) {
-    return kGramSchmidtTile + 3 * (count + 1) + 32;
+    return kGramSchmidtTile + (3 * (count + 1) + 33) / 2 * 2;  // what follows may move 16 bytes
   }
   __device__ GramSchmidtShared(double* memory, int count)
       : tile(memory),

@@ -38,7 +38,7 @@ inline LanczosDenseDevice lanczos_dense_device(int64_t replicas, int64_t n, int6
   c.padded = (n + kLanczosDenseStrip - 1) / kLanczosDenseStrip * kLanczosDenseStrip;
   c.room = std::min(n, std::max<int64_t>(384, 2 * k + 128));
   c.keep = std::min(c.room, k + 64);
-  c.threads = n <= 128 ? 64 : n <= 512 ? 128 : 256;
+  c.threads = n <= 128 ? 64 : n <= 256 ? 128 : 256;
   const int64_t blocks = std::min(resident, kLanczosDenseMaxBlocks);
   const int64_t useful = n < kLanczosDenseTeamFrom ? 1 : n / 256;
   c.team = std::clamp<int64_t>(blocks / std::max<int64_t>(replicas, 1), 1, useful);

@@ -3,6 +3,7 @@
 
 #include "core/cuda/reduce.cuh"
 #include "core/cuda/team.cuh"
+#include "core/cuda/vec_io.cuh"
 
 // Large functions of this kernel stay calls: inlined, they take minutes to compile and more
 // registers than there are.
@@ -38,6 +39,26 @@ __device__ __forceinline__ Acc product_tile(const T* a, int64_t n, int64_t row, 
   return gain;
 }
 
+// The same for a tile below the diagonal of which every row is there.
+template <typename T, typename Acc>
+__device__ __forceinline__ Acc whole_tile(const T* a, int64_t n, const Acc* x_rows, Acc xj,
+                                          Acc (&sum)[kStrip]) {
+  constexpr int width = kPackWidth<Acc>;
+  Acc gain = Acc(0);
+#pragma unroll
+  for (int r = 0; r < kStrip; r += width) {
+    const Pack<Acc, width> x = load_pack<width>(x_rows + r);
+#pragma unroll
+    for (int w = 0; w < width; ++w) {
+      const Acc entry = static_cast<Acc>(*a);
+      a += n;
+      sum[r + w] += entry * xj;
+      gain += entry * x[w];
+    }
+  }
+  return gain;
+}
+
 // This block's share of A x: columns + rows. Strips of rows are dealt to the team back and forth,
 // as their areas grow. Entry j of both results is always written by thread j % blockDim.x, so that
 // a caller who reads it there needs no barrier.
@@ -55,7 +76,17 @@ CATAPULT_CALL __device__ void symmetric_product(const T* a, int64_t n, int64_t p
     const int64_t strip = round * team.size + place, row = strip * kStrip;
     if (strip >= strips) continue;
     Acc sum[kStrip] = {};
-    for (int64_t tile = warp; tile <= strip; tile += warps)
+    const bool whole = in_bounds(row + kStrip <= n);
+    const T* from = a + row * n + warp * kStrip + lane;
+    int64_t tile = warp;
+#pragma unroll 1
+    for (; tile < strip && whole; tile += warps) {
+      const int64_t j = tile * kStrip + lane;
+      s.columns[j] += whole_tile(from, n, s.x + row, s.x[j], sum);
+      from += warps * kStrip;
+    }
+#pragma unroll 1
+    for (; tile <= strip; tile += warps)
       s.columns[tile * kStrip + lane] += product_tile(a, n, row, tile * kStrip, s.x, sum);
     Acc* const pieces = s.pieces + (turn % 2) * warps * kStrip;
     pieces[warp * kStrip + lane] = warp_transpose_sum(sum);
