@@ -6,6 +6,7 @@
 
 #include "core/cuda/reduce.cuh"
 #include "core/cuda/team.cuh"
+#include "core/cuda/vec_io.cuh"
 
 namespace catapult::device {
 
@@ -44,45 +45,111 @@ struct GramSchmidtShared {
         scratch(sum + count + 1) {}
 };
 
+// How a pass moves the rows: one entry at a time, or, where base and stride allow, 16 bytes a lane
+// in the dots and two columns a thread in the subtraction. Some 50 KB are then on their way to a
+// multiprocessor that runs 24 warps; 25 KB is what its share of the memory's rate and latency asks.
+template <typename T, bool kPacked>
+struct GramSchmidtMoves {
+  static constexpr int kDot = kPacked ? kPackWidth<T> : 1, kColumns = kPacked ? 2 : 1;
+  static constexpr int kRowsAhead = kPacked ? 64 / (kColumns * static_cast<int>(sizeof(T))) : 4;
+  using Columns = Pack<double, kColumns>;
+
+  __device__ static bool fit(const GramSchmidt<T>& g) {
+    return g.stride % kDot == 0 && g.begin % kDot == 0 && g.end % kDot == 0 &&
+           is_aligned(g.rows, kDot * sizeof(T)) && is_aligned(g.in, kColumns * sizeof(T)) &&
+           is_aligned(g.out, kColumns * sizeof(T));
+  }
+  // Where the tile holds column j: pairs of the columns that a lane reads together lie 32 pairs
+  // apart, so that its reads of 16 bytes meet no bank twice.
+  __device__ static int place(int j) {
+    return kDot == 4 ? (j & ~127) + (j >> 1 & 1) * 64 + (j >> 2 & 31) * 2 + (j & 1) : j;
+  }
+};
+
+// Entries j ... of the vector of a pass: of `in`, scaled.
+template <typename Moves, typename T>
+__device__ typename Moves::Columns scaled_input(const GramSchmidt<T>& g, int64_t j) {
+  const auto x = load_pack<Moves::kColumns>(g.in + j);
+  typename Moves::Columns value;
+#pragma unroll
+  for (int w = 0; w < Moves::kColumns; ++w) value[w] = g.scaling * x[w];
+  return value;
+}
+
+// Entries j ... of value - sum_i c_i rows_i, rounded to T, which it writes to `out`.
+template <typename Moves, typename T>
+__device__ typename Moves::Columns subtract_rows(const GramSchmidt<T>& g,
+                                                 typename Moves::Columns value, const double* c,
+                                                 int64_t j) {
+  const T* row = g.rows + j;
+#pragma unroll(Moves::kRowsAhead)
+  for (int i = 0; i < g.count; ++i) {
+    const auto x = load_pack<Moves::kColumns>(row);
+    row += g.stride;
+#pragma unroll
+    for (int w = 0; w < Moves::kColumns; ++w) value[w] -= c[i] * static_cast<double>(x[w]);
+  }
+  Pack<T, Moves::kColumns> rounded;
+#pragma unroll
+  for (int w = 0; w < Moves::kColumns; ++w) {
+    rounded[w] = static_cast<T>(value[w]);
+    value[w] = static_cast<double>(rounded[w]);
+  }
+  store_pack<Moves::kColumns>(g.out + j, rounded);
+  return value;
+}
+
+// A lane's share of row . tile.
+template <typename Moves, typename T>
+__device__ __forceinline__ double dot_with_tile(const T* row, const double* tile, int width) {
+  constexpr int kDot = Moves::kDot, kPair = kDot > 1 ? 2 : 1;
+  double dot = 0.0;
+#pragma unroll 4
+  for (int j = kDot * (threadIdx.x % kWarpSize); j < width; j += kDot * kWarpSize) {
+    const auto x = load_pack<kDot>(row + j);
+#pragma unroll
+    for (int w = 0; w < kDot; w += kPair) {
+      const auto t = load_pack<kPair>(tile + Moves::place(j + w));
+#pragma unroll
+      for (int v = 0; v < kPair; ++v) dot += static_cast<double>(x[w + v]) * t[v];
+    }
+  }
+  return dot;
+}
+
 // sum[i] += rows_i . tile, and sum[count] += tile . tile; a warp takes a row.
-template <typename T>
+template <typename Moves, typename T>
 __device__ void add_row_dots(const GramSchmidt<T>& g, int64_t at, int width,
                              const GramSchmidtShared& s) {
   const int lane = threadIdx.x % kWarpSize;
   for (int i = threadIdx.x / kWarpSize; i <= g.count; i += blockDim.x / kWarpSize) {
-    const T* row = g.rows + i * g.stride + at;
     double dot = 0.0;
     if (i < g.count) {
-#pragma unroll 4
-      for (int j = lane; j < width; j += kWarpSize) dot += static_cast<double>(row[j]) * s.tile[j];
+      dot = dot_with_tile<Moves>(g.rows + i * g.stride + at, s.tile, width);
     } else {
-      for (int j = lane; j < width; j += kWarpSize) dot += s.tile[j] * s.tile[j];
+      for (int j = lane; j < width; j += kWarpSize) {
+        const double t = s.tile[Moves::place(j)];
+        dot += t * t;
+      }
     }
     dot = warp_sum(dot);
     if (lane == 0) s.sum[i] += dot;
   }
 }
 
-// Entry j of x - sum_i c_i rows_i, rounded to T; x_j given.
-template <typename T>
-__device__ T subtract_rows(const GramSchmidt<T>& g, double value, const double* c, int64_t j) {
-#pragma unroll 4
-  for (int i = 0; i < g.count; ++i) value -= c[i] * static_cast<double>(g.rows[i * g.stride + j]);
-  return static_cast<T>(value);
-}
-
-// One pass over this block's columns: fill(j) gives entry j of the vector whose dots with the rows
-// are summed over the team into `total`.
-template <typename T, typename Fill>
+// One pass over this block's columns: fill(j) gives entries j ... of the vector whose dots with the
+// rows are summed over the team into `total`.
+template <typename Moves, typename T, typename Fill>
 __device__ void team_row_dots(const GramSchmidt<T>& g, const GramSchmidtShared& s, Team& team,
                               double* parts, double* total, Fill fill) {
   const int count = g.count + 1;
   for (int i = threadIdx.x; i < count; i += blockDim.x) s.sum[i] = 0.0;
   for (int64_t at = g.begin; at < g.end; at += kGramSchmidtTile) {
     const int width = static_cast<int>(min(int64_t{kGramSchmidtTile}, g.end - at));
-    for (int j = threadIdx.x; j < width; j += blockDim.x) s.tile[j] = fill(at + j);
+    for (int j = Moves::kColumns * threadIdx.x; j < width; j += Moves::kColumns * blockDim.x)
+      store_pack<Moves::kColumns>(s.tile + Moves::place(j), fill(at + j));
     __syncthreads();
-    add_row_dots(g, at, width, s);
+    add_row_dots<Moves>(g, at, width, s);
     __syncthreads();
   }
   for (int i = threadIdx.x; i < count; i += blockDim.x) parts[team.rank * count + i] = s.sum[i];
@@ -95,34 +162,52 @@ __device__ void team_row_dots(const GramSchmidt<T>& g, const GramSchmidtShared& 
   __syncthreads();
 }
 
-// Writes out = in - rows' (rows in), orthogonal to the rows; returns its squared norm. The same
-// value, h and left on every thread of the team.
-template <typename T>
-__device__ double orthogonalise(const GramSchmidt<T>& g, const GramSchmidtShared& s, Team& team) {
+// This block's part of the squared norm of `out` after what the first pass left is subtracted.
+template <typename Moves, typename T>
+__device__ double subtract_leftover(const GramSchmidt<T>& g, const GramSchmidtShared& s) {
+  double part = 0.0;
+  for (int64_t j = g.begin + Moves::kColumns * threadIdx.x; j < g.end;
+       j += Moves::kColumns * blockDim.x) {
+    const auto before = load_pack<Moves::kColumns>(g.out + j);
+    typename Moves::Columns value;
+#pragma unroll
+    for (int w = 0; w < Moves::kColumns; ++w) value[w] = static_cast<double>(before[w]);
+    value = subtract_rows<Moves>(g, value, s.left, j);
+#pragma unroll
+    for (int w = 0; w < Moves::kColumns; ++w) part += value[w] * value[w];
+  }
+  return part;
+}
+
+template <typename Moves, typename T>
+__device__ double orthogonalise_by(const GramSchmidt<T>& g, const GramSchmidtShared& s,
+                                   Team& team) {
   double* second = g.parts + team.size * (g.count + 1);
   double* squares = second + team.size * (g.count + 1);
-  team_row_dots(g, s, team, g.parts, s.h, [&](int64_t j) { return g.scaling * g.in[j]; });
-  team_row_dots(g, s, team, second, s.left, [&](int64_t j) {
-    const T value = subtract_rows(g, g.scaling * g.in[j], s.h, j);
-    g.out[j] = value;
-    return double(value);
+  team_row_dots<Moves>(g, s, team, g.parts, s.h,
+                       [&](int64_t j) { return scaled_input<Moves>(g, j); });
+  team_row_dots<Moves>(g, s, team, second, s.left, [&](int64_t j) {
+    return subtract_rows<Moves>(g, scaled_input<Moves>(g, j), s.h, j);
   });
   double leftover = 0.0;
   for (int i = 0; i < g.count; ++i) leftover += s.left[i] * s.left[i];
   if (!(leftover > g.enough * g.enough * s.left[g.count])) return s.left[g.count];
 
-  double part = 0.0;
-  for (int64_t j = g.begin + threadIdx.x; j < g.end; j += blockDim.x) {
-    const T value = subtract_rows(g, double(g.out[j]), s.left, j);
-    g.out[j] = value;
-    part += double(value) * double(value);
-  }
-  part = block_sum(part, s.scratch);
+  const double part = block_sum(subtract_leftover<Moves>(g, s), s.scratch);
   if (threadIdx.x == 0) squares[team.rank] = part;
   team.sync();
   double total = 0.0;
   for (int b = 0; b < team.size; ++b) total += squares[b];
   return total;
+}
+
+// Writes out = in - rows' (rows in), orthogonal to the rows; returns its squared norm. The same
+// value, h and left on every thread of the team.
+template <typename T>
+__device__ double orthogonalise(const GramSchmidt<T>& g, const GramSchmidtShared& s, Team& team) {
+  using Packed = GramSchmidtMoves<T, true>;
+  if (Packed::fit(g)) return orthogonalise_by<Packed>(g, s, team);
+  return orthogonalise_by<GramSchmidtMoves<T, false>>(g, s, team);
 }
 
 }  // namespace catapult::device

@@ -165,6 +165,7 @@ class DenseSolver {
   CATAPULT_CALL __device__ double orthogonal_row(const T* in, int64_t count) {
     const GramSchmidt<T> g{row(0), c_.n,         static_cast<int>(count), in, row(count), begin_,
                            end_,   4.0 * p_.eps, memory_ + c_.parts};
+    __syncthreads();  // a thread reads two columns, one of which another one has written
     return orthogonalise(g, dots_, team_);
   }
 

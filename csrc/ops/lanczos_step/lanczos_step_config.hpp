@@ -50,7 +50,7 @@ inline LanczosStepTeams lanczos_step_teams(int64_t replicas, int64_t n, int64_t 
   LanczosStepTeams c;
   c.team = std::clamp<int64_t>(blocks / std::max<int64_t>(replicas, 1), 1, useful);
   c.teams = c.team == 1 ? replicas : std::min(replicas, blocks / c.team);
-  c.chunk = (n + c.team - 1) / c.team;
+  c.chunk = ((n + c.team - 1) / c.team + 3) / 4 * 4;  // so that all blocks may move 16 bytes
   return c;
 }
 
