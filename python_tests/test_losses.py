@@ -1,6 +1,7 @@
 """Losses: values as torch's, output Hessians against autograd, factors S S' = H_L, refusals."""
 
 import copy
+from dataclasses import dataclass
 
 import pytest
 import torch
@@ -233,3 +234,35 @@ def test_weights_of_samples_in_binary_cross_entropy():
     exact = design.T @ (design * (w * p * (1 - p) / 6)[:, None])
     assert torch.allclose(cx.GGN(model, loss, (x, y)).dense(), exact)
     assert torch.allclose(cx.Hessian(model, loss, (x, y)).dense(), exact)
+
+
+@dataclass
+class Returned:
+    logits: torch.Tensor
+    loss: torch.Tensor | None
+
+
+class WithLoss(nn.Module):
+    """Returns an object with logits and, of labels, the loss, as models of transformers do."""
+
+    def __init__(self):
+        super().__init__()
+        self.inner = nn.Linear(3, 4)
+
+    def forward(self, x, labels=None):
+        logits = self.inner(x)
+        loss = None if labels is None else nn.functional.cross_entropy(logits, labels)
+        return Returned(logits, loss)
+
+
+@pytest.mark.parametrize("kind", [cx.Hessian, cx.GGN])
+def test_a_loss_of_the_returned_object_is_told_each_way_out(kind):
+    torch.manual_seed(0)
+    model, x, y = WithLoss().double(), torch.randn(5, 3).double(), torch.randint(4, (5,))
+    batch = {"x": x, "labels": y}
+    text = r"never the object that the model returns .*loss=None in cx.Hessian .*'cross_entropy'"
+    with pytest.raises(TypeError, match=text):
+        kind(model, lambda outputs, y: outputs.loss, batch)
+    loss = None if kind is cx.Hessian else "cross_entropy"
+    plain = kind(model.inner, "cross_entropy", (x, y))
+    torch.testing.assert_close(kind(model, loss, batch).dense(), plain.dense())

@@ -381,8 +381,9 @@ class CallableLoss(Loss):
         except AttributeError as error:  # written for the object that a model returns
             raise TypeError(
                 f"catapult_ext.losses.{self.name}: a callable loss must take the outputs, a tensor "
-                f"{tuple(f.shape)}, and the targets (loss=None takes the loss that the model "
-                f"returns), got {error}"
+                f"{tuple(f.shape)}, and the targets, never the object that the model returns (its "
+                "own loss: loss=None in cx.Hessian and the tracker; the loss of its logits, as "
+                f"'cross_entropy', in cx.GGN and the window, which need one), got {error}"
             ) from error
         scalar = isinstance(out, Tensor) and out.numel() == 1
         v.require(

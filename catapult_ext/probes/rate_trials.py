@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from catapult_ext import training
 from catapult_ext._module_copy import own_copy
 from catapult_ext._shown import Shown
+from catapult_ext.linops.preconditioned import bare_optimizer
 from catapult_ext.probes.observables import activity, hidden_width
 from catapult_ext.probes.phases import DEAD_FRACTION, divergence_cut
 from catapult_ext.probes.problem import Problem
@@ -141,6 +142,27 @@ def optimizer_of_copy(optimizer: Any, old: nn.Module, new: nn.Module, rate: floa
             group["lr"] = (
                 torch.full_like(held, rate * ratio) if isinstance(held, Tensor) else rate * ratio
             )
+    return out
+
+
+def optimizer_of_chosen(optimizer: Any, old: nn.Module, new: nn.Module) -> Any:
+    """The same optimizer with the same state on the trainable weights of ``new``, and no others.
+
+    Groups that train none of them are left out.
+
+    Args:
+        optimizer: of any class.
+        old: the model it trains.
+        new: a copy, of which fewer weights are trainable.
+    """
+    out = _copied(optimizer, list(old.parameters()), list(new.parameters()))
+    bare = bare_optimizer(out)
+    for group in bare.param_groups:
+        group["params"] = [p for p in group["params"] if p.requires_grad]
+    bare.param_groups[:] = [group for group in bare.param_groups if group["params"]]
+    kept = {id(p) for group in bare.param_groups for p in group["params"]}
+    for p in [p for p in bare.state if isinstance(p, Tensor) and id(p) not in kept]:
+        del bare.state[p]
     return out
 
 

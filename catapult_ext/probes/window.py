@@ -23,7 +23,7 @@ from catapult_ext.probes.first_step import bracket, first_step
 from catapult_ext.probes.observables import active_dropout
 from catapult_ext.probes.problem import Problem
 from catapult_ext.probes.problem_descent import steps
-from catapult_ext.probes.rate_trials import Trials, optimizer_of_copy
+from catapult_ext.probes.rate_trials import Trials, optimizer_of_chosen, optimizer_of_copy
 from catapult_ext.probes.stability import Rule, own_rate, rule_of, trained_by
 from catapult_ext.probes.step_metric import has_stepped
 
@@ -82,14 +82,14 @@ def learning_rate_window(
             of each layer: "coupled" in training mode, "running" in evaluation mode.
         seed: of the eigensolver, and of a fixed mask.
         forward: ``forward(model, x)`` returns the outputs; None calls the model.
-        params: names or patterns of the parameters that are trained; None for all.
+        params: names or patterns of the parameters that are trained; None for all.  Of an
+            optimizer they take their groups and state; rates are those of the first group with any.
         dropout: ``"fixed"`` for one fixed mask, in curvature and steps alike.
         memory_budget: of the Gauss-Newton matrix.
 
     Raises:
-        ValueError: no Gauss-Newton factor, dropout on, ``params`` with an optimizer, an adaptive
-            optimizer without state and ``burn_in=0``, a model whose curvature is zero, parameters
-            that are not the model's.
+        ValueError: no Gauss-Newton factor, dropout on, an adaptive optimizer without state and
+            ``burn_in=0``, a model whose curvature is zero, parameters that are not the model's.
         TypeError: no optimizer, or one whose step needs a closure.
 
     Cost:
@@ -112,16 +112,12 @@ def learning_rate_window(
         memory_budget=memory_budget,
         seed=seed,
     )
-    v.require(
-        params is None or optimizer is None,
-        _WHERE,
-        "params= needs optimizer=None (make the other parameters requires_grad_(False) instead)",
-        params,
-    )
     off = None if dropout else active_dropout(model)
     needs = "dropout must be off (call model.eval(), or pass dropout='fixed')"
     v.require(off is None, _WHERE, needs, off)
-    model = problem.trained_copy(model)
+    whole, model = model, problem.trained_copy(model)
+    if params is not None and isinstance(optimizer, torch.optim.Optimizer):
+        optimizer = optimizer_of_chosen(optimizer, whole, model)
     held = model
     if has_batch_norm(model):
         drawn = dropout is not None

@@ -222,7 +222,9 @@ def test_another_loss():
 def test_bad_arguments(tmp_path):
     with pytest.raises(ValueError, match="name must be one of paper-fc"):
         rp.reproduce("fig-1")
-    with pytest.raises(ValueError, match="scale of fc-phases must be one of smoke, cpu, real, full, got 'gpu'"):
+    with pytest.raises(
+        ValueError, match="scale of fc-phases must be one of smoke, cpu, real, full, got 'gpu'"
+    ):
         rp.reproduce("fc-phases", "gpu")  # no such scale
     with pytest.raises(ValueError, match="workers > 1 needs out"):
         rp.reproduce("fc-phases", "smoke", workers=2)

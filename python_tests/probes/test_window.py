@@ -199,6 +199,50 @@ def test_the_optimizer_must_be_the_models():
         cx.learning_rate_window(model, "half_mse", (X, Y), torch.optim.SGD(groups, lr=0.1))
 
 
+@pytest.mark.parametrize("kind", ["sgd", "adam"])
+def test_chosen_parameters_keep_their_groups_and_state(kind):
+    def made(frozen):
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(64, 8), nn.Tanh(), nn.Linear(8, 10)).double()
+        groups = [
+            {"params": [model[0].bias], "lr": 0.5},
+            {"params": [model[0].weight, model[2].weight], "lr": 0.02, "weight_decay": 1e-3},
+            {"params": [model[2].bias], "lr": 0.01},
+        ]
+        if kind == "sgd":
+            optimizer = torch.optim.SGD(groups, lr=0.1, momentum=0.9)
+        else:
+            optimizer = torch.optim.AdamW(groups, lr=0.1)
+        for _ in range(3):
+            optimizer.zero_grad()
+            (model(X) - Y).square().mean().backward()
+            optimizer.step()
+        if frozen:  # the same by hand: groups and state of what is left
+            model[0].requires_grad_(False)
+            for p in model[0].parameters():
+                del optimizer.state[p]
+            optimizer.param_groups.pop(0)
+            optimizer.param_groups[0]["params"].pop(0)
+        return model, optimizer
+
+    model, optimizer = made(True)
+    right = cx.learning_rate_window(model, "half_mse", (X, Y), optimizer, trial_steps=4)
+    model, optimizer = made(False)
+    before = [p.clone() for p in model.parameters()]
+    found = cx.learning_rate_window(
+        model, "half_mse", (X, Y), optimizer, trial_steps=4, params="2.*"
+    )
+    for name in ("lambda0", "eta_crit", "eta_c", "eta_max", "start", "rule"):
+        assert getattr(found, name) == getattr(right, name), name
+    assert all(torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
+    assert all(p.requires_grad for p in model.parameters())
+    assert [len(g["params"]) for g in optimizer.param_groups] == [1, 2, 1]
+    assert len(optimizer.state) == 4
+    some = torch.optim.SGD([model[0].weight, model[2].weight], lr=0.1)
+    with pytest.raises(ValueError, match=r"freeze those it leaves out\), got 2.bias"):
+        cx.learning_rate_window(model, "half_mse", (X, Y), some, params="2.*")
+
+
 @pytest.mark.parametrize(
     ("change", "error", "text"),
     [
