@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from catapult_ext import _validate as v
 from catapult_ext.eig.batched import top_eigenvalues
 from catapult_ext.experiments.stacked_chain import DenseLayer, StackedChain, at_once, dense_layers
+from catapult_ext.linops import StackedNTK
 from catapult_ext.models import NTKLinear
 from catapult_ext.probes.observables import ONE_SIDED
 
@@ -76,6 +77,9 @@ class StackedDense:
             for i in range(len(first))
         ]
         self._layers = dense_layers(models[0])
+        self._model = models[0]
+        own = self._model.named_modules()
+        self._names = [f"{name}.weight" for name, m in own if isinstance(m, NTKLinear)]
 
     def forward(self) -> tuple[Tensor, list[Tensor], list[Tensor]]:
         """Outputs (R, N, O), the input of every layer and every pre-activation, (R, N, width)."""
@@ -93,31 +97,25 @@ class StackedDense:
         f, _, _ = self.forward()
         return (f - self.y).square().sum(dim=(1, 2)) / (2 * len(self.x))
 
+    @torch.no_grad()
     def top_eigenvalue(self) -> Tensor:
         """(R,) lambda of the loss, from the explicit (N*O, N*O) kernels in double precision."""
-        with torch.enable_grad():
-            f, inputs, before = self.forward()
-            columns = [
-                torch.autograd.grad(f[..., o].sum(), before, retain_graph=True)
-                for o in range(f.shape[2])
-            ]
-        slopes = [torch.stack(layer, dim=2) for layer in zip(*columns, strict=True)]
-        rows = f.shape[1] * f.shape[2]
-        found = []
+        rows = self.y.numel()
         at_once = max(1, KERNEL_VALUES // rows**2)
-        for start in range(0, len(f), at_once):
-            part = slice(start, start + at_once)
-            kernel = torch.zeros(len(f[part]), rows, rows, dtype=torch.float64, device=f.device)
-            for a, g, scale in zip(inputs, slopes, self.scales, strict=True):
-                a, g = a[part].detach().double(), g[part].double().flatten(1, 2)
-                samples = scale * (a @ a.transpose(1, 2))
-                pairs = samples.repeat_interleave(f.shape[2], 1).repeat_interleave(f.shape[2], 2)
-                kernel += pairs * (g @ g.transpose(1, 2))
-            broken = ~torch.isfinite(kernel).all(dim=2).all(dim=1)
-            kernel[broken] = 0
-            top = top_eigenvalues(kernel)[:, 0] / len(self.x)
-            found.append(torch.where(broken, torch.nan, top))
-        return torch.cat(found)
+        parts = zip(*(w.detach().double().split(at_once) for w in self.weights), strict=True)
+        return torch.cat([self._top(part) for part in parts])
+
+    def _top(self, weights: Sequence[Tensor]) -> Tensor:
+        """The same of some replicas; NaN where their weights or outputs are not finite."""
+        state = dict(zip(self._names, weights, strict=True))
+        try:
+            kernel = StackedNTK((state, {}, self._model), self.x.double()).dense()
+        except v.NotFinite:  # of all of them
+            return torch.full_like(weights[0][:, 0, 0], torch.nan)
+        broken = ~torch.isfinite(kernel).all(dim=2).all(dim=1)
+        kernel = torch.where(broken[:, None, None], 0, kernel)
+        top = top_eigenvalues(kernel)[:, 0] / len(self.x)
+        return torch.where(broken, torch.nan, top)
 
     def descend(
         self,
