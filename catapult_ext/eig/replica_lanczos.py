@@ -46,8 +46,8 @@ def solve_alone(a: Batch, r: int, start: Tensor | None, o: Options, found: Found
 def solve_replicas(a: Batch, start: Tensor | None, o: Options) -> Found:
     """The wanted pairs of operators known by their products; ``start`` (R, j, n) unit rows."""
     width = min(a.n, max(o.k, 0 if start is None else start.shape[1]))
-    found = Found.nothing(a.replicas, a.n, o.k, a.dtype, a.device)
-    rows, _, _ = basis_rows(a.one(0)[1], o.k, width, 0, o.where)
+    found = _nothing(a, o)
+    rows, _, _ = basis_rows(a.one(0)[1], o.k, width, o.guards or 0, o.where)
     each = 2 * rows * a.n * torch.finfo(a.dtype).bits // 8
     together = max(1, _BYTES // each)
     for first in range(0, a.replicas, together):
@@ -63,7 +63,7 @@ class _Lockstep:
 
     def __init__(self, a: Batch, warm: Tensor | None, o: Options, rows: int, width: int) -> None:
         self.a, self.o, self.warm = a, o, warm
-        self.found = Found.nothing(a.replicas, a.n, o.k, a.dtype, a.device)
+        self.found = _nothing(a, o)
         self.numbers = torch.arange(a.replicas, device="cpu")  # of the replicas in the space
         self.here = self.numbers  # where in the space those are that go on
         self.space = ReplicaKrylov(a, rows, width)
@@ -175,8 +175,24 @@ class _Lockstep:
             matvecs=torch.zeros_like(some),
             index=[check] * len(some),
         )
+        if o.guards is not None:
+            stored.guards, stored.following = self._guards(at, ritz, s, scale)
         self.found.put(self.numbers[at[ends]], _part(stored, ends))
         return ends
+
+    def _guards(self, at: Tensor, ritz: Ritz, s: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
+        """Guards (R', g, n), and where the values after the wanted and each guard may lie."""
+        space, k, g = self.space, self.o.k, self.o.guards or 0
+        index = ranked(ritz.theta, self.o.which, k + g + 1)[0][:, k:]
+        reach = torch.full((len(at), g + 1), torch.inf, dtype=torch.float64, device="cpu")
+        lengths = ritz.residual.norm(dim=2).gather(1, index)
+        reach[:, : index.shape[1]] = ritz.theta.gather(1, index) + lengths
+        guards = torch.zeros(len(at), g, space.a.n, dtype=space.a.dtype, device=space.a.device)
+        kept = index[:, :g]
+        if kept.shape[1]:
+            chosen = s.gather(2, kept[:, None].expand(-1, space.m, -1))
+            guards[:, : kept.shape[1]] = space.pairs(chosen, at)[1]
+        return guards, reach * scale
 
     def _restart(self, look: Look) -> None:
         space, o = self.space, self.o
@@ -184,6 +200,15 @@ class _Lockstep:
         room = space.capacity - 2 * space.width
         count = min(room, o.k + max(2, (room - o.k) // 2))
         space.restart(ritz, s, ranked(ritz.theta, o.which, count)[0])
+
+
+def _nothing(a: Batch, o: Options) -> Found:
+    """NaN for all replicas, with room for guards where they are asked for."""
+    found = Found.nothing(a.replicas, a.n, o.k, a.dtype, a.device)
+    if o.guards is not None:
+        found.guards = found.x.new_zeros(a.replicas, o.guards, a.n)
+        found.following = torch.full_like(found.values[:, :1], torch.inf).repeat(1, o.guards + 1)
+    return found
 
 
 def _part(found: Found, mask: Tensor) -> Found:
@@ -197,4 +222,6 @@ def _part(found: Found, mask: Tensor) -> Found:
         found.converged[kept],
         found.matvecs[kept],
         [found.index[i] for i in kept.tolist()],
+        found.guards[kept.to(found.x.device)] if len(found.guards) else found.guards,
+        found.following[kept] if len(found.following) else found.following,
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -81,6 +81,9 @@ class Found:
     converged: Tensor
     matvecs: Tensor
     index: list[str]
+    # of solves for a tracker: (R, g, n) further Ritz vectors, and bounds (R, g + 1) of what follows
+    guards: Tensor = field(default_factory=lambda: torch.empty(0))
+    following: Tensor = field(default_factory=lambda: torch.empty(0))
 
     @classmethod
     def nothing(
@@ -105,6 +108,10 @@ class Found:
         self.x[index.to(self.x.device)] = other.x.to(self.x)
         self.converged[index] = other.converged
         self.matvecs[index] += other.matvecs
+        if len(other.guards) and len(self.guards):
+            self.guards[index.to(self.x.device)] = other.guards.to(self.guards)
+        if len(other.following) and len(self.following):
+            self.following[index] = other.following
         for at, check in zip(index.tolist(), other.index, strict=True):
             self.index[at] = check
 

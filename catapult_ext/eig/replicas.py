@@ -56,10 +56,10 @@ def batch_start(v0: Tensor | None, a: Batch) -> Tensor | None:
     shape = (a.replicas, a.n)
     fits = v0.dim() in (2, 3) and tuple(v0.shape[:2]) == shape and v0.numel() > 0
     v.require(fits, a.where, f"v0 must be {shape} or ({a.replicas}, {a.n}, j)", tuple(v0.shape))
-    return _unit(v0.detach().reshape(*shape, -1)[:, :, : a.n].mT, a)
+    return unit_rows(v0.detach().reshape(*shape, -1)[:, :, : a.n].mT, a)
 
 
-def _unit(rows: Tensor, a: Batch) -> Tensor:
+def unit_rows(rows: Tensor, a: Batch) -> Tensor:
     """Unit rows in the dtype of ``a``; random ones where a row is zero or not finite."""
     largest = rows.abs().amax(dim=2, keepdim=True)
     known = torch.isfinite(largest) & (largest > 0)
@@ -76,7 +76,7 @@ def _restricted(start: Tensor | None, dual: Any) -> Tensor | None:
     if start is None:
         return None
     small = as_batch(dual.operator, "eigsh")
-    return _unit(dual.restrict(start.mT).mT[:, : small.n], small)
+    return unit_rows(dual.restrict(start.mT).mT[:, : small.n], small)
 
 
 def lifted(small: Found, dual: Any, a: Batch) -> Found:

@@ -10,10 +10,12 @@ from torch import Tensor
 
 from catapult_ext import _validate as v
 from catapult_ext._autocast import no_autocast
+from catapult_ext.eig.batch import is_batch
 from catapult_ext.eig.certify import rounding
 from catapult_ext.eig.operand import Operand, as_operand
 from catapult_ext.eig.pairs import EigshResult, Options, Pairs
 from catapult_ext.eig.refine import refine
+from catapult_ext.eig.replica_tracking import ReplicaTracker
 from catapult_ext.eig.solve import lifted, package, solve
 
 _WHERE = "TopTracker"
@@ -66,6 +68,7 @@ class TopTracker:
         self.guards = 1 + k // 4 if guards is None else guards
         self.confidence, self.seed = confidence, seed
         self.checks = 0
+        self._replicas: ReplicaTracker | None = None  # where the operators are batches
         self._block: Tensor | None = None  # (k + guards, n) rows
         self._gaps: list[float] = []  # of the last check (Pairs.gaps)
         self._least: Tensor | None = None  # its relative errors
@@ -76,7 +79,7 @@ class TopTracker:
     @property
     def warm(self) -> bool:
         """Whether the next update has something to start from."""
-        return self._block is not None
+        return self._block is not None or self._replicas is not None
 
     def grow(self, k: int) -> None:
         """Follow ``k`` pairs from now on; the next update is a checked solve."""
@@ -90,13 +93,18 @@ class TopTracker:
 
         Args:
             A: operator of the same kind and size as before (another size starts cold); where it
-                offers ``dual()``, the smaller one is followed.
+                offers ``dual()``, the smaller one is followed.  Or R of them, (R, n, n), as
+                :func:`catapult_ext.eigsh` takes them: replicas are refined together, and only
+                those that miss ``tol`` or moved are solved anew between the checks of all.
             check: make this one a checked solve.
 
         Returns:
-            :class:`~catapult_ext.EigshResult` with k entries (n if that is fewer); ``matvecs``
+            :class:`~catapult_ext.EigshResult` with k entries (n if that is fewer), of a batch
+            :class:`~catapult_ext.BatchedEigshResult`; ``matvecs``
             counts everything this update multiplied, an attempt that missed ``tol`` included.
         """
+        if is_batch(A):
+            return self._update_replicas(A, check)
         large = as_operand(A, _WHERE)
         dual = A.dual() if hasattr(A, "dual") else None
         if dual is not None and self.k <= dual.operator.shape[0]:
@@ -107,6 +115,15 @@ class TopTracker:
                 return package(lifted(pairs, dual, large), self._options(self.k, large), large)
         k = min(self.k, large.n)
         return package(self._pairs(large, k, check), self._options(k, large), large)
+
+    def _update_replicas(self, A: Any, check: bool) -> EigshResult:
+        if self._replicas is None:
+            self._replicas = ReplicaTracker(self.check_every, _MOVED)
+        limit = 1000 + 20 * self.k
+        o = Options(self.k, "LA", self.tol, limit, self.seed, self.confidence, _WHERE, self.guards)
+        found = self._replicas.update(A, o, check)
+        self.checks = self._replicas.checks
+        return found
 
     def _pairs(self, a: Operand, k: int, check: bool) -> Pairs:
         if self._block is not None and self._block.shape[1] != a.n:

@@ -1,0 +1,108 @@
+"""The top eigenvalues of R operators that change a little between calls: TopTracker's batches."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from catapult_ext.eig.batch import Batch, as_batch
+from catapult_ext.eig.certify import rounding
+from catapult_ext.eig.pairs import Options
+from catapult_ext.eig.replica_dense import solve_matrices
+from catapult_ext.eig.replica_lanczos import solve_replicas
+from catapult_ext.eig.replica_pairs import BatchedEigshResult, Found
+from catapult_ext.eig.replica_refine import refine_replicas
+from catapult_ext.eig.replicas import lifted, package, unit_rows
+
+
+@dataclass(frozen=True, eq=False)
+class _Check:
+    """What the last checked solve of each replica found."""
+
+    values: Tensor  # (R, k)
+    least: Tensor  # (R, k) relative errors
+    gaps: Tensor  # (R, guards + 1)
+    converged: Tensor  # (R,)
+
+    def put(self, index: Tensor, other: _Check) -> None:
+        """Take over a later check of some replicas."""
+        self.values[index], self.least[index] = other.values, other.least
+        self.gaps[index], self.converged[index] = other.gaps, other.converged
+
+
+class ReplicaTracker:
+    """The state of a :class:`~catapult_ext.TopTracker` that follows R replicas.
+
+    Replicas are refined together; those that miss ``tol``, moved by more than ``moved``, or whose
+    last check did not converge, get a checked solve together, all of them every
+    ``check_every``-th update.  Explicit matrices are proved at every update.
+    """
+
+    def __init__(self, check_every: int, moved: float) -> None:
+        self.check_every, self.moved = check_every, moved
+        self.checks = 0
+        self._block: Tensor | None = None  # (R, k + guards, n)
+        self._check: _Check | None = None
+        self._since = 0
+
+    def update(self, A: Any, o: Options, check: bool) -> BatchedEigshResult:
+        """The k largest pairs of each replica; ``o.seed`` grows by the checks made so far."""
+        large = as_batch(A, o.where)
+        dual = A.dual() if hasattr(A, "dual") else None
+        if dual is None or o.k > dual.operator.shape[1]:
+            return package(self._found(large, o, check), o, large)
+        small = self._found(as_batch(dual.operator, o.where), o, check)
+        found = lifted(small, dual, large)
+        # the null space of the large operators is not in the image of the small ones
+        floor = 10 * rounding(large.n, large.eps) * found.values[:, 0].abs()
+        null = (found.values[:, -1] <= floor).nonzero().flatten()
+        if len(null):
+            found.put(null, solve_replicas(large.select(null), None, replace(o, guards=None)))
+        return package(found, o, large)
+
+    def _found(self, a: Batch, o: Options, check: bool) -> Found:
+        o = replace(o, k=min(o.k, a.n))
+        o = replace(o, guards=min(o.guards or 0, a.n - o.k))
+        if a.explicit:
+            self.checks += 1
+            return solve_matrices(a, None, replace(o, guards=None))
+        block, state = self._block, self._check
+        known = block is not None and block.shape[::2] == (a.replicas, a.n)
+        if block is None or state is None or not known or state.values.shape[1] != o.k:
+            block = state = None
+        if block is None or state is None or check or self._since + 1 >= self.check_every:
+            self._since = 0
+            return self._checked(a, torch.arange(a.replicas, device="cpu"), block, o, None)
+        self._since += 1
+        found = refine_replicas(a, block, o.k, state.gaps, o.tol)
+        found.errors = torch.maximum(found.errors, state.least * found.values.abs())
+        moved = ((found.values - state.values).abs() > self.moved * state.values.abs()).any(1)
+        due = (~found.converged | moved | ~state.converged).nonzero().flatten()
+        self._block = torch.cat([found.x, found.guards], dim=1)
+        return self._checked(a, due, block, o, found) if len(due) else found
+
+    def _checked(
+        self, a: Batch, due: Tensor, block: Tensor | None, o: Options, found: Found | None
+    ) -> Found:
+        """A checked solve of the replicas ``due``, whose products add to those of ``found``."""
+        start = None
+        if block is not None:
+            start = unit_rows(block[due.to(block.device), : o.k], a)
+        part = a if len(due) == a.replicas else a.select(due)
+        solved = solve_replicas(part, start, replace(o, seed=o.seed + self.checks))
+        self.checks += 1
+        size = solved.values.abs().amax(1, keepdim=True)
+        gaps = ((solved.values[:, -1:] - solved.following) / size).clamp_min(0).nan_to_num(0.0)
+        least = solved.errors / solved.values.abs().clamp_min(1e-300)
+        check = _Check(solved.values.clone(), least, gaps, solved.converged.clone())
+        rows = torch.cat([solved.x, solved.guards], dim=1)
+        if found is None or self._check is None or self._block is None:
+            self._block, self._check = rows, check
+            return solved
+        self._check.put(due, check)
+        self._block[due.to(rows.device)] = rows
+        found.put(due, solved)
+        return found
