@@ -82,8 +82,8 @@ class Found:
     matvecs: Tensor
     index: list[str]
     # of solves for a tracker: (R, g, n) further Ritz vectors, and bounds (R, g + 1) of what follows
-    guards: Tensor = field(default_factory=lambda: torch.empty(0))
-    following: Tensor = field(default_factory=lambda: torch.empty(0))
+    guards: Tensor = field(default_factory=lambda: torch.empty(0, device="cpu"))
+    following: Tensor = field(default_factory=lambda: torch.empty(0, device="cpu"))
 
     @classmethod
     def nothing(
