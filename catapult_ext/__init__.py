@@ -12,6 +12,8 @@ from catapult_ext.eig import (
     hutchinson_diagonal,
     hutchinson_trace,
     spectral_density,
+    xdiag,
+    xtrace,
 )
 from catapult_ext.eig import diagonal as diagonal  # deprecated
 from catapult_ext.eig import trace as trace  # deprecated
@@ -80,6 +82,8 @@ __all__ = [
     "stability_threshold",
     "sweep",
     "toy",
+    "xdiag",
+    "xtrace",
 ]
 
 

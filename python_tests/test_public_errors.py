@@ -57,6 +57,8 @@ CALLS = {
         {"A": A, "k": 2, "which": "LA", "tol": 1e-3, "maxiter": 50, "v0": rand(6), "seed": 0},
     ),
     "hutchinson_trace": (cx.hutchinson_trace, {"A": A, "samples": 4, "seed": 0}),
+    "xtrace": (cx.xtrace, {"A": A, "products": 4, "seed": 0}),
+    "xdiag": (cx.xdiag, {"A": A, "products": 4, "seed": 0}),
     "hutchinson_diagonal": (cx.hutchinson_diagonal, {"A": A, "samples": 4, "seed": 0}),
     "spectral_density": (cx.spectral_density, {"A": A, "steps": 4, "samples": 2, "seed": 0}),
     "TopTracker": (cx.TopTracker, {"k": 1, "tol": 1e-3, "guards": 2}),

@@ -1,6 +1,7 @@
 """Eigensolvers and spectral estimates for operators known by their products."""
 
 from catapult_ext.eig.lanczos import eigsh
+from catapult_ext.eig.leave_one_out import xdiag, xtrace
 from catapult_ext.eig.pairs import EigshResult
 from catapult_ext.eig.random import (
     Estimate,
@@ -24,6 +25,8 @@ __all__ = [
     "hutchinson_diagonal",
     "hutchinson_trace",
     "spectral_density",
+    "xdiag",
+    "xtrace",
 ]
 
 

@@ -26,6 +26,7 @@ class Operand:
     budget: int = 0  # of which the room is a part
     noise: float | None = None  # relative accuracy of products, where coarser than the dtype's
     symmetric: bool = False  # known to be: a skew is rounding of terms that cancel, however large
+    half_product: Callable[[Tensor], Tensor | None] | None = None  # B V, (m, K), where A = B'B
     grain: float = 0.0  # rounding unit of numbers that A is made of, where coarser than the dtype's
 
     @property
@@ -100,6 +101,7 @@ def _from_torch_object(a: Any, dtype: torch.dtype, where: str) -> Operand:
         room,
         budget or 0,
         symmetric=known,
+        half_product=getattr(a, "half_product", None),
         grain=grain,
     )
 

@@ -18,12 +18,13 @@ from catapult_ext._deprecated import warn_renamed
 from catapult_ext._shown import Shown, first, number
 from catapult_ext.eig.device_krylov import krylov
 from catapult_ext.eig.operand import Operand, as_operand
-from catapult_ext.eig.sums import on_host
+from catapult_ext.eig.sums import inner, on_host
 from catapult_ext.figures.spectrum import density_figure
 from catapult_ext.figures.style import save_figure
 from catapult_ext.ops.routes import serves
 
 _AT_ONCE = 8  # random vectors multiplied together
+_HALF_BYTES = 1 << 27  # of B z of a few of them, where A = B'B
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -81,10 +82,14 @@ def hutchinson_trace(A: Any, samples: int = 32, *, seed: int = 0) -> Estimate:
         TypeError, ValueError: as :func:`catapult_ext.eigsh`; samples < 2; non-finite products.
 
     Cost:
-        ``samples`` products; one more where all of them are zero.
+        ``samples`` products; one more where all of them are zero.  A = B'B (an NTK, a GGN of a loss
+        with a factor) takes |B z|^2, which is half a product, and |A|_F^2 from the pairs of them.
     """
-    found = _probed(A, samples, seed, "hutchinson_trace")
-    values, dtype = found.quadratic, found.operand.dtype
+    where = "hutchinson_trace"
+    a = as_operand(A, where)
+    halves = _halves(a, samples, seed, where)
+    found = _probed(a, samples, seed, where) if halves is None else halves
+    values, dtype = found.quadratic, a.dtype
     # the mean of |A z|^2 is |A|_F^2
     error = _standard_error(values.var(unbiased=True), 2 * found.energy.sum().cpu(), found)
     return Estimate(values.mean().to(dtype), error.to(dtype), samples, found.products)
@@ -98,7 +103,8 @@ def hutchinson_diagonal(A: Any, samples: int = 32, *, seed: int = 0) -> Estimate
     Arguments, errors raised and cost are those of :func:`hutchinson_trace`; the result is (n,).
     Memory: 2 n numbers and a few blocks of vectors.
     """
-    found = _probed(A, samples, seed, "hutchinson_diagonal")
+    where = "hutchinson_diagonal"
+    found = _probed(as_operand(A, where), samples, seed, where)
     variance = (found.squares - found.mean.square()).clamp_min(0) * samples / (samples - 1)
     error, dtype = _standard_error(variance, found.energy, found), found.operand.dtype
     return Estimate(found.mean.to(dtype), error.to(dtype), samples, found.products)
@@ -129,17 +135,52 @@ class _Probed:
     products: int
 
 
-def _probed(A: Any, samples: int, seed: int, where: str) -> _Probed:
-    a = as_operand(A, where)
+def _signs(a: Operand, samples: int, seed: int, where: str) -> Iterator[Tensor]:
+    """Random signs (n, K), K of ``samples`` at a time."""
     v.integers(where, samples=samples, seed=seed)
     v.require(samples >= 2, where, "samples must be >= 2", samples)
     generator = torch.Generator().manual_seed(seed)
-    total = torch.zeros(a.n, dtype=torch.float64, device=a.device)
-    squares, quadratic = total.clone(), []
     for start in range(0, samples, _AT_ONCE):
         count = min(_AT_ONCE, samples - start)
         signs = torch.randint(0, 2, (count, a.n), generator=generator, device="cpu") * 2 - 1
-        z = signs.to(dtype=a.dtype, device=a.device).T
+        yield signs.to(dtype=a.dtype, device=a.device).T
+
+
+def _halves(a: Operand, samples: int, seed: int, where: str) -> _Probed | None:
+    """|B z|^2 of the same signs, for A = B'B; None where there is no B, or all of it is zero.
+
+    (z'Az2)^2 of two of the vectors has the mean |A|_F^2, which is at most (tr A)^2: two standard
+    errors above the mean of all pairs, and the square of the trace where there is one pair.
+    """
+    if a.half_product is None:
+        return None
+    forms, pairs, at_once = [], [], 2  # until the size of B z is known
+    for signs in _signs(a, samples, seed, where):
+        for z in signs.split(at_once, 1):
+            half = a.half_product(z)
+            if half is None:
+                return None
+            v.finite(bool(torch.isfinite(half).all()), where, "products with A")
+            products = on_host(inner(half.T, half.T))[0]
+            forms.append(products.diagonal())
+            above = torch.ones_like(products, dtype=torch.bool).triu(1)
+            pairs.append(products[above].square())
+            room = _HALF_BYTES // (len(half) * half.element_size())
+            at_once = max(2, min(_AT_ONCE, room))
+    quadratic, seen = torch.cat(forms), torch.cat(pairs)
+    if not bool(quadratic.any()):
+        return None
+    energy = quadratic.mean().square()
+    if len(seen) > 1:
+        energy = torch.minimum(energy, seen.mean() + 2 * seen.std() / math.sqrt(len(seen)))
+    none = torch.zeros(0, dtype=torch.float64, device="cpu")
+    return _Probed(a, samples, quadratic, none, none, energy, samples)
+
+
+def _probed(a: Operand, samples: int, seed: int, where: str) -> _Probed:
+    total = torch.zeros(a.n, dtype=torch.float64, device=a.device)
+    squares, quadratic = total.clone(), []
+    for z in _signs(a, samples, seed, where):
         parts = (z * a.product(z)).double()
         v.finite(bool(torch.isfinite(parts).all()), where, "products with A")
         quadratic.append(parts.sum(0).cpu())
@@ -149,6 +190,7 @@ def _probed(A: Any, samples: int, seed: int, where: str) -> _Probed:
     energy, products = squares, samples
     if not bool(squares.any()):
         # signs can all lie in the null space of an operator; a Gaussian vector does not
+        generator = torch.Generator().manual_seed(seed + 1)
         z = torch.randn(a.n, 1, generator=generator, dtype=a.dtype, device="cpu").to(a.device)
         energy, products = a.product(z).double()[:, 0].square(), samples + 1
     return _Probed(a, samples, torch.cat(quadratic), total / samples, squares, energy, products)
@@ -167,10 +209,10 @@ def _standard_error(variance: Tensor, energy: Tensor, found: _Probed) -> Tensor:
     if found.operand.n == 1:
         return torch.zeros_like(variance)
     unseen = energy * 2.0 ** (1 - found.samples)
-    return _student(found.samples - 1) * ((variance + unseen) / found.samples).sqrt()
+    return student(found.samples - 1) * ((variance + unseen) / found.samples).sqrt()
 
 
-def _student(degrees: int) -> float:
+def student(degrees: int) -> float:
     """Quantile of Student's t at one standard deviation (68.27 %, two-sided), good to 2e-4."""
     x = 1 / degrees
     return 1 + x / 2 + x**2 / 4 + x**3 / 16 + 0.0248 * x**4

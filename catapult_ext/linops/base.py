@@ -156,6 +156,13 @@ class LinearOperator(ABC):
             raise NotImplementedError(f"catapult_ext.{self.name}: has no transposed product")
         return self._matmat(vectors)
 
+    def half_product(self, vectors: Tensor) -> Tensor | None:
+        """B V for (n, K) where A = B'B and B costs about half of A; None where there is no such B.
+
+        v'Av = |Bv|^2: what only needs such forms, as the trace by random vectors, takes this.
+        """
+        return None
+
     @property
     def T(self) -> LinearOperator:
         """The transpose; a symmetric operator is its own."""
@@ -391,6 +398,12 @@ class Combination(LinearOperator):
     def rounding_unit(self) -> float:
         """The largest of the terms."""
         return max(a.rounding_unit for _, a in self.terms)
+
+    def half_product(self, vectors: Tensor) -> Tensor | None:
+        """That of a positive multiple of one operator; sums and shifts have none."""
+        (c, a), *rest = self.terms
+        found = None if rest or c <= 0 else a.half_product(vectors)
+        return None if found is None else found * math.sqrt(c)
 
     def dual(self) -> Dual | None:
         """That of a positive multiple of one operator; sums and shifts have none."""

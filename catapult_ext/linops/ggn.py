@@ -108,6 +108,29 @@ class GGN(ModelOperator, TakesSeveral):
             _rows(self.linearization, self.linearization.jvp(vectors), self.factor.hessian)
         )
 
+    def half_product(self, vectors: Tensor) -> Tensor | None:
+        """S' J t: (P, K) to (N*O, K), by forward passes alone; None for a loss without a factor."""
+        if not isinstance(self.factor, OutputFactor):
+            return None
+        self.linearization.snapshot.require_unchanged()
+        return _rows(self.linearization, self.linearization.jvp(vectors), self.factor.apply_t)
+
+    @no_autocast()
+    def diagonal(self) -> Tensor:
+        """The diagonal (P,), exact: from rows of J where the engine has them, else P products.
+
+        Rows cost about as much as O backward passes with gradients of every sample.
+        """
+        self.linearization.snapshot.require_unchanged()
+
+        def product(u: Tensor) -> Tensor:
+            shape = self.linearization.snapshot.output_shape
+            shaped = u.reshape(shape[0] if shape else 1, -1, u.shape[-1])
+            return self.factor.hessian(shaped).reshape(u.shape)
+
+        known = self.linearization.weighted_diagonal(product)
+        return super().diagonal() if known is None else known
+
     def dual(self) -> Dual | None:
         """S' Theta S, (N*O, N*O), where that is the smaller space."""
         if self.linearization.rows >= self.linearization.n_params or not isinstance(

@@ -82,6 +82,11 @@ class NTK(ModelOperator, TakesSeveral):
     def _rmatmat(self, vectors: Tensor) -> Tensor:
         return self.linearization2.jvp(self.linearization.vjp(vectors))
 
+    def half_product(self, vectors: Tensor) -> Tensor | None:
+        """J' u: (N*O, K) to (P, K), by backward passes alone; None for a kernel with ``x2``."""
+        self.linearization.snapshot.require_unchanged()
+        return self.linearization.vjp(vectors) if self.symmetric else None
+
     @property
     def frozen2(self) -> Linearization:
         """Deprecated: the old name of ``linearization2``."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from typing import Any, ClassVar
 
@@ -383,6 +383,13 @@ class AutogradLinearization(Linearization):
         known = None if mine is None else parameter_kernel.diagonal(mine, self.workspace)
         known = sample_rows.diagonal(self) if known is None else known
         return super().diagonal() if known is None else known
+
+    def weighted_diagonal(self, product: Callable[[Tensor], Tensor]) -> Tensor | None:
+        """Diagonal of J' H J, (P,), from parameter uses; None without them or beyond the room."""
+        mine = self.structured()
+        if mine is None:
+            return None
+        return parameter_kernel.weighted_diagonal(mine, product, self.workspace)
 
     def jacobian(self) -> Tensor:
         """J (N*O, P): from parameter uses, else from rows per sample or one by one."""

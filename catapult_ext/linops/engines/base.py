@@ -302,6 +302,14 @@ class Linearization(ABC):
             unit[r] = 0
         return out
 
+    def weighted_diagonal(self, product: Callable[[Tensor], Tensor]) -> Tensor | None:
+        """Diagonal of J' H J, (P,), from rows of J; None where they are not at hand.
+
+        Args:
+            product: H u for u (N, O, K).
+        """
+        return None
+
     def jacobian(self) -> Tensor:
         """J (N*O, P), one backward pass per row."""
         out = torch.empty(self.rows, self.n_params, dtype=self.dtype, device=self.device)

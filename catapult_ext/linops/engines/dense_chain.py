@@ -5,6 +5,7 @@ Products are a few GEMMs per layer; the kernel comes from layer factors.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -180,6 +181,27 @@ class DenseChainLinearization(Linearization):
             some = slice(at, min(at + step, self.n_samples))
             rows = slice(at * self.n_outputs, some.stop * self.n_outputs)
             out[rows] = self.part(some).kernel(None, "diagonal")
+        return out
+
+    def weighted_diagonal(self, product: Callable[[Tensor], Tensor]) -> Tensor | None:
+        """Diagonal of J' H J, (P,), from the factors of each layer; None beyond the workspace."""
+        widest = max(layer.weight.shape[0] for layer in self.layers)
+        if 4 * self.rows * widest * self.dtype.itemsize > self.workspace:
+            return None
+        out = torch.zeros(self.n_params, dtype=self.dtype, device=self.device)
+        eye = torch.eye(self.n_outputs, dtype=self.dtype, device=self.device)
+        delta = eye.expand(self.n_samples, -1, -1)  # (N, O, p) derivatives by z_l
+        for i in reversed(range(len(self.layers))):
+            layer = self.layers[i]
+            delta = masked(delta, layer.slope).contiguous()
+            weighted = (delta * product(delta)).sum(1)  # (N, p)
+            if layer.weight_at is not None:
+                entries = weighted.T @ layer.input.square()
+                out[layer.weight_at] = entries.reshape(-1) * layer.scale
+            if layer.bias_at is not None:
+                out[layer.bias_at] = weighted.sum(0) * layer.bias
+            if i:
+                delta = scaled_(delta @ layer.weight, layer.root)
         return out
 
     def kernel(self, other: Linearization | None, outputs: str) -> Tensor | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from math import prod
 from typing import Any
 
@@ -137,6 +138,32 @@ class _Diagonal(Sink):
     def rows(self, blocks: list[Tensor], parameter: int, place: slice) -> None:
         """Add the squared norms of rows (N, O, q)."""
         self.out.add_(blocks[0].square().sum(-1))
+
+
+def weighted_diagonal(
+    one: Structured, product: Callable[[Tensor], Tensor], workspace: int
+) -> Tensor | None:
+    """Diagonal of J' H J, (P,), where ``product`` gives H u for u (N, O, K)."""
+    with torch.no_grad():
+        sink = _WeightedDiagonal(one, product)
+        # a product makes a few more blocks of the size of its argument
+        return sink.out if each_block([one], workspace // 4, sink) else None
+
+
+class _WeightedDiagonal(Sink):
+    """Adds up j' H j of every column j of J, (P,)."""
+
+    def __init__(self, one: Structured, product: Callable[[Tensor], Tensor]) -> None:
+        sizes = [p.numel() for p in one.leaves]
+        self._starts = [sum(sizes[:i]) for i in range(len(sizes))]
+        self._product = product
+        self.out = one.graph.new_zeros(sum(sizes), requires_grad=False)
+
+    def rows(self, blocks: list[Tensor], parameter: int, place: slice) -> None:
+        """Add the columns of rows (N, O, q)."""
+        start = self._starts[parameter]
+        found = (blocks[0] * self._product(blocks[0])).sum((0, 1))
+        self.out[start + place.start : start + place.stop] += found
 
 
 def jacobian(one: Structured, workspace: int) -> Tensor | None:
