@@ -60,7 +60,8 @@ def xtrace(A: Any, products: int = 32, *, seed: int = 0) -> Estimate:
     omega = torch.randn(m, a.n, generator=draw, dtype=torch.float64, device="cpu")
     omega *= math.sqrt(a.n) / omega.norm(dim=1, keepdim=True)
     part = _Subspace.of(a, omega.to(a.dtype).to(a.device), where)
-    s, r, h, w = part.left_out, part.r, part.h, part.w
+    s, r = part.left_out, part.r
+    h, w = part.h, part.w
     c = w - s * (s * w).sum(0)  # coordinates of each vector in the subspace of the others
     kept = h.diagonal().sum() - (s * (h @ s)).sum(0)
     rest = (w * r).sum(0) - 2 * (c * r).sum(0) + (c * (h @ c)).sum(0)

@@ -13,12 +13,7 @@ from torch import Tensor
 from catapult_ext import _validate as v
 from catapult_ext.linops.engines import sample_rows
 from catapult_ext.linops.engines.autograd_hessian import MODES, ForwardHVP, ReverseHVP
-from catapult_ext.linops.engines.base import (
-    ForwardPass,
-    HessianProducts,
-    KernelPart,
-    Linearization,
-)
+from catapult_ext.linops.engines.base import ForwardPass, HessianProducts, KernelPart, Linearization
 from catapult_ext.linops.engines.difference_proof import (
     check_gradients,
     check_second,
@@ -66,8 +61,8 @@ class AutogradLinearization(Linearization):
             outputs = snapshot.forward(tangents)
             if tangents is not None:
                 tangents.finish(snapshot.take_raw_output())
+        super().__init__(snapshot, outputs)
         self._graph = outputs
-        super().__init__(snapshot, self._graph)
         self.why = why or self.why
         self._leaves = list(snapshot.params.values())
         self._uses: Structured | None = None
@@ -386,10 +381,8 @@ class AutogradLinearization(Linearization):
 
     def weighted_diagonal(self, product: Callable[[Tensor], Tensor]) -> Tensor | None:
         """Diagonal of J' H J, (P,), from parameter uses; None without them or beyond the room."""
-        mine = self.structured()
-        if mine is None:
-            return None
-        return parameter_kernel.weighted_diagonal(mine, product, self.workspace)
+        mine, of = self.structured(), parameter_kernel.weighted_diagonal
+        return None if mine is None else of(mine, product, self.workspace)
 
     def jacobian(self) -> Tensor:
         """J (N*O, P): from parameter uses, else from rows per sample or one by one."""
