@@ -76,16 +76,52 @@ def test_stacked_state_that_does_not_fit(spoil, error, text):
         cx.NTK(spoil(*state), inputs[0])
 
 
-def test_training_afterwards_changes_nothing():
-    nets, inputs, o = build("chain", 2)
-    batched = operator_of("ggn", nets, inputs[0], o)
+def test_models_by_their_name():
+    nets, inputs, _ = build("chain", 2)
+    assert cx.NTK(model=nets, x=inputs[0]).shape == (2, 9, 9)
+
+
+def test_parametrized_modules_are_alike():
+    """Each has a class of its own."""
+    nets, inputs, _ = build("chain", 3)
+    for net in nets:
+        nn.utils.parametrizations.weight_norm(net[2])
+    batched, single = cx.NTK(nets, inputs[0]), [cx.NTK(net, inputs[0]) for net in nets]
     u = torch.randn(batched.shape[:2], dtype=torch.float64)
-    before = batched @ u
+    close(batched @ u, torch.stack([a @ v for a, v in zip(single, u, strict=True)]))
+    plain = build("chain", 1)[0]
+    with pytest.raises(ValueError, match=r"models\[1\] module '2' must be ParametrizedLinear"):
+        cx.NTK([nets[0], *plain], inputs[0])
+
+
+@pytest.mark.parametrize("name", ["chain", "cnn"])
+@pytest.mark.parametrize("shared", [True, False])
+def test_what_the_user_changes_afterwards_changes_nothing(name, shared):
+    nets, inputs, o = build(name, 2)
+    labels = [torch.randint(o, (len(x),)) for x in inputs]
+    batches = list(zip(inputs, labels, strict=True))
+    batched = cx.GGN(nets, "cross_entropy", batches[0] if shared else batches)
+    u = torch.randn(batched.shape[:2], dtype=torch.float64)
+    before, some = batched @ u, batched.replicas([1]) @ u[1:]
     with torch.no_grad():
-        for model in nets:
-            for p in model.parameters():
+        for net in nets:
+            for p in net.parameters():
                 p.zero_()
+        for t in (*inputs, *labels):
+            t.zero_()
     torch.testing.assert_close(batched @ u, before, rtol=0, atol=0)
+    torch.testing.assert_close(batched.replicas([1]) @ u[1:], some, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("name", ["chain", "cnn"])
+def test_half_precision_is_held_in_float32(name):
+    nets, inputs, _ = build(name, 2)
+    nets, xs = [net.bfloat16() for net in nets], [x.bfloat16() for x in inputs]
+    batched, single = cx.NTK(nets, xs), [cx.NTK(net, x) for net, x in zip(nets, xs, strict=True)]
+    assert batched.dtype == torch.float32
+    assert "at once" in batched.plan
+    u = torch.randn(batched.shape[:2])
+    close(batched @ u, torch.stack([a @ v for a, v in zip(single, u, strict=True)]), 1e-5)
 
 
 def test_some_of_the_parameters():

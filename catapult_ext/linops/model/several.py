@@ -19,8 +19,10 @@ class TakesSeveral:
 
     def __new__(cls, models: Any = None, *args: Any, **options: Any) -> Any:
         """An operator of ``cls`` for one model, one of the class registered for several."""
-        if is_several(models) and cls in _SERVED:
-            return _SERVED[cls](models, *args, **options)
+        named = options.get("model", models)  # as an operator of one model calls it
+        if is_several(named) and cls in _SERVED:
+            options.pop("model", None)
+            return _SERVED[cls](named, *args, **options)
         return super().__new__(cls)
 
 

@@ -17,6 +17,7 @@ from catapult_ext.linops.engines.base import GRAPHS
 from catapult_ext.linops.engines.choose import Options, take_snapshot
 from catapult_ext.linops.engines.plan import parse_budget
 from catapult_ext.linops.model.fixed_model import Probe
+from catapult_ext.linops.model.inputs import HALF, wide
 from catapult_ext.linops.model.memory_meter import LIMITS, Meter
 from catapult_ext.linops.model.policy import repeats
 from catapult_ext.linops.model.snapshot import Snapshot
@@ -39,6 +40,13 @@ _TRUSTED = ("torch.nn.", "catapult_ext.models.")  # modules that branch on no va
 def _trusted(model: nn.Module) -> bool:
     """Whether all modules are known to branch on no values and to keep no state."""
     return all(f"{type(part).__module__}.".startswith(_TRUSTED) for part in model.modules())
+
+
+def _wide_copy(model: nn.Module) -> nn.Module:
+    """A copy that holds half precision in float32, as snapshots do."""
+    copied = own_copy(model)
+    held = [*copied.parameters(), *copied.buffers()]
+    return copied.float() if any(t.dtype in HALF for t in held) else copied
 
 
 class NotStacked(Exception):
@@ -169,13 +177,14 @@ def _first_inputs(
     if shared and not snapshot.constants:
         return one.expand(len(replicas), *one.shape)
     found = []
-    trusted = _trusted(replicas[0])
+    half = any(t.dtype in HALF for t in replicas.held(0))
+    taken = half or not _trusted(replicas[0])
     for own, x in zip(replicas, inputs, strict=True):
-        model = own if trusted else own_copy(own)
+        model = _wide_copy(own) if taken else own
         watcher = _FirstInput(parts.chain.before)
         try:
             with watcher, torch.enable_grad():
-                call_model(model, x)
+                call_model(model, wide(x))
         except _Reached:
             found.append(watcher.input.detach().to(one.dtype))
     if len(found) < len(replicas) or any(t.shape != one.shape for t in found):
@@ -221,7 +230,7 @@ def vectorized(
             call,
             {name: own[name] for name in snapshot.params},
             {name: own[name] for name in snapshot.constants},
-            inputs[0] if shared else torch.stack(list(inputs)),
+            wide(inputs[0].detach().clone() if shared else torch.stack(list(inputs))),
             shared,
             snapshot.output_shape,
             snapshot.observed.eps,
@@ -252,7 +261,7 @@ def _check_courses(
         if not bool(finite[r]):
             continue
         with torch.no_grad():
-            again = output_tensor(call_model(own_copy(replicas[r]), inputs[r]), "NTK")
+            again = output_tensor(call_model(_wide_copy(replicas[r]), wide(inputs[r])), "NTK")
         step = max(1, outputs.shape[1] // 8)
         own = again.reshape(outputs[r].shape).to(outputs.dtype)
         if not repeats(own[::step], outputs[r][::step]):

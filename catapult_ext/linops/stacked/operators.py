@@ -165,7 +165,8 @@ def _with_loss(
         raise NotStacked(f"the loss {loss.name}")
     if not shared and not all(map(finite, ys)):
         raise NotStacked("labels that are not finite")
-    return stack, StackedLoss(loss, f.reshape(len(f), *shape), ys[0] if shared else ys)
+    held = [y.detach().clone() for y in (ys[:1] if shared else ys)]  # the user may change them
+    return stack, StackedLoss(loss, f.reshape(len(f), *shape), held[0] if shared else held)
 
 
 serve_several(NTK, StackedNTK)

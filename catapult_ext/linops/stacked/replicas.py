@@ -8,6 +8,7 @@ from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.parametrize import is_parametrized
 
 from catapult_ext import _validate as v
 from catapult_ext._module_copy import unwrapped
@@ -173,7 +174,7 @@ def _check_modules(
     """Raise ValueError unless models[r] has the modules and modes of models[0]."""
     for name in parts if list(parts) == list(others) else [*parts, *others]:
         part, other = parts.get(name), others.get(name)
-        if part is None or other is None or type(part) is not type(other):
+        if part is None or other is None or _kind(part) != _kind(other):
             kinds = ["none" if m is None else type(m).__name__ for m in (part, other)]
             needs = f"models[{r}] module '{name}' must be {kinds[0]}"
             v.fail(where, f"models must have one structure: {needs}", kinds[1])
@@ -181,6 +182,12 @@ def _check_modules(
             modes = ["train" if m.training else "eval" for m in (part, other)]
             needs = f"models[{r}] module '{name}' must be in {modes[0]} mode"
             v.fail(where, f"models must be in one mode: {needs}", modes[1])
+
+
+def _kind(module: nn.Module) -> object:
+    """The class of a module; of a parametrized one, which has a class of its own, what it is of."""
+    kind = type(module)
+    return (kind.__name__, kind.__bases__) if is_parametrized(module) else kind
 
 
 def _check_tensors(
@@ -256,7 +263,8 @@ def per_replica(data: Any, count: int, where: str, name: str) -> list[Any]:
 def _shapes(value: Any) -> Any:
     """Shapes and dtypes of the tensors of nested inputs, and what lies around them."""
     if isinstance(value, Tensor):
-        return f"{str(value.dtype).removeprefix('torch.')} {tuple(value.shape)}"
+        place = "" if value.device.type == "cpu" else f" on {value.device}"
+        return f"{str(value.dtype).removeprefix('torch.')} {tuple(value.shape)}{place}"
     if isinstance(value, Mapping):
         return {k: _shapes(a) for k, a in value.items()}
     if isinstance(value, (tuple, list)):
