@@ -70,14 +70,19 @@ def draw_loss(ax: Any, summary: Record, records: list[Record]) -> None:
         steps = [step + 1 for step in range(len(loss))]
         ax.plot(steps, loss, **style)
         if rows[i]["phase"] == "divergent":
-            ax.plot(steps[-1], loss[-1], marker="x", ms=5, color=style["color"])
+            lost.append((steps, loss, style["color"]))
 
+    lost: list[tuple[list[int], list[float], Any]] = []
     _curves(ax, rows, draw)
     ax.set(xscale="log", yscale="log", xlabel="step $t+1$", ylabel=r"training loss $L_t$")
     plain_log_ticks(ax.xaxis)
     finite = [max(r["loss"]) for r, row in zip(records, rows, strict=True) if _bounded(row)]
+    top = 30 * max(finite, default=math.inf)
     if finite:  # leave room for the catapults, cut off what only divergent runs reach
-        ax.set_ylim(top=30 * max(finite))
+        ax.set_ylim(top=top)
+    for steps, loss, colour in lost:  # a cross where the run is given up, or leaves the picture
+        at = next((i for i, value in enumerate(loss) if value > top), len(loss) - 1)
+        ax.plot(steps[at], min(loss[at], top), marker="x", ms=6, color=colour, clip_on=False)
     ax.set_title(f"Loss: $L_0={records[0]['loss'][0]:.3g}$")
 
 

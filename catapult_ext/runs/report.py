@@ -12,7 +12,8 @@ from catapult_ext.runs.html import document, figure
 
 _STYLE = """
 th, td { text-align: right; white-space: nowrap; }
-tr.lazy td { background: #eef5fa; } tr.catapult td { background: #fdf6e3; }
+tr.lazy td { background: #eef5fa; } tr.flat td { background: #e8f5ef; }
+tr.catapult td { background: #fdf6e3; }
 tr.divergent td { background: #eee; color: #555; }
 figcaption { color: #555; font-size: .85rem; }
 pre { background: #f6f6f6; padding: .7rem; font-size: .78rem; overflow-x: auto; }

@@ -11,6 +11,7 @@ from catapult_ext.experiments.reproduce import (
     meltzer_sparsity,
     progressive_sharpening,
     quadratic_models,
+    sgd_catapults,
     warmup,
 )
 
@@ -133,3 +134,48 @@ def test_activations_differ():
     assert claim([entry(4.0), entry(11.0, activation="tanh")]).holds is True
     assert claim([entry(4.0), entry(4.5, activation="tanh")]).holds is False
     assert claim([entry(4.0)]).holds is None
+
+
+def full_batch(start=1.0, peak=9.0, top=(0.9, 8.9), ends=0.5, diverged=False):
+    """One full-batch run of sgd-catapults: lowest loss, peak, end."""
+    rows = [
+        {"step": 0, "loss": start, "top": top[0], "eta_lambda": 4.0},
+        {"step": 1, "loss": peak, "top": top[1], "eta_lambda": 3.0},
+        {"step": 2, "loss": 0.1, "top": 0.05, "eta_lambda": ends},
+    ]
+    return {"rows": rows, "diverged": diverged}
+
+
+def test_spikes_live_in_the_top_space():
+    def claims(*runs):
+        return [c.holds for c in sgd_catapults._claims_space(list(runs), 5)]
+
+    assert claims(full_batch()) == [True, True]
+    assert claims(full_batch(top=(0.9, 2.0), ends=4.5)) == [False, False]
+    assert claims(full_batch(peak=0.9, top=(0.9, 0.8), diverged=True)) == [None, None]
+
+
+def batches(above, spiked_above, below, spiked_below, size=8, spread=0.2):
+    steps = above + below
+    return {
+        **{"batch": size, "steps": steps, "above_critical": above, "spiked_above": spiked_above},
+        **{"spiked_below": spiked_below, "relative_spread_of_lambda": spread},
+        "spikes_per_step": (spiked_above + spiked_below) / steps,
+    }
+
+
+def test_steps_above_their_own_threshold_spike():
+    claim = sgd_catapults._claim_predicts
+    assert claim([batches(20, 15, 30, 1)]).holds is True
+    assert claim([batches(20, 5, 30, 0)]).holds is False
+    assert claim([batches(20, 15, 30, 9)]).holds is False
+    assert claim([batches(0, 0, 30, 0)]).holds is None
+
+
+def test_smaller_batches_catapult_more():
+    claim = sgd_catapults._claim_smaller
+    few, many = batches(1, 0, 40, 0, 128, 0.05), batches(20, 15, 30, 1)
+    assert claim([many, few]).holds is True
+    assert claim([few, many]).holds is False
+    assert claim([many]).holds is None
+    assert claim([few, few]).holds is None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from catapult_ext.experiments.summary import closing, summarise
-from catapult_ext.figures import style, sweep
+from catapult_ext.figures import style, sweep, sweep_panels
 
 
 def record(c, *, diverged_at=-1, growth=(1.0, 0.5), loss=(1.0, 0.5), lam=(1.0, 0.3), acc=0.8):
@@ -97,3 +97,18 @@ def test_equal_runs_give_equal_pictures():
     summary = summarise(INITIAL, [LAZY, RISEN], None, 10)
     first = style.png(sweep.overview(summary, [LAZY, RISEN]), 60)
     assert style.png(sweep.overview(summary, [LAZY, RISEN]), 60) == first
+
+
+def test_the_cross_of_a_divergent_run_stands_in_the_picture():
+    calm = record(1.0, loss=(1.0, 0.5))
+    lost = record(9.0, loss=(1.0, 10.0, 1e3, 1e6), diverged_at=3)
+    rows = [
+        {"c": c, "phase": phase, "flags": ""} for c, phase in ((1.0, "lazy"), (9.0, "divergent"))
+    ]
+    figure = style.new_figure(4, 3)
+    ax = figure.add_subplot()
+    sweep_panels.draw_loss(ax, {"rates": rows}, [calm, lost])
+    (cross,) = [line for line in ax.lines if line.get_marker() == "x"]
+    x, y = cross.get_xdata()[0], cross.get_ydata()[0]
+    assert x == 3  # the first step beyond the top
+    assert y == ax.get_ylim()[1] == 30.0

@@ -34,3 +34,12 @@ def test_report_is_well_formed_self_contained_and_escaped():
     assert parser.cells == ["A & B", "<found>", "0.5", "lazy", "<9>", "divergent"]
     assert '<tr class="divergent">' in page
     assert "data:image/png;base64,cG5n" in page
+
+
+def test_pages_have_a_dark_form_and_tables_that_scroll():
+    page = report.page("A", ["found"], [{"c": "1", "phase": "flat"}], {}, {})
+    assert "@media screen and (prefers-color-scheme: dark)" in page
+    assert "color-scheme: light dark" in page
+    assert '<div class="wide"><table>' in page
+    assert "overflow: auto; max-height: 85vh" in page
+    assert "tr.flat td" in page
