@@ -24,6 +24,8 @@ CHUNK_BYTES = {"cpu": 4 << 20}
 CHUNK_BYTES_ELSEWHERE = 1 << 30  # on a device that needs many replicas to be busy
 # More replicas save little more, and several processes could not share them out.
 MOST = {"cpu": 8}
+# A larger net gains nothing: its products take all the time.
+ALONE_BYTES = 128 << 20
 
 
 @dataclass(frozen=True)
@@ -122,10 +124,13 @@ def replica_bytes(layers: Sequence[DenseLayer], samples: int, itemsize: int) -> 
 
 
 def at_once(layers: Sequence[DenseLayer], samples: int, itemsize: int, device: str) -> int:
-    """Replicas of one chunk, a function of sizes alone; 0 where one alone fills a chunk."""
-    budget = CHUNK_BYTES.get(device, CHUNK_BYTES_ELSEWHERE)
-    fit = budget // replica_bytes(layers, samples, itemsize)
-    return min(fit, MOST.get(device, fit))
+    """Replicas of one chunk, a function of sizes alone; 0 for nets that gain nothing.
+
+    A replica that fills more than the cache is a chunk of its own.
+    """
+    each = replica_bytes(layers, samples, itemsize)
+    fit = CHUNK_BYTES.get(device, CHUNK_BYTES_ELSEWHERE) // each
+    return min(max(fit, 1), MOST.get(device, fit)) if each <= ALONE_BYTES else 0
 
 
 def _from_output(layer: DenseLayer) -> bool:

@@ -140,6 +140,9 @@ def test_chunks_follow_from_sizes_alone(monkeypatch):
     monkeypatch.setitem(stacked_chain.CHUNK_BYTES, "cpu", 3 * size)
     assert chunks(problem, 7, recipe) == [[0, 1, 2], [3, 4, 5], [6]]
     monkeypatch.setitem(stacked_chain.CHUNK_BYTES, "cpu", size - 1)
+    assert chunks(problem, 2, recipe) == [[0], [1]]
+    assert stackable(problem, recipe) is not None
+    monkeypatch.setattr(stacked_chain, "ALONE_BYTES", size - 1)
     assert stackable(problem, recipe) is None
     assert chunks(problem, 3, recipe) == [[0], [1], [2]]
 
@@ -212,7 +215,7 @@ def test_a_stacked_sweep_is_the_sweep_one_by_one(loss, monkeypatch, tmp_path):
     model = models.fully_connected(64, 10, width=24, depth=2, seed=1)
     settings = {"c": [0.5, 1.9, 2.6, 5.0, 200.0], "steps": 25, "loss": loss}
     together = sweep(model, found, **settings, out=tmp_path / "run")
-    monkeypatch.setitem(stacked_chain.CHUNK_BYTES, "cpu", 0)
+    monkeypatch.setattr(stacked_chain, "ALONE_BYTES", 0)
     alone = sweep(model, found, **settings)
     assert together.phases == alone.phases
     for a, b in zip(together.records, alone.records, strict=True):
