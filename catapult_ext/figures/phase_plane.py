@@ -9,8 +9,8 @@ import numpy as np
 
 from catapult_ext.figures import style
 
-PHASES = ("lazy", "catapult", "divergent")
-_COLOURS = (style.BLUE, style.ORANGE, style.DARK)
+PHASES = ("lazy", "catapult", "dead", "divergent")
+_COLOURS = (style.BLUE, style.ORANGE, style.PURPLE, style.DARK)
 _SETTINGS = {"axes.titlepad": 6, "svg.hashsalt": "catapult_ext"}
 _NEVER = "#E9E9E9"  # where no run has a value
 
@@ -74,7 +74,7 @@ def draw_plane(plane: PlanePicture) -> dict[str, bytes]:
         for ax in axes[:, 0]:
             ax.set_ylabel(plane.axis)
         lines, labels = axes[0, 0].get_legend_handles_labels()
-        figure.legend(lines, labels, loc="outside lower center", ncols=len(labels))
+        figure.legend(lines, labels, loc="outside lower right", ncols=len(labels))
         figure.suptitle(plane.title, fontsize=10)
         if plane.note:
             figure.get_layout_engine().set(rect=(0, 0.02, 1, 0.98))
@@ -89,7 +89,7 @@ def _maps(plane: PlanePicture) -> list[tuple[str, Any, dict[str, Any]]]:
 
     with np.errstate(divide="ignore", invalid="ignore"):
         peak = np.log10(np.array(plane.peak, dtype=float))
-    phases = {"cmap": ListedColormap(_COLOURS), "norm": BoundaryNorm(range(4), 3)}
+    phases = {"cmap": ListedColormap(_COLOURS), "norm": BoundaryNorm(range(5), 4)}
     over = matplotlib.colormaps["viridis"].with_extremes(over=style.RED)
     bound = {"cmap": over, "vmin": 0.0, "vmax": 2.0}  # beyond the bound in a colour of its own
     return [
@@ -108,7 +108,7 @@ def _draw(
     drawn = ax.pcolormesh(x, y, np.ma.masked_invalid(values), rasterized=True, **look)
     bar = figure.colorbar(drawn, ax=ax, extend="max" if "vmax" in look else "neither")
     if name.startswith("phase"):
-        bar.set_ticks([0.5, 1.5, 2.5], labels=PHASES)
+        bar.set_ticks([0.5, 1.5, 2.5, 3.5], labels=PHASES)
     ax.axvline(2.0, color=style.LIGHT_GREY, linestyle="--", linewidth=1.2, label="c = 2")
     for boundary, colour in zip(plane.boundaries, (style.RED, style.GREEN), strict=False):
         known = np.isfinite(boundary.c)

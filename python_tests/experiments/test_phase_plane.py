@@ -123,17 +123,37 @@ def test_claims_follow_the_tables():
     assert held["lambda <= 2/eta at the end, by width"] is False
     assert held["c_max of wide ReLU nets"] is False
     assert held["the catapult's peak grows with the width"] is None
-    scaled = [*claims.of("scale", RECORDS, cells(RECORDS), boundaries(RECORDS))]
-    assert scaled[-1].holds is True
-    assert claims.of("batch", RECORDS, cells(RECORDS), boundaries(RECORDS))[-1].holds is True
     assert claims.of("depth", RECORDS, cells(RECORDS), boundaries(RECORDS))[-1].holds is None
+
+
+@pytest.mark.parametrize(("name", "key"), [("batch", "c_max"), ("scale", "c_loss")])
+def test_a_difference_within_the_errors_decides_nothing(name, key):
+    def holds(first, last, error):
+        lines = [
+            {"value": value, "seeds": 3, key: c, f"{key}_se": error}
+            for value, c in ((8, first), (64, 5.0), (512, last))
+        ]
+        return claims.of(name, RECORDS, cells(RECORDS), lines)[-1].holds
+
+    up, down = (True, False) if name == "batch" else (False, True)
+    assert holds(4.0, 9.0, 1.0) is up
+    assert holds(9.0, 4.0, 1.0) is down
+    assert holds(4.0, 9.0, 2.0) is None
+    assert holds(4.0, 9.0, None) is None
+
+
+def test_dead_nets_are_a_phase_of_their_own():
+    dead = [record(32, seed, rose=3.0, lost=99.0) for seed in range(3)]
+    for one in dead[:2]:
+        one["runs"][2]["flags"] = ["dead"]
+    assert [row["phase"] for row in cells(dead)] == ["lazy", "catapult", "dead", "catapult"]
 
 
 def test_the_picture_is_the_same_file_and_draws_the_boundaries():
     pytest.importorskip("matplotlib")
     drawn = picture("a plane", "width", cells(RECORDS), boundaries(RECORDS))
     assert math.isnan(drawn.eta_lambda[0][3])
-    assert drawn.phase == [[0, 1, 2, 2], [0, 1, 1, 2]]
+    assert drawn.phase == [[0, 1, 3, 3], [0, 1, 1, 3]]
     assert [line.c for line in drawn.boundaries] == [[4.0, 7.0], [4.0, 3.0]]
     made = draw_plane(drawn)
     assert set(made) == {"png", "svg", "pdf"}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from catapult_ext.experiments.reproduce.outcome import Claim, Row, mean, show, with_error
@@ -127,26 +128,34 @@ def _deeper(lines: list[Row]) -> Claim:
 
 
 def _noise(lines: list[Row]) -> Claim:
-    known = [r for r in lines if r["c_max"] is not None]
-    text = "; ".join(f"{with_error(r['c_max'], r['c_max_se'])} at {r['value']:g}" for r in known)
-    decided = len(known) > 1
-    return Claim(
+    return _differs(
+        lines,
+        "c_max",
         "small batches stand smaller rates",
         "c_max of the smallest batch lies below that of the largest one",
-        f"c_max {text}" if known else "no stable rate",
-        known[0]["c_max"] < known[-1]["c_max"] if decided else None,
-        "the noise is weak beside the curvature" if decided else "one batch size",
+        rises=True,
     )
 
 
 def _scaled(lines: list[Row]) -> Claim:
-    known = [r for r in lines if r["c_loss"] is not None]
-    text = "; ".join(f"{with_error(r['c_loss'], r['c_loss_se'])} at {r['value']:g}" for r in known)
-    decided = len(known) > 1
-    return Claim(
+    return _differs(
+        lines,
+        "c_loss",
         "large outputs behave like the linearised net",
         "with a larger output scale the loss rises sooner above 2: c_loss falls towards 2",
-        f"c_loss {text}" if known else "no loss rose",
-        2 <= known[-1]["c_loss"] < known[0]["c_loss"] if decided else None,
-        "few seeds and a coarse grid of rates" if decided else "one scale",
+        rises=False,
     )
+
+
+def _differs(lines: list[Row], key: str, name: str, predicted: str, *, rises: bool) -> Claim:
+    """Whether a boundary rises or falls from the first row to the last, beyond two errors."""
+    known = [r for r in lines if r[key] is not None and r[f"{key}_se"] is not None]
+    text = "; ".join(f"{with_error(r[key], r[f'{key}_se'])} at {r['value']:g}" for r in known)
+    if len(known) < 2:
+        return Claim(name, predicted, f"{key} {text or '-'}", None, "fewer than two known rows")
+    gap = (known[-1][key] - known[0][key]) * (1 if rises else -1)
+    noise = 2 * math.hypot(known[-1][f"{key}_se"], known[0][f"{key}_se"])
+    if abs(gap) <= noise:
+        why = f"the difference, {abs(gap):.2g}, lies within the seeds' noise ({noise:.2g})"
+        return Claim(name, predicted, f"{key} {text}", None, why)
+    return Claim(name, predicted, f"{key} {text}", gap > 0, "it goes the other way")

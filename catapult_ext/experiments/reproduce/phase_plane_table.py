@@ -22,7 +22,9 @@ def cells(records: list[Record]) -> list[Row]:
             row: Row = {
                 "value": value,
                 "c": runs[0]["c"],
-                "phase": _most([run["phase"] for run in runs]),
+                "phase": _most(
+                    ["dead" if "dead" in run["flags"] else run["phase"] for run in runs]
+                ),
                 "diverged": len(runs) - len(kept),
                 "dead": sum("dead" in run["flags"] for run in runs),
                 "loss_rose": sum(run["rose_at"] is not None for run in runs),
@@ -36,7 +38,7 @@ def cells(records: list[Record]) -> list[Row]:
 
 
 def _most(phases: list[str]) -> str:
-    """The phase of most seeds; of equal numbers the later one."""
+    """The phase of most seeds, ``dead`` for inactive nets; of equal numbers the later one."""
     count = Counter(phases)
     return max(PHASES, key=lambda phase: (count[phase], PHASES.index(phase)))
 
