@@ -1,10 +1,9 @@
 """Sweeps of stacked nets beside an earlier build: `python -m benchmarks.replica_sweeps WORK`.
 
 ``--earlier FOLDER`` holds the package of the earlier build, which does the same work in processes
-of its own.  ``sweep``: 32 rates x 4 seeds of an MLP 64-128x3-10 on 512 digits, 200 steps, curvature
-every 10 steps, each build's ``cx.sweep`` on two processes, in turns.  ``plane``: the runs of
-``reproduce phase-plane`` over width and c, against every tenth of them made one by one by the
-earlier build, scaled up.
+of its own, in turns.  ``sweep``: 32 rates x 4 seeds of an MLP 64-128x3-10 on 512 digits, 200 steps,
+curvature every 10 steps, each build's ``cx.sweep`` on two processes.  ``plane``: every tenth row of
+``reproduce phase-plane`` over width and c, beside its runs one by one.
 """
 
 from __future__ import annotations
@@ -149,8 +148,8 @@ def agreement(then: dict[str, Any], now: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def one_by_one(tenth: int) -> None:
-    """Every tenth run of the plane by the earlier build, one after the other; tells times."""
+def row_alone(width: int, seed: int) -> None:
+    """One row of the plane by the earlier build, one run after the other; tells its times."""
     import importlib
 
     import torch
@@ -164,74 +163,72 @@ def one_by_one(tenth: int) -> None:
             module.probe_schedule = lambda steps, factor: (0, steps)
     settings = json.loads(sys.stdin.read())
     recipe = descent.Recipe(steps=settings["steps"], tol=TOL_END)
-    starts: list[float] = []
-    runs: list[float] = []
-    phases = {}
-    count = 0
-    for width in settings["widths"]:
-        for seed in range(settings["seeds"]):
-            chosen = [c for i, c in enumerate(settings["c"]) if (count + i) % 10 == tenth]
-            count += len(settings["c"])
-            model, digits = problem(width, seed)
-            began = time.process_time()
-            begun = descent.start(model, digits, "half_mse_mean", recipe)
-            starts.append(time.process_time() - began)
-            for c in chosen:
-                began = time.process_time()
-                record = descent.train(begun, c / begun.lambda0, recipe, seed=seed)
-                runs.append(time.process_time() - began)
-                phases[f"{width} {seed} {c:g}"] = record["diverged_at"] >= 0
-    print(json.dumps({"starts": starts, "runs": runs, "diverged": phases}))
+    model, digits = problem(width, seed)
+    began = time.process_time()
+    begun = descent.start(model, digits, "half_mse_mean", recipe)
+    made = [descent.train(begun, c / begun.lambda0, recipe, seed=seed) for c in settings["c"]]
+    took = time.process_time() - began
+    print(json.dumps({"processor": took, "diverged": [r["diverged_at"] >= 0 for r in made]}))
 
 
-def compare_planes(earlier: Path, out: Path) -> dict[str, Any]:
-    """Processor time of the plane, and of a tenth of its runs by the earlier build, scaled up.
+def row_together(width: int, seed: int) -> None:
+    """One row of the plane as ``reproduce phase-plane`` makes it; tells its times."""
+    import torch
 
-    A finished folder ``out`` is read, an unfinished one completed.
-    """
-    from catapult_ext.experiments import reproduce as rp
+    torch.set_num_threads(1)
+    from catapult_ext.experiments.reproduce import phase_plane
+
+    _, digits = problem(width, seed)
+    began = time.process_time()
+    made = phase_plane._row(phase_plane.Settings(), digits, "width", width, seed)
+    took = time.process_time() - began
+    lost = [run["diverged_at"] >= 0 for run in made["runs"]]
+    print(json.dumps({"processor": took, "diverged": lost}))
+
+
+def compare_planes(earlier: Path, out: Path | None) -> Iterator[dict[str, Any]]:
+    """Every tenth row of the plane by both builds in turns; ``out`` tells how long all took."""
     from catapult_ext.experiments.reproduce.phase_plane import Settings
 
     s = Settings()
-    asked = {"widths": s.widths, "c": s.c, "seeds": s.seeds, "steps": s.steps}
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(earlier)}
-    said = subprocess.run(
-        [sys.executable, __file__, "one-by-one", "3"],
-        input=json.dumps(asked),
-        env=environment,
-        check=True,
-        capture_output=True,
-        text=True,
-    )
-    then = json.loads(said.stdout.splitlines()[-1])
-    rp.reproduce("phase-plane", workers=2, out=out)
-    timing = json.loads((out / "timing.json").read_text())
-    parts = [part for part in timing["seconds"] if part.startswith("width_")]
-    took = {
-        key: sum(timing[key][part] for part in parts) for key in ("seconds", "processor_seconds")
-    }
-    same = total = 0
-    for part in parts:
-        record = json.loads((out / "parts" / f"{part}.json").read_text())["record"]
-        for run in record["runs"]:
-            held = then["diverged"].get(f"{record['value']} {record['seed']} {run['c']:g}")
-            total += held is not None
-            same += held == (run["diverged_at"] >= 0)
-    runs = len(s.widths) * len(s.c) * s.seeds
-    scaled = sum(then["starts"]) + sum(then["runs"]) * runs / len(then["runs"])
-    ratio = scaled / took["processor_seconds"]
-    return {
-        "work": f"{runs} runs: {len(s.c)} rates x {len(s.widths)} widths 16 to 256 x {s.seeds} "
-        f"seeds, three hidden ReLU layers, 512 digits, {s.steps} steps, GGN to {TOL_END:g} at the "
-        "end and of each initialisation",
-        "earlier_runs_measured": len(then["runs"]),
-        "earlier_processor_seconds_scaled": scaled,
-        "ours_processor_seconds": took["processor_seconds"],
-        "ours_minutes_on_two_loaded_cores": took["seconds"] / 2 / 60,
-        "processor_ratio": ratio,
-        "ratio_of_two_processes_to_one_by_one": 2 * ratio,
-        "same_divergence": f"{same} of {total}",
-    }
+    asked = json.dumps({"c": s.c, "steps": s.steps})
+    rows = [(width, seed) for width in s.widths for seed in range(s.seeds)]
+    told = []
+    for width, seed in rows[3::10]:
+        pair: dict[str, Any] = {"width": width, "seed": seed}
+        for name, build, word in (("earlier", earlier, "alone"), ("ours", HERE, "together")):
+            said = subprocess.run(
+                [sys.executable, __file__, word, str(width), str(seed)],
+                input=asked,
+                env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(build)},
+                check=True,
+                capture_output=True,
+                text=True,
+            )
+            pair[name] = json.loads(said.stdout.splitlines()[-1])
+        same = zip(pair["earlier"].pop("diverged"), pair["ours"].pop("diverged"), strict=True)
+        pair["same_divergence"] = sum(a == b for a, b in same)
+        told.append(pair)
+        print(json.dumps(pair), flush=True)
+        sums = {name: sum(p[name]["processor"] for p in told) for name in ("earlier", "ours")}
+        found = {
+            "work": f"{len(told)} of {len(rows)} rows of {len(s.c)} rates: widths 16 to 256, three "
+            f"hidden ReLU layers, 512 digits, {s.steps} steps, GGN at the start and, to "
+            f"{TOL_END:g}, at the end; one thread",
+            "rows": told,
+            "processor_seconds": sums,
+            "processor_ratio": sums["earlier"] / sums["ours"],
+            "ratio_of_two_processes_to_one_by_one": 2 * sums["earlier"] / sums["ours"],
+        }
+        if out is not None:
+            timing = json.loads((out / "timing.json").read_text())
+            parts = [part for part in timing["seconds"] if part.startswith("width_")]
+            found["whole_plane"] = {
+                "runs": len(rows) * len(s.c),
+                "minutes_on_two_cores": sum(timing["seconds"][p] for p in parts) / 2 / 60,
+                "processor_seconds": sum(timing["processor_seconds"][p] for p in parts),
+            }
+        yield found
 
 
 def processor() -> str:
@@ -246,24 +243,22 @@ def main() -> None:
     if sys.argv[1] == "rank":
         one_rank(int(sys.argv[2]), sys.argv[3], sys.argv[4], int(sys.argv[5]))
         return
-    if sys.argv[1] == "one-by-one":
-        one_by_one(int(sys.argv[2]))
+    if sys.argv[1] in ("alone", "together"):
+        row = row_alone if sys.argv[1] == "alone" else row_together
+        row(int(sys.argv[2]), int(sys.argv[3]))
         return
     asked = argparse.ArgumentParser(description=__doc__)
     asked.add_argument("what", choices=("sweep", "plane"))
     asked.add_argument("--earlier", type=Path, required=True, help="folder of the earlier package")
-    asked.add_argument("--out", type=Path, help="run folder of the plane")
+    asked.add_argument("--out", type=Path, help="finished run folder of the whole plane")
     asked.add_argument("--json", type=Path, default=RESULTS)
     given = asked.parse_args()
     told = {"processor_name": processor(), "load_at_start": os.getloadavg()[0]}
-    if given.what == "sweep":
-        for found in compare_sweeps(given.earlier):
-            _keep(given.json, given.what, found | told)
-    else:
-        with tempfile.TemporaryDirectory() as folder:
-            found = compare_planes(given.earlier, given.out or Path(folder) / "run")
+    sweeps = given.what == "sweep"
+    made = compare_sweeps(given.earlier) if sweeps else compare_planes(given.earlier, given.out)
+    for found in made:
         _keep(given.json, given.what, found | told)
-    print(json.dumps({k: v for k, v in found.items() if k != "seeds"}, indent=1))
+    print(json.dumps({k: v for k, v in found.items() if k not in ("seeds", "rows")}, indent=1))
 
 
 def _keep(path: Path, name: str, found: dict[str, Any]) -> None:
