@@ -53,15 +53,14 @@ def wanted(theta: Tensor, which: str, k: int) -> list[tuple[int, int]]:
 
 def bounds(theta: Tensor, r: Tensor, chosen: list[int], block_norm: float) -> Tensor:
     """Min(|R|_2, r_i^2 / gap_i) of the chosen Ritz values; theta ascending, r residual norms."""
+    values, lengths = theta.tolist(), r.tolist()  # numbers: few of them, and tensors are slow
     out = []
     for i in chosen:
         gaps = [
-            abs(theta[i] - theta[j]).item() - r[j].item()
-            for j in (i - 1, i + 1)
-            if 0 <= j < len(theta)
+            abs(values[i] - values[j]) - lengths[j] for j in (i - 1, i + 1) if 0 <= j < len(values)
         ]
         gap = min(gaps, default=0.0)  # a lone Ritz value says nothing about its neighbours
-        quadratic = r[i].item() ** 2 / gap if gap > 0 else math.inf
+        quadratic = lengths[i] ** 2 / gap if gap > 0 else math.inf
         out.append(min(block_norm, quadratic))
     return torch.tensor(out, dtype=torch.float64, device="cpu")
 
@@ -107,10 +106,13 @@ class Overlap:
             h = (cycle.start * weights) @ cycle.residual
             if h.numel() == 0:
                 return 0.0
+            if h.numel() == 1:
+                total *= abs(h.item())
+                continue
             if not bool(torch.isfinite(h).all()):
                 return math.inf
             total *= torch.linalg.matrix_norm(h, 2).item()
-        return total
+        return total if math.isfinite(total) else math.inf
 
 
 @cache

@@ -19,18 +19,6 @@ from catapult_ext.eig.sums import inner, on_host, row_norms
 class DeviceKrylov(Krylov):
     """:class:`Krylov` with at most two waits a step; see the module."""
 
-    def __init__(
-        self,
-        a: Operand,
-        capacity: int,
-        seed: int,
-        where: str,
-        at_once: int = 1 << 30,
-        keep: bool = True,
-    ) -> None:
-        super().__init__(a, capacity, seed, where, at_once, keep)
-        self._alpha, self._beta = self.v.new_zeros(2, 1, capacity + 1)  # of all steps so far
-
     def _started(self, block: Tensor) -> Tensor:
         return self._taken(block, 4 * self.eps)
 

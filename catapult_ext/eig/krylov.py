@@ -16,7 +16,6 @@ import torch
 from torch import Tensor
 
 from catapult_ext import _validate as v
-from catapult_ext import ops
 from catapult_ext.eig.operand import Operand
 from catapult_ext.eig.sums import combine, inner, row_norms
 from catapult_ext.ops.routes import serves
@@ -62,6 +61,7 @@ class Krylov:
         self._nonlinear = 0.0  # by how much products were seen not to be linear
         self.matvecs = 0
         self.eps = a.eps
+        self._alpha, self._beta = self.v.new_zeros(2, 1, capacity + 1)  # of the native steps
         self.start = slice(0, 0)
         self.last = slice(0, 0)
         self.cycles: list[Cycle] = []
@@ -152,7 +152,9 @@ class Krylov:
 
     def _seen(self, norms: Tensor) -> None:
         """Take note of the norms of scaled products, which are not finite where a product is."""
-        largest = norms.max().item()
+        self._seen_length(norms.max().item())
+
+    def _seen_length(self, largest: float) -> None:
         v.finite(math.isfinite(largest), self.where, "products with A")
         self.norm = max(self.norm, largest)
 
@@ -171,22 +173,24 @@ class Krylov:
     def _fused_step(self, w: Tensor, rows: int) -> Tensor:
         """One vector: the native recurrence.  Returns the new column of T, sets the next block."""
         column = self.v.new_empty(1, rows)
-        alpha, beta = self.v.new_zeros(1, rows), self.v.new_zeros(1, rows)
-        basis = self.v.unsqueeze(0)
-        ops.lanczos_step(
-            basis,
-            alpha,
-            beta,
+        # the op's own checks would take longer than its work on a short vector
+        torch.ops.catapult.lanczos_step(
+            self.v.unsqueeze(0),
+            self._alpha,
+            self._beta,
             w,
             rows - 1,
-            rows=rows,
-            coefficients=column,
-            breakdown=4 * self.eps,
+            rows,
+            column,
+            4 * self.eps,
         )
-        rest = beta[0, -1].double().cpu()
+        rest = self._beta[0, rows - 1].item()
+        t = column.double().T.contiguous()
+        # a product is as long as its projections and what is left of it together
+        self._seen_length(math.hypot(torch.linalg.vector_norm(t).item(), rest))
         self.next = self.v[rows : rows + int(rest > 0)]
-        self.coupling = rest.reshape(1, 1)[: len(self.next)]
-        return column.double().cpu().T.contiguous()
+        self.coupling = torch.full((len(self.next), 1), rest, dtype=torch.float64, device="cpu")
+        return t
 
     def _block_step(self, w: Tensor, rows: int) -> Tensor:
         """A block of vectors, by GEMMs.  Returns new columns of T, sets the next block."""
@@ -292,8 +296,9 @@ class Krylov:
                 return found
 
     def _measure(self, products: Tensor) -> None:
-        """Take note of the norms of scaled products."""
-        self._seen(row_norms(products))
+        """Take note of the norms of scaled products; of one vector the native step tells them."""
+        if not serves("lanczos_step", self.a.device, len(products)):
+            self._seen(row_norms(products))
 
     def _sized(self, found: Tensor) -> bool:
         """Check a product; the first that is not zero sets the scale.

@@ -180,7 +180,9 @@ def _settled(
 
 
 def _spectral_norm(residual: Tensor) -> float:
-    return torch.linalg.matrix_norm(residual, 2).item() if residual.numel() else 0.0
+    if residual.numel() and min(residual.shape) > 1:
+        return torch.linalg.matrix_norm(residual, 2).item()
+    return torch.linalg.vector_norm(residual).item()
 
 
 def _beyond(theta: float, side: int, error: float) -> float:
