@@ -139,7 +139,8 @@ class SoftmaxFactor(OutputFactor):
 
     The probabilities p are made of the logits when they are needed, a tile of rows and classes at a
     time: besides its result a product takes the memory of a few tiles, however many classes
-    there are.
+    there are.  S'1 = 0 and 1'S = 0: both are used at the most likely class, so that a row of H that
+    is nearly 0, since p is nearly 1 there, keeps its digits.
 
     Args:
         root: (N, 1).
@@ -149,6 +150,7 @@ class SoftmaxFactor(OutputFactor):
     def __init__(self, root: Tensor, logits: Tensor) -> None:
         self.root, self.logits = root, logits
         self._log_sums = torch.cat([self._log_sum(rows) for rows in self._rows(1)])
+        self._top = logits.argmax(1).view(-1, 1, 1)
 
     @property
     def p(self) -> Tensor:
@@ -161,7 +163,10 @@ class SoftmaxFactor(OutputFactor):
         def product(p: Tensor, u: Tensor, root: Tensor, inner: Tensor) -> Tensor:
             return (p.sqrt() * u).addcmul_(p, inner, value=-1).mul_(root)
 
-        return self._mapped(u, lambda p: p.sqrt(), product)
+        out = self._mapped(u, lambda p: p.sqrt(), product)
+        top = self._top.expand(-1, 1, u.shape[2])
+        out.scatter_(1, top, 0.0)
+        return out.scatter_(1, top, out.sum(1, keepdim=True).neg_())
 
     def apply_t(self, u: Tensor) -> Tensor:
         """S' u for u (N, O, K), without forming S_n."""
@@ -169,7 +174,7 @@ class SoftmaxFactor(OutputFactor):
         def product(p: Tensor, u: Tensor, root: Tensor, inner: Tensor) -> Tensor:
             return (u - inner).mul_(p.sqrt() * root)
 
-        return self._mapped(u, lambda p: p, product)
+        return self._mapped(u, lambda p: p, product, shifted=True)
 
     def hessian(self, u: Tensor) -> Tensor:
         """H_L u = root^2 (p * u - p <p, u>) for u (N, O, K)."""
@@ -177,25 +182,31 @@ class SoftmaxFactor(OutputFactor):
         def product(p: Tensor, u: Tensor, root: Tensor, inner: Tensor) -> Tensor:
             return (u - inner).mul_(p * root.square())
 
-        return self._mapped(u, lambda p: p, product)
+        return self._mapped(u, lambda p: p, product, shifted=True)
 
     def _mapped(
         self,
         u: Tensor,
         weights: Callable[[Tensor], Tensor],
         product: Callable[[Tensor, Tensor, Tensor, Tensor], Tensor],
+        shifted: bool = False,
     ) -> Tensor:
-        """``product(p, u, root, <weights(p), u>)`` tile by tile, inner products first."""
+        """``product(p, u, root, <weights(p), u>)`` tile by tile, inner products first.
+
+        ``shifted`` takes u less its entry at the most likely class.
+        """
         out = torch.empty_like(u)
         for rows in self._rows(u.shape[2]):
+            at = self._top[rows].expand(-1, 1, u.shape[2])
+            origin = u[rows].gather(1, at) if shifted else None
             inner = u.new_zeros(rows.stop - rows.start, 1, u.shape[2])
             for classes in self._classes(u.shape[2]):
-                p = self._p(rows, classes)
-                inner += (weights(p) * u[rows, classes]).sum(1, keepdim=True)
+                part = u[rows, classes] if origin is None else u[rows, classes] - origin
+                inner += (weights(self._p(rows, classes)) * part).sum(1, keepdim=True)
             root = self.root[rows].unsqueeze(-1)
             for classes in self._classes(u.shape[2]):
-                p = self._p(rows, classes)
-                out[rows, classes] = product(p, u[rows, classes], root, inner)
+                part = u[rows, classes] if origin is None else u[rows, classes] - origin
+                out[rows, classes] = product(self._p(rows, classes), part, root, inner)
         return out
 
     def _p(self, rows: slice, classes: slice) -> Tensor:
