@@ -49,6 +49,11 @@ CALLS = {
     "NTK": (cx.NTK, {"model": MODEL, "x": X, "x2": X[:2], "engine": "autograd", "params": "0.*"}),
     "GGN": (cx.GGN, {"model": MODEL, "loss": "half_mse", "data": (X, Y)}),
     "Hessian": (cx.Hessian, {"model": MODEL, "loss": "half_mse", "data": (X, Y)}),
+    "StackedNTK": (cx.StackedNTK, {"models": [MODEL, copy.deepcopy(MODEL)], "x": X}),
+    "StackedGGN": (
+        cx.StackedGGN,
+        {"models": [MODEL, copy.deepcopy(MODEL)], "loss": "half_mse", "data": (X, Y)},
+    ),
     "StreamedNTK": (cx.StreamedNTK, {"model": MODEL, "data": [X, X]}),
     "StreamedGGN": (cx.StreamedGGN, {"model": MODEL, "loss": "half_mse", "data": [(X, Y)]}),
     "StreamedHessian": (cx.StreamedHessian, {"model": MODEL, "loss": "half_mse", "data": [(X, Y)]}),

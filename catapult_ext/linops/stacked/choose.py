@@ -119,8 +119,9 @@ def _require_alike(replicas: Replicas, inputs: Sequence[Any], options: Options) 
         raise NotStacked(f"the option {min(asked)}")
     if not options.get("copy", True):
         raise NotStacked("the option copy")
-    if not all(isinstance(x, Tensor) for x in inputs):
-        raise NotStacked("inputs that are no tensor")
+    dense = (isinstance(x, Tensor) and x.layout == torch.strided for x in inputs)
+    if not all(dense) or inputs[0].is_nested:
+        raise NotStacked("inputs that are no dense tensor")
     different = replicas.difference()
     if different:
         raise NotStacked(different)

@@ -37,6 +37,8 @@ class Replicas(Sequence[nn.Module]):
 
     def __init__(self, models: Sequence[Any], where: str) -> None:
         self._where = where
+        if not isinstance(models, (list, tuple)):
+            v.fail(where, "models must be a list of modules", type(models).__name__, TypeError)
         v.require(len(models) > 0, where, "models must hold at least one model", "none")
         self._made: dict[int, nn.Module] = {}  # of stacked state, when they are asked for
         self._state: dict[str, Tensor] | None = None
