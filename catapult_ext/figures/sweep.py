@@ -11,7 +11,7 @@ from catapult_ext.figures.sweep_panels import Record
 
 CAPTIONS = {
     "overview": "Overview of the sweep",
-    "loss": "Training loss at every step; a cross marks where a divergent run ends or leaves the axes",
+    "loss": "Training loss at every step; a cross marks where a divergent run leaves the axes",
     "curvature": "eta * lambda along the way; after a catapult it ends below 2",
     "flatness": "Top eigenvalue at the end against the learning rate, with the bound 2/eta",
     "thresholds": "Where the projection, the loss and the linearised net begin to grow",
