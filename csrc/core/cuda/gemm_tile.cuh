@@ -46,6 +46,13 @@ struct TileSource {
   }
 };
 
+// Written out, the copies make ptxas spill the sums of the large FMA tile on newer devices.
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 1000
+constexpr int kCopiesTogether = 1;
+#else
+constexpr int kCopiesTogether = 16;
+#endif
+
 // Copies the k range [k, k + kDepth) of kFree free indices from `first` to shared memory; what lies
 // outside reads as zero. A thread's copies lie a fixed step apart, so that each costs an addition.
 template <int kFree, typename Shape, typename T>
@@ -59,7 +66,7 @@ __device__ __forceinline__ void load_packed(T* to, const TileSource<T>& from, in
   const bool inside = in_bounds(k + at < depth);
   const T* source = from.data + (first + i) * from.free_stride + k + at;
   to += i * Shape::kPitch + at;
-#pragma unroll
+#pragma unroll(kCopiesTogether)
   for (int q = 0; q < kFree / kStep; ++q) {
     const bool valid = in_bounds(q * kStep < left) && inside;
     copy_async<16>(to + q * kStep * Shape::kPitch, valid ? source : from.data, valid);

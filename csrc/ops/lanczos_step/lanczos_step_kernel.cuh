@@ -27,7 +27,7 @@ struct LanczosStepParams {
 
 // Dynamic shared memory: GramSchmidtShared::entries(rows) doubles.
 template <typename T>
-__global__ void __launch_bounds__(kLanczosStepThreads, 3)
+__global__ void __launch_bounds__(kLanczosStepThreads, 2)
     lanczos_step_kernel(const LanczosStepParams<T> p) {
   CATAPULT_DYNAMIC_SMEM(double, smem);
   const GramSchmidtShared s(smem, p.rows);

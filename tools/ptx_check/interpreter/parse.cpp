@@ -61,9 +61,10 @@ class Reader {
   }
 
   void read() {
+    for (const std::string& line : lines_)  // nvcc lists them at the end
+      if (line.rfind(".file", 0) == 0) read_file(line);
     for (at_ = 0; at_ < lines_.size(); ++at_) {
       const std::string& line = lines_[at_];
-      if (line.rfind(".file", 0) == 0) read_file(line);
       if (line.rfind(".extern .shared", 0) == 0) dynamic_.push_back(declared(line).name);
       if (line.rfind(".global", 0) == 0 || line.rfind(".const", 0) == 0) read_constant(line);
       if (line.rfind(".section", 0) == 0) skip_section();
