@@ -56,3 +56,12 @@ def test_a_softmax_of_one_class_has_no_curvature():
     u = torch.randn(64, 10, 2, generator=torch.Generator().manual_seed(0))
     for product in (factor.hessian(u), factor.apply(u), factor.apply_t(u)):
         assert not product.any()  # rounding of ones would leave 1e-8
+
+
+def test_a_logistic_unit_that_is_sure_keeps_its_curvature():
+    f = torch.tensor([[20.0, -20.0], [40.0, 0.0]])
+    factor = losses.resolve("bce").output_hessian(f, torch.ones(2, 2))
+    exact = torch.sigmoid(f.double()) * torch.sigmoid(-f.double())
+    found = factor.hessian(torch.ones(2, 2, 1))[..., 0].double()
+    ratio = found / exact
+    torch.testing.assert_close(ratio, torch.full_like(ratio, ratio[1, 1].item()), rtol=1e-5, atol=0)

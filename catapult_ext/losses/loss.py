@@ -333,8 +333,8 @@ class BinaryCrossEntropy(Loss):
         weight, pos = self._weights(f)
         mass = torch.ones_like(f) if pos is None else 1 + (pos - 1) * y
         mass = mass if weight is None else mass * weight
-        p = torch.sigmoid(f)
-        curvature = mass * p * (1 - p) / self.normaliser(f, y)
+        # 1 - p would be rounding where p is nearly 1
+        curvature = mass * torch.sigmoid(f) * torch.sigmoid(-f) / self.normaliser(f, y)
         v.require(
             bool((mass >= 0).all()),
             f"losses.{self.name}",
