@@ -17,6 +17,7 @@ from torch import Tensor
 
 from catapult_ext import _validate as v
 from catapult_ext._autocast import no_autocast
+from catapult_ext.eig.certify import rounding
 from catapult_ext.eig.operand import Operand, as_operand
 from catapult_ext.eig.random import Estimate, student
 from catapult_ext.eig.sums import inner, on_host
@@ -37,8 +38,8 @@ def xtrace(A: Any, products: int = 32, *, seed: int = 0) -> Estimate:
         :class:`Estimate`, unbiased; its ``error`` is half a 68 % interval by Student's t, from the
         scatter of the m = ``products/2`` leave-one-out estimates.  These share vectors: the
         variance of their mean is up to twice what independent ones would have (a statistic of pairs
-        of vectors; Hoeffding 1948), and twice is taken.  An operator with n <=
-        ``products`` gives its exact diagonal by n products, with the error 0.
+        of vectors; Hoeffding 1948), and twice is taken.  Rounding of the products is added.  An
+        operator with n <= ``products`` gives its exact diagonal by n products, with the error 0.
 
     Raises:
         TypeError, ValueError: as :func:`catapult_ext.eigsh`; an odd number of products, or fewer
@@ -65,8 +66,11 @@ def xtrace(A: Any, products: int = 32, *, seed: int = 0) -> Estimate:
     c = w - s * (s * w).sum(0)  # coordinates of each vector in the subspace of the others
     kept = h.diagonal().sum() - (s * (h @ s)).sum(0)
     rest = (w * r).sum(0) - 2 * (c * r).sum(0) + (c * (h @ c)).sum(0)
-    each = kept + rest * (a.n - m + 1) / (a.n - c.square().sum(0))
+    share = (a.n - m + 1) / (a.n - c.square().sum(0))
+    each = kept + rest * share
     error = student(m - 1) * each.std(unbiased=True) * math.sqrt(2 / m)
+    terms = part.lengths.sum() + (w.norm(dim=0) * r.norm(dim=0) * share).mean()
+    error += rounding(a.n, torch.finfo(a.dtype).eps) * terms
     return Estimate(each.mean().to(a.dtype), error.to(a.dtype), m, 2 * m)
 
 
@@ -74,7 +78,9 @@ def xtrace(A: Any, products: int = 32, *, seed: int = 0) -> Estimate:
 def xdiag(A: Any, products: int = 32, *, seed: int = 0) -> Estimate:
     """Estimate the diagonal (n,) of a symmetric operator in the same way, with random signs.
 
-    Arguments, errors raised and cost are those of :func:`xtrace`.
+    Arguments, errors raised and cost are those of :func:`xtrace`.  Two entries of a row have equal
+    signs in all vectors with probability 2^(1-m), and then may cancel unseen: ``error`` adds the
+    squares of what the subspace leaves of the row, or of the mean row if more, times that.
     """
     where = "xdiag"
     a = as_operand(A, where)
@@ -89,7 +95,9 @@ def xdiag(A: Any, products: int = 32, *, seed: int = 0) -> Estimate:
     known = (part.q * part.z).sum(1).double()
     steps = (part.left_out * part.r).sum(0).tolist()
     mean = torch.zeros_like(known)
-    squares = torch.zeros_like(known)
+    squares, energy = torch.zeros_like(known), torch.zeros_like(known)
+    sizes = part.r.norm(dim=0).tolist()
+    terms = (part.q.abs() @ part.lengths.to(part.q)).double()
     for i, step in enumerate(steps):
         s = part.left_out[:, i].to(part.q)
         out, through = part.q @ s, part.z @ s
@@ -97,7 +105,11 @@ def xdiag(A: Any, products: int = 32, *, seed: int = 0) -> Estimate:
         late = one - mean
         mean += late / (i + 1)
         squares += late * (one - mean)
-    error = student(m - 1) * (2 * squares / (m - 1) / m).sqrt()
+        energy += (out.double() * step).square() / m
+        terms += out.abs().double() * (sizes[i] + through.double().norm()) / m
+    energy = energy.clamp_min(energy.mean())
+    error = student(m - 1) * (2 * squares / (m - 1) / m + energy * 2.0 ** (1 - m)).sqrt()
+    error += rounding(a.n, torch.finfo(a.dtype).eps) * terms
     return Estimate(mean.to(a.dtype), error.to(a.dtype), m, 2 * m)
 
 
@@ -135,6 +147,7 @@ class _Subspace:
     h: Tensor  # (m, m), Q' A Q
     w: Tensor  # (m, m), Q' Omega
     left_out: Tensor  # (m, m)
+    lengths: Tensor  # (m,), norms of the columns of z, float64 on the CPU
 
     @classmethod
     def of(cls, a: Operand, omega: Tensor, where: str) -> _Subspace:
@@ -149,4 +162,5 @@ class _Subspace:
         least = torch.finfo(a.dtype).eps * sizes.max()
         # R^-T; a direction that rounding made is as good as any other to be left out
         inverse = u * (least / sizes.clamp_min(least) if least > 0 else torch.ones_like(sizes)) @ vh
-        return cls(q, z, r, h, w, inverse / inverse.norm(dim=0))
+        (lengths,) = on_host(z.double().norm(dim=0))
+        return cls(q, z, r, h, w, inverse / inverse.norm(dim=0), lengths)

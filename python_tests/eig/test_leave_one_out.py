@@ -132,3 +132,31 @@ class Broken:
 
     def __matmul__(self, v):
         return v * float("nan")
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, F64])
+@pytest.mark.parametrize("products", [32, 118])
+def test_errors_of_low_rank_operators_count_rounding(products, dtype):
+    """The estimates of all vectors agree better than the products are right."""
+    draw = torch.Generator().manual_seed(1)
+    q, _ = torch.linalg.qr(torch.randn(120, 15, generator=draw, dtype=F64))
+    a = ((q * torch.arange(1.0, 16.0, dtype=F64)) @ q.T).to(dtype)
+    a = (a + a.T) / 2
+    diagonal = a.double().diagonal()
+    for seed in range(6):
+        trace, found = cx.xtrace(a, products, seed=seed), cx.xdiag(a, products, seed=seed)
+        assert abs(trace.value.double() - diagonal.sum()) <= trace.error.double()
+        assert ((found.value.double() - diagonal).abs() <= found.error.double()).all()
+        eps = torch.finfo(dtype).eps
+        assert trace.error.item() <= 200 * eps * diagonal.sum()
+        assert found.error.max().item() <= 1000 * eps * diagonal.max()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, F64])
+def test_errors_of_xdiag_count_what_few_signs_cannot_tell_apart(dtype):
+    """With four vectors about 15 of 120 entries have the signs of any other one."""
+    a = torch.ones(120, dtype=dtype)
+    a[0] = 1e6
+    for seed in range(6):
+        found = cx.xdiag(torch.diag(a), 8, seed=seed)
+        assert ((found.value - a).abs() <= 6 * found.error).all()

@@ -243,3 +243,24 @@ def test_right_hand_sides_are_checked():
         batched.replicas([0.5])
     with pytest.raises(ValueError, match=r"a mask must be \(2,\)"):
         batched.replicas(torch.ones(3, dtype=torch.bool))
+
+
+class Gain(nn.Module):
+    """Has a parameter without dimensions."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Linear(5, 4), nn.Linear(4, 2)
+        self.gain = nn.Parameter(torch.rand(()))
+
+    def forward(self, x):
+        return self.b(torch.tanh(self.a(x))) * self.gain
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_parameters_without_dimensions(kind):
+    torch.manual_seed(0)
+    nets, x = [Gain().double() for _ in range(3)], torch.randn(6, 5, dtype=torch.float64)
+    batched = operator_of(kind, nets, x, 2)
+    assert "at once" in batched.plan
+    close(batched.dense(), torch.stack([operator_of(kind, net, x, 2).dense() for net in nets]))

@@ -143,7 +143,7 @@ class StackedAutograd(StackedLinearization):
             torch.zeros_like(p) if g is None else g
             for g, p in zip(grads, self._leaves, strict=True)
         ]
-        return torch.cat([b.detach().flatten(1) for b in blocks], 1)
+        return torch.cat([b.detach().reshape(len(b), -1) for b in blocks], 1)
 
     def _columns(self, count: int, column: Callable[[int], Tensor]) -> Tensor:
         """(R, P, count) of columns (R, P)."""
