@@ -38,8 +38,10 @@ def xtrace(A: Any, products: int = 32, *, seed: int = 0) -> Estimate:
         :class:`Estimate`, unbiased; its ``error`` is half a 68 % interval by Student's t, from the
         scatter of the m = ``products/2`` leave-one-out estimates.  These share vectors: the
         variance of their mean is up to twice what independent ones would have (a statistic of pairs
-        of vectors; Hoeffding 1948), and twice is taken.  Rounding of the products is added.  An
-        operator with n <= ``products`` gives its exact diagonal by n products, with the error 0.
+        of vectors; Hoeffding 1948), and twice is taken.  Where the rank is about m all may
+        agree on a wrong value: the scatter is taken no smaller than that of the direction which
+        each leaves out.  Rounding of the products is added.  An operator with n <= ``products``
+        gives its exact diagonal by n products, with the error 0.
 
     Raises:
         TypeError, ValueError: as :func:`catapult_ext.eigsh`; an odd number of products, or fewer
@@ -68,7 +70,10 @@ def xtrace(A: Any, products: int = 32, *, seed: int = 0) -> Estimate:
     rest = (w * r).sum(0) - 2 * (c * r).sum(0) + (c * (h @ c)).sum(0)
     share = (a.n - m + 1) / (a.n - c.square().sum(0))
     each = kept + rest * share
-    error = student(m - 1) * each.std(unbiased=True) * math.sqrt(2 / m)
+    # a sphere's vector sees the deviation of what is left from its mean; s is one direction of it
+    left = (s * (h @ s)).sum(0) - rest * share / (a.n - m + 1)
+    spread = torch.maximum(each.var(unbiased=True), 2 * left.square().mean()).sqrt()
+    error = student(m - 1) * spread * math.sqrt(2 / m)
     terms = part.lengths.sum() + (w.norm(dim=0) * r.norm(dim=0) * share).mean()
     error += rounding(a.n, torch.finfo(a.dtype).eps) * terms
     return Estimate(each.mean().to(a.dtype), error.to(a.dtype), m, 2 * m)

@@ -160,3 +160,14 @@ def test_errors_of_xdiag_count_what_few_signs_cannot_tell_apart(dtype):
     for seed in range(6):
         found = cx.xdiag(torch.diag(a), 8, seed=seed)
         assert ((found.value - a).abs() <= 6 * found.error).all()
+
+
+@pytest.mark.parametrize(("rank", "products"), [(5, 8), (5, 10), (12, 22)])
+def test_errors_hold_where_the_rank_is_about_the_number_of_vectors(rank, products):
+    """There the estimates of all vectors may agree on a value that is too small."""
+    draw = torch.Generator().manual_seed(0)
+    q, _ = torch.linalg.qr(torch.randn(120, rank, generator=draw, dtype=F64))
+    found = [cx.xtrace((q @ q.T + (q @ q.T).T) / 2, products, seed=s) for s in range(100)]
+    off = torch.tensor([abs(float(f.value) - rank) / float(f.error) for f in found])
+    assert off.max() < 8
+    assert (off <= 3).double().mean() > 0.9
