@@ -11,7 +11,7 @@ import torch
 from catapult_ext import cli
 from catapult_ext.experiments import reproduce as rp
 
-EXAMPLES = Path(__file__).parents[2] / "examples"
+EXAMPLES = Path(__file__).parents[2] / "docs" / "examples"
 SPEC = "vit_catapult:experiment"
 SMALL = {"data": "digits", "train": 24, "c": (1.0, 1e6), "steps": 4}
 
