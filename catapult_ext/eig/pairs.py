@@ -4,18 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
-from catapult_ext._shown import Shown, number
+from catapult_ext._shown import number
+from catapult_ext.figures.drawn import Drawn
 from catapult_ext.figures.spectrum import eigenvalues_figure
-from catapult_ext.figures.style import save_figure
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class EigshResult(Shown, saved=True):
+class EigshResult(Drawn, saved=True):
     """Eigenpairs with their errors; ``values, vectors = eigsh(...)`` takes the first two apart.
 
     ``torch.save`` and ``torch.load`` keep it, also with ``weights_only=True``.
@@ -48,22 +47,10 @@ class EigshResult(Shown, saved=True):
         yield self.eigenvalues
         yield self.eigenvectors
 
-    def plot(self, path: Path | str | None = None) -> Any:
-        """Eigenvalues with their errors against their rank, a matplotlib Figure.
-
-        Args:
-            path: also write it there, as .png, .svg or .pdf.
-
-        Raises:
-            RuntimeError: matplotlib is missing (the message names the extra), or ``path`` cannot be
-                written.
-            ValueError: ``path`` has another suffix.
-        """
+    def _figure(self) -> Any:
+        """Eigenvalues with their errors against their rank."""
         values, errors = self.eigenvalues.tolist(), self.errors.tolist()
-        figure = eigenvalues_figure(values, errors, self.index_check)
-        if path is not None:
-            save_figure(figure, path)
-        return figure
+        return eigenvalues_figure(values, errors, self.index_check)
 
     def _line(self) -> str:
         pairs = zip(self.eigenvalues.tolist(), self.errors.tolist(), strict=True)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,8 +18,8 @@ from catapult_ext._shown import Shown, first, number
 from catapult_ext.eig.device_krylov import krylov
 from catapult_ext.eig.operand import Operand, as_operand
 from catapult_ext.eig.sums import inner, on_host
+from catapult_ext.figures.drawn import Drawn
 from catapult_ext.figures.spectrum import density_figure
-from catapult_ext.figures.style import save_figure
 from catapult_ext.ops.routes import serves
 
 _AT_ONCE = 8  # random vectors multiplied together
@@ -219,7 +218,7 @@ def student(degrees: int) -> float:
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class SpectralDensity(Shown, saved=True):
+class SpectralDensity(Drawn, saved=True):
     """Distribution of the eigenvalues of an n x n operator, as weighted points a random vector.
 
     Attributes:
@@ -254,25 +253,9 @@ class SpectralDensity(Shown, saved=True):
         rows = zip(x.tolist(), share.tolist(), error.tolist(), strict=True)
         return [{"eigenvalue": a, "share below": b, "error": c} for a, b, c in rows]
 
-    def _picture(self) -> Any:
-        return self.plot()
-
-    def plot(self, path: Path | str | None = None, *, name: str = "operator") -> Any:
-        """The density with its band of two standard errors, a matplotlib Figure.
-
-        Args:
-            path: also write it there, as .png, .svg or .pdf.
-            name: of the operator, for the axis.
-
-        Raises:
-            RuntimeError: matplotlib is missing (the message names the extra), or ``path`` cannot be
-                written.
-            ValueError: ``path`` has another suffix.
-        """
-        figure = density_figure(self.low, self.high, self.density, name, self.n)
-        if path is not None:
-            save_figure(figure, path)
-        return figure
+    def _figure(self, name: str = "operator") -> Any:
+        """The density with its band of two standard errors; ``name`` is that of the operator."""
+        return density_figure(self.low, self.high, self.density, name, self.n)
 
     def cdf(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Share of eigenvalues <= x and its standard error over the vectors; x (j,), float64."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -49,9 +48,9 @@ class BatchedEigshResult(EigshResult, saved=True):
             index_check=self.index_check[r],
         )
 
-    def plot(self, path: Path | str | None = None, *, replica: int = 0) -> Any:
-        """Eigenvalues of one replica; see :meth:`EigshResult.plot`."""
-        return self[replica].plot(path)
+    def _figure(self, replica: int = 0) -> Any:
+        """Eigenvalues of one replica against their rank."""
+        return self[replica]._figure()
 
     def _line(self) -> str:
         tops = self.eigenvalues[:, 0].tolist()

@@ -6,17 +6,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from catapult_ext._shown import Shown
 from catapult_ext.experiments.summary import closing, verdict_of
 from catapult_ext.experiments.sweep_config import SweepConfig
-from catapult_ext.figures.style import save_figure
+from catapult_ext.figures.drawn import Drawn
 from catapult_ext.figures.sweep import overview
 from catapult_ext.probes import Verdict
 from catapult_ext.runs.report import cell, phase_cell
 
 
 @dataclass(frozen=True, repr=False)
-class SweepResult(Shown):
+class SweepResult(Drawn):
     """What a sweep measured and found; one entry per learning rate, ascending.
 
     Attributes:
@@ -72,18 +71,9 @@ class SweepResult(Shown):
         """What was found, in one paragraph."""
         return closing(self.summary)
 
-    def plot(self, path: Path | str | None = None) -> Any:
-        """Overview of the sweep as a matplotlib Figure; saved to ``path`` where given.
-
-        Raises:
-            RuntimeError: matplotlib is missing (the message names the extra), or ``path`` cannot be
-                written.
-            ValueError: ``path`` does not end in .png, .svg or .pdf.
-        """
-        figure = overview(self.summary, self.records)
-        if path is not None:
-            save_figure(figure, path)
-        return figure
+    def _figure(self) -> Any:
+        """Overview of the sweep."""
+        return overview(self.summary, self.records)
 
     def _line(self) -> str:
         counts = {phase: self.phases.count(phase) for phase in dict.fromkeys(self.phases)}
@@ -93,9 +83,6 @@ class SweepResult(Shown):
 
     def _table(self) -> list[dict[str, Any]]:
         return self.rows
-
-    def _picture(self) -> Any:
-        return self.plot()
 
 
 def _cells(row: dict[str, Any]) -> dict[str, str]:

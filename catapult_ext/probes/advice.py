@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-from catapult_ext._shown import Shown
+from catapult_ext.figures.drawn import Drawn
 from catapult_ext.figures.runs import window_figure
-from catapult_ext.figures.style import save_figure
 from catapult_ext.probes.activation_table import IN_PARAMETERS
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class LearningRateWindow(Shown, saved=True):
+class LearningRateWindow(Drawn, saved=True):
     """Learning rates of one model, loss, data set and optimizer.
 
     Rates are those of the first parameter group; others keep their ratio to it.
@@ -73,27 +71,12 @@ class LearningRateWindow(Shown, saved=True):
         }
         return [{"quantity": name, "value": value} for name, value in rows.items()]
 
-    def _picture(self) -> Any:
-        return self.plot()
-
-    def plot(self, path: Path | str | None = None) -> Any:
-        """The rates and the trials on one axis, a matplotlib Figure.
-
-        Args:
-            path: also write it there, as .png, .svg or .pdf.
-
-        Raises:
-            RuntimeError: matplotlib is missing (the message names the extra), or ``path`` cannot be
-                written.
-            ValueError: ``path`` has another suffix.
-        """
+    def _figure(self) -> Any:
+        """The rates and the trials on one axis."""
         named = {"start": self.start, "edge now": self.eta_crit, "loss unmoved": self.eta_c}
         marks = {k: rate for k, rate in named.items() if rate is not None and rate > 0}
         trials = [(t.rate, t.failure is None) for t in self.evidence.get("trials") or []]
-        figure = window_figure(marks, self.eta_max, trials)
-        if path is not None:
-            save_figure(figure, path)
-        return figure
+        return window_figure(marks, self.eta_max, trials)
 
     def advice(self) -> str:
         """What was measured, then what is only exact at the start, in a few sentences."""

@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from catapult_ext import _validate as v
 from catapult_ext._autocast import no_autocast
 from catapult_ext._model_call import Forward
-from catapult_ext._shown import Shown, number
+from catapult_ext._shown import number
 from catapult_ext.eig import TopTracker
-from catapult_ext.figures.style import save_figure
+from catapult_ext.figures.drawn import Drawn
 from catapult_ext.losses import OWN_LOSS, resolve
 from catapult_ext.models import with_batch_stats
 from catapult_ext.probes import free
@@ -39,7 +39,7 @@ _LEAST_SAMPLES = 16
 _FREE_SHARE = 1 / 3  # of a budget, for the norms of gradients
 
 
-class CurvatureTracker(Shown):
+class CurvatureTracker(Drawn):
     """Top-k eigenvalues of the GGN, Hessian or NTK while a model trains, in any loop.
 
     Call :meth:`step` (or the tracker) once after every optimizer step, before gradients are zeroed.
@@ -476,18 +476,8 @@ class CurvatureTracker(Shown):
         self._probed.steps.close()
         self._open = False
 
-    def plot(self, path: Path | str | None = None) -> Any:
-        """Eigenvalues with k*/eta, the loss and zeta, against the step: a matplotlib Figure.
-
-        Raises:
-            RuntimeError: matplotlib is missing (the message names the extra), or ``path`` cannot be
-                written.
-        """
+    def _figure(self) -> Any:
+        """Eigenvalues with k*/eta, the loss and zeta, against the step."""
         from catapult_ext.figures.curvature import curvature_figure
 
-        figure = curvature_figure(
-            [dict(row) for row in self.probes], self.steps_seen, self.quantity
-        )
-        if path is not None:
-            save_figure(figure, path)
-        return figure
+        return curvature_figure([dict(row) for row in self.probes], self.steps_seen, self.quantity)

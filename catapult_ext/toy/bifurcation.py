@@ -11,17 +11,16 @@ import torch
 from torch import Tensor
 
 from catapult_ext import _validate, ops
-from catapult_ext._shown import Shown
 from catapult_ext._store import RunFolder
+from catapult_ext.figures.drawn import DrawnToFile
 from catapult_ext.figures.phase_diagrams import bifurcation_figure
-from catapult_ext.figures.style import save_figure
 from catapult_ext.toy.row_table import Arrays, Progress, RowTable, save_npz
 
 CHUNK = 1 << 20  # kept values computed at a time: 16 MB
 
 
 @dataclass(frozen=True, repr=False)
-class Bifurcation(Shown):
+class Bifurcation(DrawnToFile):
     """Long-time behaviour of the labelled model against b = eta |x| y / sqrt(W).
 
     Attributes:
@@ -60,22 +59,9 @@ class Bifurcation(Shown):
         place = "" if self.path is None else f", kept in {self.path}"
         return f"{len(self.b)} labels b from {low:.4g} to {high:.4g}, {gone} divergent{place}"
 
-    def _picture(self) -> Any:
-        return self.plot()
-
-    def plot(self, path: Path | str | None = None) -> Any:
-        """Eta * lambda and the residual of the kept orbits, a matplotlib Figure.
-
-        Args:
-            path: write it there instead, as .png, .svg or .pdf, and return the path.
-
-        Raises:
-            RuntimeError: matplotlib is missing (the message names the extra), or ``path`` cannot be
-                written.
-            ValueError: ``path`` has another suffix.
-        """
-        figure = bifurcation_figure(self)
-        return figure if path is None else save_figure(figure, path, 110)
+    def _figure(self) -> Any:
+        """Eta * lambda and the residual of the kept orbits."""
+        return bifurcation_figure(self)
 
 
 def bifurcation(

@@ -11,10 +11,9 @@ import torch
 from torch import Tensor
 
 from catapult_ext import _validate
-from catapult_ext._shown import Shown
 from catapult_ext._store import RunFolder
+from catapult_ext.figures.drawn import DrawnToFile
 from catapult_ext.figures.noise_plane import noise_plane_figure
-from catapult_ext.figures.style import save_figure
 from catapult_ext.toy.lyapunov import check_edges, lyapunov_edge
 from catapult_ext.toy.mean_square import mean_square_edge, noisy_momentum
 from catapult_ext.toy.phase_diagram import grid
@@ -27,7 +26,7 @@ VARIANCES = (1e-2, 1e2)
 
 
 @dataclass(frozen=True, repr=False)
-class NoisePlane(Shown):
+class NoisePlane(DrawnToFile):
     """Edges of heavy ball with a random curvature of mean a and variance s2.
 
     Every array is (len(beta), len(variance)) and in units of 1 / a: the edge is eta a.
@@ -61,22 +60,9 @@ class NoisePlane(Shown):
         place = "" if self.path is None else f", kept in {self.path}"
         return f"edges of {len(self.beta)} momenta x {len(self.variance)} noises{place}"
 
-    def _picture(self) -> Any:
-        return self.plot()
-
-    def plot(self, path: Path | str | None = None) -> Any:
-        """Both edges and their ratio side by side, a matplotlib Figure.
-
-        Args:
-            path: write it there instead, as .png, .svg or .pdf, and return the path.
-
-        Raises:
-            RuntimeError: matplotlib is missing (the message names the extra), or ``path`` cannot be
-                written.
-            ValueError: ``path`` has another suffix.
-        """
-        figure = noise_plane_figure(self)
-        return figure if path is None else save_figure(figure, path, 110)
+    def _figure(self) -> Any:
+        """Both edges and their ratio side by side."""
+        return noise_plane_figure(self)
 
 
 def noise_plane(

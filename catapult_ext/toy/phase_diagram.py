@@ -12,10 +12,9 @@ import torch
 from torch import Tensor
 
 from catapult_ext import _validate
-from catapult_ext._shown import Shown
 from catapult_ext._store import RunFolder
+from catapult_ext.figures.drawn import DrawnToFile
 from catapult_ext.figures.phase_diagrams import phase_diagram_figure
-from catapult_ext.figures.style import save_figure
 from catapult_ext.toy.maps import PHASE_NAMES, ScalarRuns, run_scalar
 from catapult_ext.toy.row_table import Arrays, Progress, RowTable, save_npz
 
@@ -39,7 +38,7 @@ FIELDS = {
 
 
 @dataclass(frozen=True, repr=False)
-class PhaseDiagram(Shown):
+class PhaseDiagram(DrawnToFile):
     """A plane (c, axis); every array is (len(values), len(c)), row i belongs to ``values[i]``.
 
     Attributes:
@@ -84,22 +83,9 @@ class PhaseDiagram(Shown):
         place = "" if self.path is None else f", kept in {self.path}"
         return f"plane of {len(self.c)} c x {len(self.values)} {self.axis}: {shares}{place}"
 
-    def _picture(self) -> Any:
-        return self.plot()
-
-    def plot(self, path: Path | str | None = None) -> Any:
-        """Final eta * lambda, peak loss and phase side by side, a matplotlib Figure.
-
-        Args:
-            path: write it there instead, as .png, .svg or .pdf, and return the path.
-
-        Raises:
-            RuntimeError: matplotlib is missing (the message names the extra), or ``path`` cannot be
-                written.
-            ValueError: ``path`` has another suffix.
-        """
-        figure = phase_diagram_figure(self, PHASE_NAMES)
-        return figure if path is None else save_figure(figure, path, 110)
+    def _figure(self) -> Any:
+        """Final eta * lambda, peak loss and phase side by side."""
+        return phase_diagram_figure(self, PHASE_NAMES)
 
 
 def phase_diagram(

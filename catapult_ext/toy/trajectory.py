@@ -4,20 +4,18 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from catapult_ext._shown import Shown
+from catapult_ext.figures.drawn import Drawn
 from catapult_ext.figures.runs import trajectory_figure
-from catapult_ext.figures.style import save_figure
 from catapult_ext.probes.phases import PHASES, Verdict, classify, first_above
 
 
 @dataclass(frozen=True, repr=False)
-class Trajectory(Shown, saved=True):
+class Trajectory(Drawn, saved=True):
     """R runs of the two-layer network.
 
     Attributes:
@@ -76,30 +74,15 @@ class Trajectory(Shown, saved=True):
         }
         return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
 
-    def _picture(self) -> Any:
-        return self.plot()
-
-    def plot(self, path: Path | str | None = None) -> Any:
-        """Loss and eta * lambda against the step, of at most eight runs, a matplotlib Figure.
-
-        Args:
-            path: also write it there, as .png, .svg or .pdf.
-
-        Raises:
-            RuntimeError: matplotlib is missing (the message names the extra), or ``path`` cannot be
-                written.
-            ValueError: ``path`` has another suffix.
-        """
+    def _figure(self) -> Any:
+        """Loss and eta * lambda against the step, of at most eight runs."""
         c, phases = self.c.tolist(), self.phases
         loss, curvature = self.loss.tolist(), self.eta_lambda.tolist()
         names = ("c", "phase", "loss", "eta_lambda")
         rows = zip(c, phases, loss, curvature, strict=True)
         runs = [dict(zip(names, row, strict=True)) for row in rows]
         steps = self.recorded_steps.tolist(), self.curvature_steps.tolist()
-        figure = trajectory_figure(runs, *steps)
-        if path is not None:
-            save_figure(figure, path)
-        return figure
+        return trajectory_figure(runs, *steps)
 
     @property
     def lambda0(self) -> Tensor:
