@@ -12,7 +12,7 @@ from catapult_ext.figures import style
 PHASES = ("lazy", "catapult", "dead", "divergent")
 _COLOURS = (style.BLUE, style.ORANGE, style.PURPLE, style.DARK)
 _SETTINGS = {"axes.titlepad": 6, "svg.hashsalt": "catapult_ext"}
-_NEVER = PALE_GREY  # where no run has a value
+_NEVER = style.PALE_GREY  # where no run has a value
 
 
 @dataclass(frozen=True)
