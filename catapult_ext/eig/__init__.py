@@ -12,7 +12,7 @@ from catapult_ext.eig.random import (
 )
 from catapult_ext.eig.random import diagonal as diagonal  # deprecated
 from catapult_ext.eig.random import trace as trace  # deprecated
-from catapult_ext.eig.replica_pairs import BatchedEigshResult
+from catapult_ext.eig.replicas.pairs import BatchedEigshResult
 from catapult_ext.eig.tracking import TopTracker
 
 __all__ = [

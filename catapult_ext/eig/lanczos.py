@@ -10,12 +10,12 @@ from torch import Tensor
 
 from catapult_ext import _validate as v
 from catapult_ext._autocast import no_autocast
-from catapult_ext.eig.batch import is_batch
 from catapult_ext.eig.certify import Inertia, rounding
 from catapult_ext.eig.operand import Operand, as_operand, coarse_operand
 from catapult_ext.eig.pairs import EigshResult, Options, Pairs
 from catapult_ext.eig.refine import refine
-from catapult_ext.eig.replicas import eigsh_replicas
+from catapult_ext.eig.replicas.batch import is_batch
+from catapult_ext.eig.replicas.eigsh import eigsh_replicas
 from catapult_ext.eig.solve import INERTIA_LIMIT, lifted, package, solve, start_rows
 
 _COARSE_TOL = 0.02  # accuracy of the solve with bfloat16 products

@@ -10,12 +10,12 @@ from torch import Tensor
 
 from catapult_ext import _validate as v
 from catapult_ext._autocast import no_autocast
-from catapult_ext.eig.batch import is_batch
 from catapult_ext.eig.certify import rounding
 from catapult_ext.eig.operand import Operand, as_operand
 from catapult_ext.eig.pairs import EigshResult, Options, Pairs
 from catapult_ext.eig.refine import refine
-from catapult_ext.eig.replica_tracking import ReplicaTracker
+from catapult_ext.eig.replicas.batch import is_batch
+from catapult_ext.eig.replicas.tracking import ReplicaTracker
 from catapult_ext.eig.solve import lifted, package, solve
 
 _WHERE = "TopTracker"

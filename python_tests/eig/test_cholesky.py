@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import catapult_ext as cx
-from catapult_ext.eig import cholesky
+from catapult_ext.eig.replicas import cholesky
 from catapult_ext.testing import spectra
 
 NAMES = ("flat", "cluster_1e-4", "indefinite", "geometric", "triple")

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import catapult_ext as cx
-from catapult_ext.eig import replica_dense, replica_lanczos
+from catapult_ext.eig.replicas import dense, lanczos
 from catapult_ext.testing import pretended, spectra
 from catapult_ext.testing.pretended import moved, pretended_cuda
 
@@ -157,7 +157,7 @@ def test_restarts_keep_the_errors():
 def test_memory_is_bounded_by_groups_of_replicas(monkeypatch):
     a = batch(torch.float64)
     whole = cx.eigsh(Several(a), 2)
-    monkeypatch.setattr(replica_lanczos, "_BYTES", 1 << 17)
+    monkeypatch.setattr(lanczos, "_BYTES", 1 << 17)
     parts = cx.eigsh(Several(a), 2)
     torch.testing.assert_close(parts.eigenvalues, whole.eigenvalues)
     assert torch.equal(parts.matvecs, whole.matvecs)
@@ -177,7 +177,7 @@ def test_a_proof_never_claims_too_much(name, k, monkeypatch):
         errors=torch.full((4, k), 1e-12, dtype=torch.float64),
     )
     monkeypatch.setattr(
-        replica_dense.ops,
+        dense.ops,
         "lanczos_dense",
         lambda a, *args, **options: wrong if len(a) == 4 else solved(a, *args, **options),
     )

@@ -8,14 +8,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from catapult_ext.eig.batch import Batch, as_batch
 from catapult_ext.eig.certify import rounding
 from catapult_ext.eig.pairs import Options
-from catapult_ext.eig.replica_dense import solve_matrices
-from catapult_ext.eig.replica_lanczos import solve_replicas
-from catapult_ext.eig.replica_pairs import BatchedEigshResult, Found
-from catapult_ext.eig.replica_refine import refine_replicas
-from catapult_ext.eig.replicas import lifted, package, unit_rows
+from catapult_ext.eig.replicas.batch import Batch, as_batch
+from catapult_ext.eig.replicas.dense import solve_matrices
+from catapult_ext.eig.replicas.eigsh import lifted, package, unit_rows
+from catapult_ext.eig.replicas.lanczos import solve_replicas
+from catapult_ext.eig.replicas.pairs import BatchedEigshResult, Found
+from catapult_ext.eig.replicas.refine import refine_replicas
 
 
 @dataclass(frozen=True, eq=False)

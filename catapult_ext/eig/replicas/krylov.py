@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from catapult_ext import ops
-from catapult_ext.eig.batch import Batch
-from catapult_ext.eig.replica_certify import Noise, Ritz
+from catapult_ext.eig.replicas.batch import Batch
+from catapult_ext.eig.replicas.certify import Noise, Ritz
 from catapult_ext.eig.sums import on_host
 
 _SUMMED = 1 << 15  # entries that are added up in the vectors' own dtype

@@ -8,12 +8,12 @@ import torch
 from torch import Tensor
 
 from catapult_ext import _validate as v
-from catapult_ext.eig.batch import Batch, as_batch
 from catapult_ext.eig.certify import rounding
 from catapult_ext.eig.pairs import Options
-from catapult_ext.eig.replica_dense import solve_matrices
-from catapult_ext.eig.replica_lanczos import solve_replicas
-from catapult_ext.eig.replica_pairs import BatchedEigshResult, Found
+from catapult_ext.eig.replicas.batch import Batch, as_batch
+from catapult_ext.eig.replicas.dense import solve_matrices
+from catapult_ext.eig.replicas.lanczos import solve_replicas
+from catapult_ext.eig.replicas.pairs import BatchedEigshResult, Found
 from catapult_ext.eig.sums import row_norms
 
 

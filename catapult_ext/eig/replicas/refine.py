@@ -10,9 +10,9 @@ import math
 import torch
 from torch import Tensor
 
-from catapult_ext.eig.batch import Batch
 from catapult_ext.eig.certify import rounding
-from catapult_ext.eig.replica_pairs import Found
+from catapult_ext.eig.replicas.batch import Batch
+from catapult_ext.eig.replicas.pairs import Found
 from catapult_ext.eig.sums import on_host
 
 _ROUNDS = 4  # expansions of the space before a solve from scratch is the better use of products

@@ -12,10 +12,10 @@ from torch import Tensor
 
 from catapult_ext import _validate as v
 from catapult_ext import ops
-from catapult_ext.eig.batch import Batch
 from catapult_ext.eig.memory import basis_rows
 from catapult_ext.eig.pairs import Options
-from catapult_ext.eig.replica_certify import (
+from catapult_ext.eig.replicas.batch import Batch
+from catapult_ext.eig.replicas.certify import (
     Errors,
     Overlaps,
     Ritz,
@@ -24,8 +24,8 @@ from catapult_ext.eig.replica_certify import (
     ranked,
     settled,
 )
-from catapult_ext.eig.replica_krylov import Look, ReplicaKrylov
-from catapult_ext.eig.replica_pairs import Found
+from catapult_ext.eig.replicas.krylov import Look, ReplicaKrylov
+from catapult_ext.eig.replicas.pairs import Found
 from catapult_ext.eig.solve import solve
 from catapult_ext.eig.sums import row_norms
 

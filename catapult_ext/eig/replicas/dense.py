@@ -19,12 +19,12 @@ from torch import Tensor
 
 from catapult_ext import _validate as v
 from catapult_ext import ops
-from catapult_ext.eig.batch import Batch
 from catapult_ext.eig.certify import rounding, wanted
-from catapult_ext.eig.cholesky import by_cholesky
 from catapult_ext.eig.pairs import Options
-from catapult_ext.eig.replica_lanczos import solve_alone
-from catapult_ext.eig.replica_pairs import Found
+from catapult_ext.eig.replicas.batch import Batch
+from catapult_ext.eig.replicas.cholesky import by_cholesky
+from catapult_ext.eig.replicas.lanczos import solve_alone
+from catapult_ext.eig.replicas.pairs import Found
 from catapult_ext.eig.solve import INERTIA_LIMIT, direct_from
 from catapult_ext.eig.sums import on_host
 from catapult_ext.ops.routes import serves
