@@ -39,11 +39,10 @@ def stackable(problem: Start, recipe: Recipe) -> list[DenseLayer] | None:
     plain = recipe.steps is not None and recipe.final_rate is None and recipe.augment is None
     if not plain or recipe.probe_times or not problem.loss.convex:
         return None
-    layers = dense_layers(problem.model)
-    flat = problem.data.x_train.flatten(1)
-    if layers is None or layers[0].inputs != flat.shape[1]:
+    layers, shape = dense_layers(problem.model), problem.data.x_train.shape
+    if layers is None or layers[0].inputs != math.prod(shape[1:]):
         return None
-    if problem.data.x_train.dim() != 2 and type(problem.model[0]) is not torch.nn.Flatten:  # type: ignore[index]
+    if len(shape) != 2 and type(problem.model[0]) is not torch.nn.Flatten:  # type: ignore[index]
         return None
     return layers if _at_once(problem, layers, recipe) else None
 

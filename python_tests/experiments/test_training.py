@@ -76,9 +76,13 @@ def test_model_is_left_alone_and_rates_do_not_influence_each_other():
     assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
     assert all(p.grad is None for p in model.parameters())
     assert many.c == [0.5, 2.5, 3.0]
-    for i, c in enumerate(many.c):
-        alone = sweep(model, found, c=[c], steps=8)
-        assert alone.records[0] == many.records[i]  # bit for bit
+    for i, c in enumerate(many.c):  # trained together, and alone
+        one, of_many = sweep(model, found, c=[c], steps=8).records[0], many.records[i]
+        found_by = [(r.pop("lambda"), r.pop("lambda_error")) for r in (one, of_many)]
+        (here, bars), (there, others) = found_by
+        for a, e, b, f in zip(here, bars, there, others, strict=True):
+            assert abs(a - b) <= e + f  # rates are solved for together
+        assert one == of_many  # bit for bit
 
 
 def test_batch_norm_buffers_start_afresh_for_every_rate():

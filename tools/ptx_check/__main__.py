@@ -32,6 +32,7 @@ def run_tests(csrc: Path, ops: list[str] | None, arguments: list[str], counts: P
     """Status of pytest, whose counts are left in that file."""
     environment = {**os.environ, "PTX_CHECK_CSRC": str(csrc), "PTX_CHECK_COUNTS": str(counts)}
     environment["PTX_CHECK_OPS"] = " ".join(ops or [])
+    environment["PYTHONSAFEPATH"] = "1"  # an unbuilt checkout must not hide the installed package
     paths = [str(TOOLS), environment.get("PYTHONPATH", "")]
     environment["PYTHONPATH"] = os.pathsep.join(p for p in paths if p)
     command = [sys.executable, "-m", "pytest", "-q", "-p", "ptx_check.plugin", *arguments]

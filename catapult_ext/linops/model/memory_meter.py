@@ -14,6 +14,10 @@ from torch import Tensor
 from catapult_ext.linops.model.dispatch_mode import DispatchMode
 from catapult_ext.linops.model.leaves import tensors_in
 
+_OUT_OF_PLACE = {
+    torch.ops.aten.addmm_: torch.ops.aten.addmm,
+    torch.ops.aten.baddbmm_: torch.ops.aten.baddbmm,
+}
 _BLOCKED_COPIES = 1.5  # of a convolution's tensors, measured with oneDNN
 
 
@@ -117,7 +121,9 @@ class Meter(DispatchMode):
         from torch.utils.flop_counter import flop_registry
 
         results = tensors_in(out)
-        formula = flop_registry.get(func._overloadpacket)
+        packet = func._overloadpacket
+        # torch counts addmm and not addmm_, which does the same
+        formula = flop_registry.get(packet) or flop_registry.get(_OUT_OF_PLACE.get(packet))
         if formula is not None:
             self.flops += formula(*args, **kwargs, out_val=out)
         elif not func.is_view:

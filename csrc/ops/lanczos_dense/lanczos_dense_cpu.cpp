@@ -265,8 +265,25 @@ class DenseSolver {
     return nothing_left || (run.verify && count == 0);
   }
 
+  // Pairs of different runs, and of a run that went on from rounding, overlap by some eps.
+  void orthogonalise_locked() {
+    for (int64_t p = 1; p < k_; ++p) {
+      T* const at = locked_ + p * n_;
+      std::copy(at, at + n_, x_);
+      for (int64_t q = 0; q < p; ++q) {
+        const T* const other = locked_ + q * n_;
+        double dot = 0.0;
+        for (int64_t i = 0; i < n_; ++i) dot += x_[i] * other[i];
+        for (int64_t i = 0; i < n_; ++i) x_[i] -= dot * other[i];
+      }
+      normalise(x_);
+      for (int64_t i = 0; i < n_; ++i) at[i] = static_cast<T>(x_[i]);
+    }
+  }
+
   // Rayleigh quotients and residuals from a product in float64, sorted, with their bounds.
   void report() {
+    orthogonalise_locked();
     double block = 0.0;
     for (int64_t p = 0; p < k_; ++p) {
       const T* x = locked_ + p * n_;
