@@ -49,6 +49,8 @@ def main() -> int:
     if shutil.which("nvcc") is None:
         print("ptx_check: skipped, no nvcc here")
         return 77
+    # where an installed package finds the sources of the host code
+    os.environ.setdefault("CATAPULT_CSRC", str(sources.CSRC))
     try:
         Interpreter(sources.all_ptx(options.csrc.resolve(), options.op))
     except Unknown as unknown:
