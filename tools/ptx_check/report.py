@@ -2,23 +2,12 @@
 
 from __future__ import annotations
 
-import re
-import subprocess
 from collections import defaultdict
 from typing import Any
 
+from cuda_budget import readable
+
 from .interpreter import Function, Instruction
-
-
-def readable(names: list[str]) -> dict[str, str]:
-    """Mangled -> ``kernel<float, 16>``: without namespaces and parameters."""
-    out = subprocess.run(["c++filt"], input="\n".join(names), capture_output=True, text=True)
-    result = {}
-    for mangled, line in zip(names, out.stdout.splitlines(), strict=True):
-        line = re.sub(r"catapult::device::|\(anonymous namespace\)::|catapult::", "", line)
-        match = re.match(r"(?:void )?([^(]*?(?:<.*>)?)\(", line)
-        result[mangled] = match.group(1) if match else line
-    return result
 
 
 def opcode(text: str) -> str:
