@@ -109,6 +109,15 @@ def svg(figure: Any) -> bytes:
     return buffer.getvalue()
 
 
+def pdf(figure: Any) -> bytes:
+    """A figure as PDF bytes, with its text as text; no date or version inside, as :func:`png`."""
+    buffer = io.BytesIO()
+    blank = {"CreationDate": None, "Creator": None, "Producer": None}
+    with load_matplotlib().rc_context({"pdf.fonttype": 42}):
+        figure.savefig(buffer, format="pdf", metadata=blank)
+    return buffer.getvalue()
+
+
 FORMATS = (".png", ".svg", ".pdf")
 
 
@@ -123,32 +132,11 @@ def save_figure(figure: Any, path: Path | str, dpi: int = 150) -> Path:
     if path.suffix not in FORMATS:
         wanted = ", ".join(FORMATS)
         raise ValueError(f"{where}: path must end in one of {wanted}, got {str(path)!r}")
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format=path.suffix[1:], dpi=dpi)
+    makers = {".png": lambda: png(figure, dpi), ".svg": lambda: svg(figure)}
+    held = makers.get(path.suffix, lambda: pdf(figure))()
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, buffer.getvalue())
-    return path
-
-
-def pdf(figure: Any) -> bytes:
-    """A figure as PDF bytes, with its text as text; no date or version inside, as :func:`png`."""
-    buffer = io.BytesIO()
-    blank = {"CreationDate": None, "Creator": None, "Producer": None}
-    with load_matplotlib().rc_context({"pdf.fonttype": 42}):
-        figure.savefig(buffer, format="pdf", metadata=blank)
-    return buffer.getvalue()
-
-
-def save_png(figure: Any, path: Path, dpi: int = 110) -> Path:
-    """Write a figure as PNG, and the folders above it.
-
-    Raises:
-        RunFolderError: the file cannot be written.
-    """
-    with writing(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, png(figure, dpi))
+    write_atomically(path, held)
     return path
 
 

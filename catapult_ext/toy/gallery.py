@@ -10,7 +10,16 @@ import numpy as np
 import torch
 
 from catapult_ext import _validate, ops
-from catapult_ext.figures.style import BLACK, BLUE, GREEN, GREY, ORANGE, RED, new_figure, save_png
+from catapult_ext.figures.style import (
+    BLACK,
+    BLUE,
+    GREEN,
+    GREY,
+    ORANGE,
+    RED,
+    new_figure,
+    save_figure,
+)
 from catapult_ext.toy.maps import run_scalar
 from catapult_ext.toy.quadratic_models import neural_quadratic, second_order_regression
 
@@ -56,7 +65,7 @@ def plane(path: Path) -> Path:
         ax.set(title=title, xlabel="h", xlim=(-1.5, 2.0), ylim=(-1.5, 2.0))
         ax.legend(loc="lower left")
     axes[0].set_ylabel("k")
-    return save_png(figure, path)
+    return save_figure(figure, path, 110)
 
 
 def phases(path: Path) -> Path:
@@ -79,7 +88,7 @@ def phases(path: Path) -> Path:
     axes[0, 0].set_ylabel("loss")
     axes[1, 0].set_ylabel(r"$\eta\lambda$")
     axes[0, 0].legend()
-    return save_png(figure, path)
+    return save_figure(figure, path, 110)
 
 
 def curvature(path: Path) -> Path:
@@ -99,7 +108,7 @@ def curvature(path: Path) -> Path:
         ax.axvline(2, color=GREY, linestyle="--", linewidth=0.8)
         ax.set_xlabel(r"$c = \eta\lambda_0$")
     axes[1].legend()
-    return save_png(figure, path)
+    return save_figure(figure, path, 110)
 
 
 def quadratic(path: Path) -> Path:
@@ -139,7 +148,7 @@ def quadratic(path: Path) -> Path:
     axes[0, 0].set_ylabel("loss")
     axes[0, 0].legend()
     axes[1, 0].legend()
-    return save_png(figure, path)
+    return save_figure(figure, path, 110)
 
 
 def regression(path: Path) -> Path:
@@ -165,7 +174,7 @@ def regression(path: Path) -> Path:
     axes[0].set(xlabel="step", ylabel="loss", ylim=(1e-12, None))
     axes[1].set(xlabel="step", ylabel=r"$\eta\lambda$")
     axes[0].legend()
-    return save_png(figure, path)
+    return save_figure(figure, path, 110)
 
 
 FIGURES: dict[str, Callable[[Path], Path]] = {
