@@ -160,6 +160,13 @@ def test_pictures_are_written_in_the_format_of_their_suffix(results, tmp_path, n
     assert path.read_bytes().startswith(HEADS[suffix])
 
 
+def test_a_suffix_in_capitals_is_the_same_format(results, tmp_path):
+    pytest.importorskip("matplotlib")
+    results["density"].plot(tmp_path / "a.PNG")
+    results["density"].plot(tmp_path / "b.png")
+    assert (tmp_path / "a.PNG").read_bytes() == (tmp_path / "b.png").read_bytes()
+
+
 def test_another_suffix_is_refused_and_nothing_is_written(results, tmp_path):
     pytest.importorskip("matplotlib")
     path = tmp_path / "picture.docx"

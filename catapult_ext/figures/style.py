@@ -129,11 +129,12 @@ def save_figure(figure: Any, path: Path | str, dpi: int = 150) -> Path:
         RunFolderError: the file cannot be written.
     """
     path, where = Path(path), "catapult_ext.figures"
-    if path.suffix not in FORMATS:
+    suffix = path.suffix.lower()
+    if suffix not in FORMATS:
         wanted = ", ".join(FORMATS)
         raise ValueError(f"{where}: path must end in one of {wanted}, got {str(path)!r}")
     makers = {".png": lambda: png(figure, dpi), ".svg": lambda: svg(figure)}
-    held = makers.get(path.suffix, lambda: pdf(figure))()
+    held = makers.get(suffix, lambda: pdf(figure))()
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(path, held)
