@@ -88,5 +88,5 @@ __all__ = [
 
 
 def __dir__() -> list[str]:
-    """What completion offers: public names and packages."""
+    """Public names and packages, for completion."""
     return [name for name in globals() if name == "__version__" or not name.startswith("_")]

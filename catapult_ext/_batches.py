@@ -194,7 +194,7 @@ def map_tensors(value: Any, change: Callable[[Tensor], Any], other: Any = None) 
 
 
 def one_pass(call: Callable[[], Any]) -> Any:
-    """What ``call`` returns, without a graph where gradients are off.
+    """Result of ``call``, without a graph where gradients are off.
 
     There a pass that needs one, for derivatives by its inputs, runs again with gradients.
     """
@@ -227,7 +227,7 @@ def tensors_of(value: Any) -> list[Tensor]:
 def count_samples(x: Any, y: Any = None) -> int:
     """N of inputs: the leading size of the labels if an input has it, else the most common one.
 
-    Constants beside the batch (positions, an adjacency) may have any other leading size.
+    Constants next to the batch (positions, an adjacency) may have any other leading size.
     """
     sizes = [t.shape[0] for t in tensors_of(x) if t.dim()]
     if isinstance(y, Tensor) and y.dim() and y.shape[0] in sizes:

@@ -17,7 +17,7 @@ def free_bytes() -> int:
 
 
 def _of_the_machine() -> int:
-    """What is free on Linux; half of what is built in on macOS, which tells no more than that."""
+    """Free memory on Linux; half of the built-in memory on macOS, which reports nothing else."""
     with contextlib.suppress(OSError):
         with open("/proc/meminfo") as file:
             match = re.search(r"MemAvailable:\s+(\d+)", file.read())
@@ -31,7 +31,7 @@ def _of_the_machine() -> int:
 
 
 def _of_the_control_group() -> int:
-    """What the control group leaves; all where there is none, or none with a limit."""
+    """Memory left in the control group; unlimited without a group or a limit."""
     with contextlib.suppress(OSError, ValueError):  # "max" is no number where there is no limit
         limits = []
         for name in ("max", "current"):
@@ -42,7 +42,7 @@ def _of_the_control_group() -> int:
 
 
 def _below_the_limit() -> int:
-    """What RLIMIT_AS leaves of the address space; all where it has no limit."""
+    """Address space left under RLIMIT_AS; unlimited where it sets no limit."""
     with contextlib.suppress(ImportError, OSError, ValueError):
         import resource
 

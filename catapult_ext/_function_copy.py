@@ -17,7 +17,7 @@ _CONTAINERS = (list, dict, set, deque, OrderedDict)
 
 
 class Copies(Protocol):
-    """What makes the copies: see :class:`~catapult_ext._module_copy.Copier`."""
+    """Maker of the copies: see :class:`~catapult_ext._module_copy.Copier`."""
 
     memo: dict[int, Any]
 

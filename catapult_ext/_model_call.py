@@ -31,7 +31,7 @@ def fields_of(value: Any) -> dict[str, Any] | None:
 
 
 def call_model(model: nn.Module, x: Any, forward: Forward | None = None) -> Any:
-    """What ``model`` returns for inputs ``x``, in the form that its ``forward`` takes.
+    """Outputs of ``model`` for inputs ``x``, passed in the form that its ``forward`` takes.
 
     A mapping gives keyword arguments and a tuple positional ones.  A named tuple, a dataclass or a
     graph batch gives those of its fields that the arguments name.  Each is passed whole to a model
@@ -74,7 +74,7 @@ def _by_name(model: nn.Module, accepts: _Arguments, named: dict[str, Any], whole
 
 
 class _Arguments:
-    """What the ``forward`` of a module can be called with; anything, where it does not say."""
+    """Argument names of a module's ``forward``; anything, where the signature does not say."""
 
     def __init__(self, model: nn.Module) -> None:
         self._signature: inspect.Signature | None
@@ -105,7 +105,7 @@ class _Arguments:
 def output_tensor(out: Any, where: str) -> Tensor:
     """The outputs in what a model returned: ``.logits``, or the only float tensor.
 
-    Scalars beside other tensors are taken for losses.
+    Scalars next to other tensors are taken for losses.
 
     Raises:
         TypeError: none, or several.

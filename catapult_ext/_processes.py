@@ -239,7 +239,7 @@ class Ranks:
         if self._trouble is not None:
             raise RuntimeError(
                 f"catapult_ext.{self._where}: {self._trouble}; what is finished is stored: "
-                "restart all ranks to go on"
+                "restart all ranks to resume"
             )
 
     def _watch(self) -> None:

@@ -26,7 +26,7 @@ class Shown:
             torch.serialization.add_safe_globals([cls])
 
     def _line(self) -> str:
-        """What it is, in one line."""
+        """The object in one line."""
         raise NotImplementedError
 
     def _table(self) -> Sequence[Mapping[str, Any]]:

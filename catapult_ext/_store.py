@@ -372,7 +372,7 @@ class RunFolder:
             fault = "is damaged" if not intact else f"belongs to run {run}"
             raise RunFolderError(
                 f"catapult_ext.runs: {path} {fault}; delete it to have this part done again, "
-                "or pass --fresh to start the whole run anew"
+                "or pass --fresh to start the whole run again"
             )
         return record
 

@@ -234,7 +234,7 @@ def written(where: str, tensors: Mapping[str, Tensor]) -> None:
 def constant(where: str, tensors: Mapping[str, Tensor]) -> None:
     """Refuse tensors that forward mode or ``torch.func`` differentiates: the result would be 0.
 
-    A plain ``requires_grad`` passes: such a result says itself that it has no graph.
+    A plain ``requires_grad`` passes: the result shows by itself that it has no graph.
     """
     if torch.compiler.is_compiling():  # the checks below cannot be traced
         return

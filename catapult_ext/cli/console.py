@@ -74,14 +74,14 @@ def report_errors() -> Iterator[None]:
 
 @contextmanager
 def resumable(finished: str) -> Iterator[None]:
-    """Ctrl-C says that ``finished`` are stored, and how to go on, and exits with 130."""
+    """Ctrl-C says that ``finished`` are stored, and how to resume, and exits with 130."""
     try:
         yield
     except KeyboardInterrupt:
         # Following the advice with --fresh would throw away what is finished.
         command = shlex.join(["catapult-ext", *(a for a in sys.argv[1:] if a != "--fresh")])
         console(stderr=True).print(
-            f"\nInterrupted. Finished {finished} are stored; go on with:\n  {command}",
+            f"\nInterrupted. Finished {finished} are stored; resume with:\n  {command}",
             highlight=False,
             markup=False,
             soft_wrap=True,

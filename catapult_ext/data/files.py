@@ -215,7 +215,7 @@ def _check_inflated(path: Path) -> None:
 
 
 def training_named(path: Path | str, held: dict[str, Held]) -> dict[str, Held]:
-    """What a file holds, its training pair named ``x_train`` and ``y_train``, not ``x`` and ``y``.
+    """Contents of a file, its training pair named ``x_train`` and ``y_train``, not ``x`` and ``y``.
 
     Raises:
         DataFileError: one of the two is not there.
@@ -247,7 +247,7 @@ def read_training_npz(path: Path | str) -> dict[str, np.ndarray]:
 
 
 def read_pt(path: Path) -> Any:
-    """What ``torch.save`` has written: tensors and plain containers, nothing unpickled.
+    """Contents of a ``torch.save`` file: tensors and plain containers, nothing unpickled.
 
     Raises:
         DataFileError: damaged, or other objects.

@@ -114,7 +114,7 @@ def named(
 
 
 def _of_function(where: str, spec: str, own: dict[str, Any]) -> Dataset:
-    """What the user's function ``package.module:function`` returns."""
+    """Result of the user's function ``package.module:function``."""
     made = named_function(where, "data", spec)
     try:
         found = made(**own)

@@ -27,7 +27,7 @@ def rounding(n: int, eps: float) -> float:
 
 
 def inexact(n: int, eps: float, size: float, noise: float, grain: float = 0.0) -> float:
-    """What inexact products may put into an eigenvalue: c_n eps |A|, or the noise that was met.
+    """Largest eigenvalue error from inexact products: c_n eps |A|, or the observed noise.
 
     ``noise`` is the largest |<u, A v> - <A u, v>| of at least a few pairs; an eigenvalue is off
     by such a number as well, of another pair, for which four times the largest is allowed.  An A

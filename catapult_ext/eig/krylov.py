@@ -1,7 +1,7 @@
 """Block Krylov basis with thick restart: V, A V and the projection T = V A V'.
 
 Rows are vectors.  The invariant is ``A V' = V' T + Q' C E'``: only the last block of rows has a
-residual, spanned by the ``next`` block Q with coefficients C.  Keeping A V beside V costs memory
+residual, spanned by the ``next`` block Q with coefficients C.  Storing A V too costs memory
 but no products: residuals are formed from it, never guessed, and restarts only rotate rows.  Where
 memory is short, A V is not kept, and the pairs that are looked at are multiplied once more.
 """
@@ -47,7 +47,7 @@ class Krylov:
         keep: bool = True,
     ) -> None:
         self.a, self.where, self.capacity = a, where, capacity
-        self.keep = keep  # A V beside V
+        self.keep = keep  # A V in addition to V
         self.at_once = at_once  # columns multiplied by one call of the operator
         # one row more, where a fused step leaves the next vector
         self.v = torch.empty(capacity + 1, a.n, dtype=a.dtype, device=a.device)
@@ -211,7 +211,7 @@ class Krylov:
         return theta, s, s[self.last].T @ self.coupling.T
 
     def restart(self, s: Tensor, theta: Tensor, residual: Tensor, keep: Tensor) -> None:
-        """Thick restart on the Ritz vectors ``keep``; the next block goes on unchanged."""
+        """Thick restart on the Ritz vectors ``keep``; the next block stays unchanged."""
         self.cycles.append(Cycle(theta, s[self.start], residual))
         rotate = s[:, keep].to(self.v)
         kept = len(keep)

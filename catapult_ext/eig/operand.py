@@ -1,4 +1,4 @@
-"""What eigsh accepts, seen as one thing: n, dtype, device and a product with a block of vectors."""
+"""One interface for all that eigsh accepts: n, dtype, device, product with a block of vectors."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Operand:
     device: torch.device
     product: Callable[[Tensor], Tensor]
     explicit: Tensor | None
-    room: Callable[[int], int | None] | None = None  # bytes beside a product of so many columns
+    room: Callable[[int], int | None] | None = None  # bytes left in a product, by columns
     budget: int = 0  # of which the room is a part
     noise: float | None = None  # relative accuracy of products, where coarser than the dtype's
     symmetric: bool = False  # known to be: a skew is rounding of terms that cancel, however large

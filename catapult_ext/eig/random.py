@@ -300,7 +300,7 @@ def spectral_density(
     samples show and of sqrt(2 F (1 - F) / (n + 2)) / sqrt(samples), which Gaussian vectors have for
     F in [1/n, 1 - 1/n] (a few vectors may all miss a single eigenvalue).  Quadrature: a measure and
     its Gauss rule share 2m moments, so that between two nodes their distribution functions differ
-    by no more than the larger of the two weights (Chebyshev-Markov-Stieltjes); integrated likewise.
+    by no more than the larger of the two weights (Chebyshev-Markov-Stieltjes); integrated alike.
 
     Args:
         A: see :func:`catapult_ext.eigsh`; ``dual()`` is not used.

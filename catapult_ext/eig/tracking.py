@@ -95,7 +95,7 @@ class TopTracker:
             A: operator of the same kind and size as before (another size starts cold); where it
                 offers ``dual()``, the smaller one is followed.  Or R of them, (R, n, n), as
                 :func:`catapult_ext.eigsh` takes them: replicas are refined together, and only
-                those that miss ``tol`` or moved are solved anew between the checks of all.
+                those that miss ``tol`` or moved are solved again between the checks of all.
             check: make this one a checked solve.
 
         Returns:

@@ -149,7 +149,7 @@ def _measure(
     """Fill the row at the present parameters; returns the curvature's eigenvector.
 
     The model keeps its mode and its buffers.  A curvature that cannot be measured is None, with the
-    reason in the row: training goes on, and the eigenvector is the one given.
+    reason in the row: training continues, and the eigenvector is the one given.
     """
     model, loss = problem.model, problem.loss
     (x, y), (x_test, y_test) = problem.data.train, problem.data.test

@@ -78,7 +78,7 @@ def follow(
 
 
 def number_or_none(value: float) -> float | None:
-    """What JSON can hold."""
+    """The value, or None where JSON cannot hold it."""
     return value if math.isfinite(value) else None
 
 

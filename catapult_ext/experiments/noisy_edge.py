@@ -54,7 +54,7 @@ def batch_sharpness(
         data: ``(x, y)``, from which every batch is drawn without replacement.
         size: samples of a batch; all of them need one draw.
         generator: of the batches.
-        draws: at most so many.
+        draws: largest number of draws.
         within: relative standard error at which drawing ends.
 
     Cost:
@@ -113,7 +113,7 @@ def follow_batches(
         loss: of outputs and targets.
         data: ``(x, y)``.
         optimizer: of the model's parameters.
-        batch: samples of a step, drawn anew at every step; all of them for full-batch training.
+        batch: samples of a step, drawn again at every step; all of them for full-batch training.
         steps: of training.
         every: steps from reading to reading.
         seed: of the batches.

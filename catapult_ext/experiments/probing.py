@@ -177,7 +177,7 @@ def _from_factory(source: str, samples: int | None) -> Any:
 
 
 def _made(kind: str, spec: str) -> Any:
-    """What the factory ``package.module:factory`` returns."""
+    """Result of the factory ``package.module:factory``."""
     return _named(kind, spec)()
 
 
@@ -194,7 +194,7 @@ def in_dtype_of(model: nn.Module, data: Any) -> Any:
 
 @dataclass(frozen=True, eq=False)
 class ProbeResult:
-    """What ``catapult-ext probe`` shows.
+    """Result of ``catapult-ext probe``.
 
     Attributes:
         rows: one dictionary a quantity and rank: ``quantity``, ``rank``, ``value``, ``error``,

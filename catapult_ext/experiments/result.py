@@ -16,7 +16,7 @@ from catapult_ext.runs.report import cell, phase_cell
 
 @dataclass(frozen=True, repr=False)
 class SweepResult(Drawn):
-    """What a sweep measured and found; one entry per learning rate, ascending.
+    """Measurements and findings of a sweep; one entry per learning rate, ascending.
 
     Attributes:
         config: the sweep's settings.
@@ -68,7 +68,7 @@ class SweepResult(Drawn):
         return [_cells(row) for row in self.rows]
 
     def closing(self) -> str:
-        """What was found, in one paragraph."""
+        """The findings, in one paragraph."""
         return closing(self.summary)
 
     def _figure(self) -> Any:

@@ -1,4 +1,4 @@
-"""What a sweep found: one row per learning rate, the thresholds, and a paragraph that says it."""
+"""Summary of a sweep: one row per learning rate, the thresholds, and a paragraph of text."""
 
 from __future__ import annotations
 
@@ -142,7 +142,7 @@ def _between(found: Record | None) -> str:
 
 
 def closing(summary: Record) -> str:
-    """What was found, in one paragraph of plain text."""
+    """The findings, in one paragraph of plain text."""
     s = summary
     said = [
         f"At the start lambda_0 = {s['lambda0']:.4g}, so eta_crit = 2/lambda_0 = "

@@ -37,7 +37,7 @@ _WHERE = "sweep"
 
 
 class Progress:
-    """What a sweep tells while it runs; override what is of interest."""
+    """Callbacks of a running sweep; override the ones of interest."""
 
     def begin(self, rates: list[float], steps: int, finished: int) -> None:
         """Rates in units of c, after lambda_0 is known; ``finished`` of them are done already."""

@@ -30,7 +30,7 @@ class SweepConfig:
         eta: learning rates as they are, > 0.
         steps: full-batch gradient steps of every rate.
         probe_factor: curvature is measured at steps 0, 1 and then at steps growing by this factor.
-        probe_every: measured at multiples of so many steps too; None for none.
+        probe_every: also measure at multiples of this number of steps; None for none.
         tol: relative error bound asked for along the way (lambda_0: a tenth of it, at most 1e-4).
         top: dimension of the kernel's top eigenspace the residual is projected on; default O.
         cut: loss above which a run is divergent; default ``probes.divergence_cut``.

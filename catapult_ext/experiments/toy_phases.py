@@ -70,7 +70,7 @@ class ToyResult:
         return [_cells(row) for row in self.summary["rates"]]
 
     def closing(self) -> str:
-        """What was found, in one paragraph."""
+        """The findings, in one paragraph."""
         s = self.summary
         low, high = s["largest_stable"], s["first_divergent"]
         parts = [

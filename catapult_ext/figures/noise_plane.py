@@ -10,7 +10,7 @@ from catapult_ext.figures.style import new_figure
 
 
 class Plane(Protocol):
-    """What is drawn: see :class:`catapult_ext.toy.NoisePlane`."""
+    """The data drawn: see :class:`catapult_ext.toy.NoisePlane`."""
 
     @property
     def beta(self) -> np.ndarray:

@@ -20,7 +20,7 @@ PIXELS = 700  # more points than that a side are thinned out for the picture
 
 
 class Plane(Protocol):
-    """What is drawn of a phase diagram: see :class:`catapult_ext.toy.PhaseDiagram`."""
+    """The data drawn of a phase diagram: see :class:`catapult_ext.toy.PhaseDiagram`."""
 
     @property
     def axis(self) -> str:
@@ -52,7 +52,7 @@ class Plane(Protocol):
 
 
 class Orbits(Protocol):
-    """What is drawn of a bifurcation: see :class:`catapult_ext.toy.Bifurcation`."""
+    """The data drawn of a bifurcation: see :class:`catapult_ext.toy.Bifurcation`."""
 
     @property
     def b(self) -> Tensor:

@@ -129,7 +129,7 @@ class LinearOperator(ABC):
 
     @property
     def rounding_unit(self) -> float:
-        """Of the least precise numbers in a product: eps of ``dtype``, or of a coarser one."""
+        """Roundoff of the least precise numbers in a product: of ``dtype`` or a coarser one."""
         return torch.finfo(self.dtype).eps
 
     @property
@@ -383,7 +383,7 @@ class Combination(LinearOperator):
 
     @property
     def skew_is_rounding(self) -> bool:
-        """Of every term."""
+        """Whether this holds for every term."""
         return all(a.skew_is_rounding for _, a in self.terms)
 
     def dense(self) -> Tensor:

@@ -82,7 +82,7 @@ class Preconditioned(LinearOperator):
 
     @property
     def skew_is_rounding(self) -> bool:
-        """Of the operator inside."""
+        """Whether this holds for the inner operator."""
         return self.operator.skew_is_rounding
 
     def dense(self) -> Tensor:

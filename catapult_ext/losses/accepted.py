@@ -1,4 +1,4 @@
-"""What a user may pass as a loss."""
+"""The losses that a user may pass."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def resolve(loss: object) -> Loss:
 
 
 def checked_reduction(reduction: str | None, where: str) -> str | None:
-    """What a callable loss does over samples: ``"mean"``, ``"sum"`` or, not told, None."""
+    """Reduction of a callable loss over samples: ``"mean"``, ``"sum"`` or, if unknown, None."""
     known = reduction in (None, "mean", "sum")
     v.require(known, where, "reduction must be 'mean' or 'sum'", repr(reduction))
     return reduction

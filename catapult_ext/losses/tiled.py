@@ -25,7 +25,7 @@ Sum = Callable[[Tensor, Tensor], Tensor]
 
 @dataclass(eq=False)
 class _Terms:
-    """What the losses of all rows are made of, besides their logits."""
+    """Inputs to the losses of all rows, besides their logits."""
 
     targets: Tensor
     total: Sum

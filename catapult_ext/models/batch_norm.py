@@ -1,4 +1,4 @@
-"""What batch normalisation means for curvature: three ways to hold its statistics."""
+"""Batch normalisation in curvature: three ways to treat its statistics."""
 
 from __future__ import annotations
 

@@ -98,7 +98,7 @@ class NTKLinear(nn.Module):
         return y if self.bias is None else y + self.sigma_b * self.bias
 
     def extra_repr(self) -> str:
-        """What ``repr`` shows."""
+        """Settings shown by ``repr``."""
         return (
             f"{self.in_features}, {self.out_features}, sigma_w={self.sigma_w:g}, "
             f"sigma_b={self.sigma_b:g}, bias={self.bias is not None}"
@@ -158,7 +158,7 @@ class NTKConv2d(nn.Module):
         return y if self.bias is None else y + (self.sigma_b * self.bias).view(-1, 1, 1)
 
     def extra_repr(self) -> str:
-        """What ``repr`` shows."""
+        """Settings shown by ``repr``."""
         return (
             f"{self.in_channels}, {self.out_channels}, kernel_size={self.kernel_size}, "
             f"stride={self.stride}, padding={self.padding}, "

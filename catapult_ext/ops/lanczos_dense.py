@@ -53,7 +53,7 @@ def lanczos_dense(
         k: how many, 1 <= k <= n.
         tol: relative error of the eigenvalues asked for, >= 0. For k > 1 it is asked of the
             residuals, which bound the errors even where eigenvalues repeat.
-        maxiter: at most about so many products with a matrix; default 10 n + 1000. What is not
+        maxiter: rough limit on the products with a matrix; default 10 n + 1000. What is not
             converged then shows in ``errors``.
         v0: optional (R, n) start vectors, e.g. the last top eigenvectors; a hundredth of noise is
             added, and one that is zero or not finite is replaced by the random start.

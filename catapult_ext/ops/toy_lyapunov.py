@@ -1,4 +1,4 @@
-"""Growth rates of heavy ball on a curvature that is drawn anew at every step."""
+"""Growth rates of heavy ball on a curvature that is drawn again at every step."""
 
 from __future__ import annotations
 

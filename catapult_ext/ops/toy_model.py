@@ -12,7 +12,7 @@ from catapult_ext import _validate
 
 
 class ToyRecord(NamedTuple):
-    """What a run of the toy model records.
+    """Records of a run of the toy model.
 
     Attributes:
         loss: (R, steps // record_every + 1), 1/(2N) sum (f - y)^2, the start included.

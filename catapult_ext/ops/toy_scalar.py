@@ -14,7 +14,7 @@ _WHERE = "toy_scalar"
 
 
 class ScalarRecord(NamedTuple):
-    """What a run of the one-sample model leaves, per lane.
+    """Results of a run of the one-sample model, per lane.
 
     Attributes:
         h: (R,) state at the end, or at the last accepted step of a lane that diverged.

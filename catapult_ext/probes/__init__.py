@@ -1,4 +1,4 @@
-"""What to look at during training: phases and observables."""
+"""Phases and observables of training."""
 
 from __future__ import annotations
 

@@ -79,7 +79,7 @@ class LearningRateWindow(Drawn, saved=True):
         return window_figure(marks, self.eta_max, trials)
 
     def advice(self) -> str:
-        """What was measured, then what is only exact at the start, in a few sentences."""
+        """The measurements, then what is exact at the start only, in a few sentences."""
         parts = [_largest(self), _at_the_start(self), _catapult(self), _movement(self)]
         parts += [f"Note: {flag}." for flag in self.flags]
         return " ".join(part for part in parts if part)

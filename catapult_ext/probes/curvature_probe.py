@@ -20,7 +20,7 @@ from catapult_ext.probes.record import Row
 from catapult_ext.probes.step_metric import NoMetric
 
 QUANTITIES = ("ggn", "hessian", "ntk")
-_ABOVE_TOL = 2.0  # an error of so many times tol is one of rounding
+_ABOVE_TOL = 2.0  # an error above this multiple of tol is one of rounding
 
 
 class CurvatureProbe:

@@ -1,4 +1,4 @@
-"""What an :class:`~catapult_ext.EdgeMeter` records of one step."""
+"""The record that an :class:`~catapult_ext.EdgeMeter` makes of one step."""
 
 from __future__ import annotations
 

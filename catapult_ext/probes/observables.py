@@ -111,7 +111,7 @@ class ActivityWatch:
             self._passes[-1][1].append(_shares(inputs[0]))
 
     def found(self, rows: int) -> Activity | None:
-        """Of the last forward pass over ``rows`` samples; None without one or without a module."""
+        """Shares in the last pass over ``rows`` samples; None without a pass or a module."""
         seen = [shares for n, shares in self._passes if n == rows and shares]
         return _summary(seen[-1]) if seen else None
 

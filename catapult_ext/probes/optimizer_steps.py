@@ -60,7 +60,7 @@ class OptimizerSteps:
 
     @property
     def threshold(self) -> StabilityThreshold | None:
-        """Of the present settings; None without a torch optimizer."""
+        """Metric under the present settings; None without a torch optimizer."""
         if not isinstance(self.optimizer, torch.optim.Optimizer):
             return None
         return self._thresholds.of(self.optimizer)

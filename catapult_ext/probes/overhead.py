@@ -1,4 +1,4 @@
-"""What probing costs beside training, and whether one more probe fits a budget."""
+"""Cost of probing relative to training, and whether one more probe fits a budget."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Overhead:
         self.training, self._mark = self.training + now - self._mark, now
 
     def leave(self) -> float:
-        """Training goes on; returns the seconds since :meth:`enter`."""
+        """Training continues; returns the seconds since :meth:`enter`."""
         assert self._mark is not None
         now = self.clock()
         spent, self._mark = now - self._mark, now

@@ -17,7 +17,7 @@ DEAD_FRACTION = 0.95  # above it a layer is called dead: the net no longer sees 
 
 @dataclass(frozen=True)
 class Evidence:
-    """What a verdict rests on; None where it was not measured.
+    """Measurements behind a verdict; None where one was not made.
 
     Attributes:
         c: eta * lambda_0.

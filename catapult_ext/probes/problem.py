@@ -58,7 +58,7 @@ class Problem:
 
     @classmethod
     def of(cls, loss: object, data: Any, where: str, **options: Any) -> Problem:
-        """Of what a user passes as loss and data: see :func:`~catapult_ext._batches.batch_of`.
+        """The problem of a user's loss and data: see :func:`~catapult_ext._batches.batch_of`.
 
         Raises:
             TypeError: data of another form, without labels, or ``forward=`` that is no function.
@@ -76,7 +76,7 @@ class Problem:
 
     @property
     def data(self) -> Any:
-        """What operators take as data, besides the loss."""
+        """Data in the form that operators take, besides the loss."""
         return self.x if self.inside or self.loss is OWN_LOSS else (self.x, self.y)
 
     @property

@@ -1,4 +1,4 @@
-"""What a probe measures: the one row type of trackers, sweeps and runs; a tracker's folder."""
+"""The row of a probe, shared by trackers, sweeps and runs, and the folder of a tracker."""
 
 from __future__ import annotations
 

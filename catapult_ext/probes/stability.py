@@ -23,7 +23,7 @@ from catapult_ext.probes.step_metric import NoMetric, as_real, has_stepped, step
 from catapult_ext.probes.threshold import stability_threshold
 
 _WHERE = "learning_rate_window"
-_ABOUT_EPS = 10.0  # second moments whose root is at most so many eps
+_ABOUT_EPS = 10.0  # second moments whose root is below this multiple of eps
 
 
 @dataclass(frozen=True, eq=False)
@@ -144,7 +144,7 @@ def _described(optimizer: Any) -> str:
 
 
 def _in_gradient(group: dict[str, Any]) -> float:
-    """The penalty alpha that the group adds to its gradient; decay beside it does not count."""
+    """The penalty alpha that the group adds to its gradient; decay outside of it does not count."""
     decoupled = group.get("decoupled_weight_decay")
     return 0.0 if decoupled else float(group.get("weight_decay", 0.0))
 

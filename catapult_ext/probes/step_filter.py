@@ -55,7 +55,7 @@ class StepFilter:
 
 
 def settings(group: dict[str, Any]) -> str:
-    """What a parameter group's filter may depend on, as text."""
+    """Settings that a parameter group's filter may depend on, as text."""
     return repr(sorted((k, repr(value)) for k, value in group.items() if k not in _RAW))
 
 

@@ -1,4 +1,4 @@
-"""What one optimizer step did to the parameters, seen by hooks, whatever its class."""
+"""Changes of the parameters in one optimizer step, seen by hooks, for any optimizer class."""
 
 from __future__ import annotations
 

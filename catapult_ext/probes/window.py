@@ -72,7 +72,7 @@ def learning_rate_window(
         optimizer: None for gradient descent, or any torch optimizer; its threshold is that of
             :func:`~catapult_ext.stability_threshold`. Parameter groups may differ in rate and
             decay.
-        burn_in: an adaptive optimizer without state takes so many steps on a copy, at its own
+        burn_in: number of steps, on a copy, of an adaptive optimizer without state, at its own
             rate, before curvature is taken; trials start from the model and optimizer as given.
         trial_steps: steps of each trial, four times as many where the loss stays above its start
             without diverging; 0 for none.
@@ -246,7 +246,7 @@ def _chosen(
     table: tuple[float, float] | None,
     quadratic: bool,
 ) -> tuple[str | None, tuple[float, float] | None, float | None]:
-    """What eta_max rests on, eta_max, and the rate to start with."""
+    """Basis of eta_max, eta_max, and the rate to start with."""
     if measured is not None:
         return "measured", measured, _START * measured[0]
     if passed is not None:

@@ -1,4 +1,4 @@
-"""What every report page shares: its shell, its base style and pictures inside the page."""
+"""Parts shared by every report page: its shell, its base style and pictures inside the page."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def document(title: str, parts: Iterable[str], style: str) -> str:
     Args:
         title: plain text, the heading too.
         parts: HTML, below the heading.
-        style: CSS beside the base style.
+        style: CSS in addition to the base style.
     """
     body = "\n".join([f"<h1>{escape(title)}</h1>", *parts])
     return (

@@ -1,4 +1,4 @@
-"""What native ops are measured against: torch at a stated precision, the best solver there is."""
+"""Baselines of native ops: torch at a stated precision, the best solver there is."""
 
 from __future__ import annotations
 

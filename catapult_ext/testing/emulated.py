@@ -18,7 +18,7 @@ from catapult_ext.testing.emulated_build import MODULE, build, compiler
 
 
 def sources() -> Path | None:
-    """The folder ``csrc``: ``CATAPULT_CSRC``, or the one beside the package in a checkout."""
+    """The folder ``csrc``: ``CATAPULT_CSRC``, or the one next to the package in a checkout."""
     candidates = [Path(__file__).resolve().parents[2] / "csrc"]
     if "CATAPULT_CSRC" in os.environ:
         candidates.insert(0, Path(os.environ["CATAPULT_CSRC"]))

@@ -32,7 +32,7 @@ from catapult_ext.testing.pretended_tensor import DEVICE, PretendedTensor, held_
 
 _HOST = torch.device("cpu")
 _FREE, _TOTAL = 64 << 30, 80 << 30  # bytes that the device says it has
-# Operations whose result the host needs before it can go on: a size, a number, a verdict.
+# Operations whose result the host needs before it can continue: a size, a number, a verdict.
 _WAITING = {
     "_local_scalar_dense": "item",
     "equal": "equal",
@@ -52,7 +52,7 @@ _NO_KERNEL |= {"_local_scalar_dense"}
 
 
 class PretendedDevice(DispatchMode):
-    """What the device was asked to do.
+    """Requests made to the device.
 
     Attributes:
         kernels: launched, by operation; of native ops those that the emulation launched.

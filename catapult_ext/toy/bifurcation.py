@@ -89,7 +89,7 @@ def bifurcation(
         keep: steps kept.
         start: residual a at the start.
         aligned: start with equal layers, on the manifold M = 0; otherwise off it by a tenth.
-        out: a run folder: rows are stored as they finish, an interrupted call goes on where it
+        out: a run folder: rows are stored as they finish, an interrupted call resumes where it
             stopped, and ``bifurcation.npz`` is written at the end. None keeps everything in memory.
         fresh: forget what ``out`` holds.
         progress: called with (labels done, labels).

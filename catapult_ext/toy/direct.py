@@ -132,7 +132,7 @@ class _Descent:
                 self.state[i].sub_(step)
 
     def record(self) -> Record:
-        """What was recorded of all replicas."""
+        """Records of all replicas."""
         steps, record_every, curvature_every = self.task.schedule
         columns, measured = steps // record_every + 1, steps // curvature_every + 1
         loss = self.records.take("loss", columns)

@@ -95,7 +95,7 @@ def _projected(U: Tensor, v: Tensor, basis: Tensor) -> tuple[Tensor, Tensor, flo
 
 
 def _drawn(width: float, inputs: int, rank: int, seed: int) -> tuple[Tensor, Tensor, float]:
-    """The same, drawn: a Gaussian U is Gaussian in the coordinates of the span, and beside it."""
+    """The same, drawn: a Gaussian U is Gaussian in the coordinates of the span and outside."""
     rng = np.random.default_rng(seed)
     if width > rank:
         U, v = (part[0] for part in draw_rotated(width, rank, rng))

@@ -60,7 +60,7 @@ def lyapunov_exponent(
         variance: s2 >= 0, of the curvature.
         mean: a > 0, of the curvature.
         noise: distribution of the curvature: "normal", "uniform" or "two-point" (a + s or a - s).
-        steps: counted per path, beside the burn-in.
+        steps: number of steps per path, without the burn-in.
         paths: independent paths, at least 8.
         seed: of the draws.
 
@@ -122,7 +122,7 @@ def lyapunov_edge(
             With "two-point" noise there can be further stable rates beyond the first edge.
         tolerance: largest relative bar, in [1e-4, 0.5].
         paths: independent paths, at least 8.
-        max_steps: longest path, beside a burn-in of 20 / -log beta steps.
+        max_steps: longest path, without a burn-in of 20 / -log beta steps.
         seed: of the draws.
 
     Returns:

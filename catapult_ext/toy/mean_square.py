@@ -64,7 +64,7 @@ def noisy_momentum(
 def mean_square_edge(beta: Real, variance: Real, mean: Real = 1.0) -> Tensor:
     """The learning rate below which heavy ball converges in mean square, with a random curvature.
 
-    On the loss h_t x^2 / 2, where h_t is drawn anew at every step with mean a and variance s2, as
+    On the loss h_t x^2 / 2, where h_t is drawn again at every step with mean a and variance s2, as
     mini-batches do, the second moment E x_t^2 of
 
         x_(t+1) = (1 + beta - eta h_t) x_t - beta x_(t-1)

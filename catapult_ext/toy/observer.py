@@ -1,4 +1,4 @@
-"""What can be measured on the weights of a step: spectrum, sharpness, imbalance, projections."""
+"""Observables of the weights of a step: spectrum, sharpness, imbalance, projections."""
 
 from __future__ import annotations
 

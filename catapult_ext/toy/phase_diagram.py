@@ -123,7 +123,7 @@ def phase_diagram(
         lambda0: curvature at the start; 2 is its mean for N(0, 1) weights.
         dtype: float32 or float64.
         device: where the points are computed; the arrays are on the CPU.
-        out: a run folder: rows are stored as they finish, an interrupted call goes on where it
+        out: a run folder: rows are stored as they finish, an interrupted call resumes where it
             stopped, and ``diagram.npz`` is written at the end. None keeps everything in memory.
         fresh: forget what ``out`` holds.
         progress: called with (rows done, rows).

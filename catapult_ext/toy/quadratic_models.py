@@ -1,6 +1,6 @@
 """Models quadratic in their parameters: neural, pure and with bias, second-order regression.
 
-For such a model gradient descent closes on the residual z and the Jacobian J: with d = J'z and
+For this model gradient descent closes on the residual z and the Jacobian J: with d = J'z and
 G = Q(d, .), the change of the Jacobian along d, one step on |z|^2 / (2 normaliser) is exactly
 
     z' = z - eta J d + (eta^2 / 2) G d,    J' = J - eta G,

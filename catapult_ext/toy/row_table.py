@@ -1,4 +1,4 @@
-"""Tables computed a few rows at a time: in memory, or on disk where an interrupted one goes on."""
+"""Tables computed a few rows at a time: in memory, or on disk, where an interrupted one resumes."""
 
 from __future__ import annotations
 
@@ -104,7 +104,7 @@ def _mapped(path: Path, kind: np.dtype, shape: tuple[int, ...]) -> np.memmap:
                 allocate(file, size)
         except OSError:
             if not fits and path.is_file():
-                path.unlink()  # what was taken is given back
+                path.unlink()  # frees the space that was taken
             raise
         return np.lib.format.open_memmap(path, mode="r+")
 

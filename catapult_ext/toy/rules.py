@@ -88,7 +88,7 @@ class Schedule(NamedTuple):
 
 
 class Stop(NamedTuple):
-    """What ends a replica before its steps are over; its records then hold their last values.
+    """Conditions that end a replica early; its records then hold their last values.
 
     Attributes:
         converged: the replica is finished before a step that would lower the loss by less than this

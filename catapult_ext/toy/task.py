@@ -12,7 +12,7 @@ from catapult_ext.toy.rules import Observe, Rule, Schedule, Stop
 
 
 class Task(NamedTuple):
-    """What is to be simulated, except where it starts; ``rule`` says for how many replicas."""
+    """The simulation, except where it starts; ``rule`` says for how many replicas."""
 
     data: Data
     rule: Rule
@@ -32,7 +32,7 @@ class Task(NamedTuple):
 
 
 class Record(NamedTuple):
-    """What every engine records of R replicas; see ``ops.ToyRecord``.
+    """Records that every engine makes of R replicas; see ``ops.ToyRecord``.
 
     Attributes:
         loss: (R, M).

@@ -1,4 +1,4 @@
-"""What a simulation of the toy model returns."""
+"""Result of a simulation of the toy model."""
 
 from __future__ import annotations
 
@@ -119,7 +119,7 @@ class Trajectory(Drawn, saved=True):
 
     @property
     def outcomes(self) -> list[str]:
-        """What ended each replica: ``diverged``, ``converged`` or ``steps``."""
+        """Reason why each replica ended: ``diverged``, ``converged`` or ``steps``."""
         ends = zip(self.diverged_at.tolist(), self.converged_at.tolist(), strict=True)
         return ["diverged" if d >= 0 else "converged" if c >= 0 else "steps" for d, c in ends]
 

@@ -38,7 +38,7 @@ class Recipe:
         probe_times: values of eta * t at which curvature and accuracies are also read.
         probe_factor: they are read at steps 0, 1 and steps growing by this factor; ``math.inf``
             for the first and last step alone.
-        probe_every: they are read at multiples of so many steps too; None for none.
+        probe_every: they are also read at multiples of this number of steps; None for none.
         probe_samples: curvature uses at most this number of training samples, the first ones;
             None for all.
         probes: whether anything is measured along the way; without, only losses are kept.

@@ -31,7 +31,7 @@ inline int thread_index() {
 #endif
 }
 
-// f(index) for 0 <= index < items, handed out one by one. An exception in f stops the loop and is
+// f(index) for 0 <= index < items, assigned one by one. An exception in f stops the loop and is
 // thrown again here.
 template <typename F>
 void parallel_for(int64_t items, int threads, const F& f) {

@@ -23,7 +23,7 @@ struct Grid {
 };
 extern Grid* g_grid;  // one at a time, under the launch lock
 
-// The last thread has come, or one has left: lets the others go on.
+// The last thread has come, or one has left: lets the others continue.
 void release_block_barrier(Block& block);
 bool settle(WarpBarrier& barrier, unsigned alive);
 

@@ -1,4 +1,4 @@
-"""What eigsh accepts as R operators of one size, seen as one thing, and each of them alone."""
+"""One interface for R operators of one size, together and each of them alone."""
 
 from __future__ import annotations
 

@@ -31,7 +31,7 @@ class Ritz:
 
 @dataclass(frozen=True, eq=False)
 class Noise:
-    """What is known of the products of each replica, (R,) each, in scaled units."""
+    """Known properties of each replica's products, (R,) each, in scaled units."""
 
     norm: Tensor  # largest |A q| met
     skew: Tensor  # largest |<u, A v> - <A u, v>| met
@@ -100,7 +100,7 @@ class Overlaps:
         self._ranked = [ranked(c.theta, o.which, o.k)[0] for c in cycles]
 
     def excluded(self, rank: int, side: int, value: Tensor) -> Tensor:
-        """Of each replica: no hidden eigenvalue beyond ``value`` (R,), with probability p."""
+        """Whether no eigenvalue is hidden beyond ``value`` (R,), with probability p, by replica."""
         same = self._earlier(rank)
         level = _chi_quantile(max(1, self.columns - len(same)), (1 - self.p) / self.o.k)
         least = self.share * level / math.sqrt(self.n)
@@ -128,7 +128,7 @@ class Overlaps:
 
 @dataclass(frozen=True, eq=False)
 class Errors:
-    """Of the wanted values by the formula (R, k), those that tol allows, and rounding (R,)."""
+    """Errors of the wanted values (R, k), errors that tol allows (R, k), and rounding (R,)."""
 
     errors: Tensor
     allowed: Tensor

@@ -16,7 +16,7 @@ _MARGIN = 8.0
 
 
 def margin(n: int, largest: Tensor) -> Tensor:
-    """What rounding to float32 may hide, from the largest diagonal entry of a matrix (n, n)."""
+    """Bound on the rounding to float32, from the largest diagonal entry of a matrix (n, n)."""
     return _MARGIN * n**0.5 * torch.finfo(torch.float32).eps * largest
 
 
@@ -119,7 +119,7 @@ def definite(matrices: Tensor) -> Tensor:
     """Which matrices (R, n, n) have a Cholesky factor; they are overwritten.
 
     Small diagonal blocks are factorised, and what remains is updated by products: LAPACK's own
-    factorisation of one matrix of such a size after the other reaches a third of that speed.
+    factorisation of matrices of this size one after the other reaches a third of that speed.
     """
     n = matrices.shape[1]
     width = 32 if n <= 128 else 64

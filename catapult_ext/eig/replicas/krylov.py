@@ -23,7 +23,7 @@ _SEEN_FOR_SYMMETRY = 8  # rows of a basis whose products are compared with their
 
 @dataclass(frozen=True, eq=False)
 class Look:
-    """What the host sees of R replicas after a step."""
+    """State of R replicas on the host after a step."""
 
     t: Tensor  # (R, m, m)
     coupling: Tensor  # (R, b, b)
@@ -184,7 +184,7 @@ class ReplicaKrylov:
         self._beta.zero_()
 
     def pairs(self, s: Tensor, index: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Of the replicas ``index``: Rayleigh quotients, unit vectors, and Gram of residuals.
+        """Rayleigh quotients, unit vectors and Gram of residuals of the replicas ``index``.
 
         ``s`` (R', m, k): coefficients on the host.  Computed in float64, in pieces; the vectors
         (R', k, n) have the operator's dtype, the rest comes to the host.

@@ -65,7 +65,7 @@ class _Lockstep:
         self.a, self.o, self.warm = a, o, warm
         self.found = _nothing(a, o)
         self.numbers = torch.arange(a.replicas, device="cpu")  # of the replicas in the space
-        self.here = self.numbers  # where in the space those are that go on
+        self.here = self.numbers  # positions in the space of the replicas that are not finished
         self.space = ReplicaKrylov(a, rows, width)
         self.next_look = o.k
         share = 1.0 if warm is None else 0.5**0.5

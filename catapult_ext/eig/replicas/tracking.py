@@ -20,7 +20,7 @@ from catapult_ext.eig.replicas.refine import refine_replicas
 
 @dataclass(frozen=True, eq=False)
 class _Check:
-    """What the last checked solve of each replica found."""
+    """Result of each replica's last checked solve."""
 
     values: Tensor  # (R, k)
     least: Tensor  # (R, k) relative errors

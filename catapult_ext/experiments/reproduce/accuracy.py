@@ -1,4 +1,4 @@
-"""What the experiments on test accuracy share: settings, data, network (figure 3 of the paper)."""
+"""Settings, data and network of the experiments on test accuracy (figure 3 of the paper)."""
 
 from __future__ import annotations
 

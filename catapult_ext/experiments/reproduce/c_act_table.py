@@ -73,7 +73,7 @@ class Settings:
         activations: names in ``models.ACTIVATIONS``.
         depths: hidden layers.
         data: ``"gaussian"`` inputs with random labels, or a data set whose classes can be chosen.
-        classes: the two of such a data set.
+        classes: the two classes that a two-class data set is made of.
         train: samples.
         in_features: dimension of Gaussian inputs.
         width: units of each hidden layer.

@@ -1,4 +1,4 @@
-"""What an experiment runs in: resumable parts, data by name, progress with the time left."""
+"""The surroundings of an experiment: resumable parts, data by name, progress with the time left."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What 2608.18415 says of optimizers at their edge, put to the test."""
+"""Tests of what 2608.18415 says of optimizers at their edge."""
 
 from __future__ import annotations
 

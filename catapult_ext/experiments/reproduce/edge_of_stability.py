@@ -55,7 +55,7 @@ class Settings:
         steps: gradient steps.
         every: steps from one reading of chi to the next; zeta is read at every step.
         seed: of the initialisation.
-        pool: images are averaged over squares of so many pixels.
+        pool: side in pixels of the squares over which images are averaged.
     """
 
     data: str = "digits"
@@ -153,7 +153,7 @@ def _run(s: Settings, data: Dataset, loss: str, name: str, rate: float) -> Recor
 
 
 def row(loss: str, name: str, rate: float, record: Record) -> Row:
-    """What one run did near its edge."""
+    """Behaviour of one run near its edge."""
     chi, zeta = near_the_edge(record)
     ends = [value for value in record["loss"] if value is not None]
     return {

@@ -1,4 +1,4 @@
-"""A two-layer ReLU net beside its Taylor models of first and second order at the start."""
+"""A two-layer ReLU net and its Taylor models of first and second order at the start."""
 
 from __future__ import annotations
 

@@ -28,7 +28,7 @@ Record = dict[str, Any]
 
 @dataclass(frozen=True)
 class Problem:
-    """What the runs of a grid train: ``network`` of a seed on ``data`` with ``loss``.
+    """The problem that the runs of a grid train: ``network`` of a seed on ``data`` with ``loss``.
 
     torch's generator has the seed while the network is made, and its own state again afterwards.
     """
@@ -166,5 +166,5 @@ def brackets(records: list[Record]) -> list[Bracket]:
 
 
 def largest_stable(records: list[Record]) -> list[float]:
-    """Of every seed: the largest c of the grid such that this and all smaller ones are stable."""
+    """The largest c of the grid, per seed, such that it and all smaller ones are stable."""
     return [found.stable for found in brackets(records)]

@@ -78,7 +78,7 @@ SETTINGS = {
 
 
 def run(settings: Settings, context: Context) -> Outcome:
-    """All rates of a net as one program, the pure quadratic model beside them, and the claims."""
+    """All rates of a net as one program, the pure quadratic model, and the claims."""
     s = settings
     signed: dict[str, Any] = {"classes": s.classes, "targets": "signed", "flatten": True}
     data = context.data(s.data, train=s.train, test=0, **signed)
@@ -189,7 +189,7 @@ def _row(depth: int, c: float, records: list[Row]) -> Row:
 
 
 def _claim_sparsity(depth: int, records: list[Row]) -> Claim:
-    """Least-squares slope of the share against ln c above 2, beside that below."""
+    """Least-squares slopes of the share against ln c, above 2 and below."""
     kept = [r for r in records if r["depth"] == depth and r["inactive"] is not None]
     above = [(math.log(r["c"]), r["inactive"]) for r in kept if r["c"] > 2]
     predicted = "beyond c = 2 the share of negative pre-activations grows with the learning rate"

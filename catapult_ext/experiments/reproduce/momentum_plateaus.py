@@ -83,7 +83,7 @@ class Plateau:
 
 
 def plan(s: Settings) -> list[Plateau]:
-    """What is run."""
+    """The runs."""
     low, high = 2 * (1 - s.beta), 2 * (1 + s.beta)
     runs = [Plateau(f"heavy-ball_batch_{b}", "heavy-ball", b, low) for b in s.batches]
     runs += [Plateau(f"gd_batch_{min(s.batches)}", "gd", min(s.batches), 2.0)]

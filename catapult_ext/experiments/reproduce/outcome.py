@@ -1,4 +1,4 @@
-"""What an experiment of the paper hands back: claims, tables, pictures."""
+"""Result of an experiment of the paper: claims, tables, pictures."""
 
 from __future__ import annotations
 

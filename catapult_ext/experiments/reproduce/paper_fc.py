@@ -1,4 +1,4 @@
-"""The paper's own net beside its published numbers: lambda_0, eta_crit and the largest stable c."""
+"""The paper's own net and its published numbers: lambda_0, eta_crit and the largest stable c."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ _AS_PUBLISHED = ("data", "train", "batch", "depth", "activation", "loss")
 
 
 def run(settings: Settings, context: Context) -> Outcome:
-    """Train every width at every rate and set the numbers beside the published ones."""
+    """Train every width at every rate and compare the numbers with the published ones."""
     s = settings
     data = context.data(s.data, train=s.train, test=0, flatten=True)
     # Curvature and dead units are read at the end; the loss alone decides what diverges.
@@ -118,7 +118,7 @@ def _rates(lambda0: Mapping[int, Sequence[float]]) -> dict[int, list[float]]:
 
 
 def _row(width: int, lambda0: Sequence[float], found: Sequence[Bracket]) -> Row:
-    """The three numbers of a width beside the published ones."""
+    """The three numbers of a width next to the published ones."""
     known = width == WIDTH
     stable = [b.stable for b in found]
     return {
@@ -223,7 +223,7 @@ def _named(rates: Sequence[float]) -> str:
 
 
 def _panel_numbers(seeds: Sequence[Row]) -> SideBySide:
-    """lambda_0 and the largest stable c of every seed, beside the published values."""
+    """lambda_0 and the largest stable c of every seed, next to the published values."""
     widths = sorted({r["width"] for r in seeds})
 
     def points(label: str, key: str) -> Series:

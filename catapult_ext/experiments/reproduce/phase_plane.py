@@ -203,7 +203,7 @@ def _scaled(net: nn.Module, scale: float) -> None:
 
 
 def _cell(c: float, eta: float, lambda0: float, run: Run) -> dict[str, Any]:
-    """What is kept of one run."""
+    """The stored record of one run."""
     row: Any = run.rows[-1] if run.diverged_at < 0 else {}
     verdict = classify(
         eta,

@@ -1,4 +1,4 @@
-"""What the planes of phase-plane are asked."""
+"""Claims about the planes of phase-plane."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def _c_max(lines: list[Row]) -> Claim:
 
 
 def _peak_grows(table: list[Row]) -> Claim:
-    """Of the rates between 3 and 8 that every row stands, narrow third against wide third."""
+    """Compare the narrow with the wide third at the rates in 3 to 8 at which no row diverges."""
     values = sorted({r["value"] for r in table})
     third = max(1, len(values) // 3)
     held = [r for r in table if 3 <= r["c"] <= 8 and r["peak"] is not None]

@@ -59,7 +59,7 @@ class Settings:
         pair: two classes, targets -1 and +1, of the run that is followed at every step.
         pair_depth: its hidden layers.
         pair_ratio: its edge over the initial sharpness.
-        approach: it must reach the edge within so many steps.
+        approach: number of steps within which a run must reach the edge.
         window: steps followed from there.
     """
 
@@ -159,14 +159,14 @@ def _hover(s: Settings, data: Dataset, ratio: float, beta: float, seed: int) -> 
 
 
 def _cycle(s: Settings, data: Dataset, seed: int) -> dict[str, Any]:
-    """One output: every step from the edge on, beside the prediction of self-stabilisation."""
+    """One output: every step from the edge on, next to the prediction of self-stabilisation."""
     data = data.to(torch.float64)
     model, loss = _network(s, data, s.pair_depth, seed), losses.resolve("half_mse")
     return {"seed": seed} | follow(model, loss, data.train, s.pair_ratio, s.approach, s.window)
 
 
 def _row(record: dict[str, Any]) -> Row:
-    """What one run did after its sharpness first reached the edge."""
+    """Behaviour of one run after its sharpness first reached the edge."""
     scale = record["eta"] / (1 + record["momentum"])
     reduced = [scale * v for v in record["sharpness"]]  # 2 at the edge
     crossing = next((i for i, v in enumerate(reduced) if v >= 2), None)

@@ -216,7 +216,7 @@ def _share(
     device: str,
     standardise: str | None,
 ) -> None:
-    """What a helping process does: the same experiment, on the parts it can claim."""
+    """Work of an extra process: the same experiment, on the parts it can claim."""
     with RunFolder(out, identity, joined=True) as folder:
         context = Context(folder, data_dir, None, device, standardise, ranks)
         _run(experiment(name), settings, context)

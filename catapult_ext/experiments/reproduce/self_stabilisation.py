@@ -1,4 +1,4 @@
-"""Gradient descent at the edge of stability beside Damian, Nichani and Lee's equation for it."""
+"""Gradient descent at the edge of stability, and Damian, Nichani and Lee's equation for it."""
 
 from __future__ import annotations
 

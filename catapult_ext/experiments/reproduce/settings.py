@@ -1,4 +1,4 @@
-"""What the settings of every experiment must be, checked before anything is computed or written."""
+"""Checks of the settings of every experiment, before anything is computed or written."""
 
 from __future__ import annotations
 

@@ -191,7 +191,7 @@ def _row(batch: int, runs: list[dict[str, Any]]) -> Row:
 
 
 def _peaks(runs: list[dict[str, Any]]) -> list[tuple[Row, Row]]:
-    """Of every run whose loss rose: the lowest row before its peak, and the peak."""
+    """The lowest row before the peak, and the peak, of every run whose loss rose."""
     found = []
     for r in runs:
         peak = max(r["rows"], key=lambda row: row["loss"])

@@ -493,7 +493,7 @@ class TorchLinearization(AutogradLinearization):
         snapshot = self.snapshot
         columns = []
         for k in range(t.shape[1]):
-            # the tangent program draws its masks anew: from the same seed, the same masks
+            # the tangent program draws its masks again: from the same seed, the same masks
             with torch.no_grad(), snapshot.policy.seeded(snapshot.device):
                 out = self._tangent(*snapshot.split(t[:, k].contiguous()))
             columns.append(out.reshape(-1))

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 WORKSPACE = 1 << 30  # bytes that a dense kernel takes besides its result where no plan limits it
-GRAPHS = 6  # a product needs at most so many times the bytes that the forward pass keeps
+GRAPHS = 6  # memory of a product, at most, in multiples of the bytes that the forward pass keeps
 
 
 def _no_plan() -> Plan:
@@ -101,7 +101,7 @@ class Recorder(Protocol):
 
     @property
     def why(self) -> str:
-        """What speaks against the engine; empty where nothing does."""
+        """Reason why the engine does not apply; empty where it does."""
 
     @property
     def altered(self) -> bool:
@@ -184,7 +184,7 @@ class Linearization(ABC):
 
     @classmethod
     def build_to_measure(cls, snapshot: FixedModel) -> Linearization:
-        """What stands for this engine where a plan measures a few samples."""
+        """Substitute for this engine where a plan measures a few samples."""
         return cls.build(snapshot)
 
     @classmethod

@@ -68,7 +68,7 @@ def _pieces(block: Tensor) -> Sequence[Tensor]:
 
 
 def _gap(found: Tensor, right: Tensor) -> float:
-    """Norm of the difference, likewise."""
+    """Norm of the difference, by the same rule."""
     pieces = zip(_pieces(found), _pieces(right), strict=True)
     return math.hypot(*((f.double() - r.double()).norm().item() for f, r in pieces))
 

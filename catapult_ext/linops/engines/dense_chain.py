@@ -233,7 +233,7 @@ class ChainRecorder:
 
     @property
     def why(self) -> str:
-        """What speaks against a chain."""
+        """Reason why this is no chain; empty where it is one."""
         return f"not a chain of dense layers: {self.tracer.why}" if self.tracer.why else ""
 
     @property

@@ -136,7 +136,7 @@ class DenseChainHVP(HessianProducts):
 
 
 def _scale(layer: DenseLayer) -> float:
-    """Of the raw weight's part in z."""
+    """Factor of the raw weight in z."""
     return layer.sign * layer.root
 
 

@@ -26,7 +26,7 @@ class Plan:
         engine: of the frozen model; ``why`` says what decided it.
         n_samples: N; ``samples`` of them are held at a time (all: frozen once).
         columns: right-hand sides multiplied at a time.
-        budget: bytes the operator may take, beside the model and the data it was given.
+        budget: bytes the operator may take, in addition to the model and the data it was given.
         peak: predicted peak bytes of set-up and a product with one column, result included;
             ``column`` more for each further one.
         kept: predicted bytes held between products.

@@ -118,7 +118,7 @@ class Pullback:
 
 
 class Blocks(Sequence["Tensor | None"]):
-    """J' u in the shapes of the parameters: each block is handed out once.  None is zero."""
+    """J' u in the shapes of the parameters: each block is returned once.  None is zero."""
 
     def __init__(
         self, owner: Pullback, made: dict[int, Tensor | None], kept: dict[Edge, Tensor | None]

@@ -165,11 +165,11 @@ class KernelFile:
         if not intact:
             raise self._error(
                 f"has a damaged {self.sidecar.name}; both are left untouched: delete them to "
-                "start anew, or choose another file="
+                "start again, or choose another file="
             )
         self._compare(record)
         if record["done"] and not self.path.exists():
-            raise self._error(f"is missing; delete {self.sidecar.name} to start anew")
+            raise self._error(f"is missing; delete {self.sidecar.name} to start again")
         return record
 
     def _compare(self, record: dict[str, Any]) -> None:
@@ -211,7 +211,7 @@ class KernelFile:
         if size != self.bytes or self._file.read(len(self._header)) != self._header:
             raise self._error(
                 f"is truncated or damaged ({size} bytes, {self.bytes} expected); delete it and "
-                f"{self.sidecar.name} to start anew"
+                f"{self.sidecar.name} to start again"
             )
 
     def _note(self) -> None:
@@ -230,7 +230,7 @@ class KernelFile:
 
 
 def _header(shape: tuple[int, ...], dtype: torch.dtype) -> bytes:
-    """Of the ``.npy`` format, padded by NumPy so that the data are aligned."""
+    """Header of the ``.npy`` format, padded by NumPy so that the data are aligned."""
     from io import BytesIO
 
     kind = np.lib.format.dtype_to_descr(torch.empty(0, dtype=dtype, device="cpu").numpy().dtype)

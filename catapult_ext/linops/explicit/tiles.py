@@ -1,4 +1,4 @@
-"""A kernel by tiles of samples: within a memory budget, or into a file where it can go on later.
+"""A kernel by tiles of samples: within a memory budget, or into a file that can be resumed later.
 
 A tile is the kernel of some samples with some others, made of two parts of the frozen model; where
 a model cannot be taken apart, it is a band of columns, by products with the identity.

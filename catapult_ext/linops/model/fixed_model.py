@@ -25,7 +25,7 @@ class Counter(Protocol):
 
 
 class Choices(Protocol):
-    """What the user chose: see :class:`~catapult_ext.linops.model.policy.Policy`."""
+    """Choices of the user: see :class:`~catapult_ext.linops.model.policy.Policy`."""
 
     @property
     def batch_stats(self) -> str | None:
@@ -37,7 +37,7 @@ class Choices(Protocol):
 
     @property
     def seed(self) -> int:
-        """Of the random numbers."""
+        """Seed of the random numbers."""
 
     def seeded(self, device: torch.device) -> AbstractContextManager[None]:
         """Random numbers from ``seed`` inside, and the caller's generators as they were after."""
@@ -74,7 +74,7 @@ class FixedModel(ABC):
         coarse: passes run in bfloat16 where torch's autocast has it.
         channels_last: images and filters have their channels last.
         output_shape: of what the model returns, shown as (N, O); known after a pass.
-        returned_loss: the loss that the model returned beside its outputs in the last pass, and of
+        returned_loss: the loss that the model returned with its outputs in the last pass, and of
             which samples; None where it returned none.
         observed: notes on the last pass with graph.
         meter: counts what passes make, and stops one that grows too large; None: nothing counts.

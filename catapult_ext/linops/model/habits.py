@@ -1,4 +1,4 @@
-"""What the first pass of a model shows, and random numbers that are not torch's."""
+"""Observations of a model's first pass, and random numbers that are not torch's."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from catapult_ext import _validate as v
 
 @dataclass
 class Habits:
-    """What the first pass of a model showed, and later ones need not look for; None: not known.
+    """Observations of a model's first pass, which later passes need not repeat; None: not known.
 
     Attributes:
         writes_inputs: it writes its inputs in place.

@@ -13,7 +13,7 @@ from catapult_ext._batches import map_tensors
 from catapult_ext._module_copy import Copier
 
 Inputs = Tensor | tuple[Any, ...] | Mapping[str, Any]
-# matrices beside the data, such as a graph's adjacency
+# matrices next to the data, such as a graph's adjacency
 _SPARSE = (torch.sparse_coo, torch.sparse_csr, torch.sparse_csc, torch.sparse_bsr, torch.sparse_bsc)
 HALF = (torch.bfloat16, torch.float16)
 _PLAIN = (type(None), bool, int, float, complex, str, bytes)

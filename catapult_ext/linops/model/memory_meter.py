@@ -30,7 +30,7 @@ LIMITS = (OverBudget, torch.OutOfMemoryError)  # of memory, not of what the mode
 
 @dataclass(frozen=True)
 class Usage:
-    """What one phase used: bytes it added and left, bytes at its peak, flops, bytes moved."""
+    """Use of one phase: bytes added and left, bytes at its peak, flops, bytes moved."""
 
     kept: float
     peak: float
@@ -76,7 +76,7 @@ class Meter(DispatchMode):
         self._marked = (0, 0.0, 0.0)
 
     def phase(self) -> Usage:
-        """What happened since the last call."""
+        """Use since the last call."""
         live, flops, traffic = self._marked
         out = Usage(self.live - live, self.peak - live, self.flops - flops, self.traffic - traffic)
         self._marked, self.peak = (self.live, self.flops, self.traffic), self.live

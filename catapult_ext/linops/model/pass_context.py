@@ -196,7 +196,7 @@ def _without_recomputation() -> list[tuple[Any, str, Any]]:
 
 
 class _Replaced:
-    """Settings of the process, made by the first pass to enter and undone by the last."""
+    """Settings of the process, made by the first pass to enter, restored by the last."""
 
     _lock = threading.Lock()
     _depth = 0

@@ -52,7 +52,7 @@ class Tree:
         self.held = held
 
     def run(self, x: Any) -> Any:
-        """What the model returns for inputs ``x``."""
+        """Outputs of the model for inputs ``x``."""
         # casts that an earlier pass left there belong to its graph
         torch.clear_autocast_cache()
         return call_model(self.model, x, self.forward)
@@ -97,7 +97,7 @@ class Template:
         self._held = copier.held
 
     def _attribute(self, value: Tensor) -> Tensor:
-        """Of a tensor in an attribute: its values; what its graph reaches is for the proof."""
+        """Values of a tensor in an attribute; what its graph reaches is left to the proof."""
         out = plain_tensor(value)
         if value.grad_fn is not None:
             self._derived.append((out, weakref.ref(value)))

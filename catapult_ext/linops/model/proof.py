@@ -77,7 +77,7 @@ class Proof:
         self._done = True
 
     def recalled(self, snapshot: FixedModel) -> Habits | None:
-        """What earlier passes of the same kind showed."""
+        """Observations of earlier passes of the same kind."""
         model = self._model()
         return None if model is None else _proven.get(model, {}).get(self._key(model, snapshot))
 

@@ -49,7 +49,7 @@ from catapult_ext.linops.model.proof import Proof
 from catapult_ext.linops.model.state import Chosen, copied_state
 
 Hook = Callable[[nn.Module, Any], Tensor]
-_CHECKED = 8  # so many samples, or one in so many, show whether a pass repeats
+_CHECKED = 8  # number of samples, or one in that many, that show whether a pass repeats
 
 
 class Snapshot(FixedModel):
@@ -76,7 +76,7 @@ class Snapshot(FixedModel):
         copy: False shares the parameters with the module, which must not change them.
 
     Attributes:
-        returned_loss: the loss that the model returned beside its outputs in the last pass, and of
+        returned_loss: the loss that the model returned with its outputs in the last pass, and of
             which samples; None where it returned none.
 
     Raises:
@@ -482,6 +482,6 @@ class Snapshot(FixedModel):
         return out
 
     def take_raw_output(self) -> Any:
-        """What the model returned in the last traced forward pass; handed out once."""
+        """Outputs of the model in the last traced forward pass; returned once."""
         out, self._raw = self._raw, None
         return out

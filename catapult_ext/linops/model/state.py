@@ -72,12 +72,12 @@ class State:
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of the parameters."""
+        """Dtype of the parameters."""
         return next(iter(self.params.values())).dtype
 
     @property
     def device(self) -> torch.device:
-        """Of the parameters."""
+        """Device of the parameters."""
         return next(iter(self.params.values())).device
 
 

@@ -129,7 +129,7 @@ class StackedOperator(KeepsGraph):
 
     @property
     def rounding_unit(self) -> float:
-        """Of the least precise numbers in a product: eps of ``dtype``, or of a coarser one."""
+        """Roundoff of the least precise numbers in a product: of ``dtype`` or a coarser one."""
         return self.products.rounding_unit
 
     @property

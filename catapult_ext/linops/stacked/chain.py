@@ -214,7 +214,7 @@ class StackedChain(StackedLinearization):
         return out if last is None else out.mul_(last.reshape(len(u), -1, 1))
 
     def _native(self) -> _Frozen:
-        """What ``ops.ntk_matvec`` takes; made once."""
+        """Arguments of ``ops.ntk_matvec``; made once."""
         if self._frozen is None:
             self._frozen = _Frozen.of(self.layers, self._n)
         return self._frozen
@@ -242,7 +242,7 @@ class StackedChain(StackedLinearization):
 
 @dataclass(frozen=True)
 class ChainParts:
-    """What a traced chain needs to be run on other parameters.
+    """Description of a traced chain, enough to run it on other parameters.
 
     Attributes:
         chain: of one replica.

@@ -85,5 +85,5 @@ class StackedChainHVP(StackedProducts):
 
 
 def _scale(layer: DenseLayer) -> float:
-    """Of the raw weight's part in z."""
+    """Factor of the raw weight in z."""
     return layer.sign * layer.root

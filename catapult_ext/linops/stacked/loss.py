@@ -33,7 +33,7 @@ def adds_up(loss: Loss, y: object, output_shape: tuple[int, ...]) -> bool:
 class StackedLoss:
     """Losses at the outputs of R models: slopes and second derivatives by the outputs.
 
-    Rows of all models make one batch, whose normaliser m is undone: those of model r are divided
+    Rows of all models make one batch, whose normaliser m is removed: those of model r are divided
     by its own m_r.
 
     Args:

@@ -59,7 +59,7 @@ class Streamed(LinearOperator):
             total = 1.0
         v.require(total > 0, self.name, "the loss must weigh some sample", total)
         self._weights = [part / total for part in self._parts]
-        # A batch in memory stays frozen; others are frozen anew for every product.
+        # A batch in memory stays frozen; others are frozen again for every product.
         if not self.batches.held:
             self._operators = []
 

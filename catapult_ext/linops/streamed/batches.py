@@ -19,7 +19,7 @@ class Batches:
 
     Args:
         data: a tensor, tuple or mapping is one batch, held in memory; anything else is iterated
-            over anew for every pass: a DataLoader (without shuffling), a list, an object whose
+            over again for every pass: a DataLoader (without shuffling), a list, an object whose
             ``__iter__`` starts again.
         where: the public function named in errors.
 
@@ -102,7 +102,7 @@ def _fingerprint(batch: Any, where: str) -> int:
     def other(leaf: Any) -> None:
         nonlocal mark
         named = fields_of(leaf)
-        if named is not None:  # a graph batch, made anew in every pass
+        if named is not None:  # a graph batch, made again in every pass
             map_tensors(named, tensor, other)
         elif type(leaf).__repr__ is not object.__repr__:  # else an address, not what it holds
             mark = zlib.crc32(repr(leaf).encode(), mark)

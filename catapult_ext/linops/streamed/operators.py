@@ -25,7 +25,7 @@ class StreamedNTK(Streamed):
     """Theta = J J' of all samples, (N*O, N*O), rows in the order of batches, rank after rank.
 
     Args:
-        model: any module; DDP and FSDP2 wrappers are undone. A copy is kept: training it afterwards
+        model: any module; DDP and FSDP2 wrappers are removed. A copy is kept: later training
             changes nothing here.
         data: inputs: one batch held in memory (tensor, tuple, mapping), or an iterable of them
             that can be read again; of this rank where ``group`` is given.

@@ -68,7 +68,7 @@ class _Cut:
         return sum(sizes) * self._item
 
     def _direct_bytes(self, group: Group) -> int | None:
-        """Of the rows of a group by one output at a time; None where they are not to be had so."""
+        """Rows of a group by one output at a time; None where they cannot be made so."""
         uses = group[1]
         one = self._sides[0]
         known = all(one.uses[k].by_output and not one.is_derived(one.uses[k]) for k in uses)
@@ -104,7 +104,7 @@ class _Cut:
 
 
 def gradient_bytes(one: Structured) -> int:
-    """Of the largest group of uses, for one sample."""
+    """Bytes of per-sample rows in the largest group of uses."""
     item = one.graph.element_size()
     sizes = (sum(prod(one.uses[k].out[1:]) for k in uses) for _, uses in one.groups())
     return max(sizes, default=0) * one.outputs * item

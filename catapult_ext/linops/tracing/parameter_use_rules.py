@@ -61,7 +61,7 @@ class Use(ABC):
         return total
 
     def scratch(self) -> int:
-        """Values per sample that :meth:`rows` makes beside g and its result."""
+        """Values per sample that :meth:`rows` makes in addition to g and its result."""
         return 0
 
     def saved(self) -> list[Tensor]:
@@ -83,7 +83,7 @@ class Positions(Use):
 
     @abstractmethod
     def flops(self) -> float:
-        """Of the rows of one sample and output."""
+        """Size of the rows of one sample and output."""
 
     @abstractmethod
     def inner(self, other: Any, mine: slice) -> Tensor:
@@ -315,12 +315,12 @@ class ParameterCall:
         return shape if shape[0] == self.n else (self.n, shape[0] // self.n, *shape[1:])
 
     def outer(self, w: Tensor, x: Tensor, transposed: bool = False) -> Use:
-        """Of z = x W' or x W."""
+        """The use of W in z = x W' or x W."""
         x = x.detach().reshape(self.n, prod(x.shape[:-1]) // self.n, x.shape[-1])
         return Outer(w, self.edge, self.split(self.out), x, transposed)
 
     def broadcast(self, w: Tensor, shape: Any = None, other: Tensor | None = None) -> Use | None:
-        """Of z = ... + w * other."""
+        """The use of w in z = ... + w * other."""
         shape = tuple(w.shape) if shape is None else tuple(shape)
         shape = (1,) * (len(self.out) - len(shape)) + shape
         if len(shape) != len(self.out) or shape[0] != 1:

@@ -350,7 +350,7 @@ class Structured:
 
     @property
     def bytes(self) -> int:
-        """Of the results of all uses: about what the graph holds."""
+        """Bytes of the results of all uses: about what the graph holds."""
         return sum(prod(use.out) for use in self.uses) * self.graph.element_size()
 
     def _room(self, g: Tensor | None, shape: tuple[int, ...]) -> Tensor:

@@ -122,7 +122,7 @@ def _cat(call: TensorCall) -> Made:
 
 
 def _sum_of(sign: float) -> Callable[[TensorCall], Made]:
-    """Of left + sign * alpha * right."""
+    """Tangent of left + sign * alpha * right."""
 
     def make(call: TensorCall) -> Made:
         factor = sign * call.kwargs.get("alpha", call.args[2] if len(call.args) > 2 else 1)

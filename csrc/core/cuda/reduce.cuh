@@ -1,5 +1,5 @@
 // Reductions in a fixed order, so that results are the same on every run. Sums of squares and dots
-// should be handed in as double.
+// should be passed as double.
 #pragma once
 
 #include "core/cuda/runtime.cuh"

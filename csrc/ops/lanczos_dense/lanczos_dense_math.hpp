@@ -109,7 +109,7 @@ CATAPULT_HOST_DEVICE inline bool lanczos_may_stop(LanczosRun& run, const double*
 // are an arrowhead; Lanczos on diag(theta) from s makes it tridiagonal again: column i of g (p rows
 // of p: g[i] is the i-th new vector in terms of the Ritz vectors), alpha (p), beta (p) with beta[0]
 // the coupling of g[0] to the next Lanczos vector. Returns nothing that can fail: where s is
-// exhausted (converged pairs), beta is zero and a unit vector goes on.
+// exhausted (converged pairs), beta is zero and a unit vector takes its place.
 CATAPULT_HOST_DEVICE inline void lanczos_compress(const double* theta, const double* s, int64_t p,
                                                   double norm, double* g, double* alpha,
                                                   double* beta) {

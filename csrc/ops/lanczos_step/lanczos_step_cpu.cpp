@@ -71,7 +71,7 @@ struct Replica {
     again = sum > kEnough * kEnough * left[rows];
   }
 
-  // After the projections: w of a magnitude whose square is not exact goes on scaled, in `next`.
+  // After the projections: w of a magnitude whose square is not exact is used scaled, in `next`.
   bool rescales() {
     if (sizeof(T) == sizeof(float) || scaling != 1.0) return false;
     const double squared = h[rows];

@@ -135,7 +135,7 @@ class Lanes {
            entry(state_.held_p, i, lane) * entry(state_.held_zeta, j, lane);
   }
 
-  // Of a step in which some lane diverged: whether this one goes on.
+  // Of a step in which some lane diverged: whether this one continues.
   bool accept(int64_t lane) {
     Slot<T>& slot = slots_[lane];
     const T norm = state_.trace[lane] + state_.q[lane];
@@ -200,7 +200,7 @@ class Lanes {
     }
     p_.args.q.template as<T>()[replica] = state_.q[lane];
     slots_[lane].replica = -1;
-    // An idle lane must not go on from non-finite numbers: padding times NaN would stay NaN.
+    // An idle lane must not continue from non-finite numbers: padding times NaN would stay NaN.
     const int64_t entries = memory_.size() / lanes_;
     for (int64_t k = 0; k < entries; ++k) memory_.data()[k * lanes_ + lane] = T(0);
     state_.cut[lane] = static_cast<T>(FloatMax<T>::value);  // nothing to refuse

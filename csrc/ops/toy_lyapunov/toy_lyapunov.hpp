@@ -1,4 +1,4 @@
-// Growth of heavy ball on a quadratic whose curvature is drawn anew at every step:
+// Growth of heavy ball on a quadratic whose curvature is drawn again at every step:
 //   x' = (1 + beta - mean - deviation z) x - beta y,  y' = x,   z of mean 0 and variance 1.
 // Case r and path p share nothing but the draws z(p, t), which all cases of a path have in common.
 #pragma once
