@@ -16,7 +16,7 @@ from catapult_ext._module_copy import own_copy
 from catapult_ext._shown import Shown
 from catapult_ext.linops.preconditioned import bare_optimizer
 from catapult_ext.probes.observables import activity, hidden_width
-from catapult_ext.probes.phases import DEAD_FRACTION, divergence_cut
+from catapult_ext.probes.phases import divergence_cut, is_dead
 from catapult_ext.probes.problem import Problem
 from catapult_ext.probes.problem_descent import loss_of, steps
 from catapult_ext.probes.stability import relative_rates
@@ -115,7 +115,7 @@ class Trials:
 
     def _dead(self, moved: nn.Module) -> bool:
         active = activity(moved, self._problem.x, self._problem.outputs)[1]
-        return active is not None and active.worst_inactive > DEAD_FRACTION
+        return active is not None and is_dead(active.worst_inactive)
 
     def fails(self, count: int, patience: int = 1) -> Callable[[float], bool]:
         """A function of the rate: whether its trial fails."""

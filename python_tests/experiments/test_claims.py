@@ -51,7 +51,8 @@ def test_pure_quadratic_bound():
 def test_sparsity_needs_an_error():
     def claim(*shares):
         rates = zip((1.0, 2.5, 4.0, 8.0), shares, strict=False)
-        rows = [{"depth": 1, "c": c, "inactive": share} for c, share in rates]
+        live = {"depth": 1, "diverged": False, "dead": False}
+        rows = [live | {"c": c, "inactive": share} for c, share in rates]
         return meltzer_sparsity._claim_sparsity(1, rows).holds
 
     assert claim(0.5, 0.6, 0.7, 0.8) is True

@@ -31,6 +31,7 @@ SOURCE = (
 
 UNEVEN = "the few large steps through the catapult cost accuracy on so small a task"
 LEARNT = 0.3  # accuracy below which flatness says nothing
+FEW = 6  # live runs below which a correlation says nothing
 
 
 @dataclass(frozen=True)
@@ -174,14 +175,15 @@ def _claim_decay(records: list[grid.Record]) -> Claim:
         and (b := grid.last(r, "test_accuracy", "final")) is not None
     ]
     gain, error = mean(gains), standard_error(gains)
-    holds = None if gain is None else abs(gain) <= max(0.01, 2 * (error or 0.0))
+    holds = None if error is None or gain is None else abs(gain) <= max(0.01, 2 * error)
+    why = "mini-batch noise at the end differs with the rate on so small a set"
     return Claim(
         "decay makes no difference",
         "further steps at a small common rate change the accuracy insignificantly",
         f"mean change {show(gain, '+.4f')} (standard error {show(error, '.2g')}, "
         f"{len(gains)} runs)",
         holds,
-        "" if holds else "mini-batch noise at the end differs with the rate on so small a set",
+        "fewer than two live runs" if holds is None else why,
     )
 
 
@@ -194,13 +196,12 @@ def _claim_no_correlation(records: list[grid.Record]) -> Claim:
         and (b := grid.last(r, "test_accuracy")) is not None
     ]
     r = correlation([a for a, _ in pairs], [b for _, b in pairs])
-    why = "fewer than three runs" if r is None else ""
-    if r is not None and abs(r) >= 0.5:
-        why = "near eta_max lambda is lowest and the few steps left cost accuracy"
+    few = r is None or len(pairs) < FEW
+    why = "near eta_max lambda is lowest and the few steps left cost accuracy"
     return Claim(
         "no correlation of lambda and accuracy",
         "at equal eta * t the final lambda does not predict the accuracy",
         f"Pearson r = {show(r, '.2f')} over {len(pairs)} live runs",
-        None if r is None else abs(r) < 0.5,
-        why,
+        None if few or r is None else abs(r) < 0.5,
+        f"fewer than {FEW} live runs" if few else why,
     )

@@ -255,15 +255,12 @@ def _claim_max(rows: list[Row], depth: int) -> Claim:
 
 
 def _claim_order(cells: list[dict[str, Any]]) -> Claim:
-    good = [
-        c
-        for c in cells
-        if None not in (values := [c[k] for k in THRESHOLDS]) and values == sorted(values)
-    ]
+    known = [values for c in cells if None not in (values := [c[k] for k in THRESHOLDS])]
+    good = [values for values in known if values == sorted(values)]
     return Claim(
         "order of the thresholds",
         "c_loss <= c_sharp <= c_barrier <= c_max",
-        f"in {len(good)} of {len(cells)} initialisations",
-        len(good) == len(cells),
-        "" if len(good) == len(cells) else "neighbouring points of the grid swap",
+        f"in {len(good)} of {len(known)} initialisations with all four, of {len(cells)}",
+        len(good) == len(known) if known else None,
+        "neighbouring points of the grid swap" if known else "no initialisation has all four",
     )

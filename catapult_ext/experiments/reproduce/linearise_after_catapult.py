@@ -13,6 +13,7 @@ from catapult_ext.data import Dataset
 from catapult_ext.experiments.curvature import top_curvature
 from catapult_ext.experiments.descent import Recipe, Start, start, train
 from catapult_ext.experiments.reproduce.context import Context
+from catapult_ext.experiments.reproduce.grid import last
 from catapult_ext.experiments.reproduce.outcome import (
     Claim,
     Outcome,
@@ -28,6 +29,7 @@ from catapult_ext.linops import freeze
 from catapult_ext.losses import SquaredLoss
 from catapult_ext.models import build
 from catapult_ext.probes import accuracy
+from catapult_ext.probes.phases import is_dead
 from catapult_ext.training import full_batch
 
 TITLE = "after the catapult the net is linear again"
@@ -116,8 +118,9 @@ def _cell(problem: Start, data: Dataset, c: float, recipe: Recipe, steps: int) -
     problem.model.load_state_dict(problem.state)
     from_start = _linear(problem, data, eta, recipe.steps_at(eta) + steps)
     first = train(problem, eta, recipe)
-    if first["diverged_at"] >= 0:
-        return {"diverged_at": first["diverged_at"], "eta_lambda": None} | {
+    dead = is_dead(last(first, "worst_inactive"))
+    if first["diverged_at"] >= 0 or dead:  # a dead net is linear, which is no finding
+        return {"diverged_at": first["diverged_at"], "dead": dead, "eta_lambda": None} | {
             "nonlinear": None,
             "linear": None,
             "linear_diverged": None,
@@ -129,6 +132,7 @@ def _cell(problem: Start, data: Dataset, c: float, recipe: Recipe, steps: int) -
     nonlinear = _continue(problem, data, eta, steps)
     return {
         "diverged_at": -1,
+        "dead": False,
         "eta_lambda": eta * value,
         "nonlinear": nonlinear,
         "linear": linear,
@@ -180,6 +184,7 @@ def _row(c: float, cells: list[dict[str, Any]]) -> Row:
         "c": c,
         "runs": len(cells),
         "diverged": sum(x["diverged_at"] >= 0 for x in cells),
+        "dead": sum(x["dead"] for x in cells),
         "eta_lambda_then": mean(x["eta_lambda"] for x in cells),
         "eta_lambda_then_max": max(
             (x["eta_lambda"] for x in cells if x["eta_lambda"] is not None), default=None
@@ -202,29 +207,30 @@ def _claim_same(rows: list[Row]) -> Claim:
         f"c = {r['c']:g}: {show(r['nonlinear'], '.4f')} and {show(r['linear'], '.4f')}"
         for r in kept
     )
-    holds = not apart and len(kept) == len(rows)
+    whole = len(kept) == len(rows) and not any(r["diverged"] or r["dead"] for r in rows)
+    why = "the kernel still moves at this width: it differs at c = "
+    why += ", ".join(f"{c:g}" for c in apart)
     return Claim(
         "linear = non-linear after the catapult",
         "for c in (2, 4) the accuracy of the continuation linearised after the catapult is that of "
         "the net itself, within two standard errors",
         f"non-linear and linearised: {text or 'no pair'}",
-        holds if kept else None,
-        ""
-        if holds
-        else "differs at c = "
-        + (", ".join(f"{c:g}" for c in apart) or "-")
-        + ": the kernel still moves at this width, or runs were lost",
+        False if apart else True if kept and whole else None,
+        why if apart else "runs diverged or died, or there is one seed",
     )
 
 
 def _claim_start(rows: list[Row]) -> Claim:
-    lost, runs = sum(r["start_diverged"] for r in rows), sum(r["runs"] for r in rows)
+    above = [r for r in rows if r["c"] > 2]
+    lost, runs = sum(r["start_diverged"] for r in above), sum(r["runs"] for r in above)
     return Claim(
         "linearised at the start the same rates diverge",
         "above 2/lambda_0 the model linearised at initialisation diverges",
         f"{lost} of {runs} runs exceeded the cut",
-        lost == runs,
-        "" if lost == runs else "just above 2 the growth per step is too slow for these few steps",
+        lost == runs if runs else None,
+        "just above 2 the growth per step is too slow for these few steps"
+        if runs
+        else "no rate above 2",
     )
 
 
@@ -235,5 +241,5 @@ def _claim_settled(rows: list[Row]) -> Claim:
         "after of order log n steps lambda is below 2/eta",
         f"largest eta*lambda at the linearisation: {show(worst)}",
         None if not worst else worst < 2,
-        "more steps are needed at this width" if worst else "every run diverged before",
+        "more steps are needed at this width" if worst else "every run diverged or died before",
     )

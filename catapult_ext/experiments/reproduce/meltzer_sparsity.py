@@ -26,6 +26,7 @@ from catapult_ext.experiments.stacked import StackedDense
 from catapult_ext.figures.line_panel import Panel
 from catapult_ext.models import fully_connected
 from catapult_ext.probes import divergence_cut
+from catapult_ext.probes.phases import is_dead
 from catapult_ext.toy import quadratic_net
 
 TITLE = "weight norm and activation sparsity in the catapult phase"
@@ -108,7 +109,10 @@ def run(settings: Settings, context: Context) -> Outcome:
         "norm": _panel(s, rows, "norm_ratio", "|theta|^2 at the end over the start", "ratio"),
         "curvature": _panel(s, rows, "eta_lambda", "eta * lambda at the end", "eta * lambda"),
     }
-    notes = [f"Diverged runs are left out of the means; {s.steps} steps, {s.seeds} seeds."]
+    notes = [
+        "Diverged runs are left out of the means, and dead nets of the claims too; "
+        f"{s.steps} steps, {s.seeds} seeds."
+    ]
     return Outcome(claims, {"rates": rows}, panels, notes)
 
 
@@ -142,6 +146,7 @@ def _net(s: Settings, data: Dataset, depth: int, seed: int) -> list[Row]:
     for i, c in enumerate(s.c):
         stable = i in kept
         row: Row = {"depth": depth, "seed": seed, "c": c, "diverged": not stable}
+        row |= {"dead": stable and is_dead(float(record.inactive[i]))}
         row |= {"inactive": float(shares[kept.index(i)].mean()) if stable else None}
         row |= {"eta_lambda": float(eta[i] * record.lambda_end[i]) if stable else None}
         row |= {"norm_ratio": float(path[i, -1] / path[i, 0]) if stable else None}
@@ -182,20 +187,26 @@ def _quadratic(s: Settings, seed: int) -> dict[str, Any]:
 def _row(depth: int, c: float, records: list[Row]) -> Row:
     held = [r for r in records if r["depth"] == depth and r["c"] == c]
     row: Row = {"depth": depth, "c": c, "diverged": sum(r["diverged"] for r in held)}
+    row |= {"dead": sum(r["dead"] for r in held)}
     keys = ("inactive", "norm_ratio", "eta_lambda")
     row |= averages({key: [r[key] for r in held] for key in keys})
-    worst = [r["eta_lambda"] for r in held if r["eta_lambda"] is not None]
+    worst = [r["eta_lambda"] for r in _live(held)]
     return row | {"eta_lambda_max": max(worst, default=None)}
+
+
+def _live(records: list[Row]) -> list[Row]:
+    """Those that neither diverged nor ended with a dead layer."""
+    return [r for r in records if not r["diverged"] and not r["dead"]]
 
 
 def _claim_sparsity(depth: int, records: list[Row]) -> Claim:
     """Least-squares slopes of the share against ln c, above 2 and below."""
-    kept = [r for r in records if r["depth"] == depth and r["inactive"] is not None]
+    kept = [r for r in _live(records) if r["depth"] == depth]
     above = [(math.log(r["c"]), r["inactive"]) for r in kept if r["c"] > 2]
     predicted = "beyond c = 2 the share of negative pre-activations grows with the learning rate"
     name = f"sparsity, {depth} hidden"
     if len({x for x, _ in above}) < 2:
-        return Claim(name, predicted, "fewer than two stable rates above 2", None, "grid")
+        return Claim(name, predicted, "fewer than two live rates above 2", None, "grid")
     b, error = slope([x for x, _ in above], [y for _, y in above])
     lazy = mean(r["inactive"] for r in kept if r["c"] < 2)
     top = max(r["c"] for r in kept)
@@ -207,12 +218,12 @@ def _claim_sparsity(depth: int, records: list[Row]) -> Claim:
         f"slope against ln c: {b:.3f} +- {show(error, '.2g')}; {show(lazy)} below 2, "
         f"{show(highest)} at c = {top:g}",
         holds,
-        "" if holds else "too few stable rates, or seeds differ more than rates",
+        "too few live rates, or seeds differ more than rates",
     )
 
 
 def _claim_norm(records: list[Row]) -> Claim:
-    caught = [r for r in records if r["c"] > 2 and not r["diverged"]]
+    caught = [r for r in _live(records) if r["c"] > 2]
     within = [r for r in caught if r["c"] <= RELU_BOUND]
     fallen = [r for r in within if r["norm_ratio"] < 1]
     worst = max((r["norm_ratio"] for r in within), default=None)
@@ -231,7 +242,7 @@ def _claim_norm(records: list[Row]) -> Claim:
 
 
 def _claim_law(records: list[Row]) -> Claim:
-    caught = [r for r in records if not r["diverged"] and r["c"] <= RELU_BOUND]
+    caught = [r for r in _live(records) if r["c"] <= RELU_BOUND]
     large, falls = sum(r["large"] for r in caught), sum(r["falls"] for r in caught)
     share = falls / large if large else None
     return Claim(
@@ -251,9 +262,9 @@ def _claim_edge(rows: list[Row]) -> Claim:
     return Claim(
         "eta * lambda ends at or below 2",
         "runs that stay bounded end with eta * lambda <= 2",
-        f"largest over all rates, depths and seeds: {show(worst)}",
+        f"largest over all rates, depths and live seeds: {show(worst)}",
         None if worst is None else worst <= 2.02,
-        "every run diverged" if worst is None else "not settled after these steps",
+        "every run diverged or died" if worst is None else "not settled after these steps",
     )
 
 

@@ -214,13 +214,16 @@ def _row(c: float, cells: list[dict[str, Any]]) -> Row:
 def _claim_boundary(ones: list[Row]) -> Claim:
     wrong = [r for r in ones if r["bounded"] != (r["c"] < 4)]
     lost = sorted({r["c"] for r in ones if not r["bounded"]})
+    both = len({r["c"] < 4 for r in ones}) == 2
     return Claim(
         "eta_max = 4/lambda_0",
         "one sample: every rate below 4/lambda_0 converges, every larger one diverges",
         f"{len(ones) - len(wrong)} of {len(ones)} runs as predicted; diverging c: "
         + (", ".join(f"{c:g}" for c in lost) or "none"),
-        not wrong,
-        "narrow models start with curvature and output far from typical" if wrong else "",
+        not wrong if both else None,
+        "narrow models start with curvature and output far from typical"
+        if both
+        else "rates on one side of 4 only",
     )
 
 
@@ -282,8 +285,8 @@ def _claim_first(pairs: list[Row]) -> Claim:
         "only the first direction's loss rises and only lambda_1 falls",
         f"{len(good)} of {len(rows)} runs (net and quadratic model); along p_1 and p_2, "
         + _describe(rows),
-        len(good) == len(rows),
-        "" if len(good) == len(rows) else "at finite width the catapult also moves its neighbours",
+        len(good) == len(rows) if rows else None,
+        "at finite width the catapult also moves its neighbours" if rows else "no such rate",
     )
 
 
@@ -304,12 +307,13 @@ def _claim_both(pairs: list[Row]) -> Claim:
 
 
 def _claim_rest(pairs: list[Row]) -> Claim:
-    worst = max(r["rest_change"] for r in pairs if r["model"] == "quadratic")
+    changes = [r["rest_change"] for r in pairs if r["model"] == "quadratic"]
+    worst = max(changes, default=None)
     return Claim(
         "the other directions do not move",
         "in the quadratic model of inputs on a line, p_3, p_4, ... carry a constant loss",
-        f"largest change over the initial loss: {worst:.2g}",
-        worst < 1e-6,
+        f"largest change over the initial loss: {show(worst, '.2g')}",
+        None if worst is None else worst < 1e-6,
         "rounding, or inputs that do not lie on a line",
     )
 

@@ -15,6 +15,7 @@ from catapult_ext import _validate as v
 from catapult_ext import losses
 from catapult_ext.data import Dataset
 from catapult_ext.experiments.curvature import top_sharpness
+from catapult_ext.experiments.reproduce.brackets import brackets
 from catapult_ext.experiments.reproduce.context import Context
 from catapult_ext.experiments.reproduce.outcome import (
     Claim,
@@ -30,7 +31,8 @@ from catapult_ext.experiments.reproduce.outcome import (
 from catapult_ext.experiments.reproduce.settings import setting
 from catapult_ext.figures.line_panel import Panel, Series
 from catapult_ext.models import build
-from catapult_ext.probes import accuracy, divergence_cut
+from catapult_ext.probes import accuracy, activity, divergence_cut
+from catapult_ext.probes.phases import is_dead
 from catapult_ext.training import Descent, drawn, moved, steps
 
 TITLE = "why warm up the learning rate"
@@ -175,10 +177,8 @@ def _train(
     move = Descent(weights, 0.0)
     for step in steps(model, weights, batches, loss, total, move, cut=cut):
         if step.diverged:
-            return {"diverged": True, "peak": None, "accuracy": None} | {
-                "at": at,
-                "sharpness": seen,
-            }
+            lost = {"diverged": True, "dead": False, "peak": None, "accuracy": None}
+            return lost | {"at": at, "sharpness": seen}
         if step.number < total:
             peak = max(peak, step.loss / start)
         if step.number > 0 and step.number in marks:
@@ -187,13 +187,12 @@ def _train(
             seen.append(top)
         move.rate = eta * min(1.0, (step.number + 1) / warm)
     with torch.no_grad():
-        last = loss(model(data.x_train), data.y_train).item()
+        outputs, active = activity(model, data.x_train)
+        ended = not loss(outputs, data.y_train).item() <= start
         right = accuracy(model(data.x_test), data.y_test) if data.classes else None
-    lost = not last <= start
-    return {"diverged": lost, "peak": None if lost else peak, "accuracy": right} | {
-        "at": at,
-        "sharpness": seen,
-    }
+    dead = not ended and active is not None and is_dead(active.worst_inactive)
+    found = {"diverged": ended, "dead": dead, "peak": None if ended else peak, "accuracy": right}
+    return found | {"at": at, "sharpness": seen}
 
 
 @torch.no_grad()
@@ -233,19 +232,23 @@ def _search(s: Settings, data: Dataset, seed: int) -> dict[str, Any]:
 
 def _row(s: Settings, warm: int, runs: list[Row]) -> Row:
     held = [r for r in runs if r["warmup"] == warm]
-    largest = [
-        max((r["c"] for r in held if r["seed"] == seed and not r["diverged"]), default=0.0)
-        for seed in range(s.seeds)
-    ]
-    shown = [r for r in held if r["c"] == 2**s.shown and not r["diverged"]]
+    found = brackets(held, _live, lambda r: r["dead"])
+    largest = [b.stable for b in found]
+    shown = [r for r in held if r["c"] == 2**s.shown and _live(r)]
     return {
         "warmup": warm,
         "largest_c": median(largest),
         "lowest": min(largest),
         "highest": max(largest),
+        "ended": sum(b.lost is not None for b in found),
         "peak_at_shown": mean(r["peak"] for r in shown),
         "peak_se": standard_error(r["peak"] for r in shown),
     }
+
+
+def _live(run: Row) -> bool:
+    """Neither diverged nor ended with a dead layer: it trained."""
+    return not run["diverged"] and not run["dead"]
 
 
 def _claim_largest(rows: list[Row]) -> Claim:
@@ -255,12 +258,15 @@ def _claim_largest(rows: list[Row]) -> Claim:
         for r in rows
     )
     grows = values == sorted(values) and values[-1] > values[0]
+    # where no run was lost the largest rate lies beyond the grid, and could be any
+    open_ = [r["warmup"] for r in rows if not r["ended"]]
+    tested = len(rows) > 1 and (grows or not open_)
     return Claim(
         "a longer warm-up tolerates a larger rate",
         "the largest target rate that trains grows with the length of the warm-up",
         f"largest c, median of seeds (lowest to highest), {text}",
-        grows,
-        "" if grows else "the grid is coarse, or the largest rate of the grid was stable",
+        grows if tested else None,
+        "the grid is coarse" if tested else "one warm-up, or the largest rate of the grid trains",
     )
 
 
@@ -289,7 +295,7 @@ def _claim_milder(s: Settings, rows: list[Row]) -> Claim:
 
 
 def _claim_sharpness(runs: list[Row]) -> Claim:
-    kept = [r for r in runs if not r["diverged"] and r["c"] > 2]
+    kept = [r for r in runs if _live(r) and r["c"] > 2]
     ends = [r["eta_lambda"][-1] for r in kept]
     low = [e for e in ends if e <= 2.2]
     return Claim(
@@ -311,7 +317,7 @@ def _claim_accuracy(s: Settings, runs: list[Row]) -> Claim:
     complete = [
         c
         for c in every
-        if len([r for r in runs if r["c"] == c and not r["diverged"] and r["accuracy"] is not None])
+        if len([r for r in runs if r["c"] == c and _live(r) and r["accuracy"] is not None])
         == s.seeds * len(s.warmups)
     ]
     table = {
@@ -320,8 +326,9 @@ def _claim_accuracy(s: Settings, runs: list[Row]) -> Claim:
         for w in s.warmups
     }
     predicted = "the final accuracy is set by the target rate, little by the length of the warm-up"
-    if len(complete) < 2:
-        return Claim("accuracy", predicted, "fewer than two common targets", None, "grid")
+    if len(complete) < 2 or len(s.warmups) < 2:
+        text = "fewer than two common targets or warm-ups"
+        return Claim("accuracy", predicted, text, None, "grid")
 
     def spread(groups: list[list[Any]]) -> float:
         return mean(max(g) - min(g) for g in groups) or 0.0
@@ -346,15 +353,15 @@ def _claims_search(searches: list[Row]) -> list[Claim]:
             "eta_c by forward passes",
             "doubling and bisecting the rate of one step finds eta_c, at or above 2/lambda_0",
             f"eta_c times the initial sharpness: {text}",
-            all(v >= 2 * 0.95 for v in c),
+            all(v >= 2 * 0.95 for v in c) if c else None,
             "the curvature averaged along the step is not the sharpness at its start",
         ),
         Claim(
             "cost of eta_c",
             "about ten forward passes (here 5 to 20)",
             ", ".join(str(p) for p in passes),
-            all(5 <= p <= 20 for p in passes),
-            "" if all(5 <= p <= 20 for p in passes) else "the search starts at 1e-4, far below",
+            all(5 <= p <= 20 for p in passes) if passes else None,
+            "the search starts at 1e-4, far below",
         ),
     ]
 
