@@ -26,7 +26,7 @@ from catapult_ext._native import build_info
 FORMAT = "catapult_ext run 1"
 _OWN_FILES = (
     *("summary.json", "summary.csv", "timing.json", "report.html", "fig_*.png"),
-    *("claims.json", "data.json", "table_*.csv", "fig_*.svg"),
+    *("claims.json", "data.json", "table_*.csv", "fig_*.svg", "probes.jsonl"),
 )
 
 

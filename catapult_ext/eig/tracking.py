@@ -10,6 +10,7 @@ from torch import Tensor
 
 from catapult_ext import _validate as v
 from catapult_ext._autocast import no_autocast
+from catapult_ext._state import attributes, check_state, put
 from catapult_ext.eig.certify import rounding
 from catapult_ext.eig.operand import Operand, as_operand
 from catapult_ext.eig.pairs import EigshResult, Options, Pairs
@@ -20,6 +21,8 @@ from catapult_ext.eig.solve import lifted, package, solve
 
 _WHERE = "TopTracker"
 _MOVED = 0.25  # relative change of a value that calls for a checked solve
+_KIND = {"format": "catapult_ext TopTracker 1"}
+_STATE = ("k", "guards", "checks", "_block", "_gaps", "_least", "_values", "_since", "_converged")
 
 
 class TopTracker:
@@ -33,6 +36,12 @@ class TopTracker:
     than half of its distance then; relative to the values they are no smaller than the errors of
     that check.  A new eigenvalue whose vector is orthogonal to all that is
     carried is seen by the next check only.
+
+    ``torch.save(tracker.state_dict(), path)`` keeps what it carries, and a tracker of the same
+    arguments that has loaded it goes on with the same bits:
+
+        tracker = cx.TopTracker(k=2)
+        tracker.load_state_dict(torch.load(path, weights_only=True))
 
     Args:
         k: number of pairs.
@@ -87,6 +96,24 @@ class TopTracker:
         self.k, self.guards = k, max(self.guards, 1 + k // 4)
         self._since = self.check_every  # the next is checked
 
+    def state_dict(self) -> dict[str, Any]:
+        """What is carried from update to update: copies of tensors, numbers, lists of them."""
+        replicas = None if self._replicas is None else self._replicas.state_dict()
+        return {**_KIND, **attributes(self, _STATE), "replicas": replicas}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from a :meth:`state_dict`, of a tracker with the same arguments.
+
+        Raises:
+            TypeError, ValueError: the state of something else.
+        """
+        check_state(f"{_WHERE}.load_state_dict", state, _KIND, (*_STATE, "replicas"))
+        put(self, _STATE, state)
+        self._replicas = None
+        if state["replicas"] is not None:
+            self._replicas = ReplicaTracker(self.check_every, _MOVED)
+            self._replicas.load_state_dict(state["replicas"])
+
     @no_autocast()
     def update(self, A: Any, *, check: bool = False) -> EigshResult:
         """The k largest eigenpairs of ``A``, as in :func:`catapult_ext.eigsh`.
@@ -128,6 +155,9 @@ class TopTracker:
     def _pairs(self, a: Operand, k: int, check: bool) -> Pairs:
         if self._block is not None and self._block.shape[1] != a.n:
             self._block = None
+        if self._block is not None and self._values is not None:
+            # a state may have been loaded to another device
+            self._block, self._values = self._block.to(a.device), self._values.to(a.device)
         due = check or self._block is None or self._since + 1 >= self.check_every
         due = due or not self._converged
         pairs = None if due else self._refined(a, k)

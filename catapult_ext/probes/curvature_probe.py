@@ -7,6 +7,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from catapult_ext import _validate as v
+from catapult_ext._state import attributes, put
 from catapult_ext.eig import EigshResult, TopTracker
 from catapult_ext.linops import GGN, NTK, Hessian, Preconditioned
 from catapult_ext.linops.ggn import DualGGN
@@ -20,6 +21,7 @@ from catapult_ext.probes.record import Row
 from catapult_ext.probes.step_metric import NoMetric
 
 QUANTITIES = ("ggn", "hessian", "ntk")
+_STATE = ("made", "_last_check", "_kernel")
 _ABOVE_TOL = 2.0  # an error above this multiple of tol is one of rounding
 
 
@@ -77,6 +79,14 @@ class CurvatureProbe:
             row = self._measured(step, held, data, check, options)
         self.made += 1
         return row
+
+    def state_dict(self) -> dict[str, Any]:
+        """What later rows depend on, besides ``top``."""
+        return attributes(self, _STATE)
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from there."""
+        put(self, _STATE, state)
 
     def lost(self, step: int, flag: str, reason: str | None = None) -> Row:
         """A row of NaN with a flag, for a probe that could not be made."""

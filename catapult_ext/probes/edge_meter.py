@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from catapult_ext import _validate as v
 from catapult_ext._autocast import no_autocast
+from catapult_ext._state import attributes, check_state, put
 from catapult_ext.eig import Estimate, TopTracker
 from catapult_ext.probes.edge_row import EdgeRow, empty_row
 from catapult_ext.probes.loss_again import Evaluate, Replay, StepHessian, moved_back
@@ -29,6 +30,9 @@ from catapult_ext.probes.step_watch import StepWatch, dot
 from catapult_ext.probes.threshold import ThresholdCache
 
 _WHERE = "EdgeMeter"
+_KIND = {"format": "catapult_ext EdgeMeter 1"}
+_STATE = ("count", "_pending_metric", "_pending_square")
+_PARTS = ("_record", "_top", "_watch")
 _CHECK_EVERY = 25  # rows with curvature from one checked solve to the next
 
 
@@ -59,6 +63,9 @@ class EdgeMeter:
 
     Under ``GradScaler`` pass the unscaled loss, under accumulation the mean over the micro-batches,
     and let ``evaluate`` return the same mean.
+
+    ``state_dict()`` and ``load_state_dict()`` keep a meter in a training's checkpoint; one that has
+    loaded it goes on with the same rows.
 
     Args:
         model: the module trained.
@@ -155,6 +162,31 @@ class EdgeMeter:
             self._watch.close()
             self._replay.close()
         self._open = False
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that later rows depend on and all rows: tensors, numbers, texts, lists of them."""
+        parts = {name.lstrip("_"): getattr(self, name).state_dict() for name in _PARTS}
+        return {
+            **_KIND,
+            **attributes(self, _STATE),
+            **parts,
+            "pending": self._pending is not None,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from a :meth:`state_dict`, between two steps and after the model's is loaded.
+
+        Raises:
+            TypeError, ValueError: the state of something else.
+        """
+        names = (*_STATE, *_PARTS, "pending")
+        check_state(f"{_WHERE}.load_state_dict", state, _KIND, names)
+        put(self, _STATE, state)
+        for name in _PARTS:
+            getattr(self, name).load_state_dict(state[name.lstrip("_")])
+        self._pending = self.rows[-1] if state["pending"] else None
+        self._watch.clear(measuring=self._measures(self.count))
+        self._replay.clear(keeping=self._evaluates(self.count))
 
     def hold_gradient(self) -> None:
         """The present gradients are the loss's own: call it before something changes them.

@@ -86,6 +86,15 @@ class StepObservables:
         }
         self._record.append(self._last)
 
+    def state_dict(self) -> dict[str, Any]:
+        """The record."""
+        return self._record.state_dict()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from there."""
+        self._record.load_state_dict(state)
+        self._last = self.rows[-1] if self.rows else None  # a record always holds its last row
+
 
 def top_shares(vectors: Tensor, values: Tensor, gradient: Tensor, loss: float) -> list[float]:
     """Share of a squared loss in each top eigenvector: Pi_i L / L = (x_i.g)^2 / (2 lambda_i L).

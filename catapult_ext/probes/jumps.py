@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+from catapult_ext._state import attributes, put
+
 _FACTOR = 2.0  # over the largest value since the probe before the last one
+_STATE = ("_seen", "_range")
 
 
 class Jumps:
@@ -31,3 +36,11 @@ class Jumps:
         """A probe was made: later steps are compared with those since the one before."""
         self._range |= self._seen
         self._seen = {}
+
+    def state_dict(self) -> dict[str, Any]:
+        """Both ranges."""
+        return attributes(self, _STATE)
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from there."""
+        put(self, _STATE, state)

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from typing import Any
+
+from catapult_ext._state import attributes, put
 
 _COLD_FORWARDS = 50  # a checked solve in forward passes: about 20 products and the freezing
 _FIRST_SHARE = 0.1  # of the budget of a training, for one checked solve
+_STATE = ("training", "probing")
 
 
 class Overhead:
@@ -65,3 +69,11 @@ class Overhead:
         assert self.budget is not None
         allowed = _FIRST_SHARE * self.budget * planned * self.training / count
         return min(1.0, allowed / max(_COLD_FORWARDS * forward, 1e-12))
+
+    def state_dict(self) -> dict[str, Any]:
+        """Seconds so far."""
+        return attributes(self, _STATE)
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from there; the time between counts as neither."""
+        put(self, _STATE, state)

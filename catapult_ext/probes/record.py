@@ -1,16 +1,15 @@
-"""The row of a probe, shared by trackers, sweeps and runs, and the folder of a tracker."""
+"""The row of a probe, shared by trackers, sweeps and runs, and records of bounded length."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 from typing import Any, Generic, TypedDict, TypeVar
 
 import torch
 from torch import Tensor
 
-from catapult_ext._store import RunFolder
+from catapult_ext._state import attributes, put
 
 # What is measured at the probe steps of a sweep, a column each.
 Observables = TypedDict(
@@ -147,6 +146,7 @@ class Projection:
 
 FIRST_ROWS = 4096  # of a long record, all kept; of the later ones at most as many, evenly spread
 T = TypeVar("T")
+_RECORD_STATE = ("rows", "_stride", "_count", "_passing")
 
 
 class BoundedRecord(Generic[T]):
@@ -175,6 +175,14 @@ class BoundedRecord(Generic[T]):
             self._passing = later % self._stride != 0
         self.rows.append(row)
 
+    def state_dict(self) -> dict[str, Any]:
+        """Copies of the rows, and how they are thinned."""
+        return attributes(self, _RECORD_STATE)
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from there."""
+        put(self, _RECORD_STATE, state)
+
 
 DENSE_STEPS = 100  # every loss up to here is kept, then steps growing by LOG_FACTOR
 LOG_FACTOR = 1.02
@@ -202,44 +210,20 @@ TRACKED = (
 )
 
 
-def write_run(
-    out: Path | str,
-    fresh: bool,
-    config: dict[str, Any],
-    probes: Sequence[Row],
-    steps: list[dict[str, Any]],
-    times: dict[str, Any],
-) -> None:
-    """Write ``summary.json``, ``summary.csv`` (a row a probe), ``timing.json`` and the picture.
+def table_rows(probes: Sequence[Row]) -> list[dict[str, Any]]:
+    """Probes in columns that are numbers or text: ``lambda`` and ``error`` of the first pair.
 
-    The picture is left out where matplotlib is missing.
-
-    Args:
-        out: run folder.
-        fresh: replace an earlier run in it.
-        config: identity of the run; holds ``quantity``.
-        probes: rows of the probes.
-        steps: rows of the steps whose loss is known.
-        times: goes into ``timing.json``.
-
-    Raises:
-        RunFolderError: the folder is in use or holds another run.
+    Those of the others are ``lambda_2``, ``error_2`` and so on, None where fewer were followed.
     """
-    with RunFolder(out, {"kind": "curvature", **config}, fresh=fresh) as folder:
-        folder.write_json("summary.json", {"probes": probes, "steps": steps})
-        folder.write_csv("summary.csv", [table_row(row) for row in probes])
-        folder.write_json("timing.json", times)
-        try:
-            from catapult_ext.figures.curvature import curvature_png
-
-            picture = curvature_png([dict(row) for row in probes], steps, config["quantity"])
-        except RuntimeError:
-            return
-        folder.write_bytes("fig_curvature.png", picture)
+    most = max((len(probe["values"]) for probe in probes), default=1)
+    return [_table_row(probe, most) for probe in probes]
 
 
-def table_row(probe: Row) -> dict[str, Any]:
-    """A probe in columns that are numbers or text: ``lambda`` and ``error`` of the first pair."""
+def _table_row(probe: Row, most: int) -> dict[str, Any]:
     row: dict[str, Any] = {name: probe.get(name) for name in TRACKED}
-    row["lambda"], row["error"] = probe["values"][0], probe["errors"][0]
+    pairs = list(zip(probe["values"], probe["errors"], strict=True))
+    pairs += [(None, None)] * (most - len(pairs))
+    for rank, (value, error) in enumerate(pairs, 1):
+        end = "" if rank == 1 else f"_{rank}"
+        row[f"lambda{end}"], row[f"error{end}"] = value, error
     return row | {"flags": " ".join(probe["flags"])}

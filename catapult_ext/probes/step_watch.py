@@ -71,6 +71,16 @@ class StepWatch:
         self.flags, self.products = [], None
         self._seen, self._held = [], None
 
+    def state_dict(self) -> dict[str, Any]:
+        """Whether gradients are copied; nothing else lasts from step to step."""
+        return {"copying": self._copying}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from there, with the parameters as they are now."""
+        self._copying, self._copies, self.versions = state["copying"], {}, 0
+        self.parameters = self._trained()
+        self._hook_gradients()
+
     def hold_gradient(self) -> None:
         """Copy the gradients as they are: the loss's own, at the present parameters."""
         if self.measuring:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
-import math
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,28 +13,31 @@ from torch import Tensor, nn
 from catapult_ext import _validate as v
 from catapult_ext._autocast import no_autocast
 from catapult_ext._model_call import Forward
-from catapult_ext._shown import number
+from catapult_ext._state import attributes, check_state, put
+from catapult_ext._store import RunFolderError
 from catapult_ext.eig import TopTracker
 from catapult_ext.figures.drawn import Drawn
 from catapult_ext.losses import OWN_LOSS, resolve
 from catapult_ext.models import with_batch_stats
-from catapult_ext.probes import free
 from catapult_ext.probes.curvature_probe import CurvatureProbe
 from catapult_ext.probes.edge_meter import EdgeMeter
-from catapult_ext.probes.edge_row import EdgeRow
-from catapult_ext.probes.jumps import Jumps
-from catapult_ext.probes.late_numbers import LateNumbers
 from catapult_ext.probes.optimizer_steps import OptimizerSteps
 from catapult_ext.probes.overhead import Overhead
 from catapult_ext.probes.problem import Problem
-from catapult_ext.probes.record import BoundedRecord, Row, table_row, write_run
+from catapult_ext.probes.record import BoundedRecord, Row, table_rows
 from catapult_ext.probes.step_metric import has_stepped, is_adaptive
+from catapult_ext.probes.step_notes import StepNotes
+from catapult_ext.probes.tracked_folder import TrackedFolder
 from catapult_ext.probes.tracker_options import check_options
+from catapult_ext.probes.tracker_report import last_probe, sentence
 
 _WHERE = "CurvatureTracker"
 _TIMED_STEPS = 3  # a budget is split once so many steps have been timed
 _LEAST_SAMPLES = 16
-_FREE_SHARE = 1 / 3  # of a budget, for the norms of gradients
+_FORMAT = "catapult_ext CurvatureTracker 1"
+_STATE = ("count", "samples", "_made", "_missed", "_cost", "_costliest", "_last_probe")
+_STATE += ("_began", "_warned")
+_PARTS = ("_record", "_top", "_probed", "_notes", "overhead")
 
 
 class CurvatureTracker(Drawn):
@@ -60,6 +61,10 @@ class CurvatureTracker(Drawn):
                 opt.step()
                 tracker.step(loss)
         print(tracker.probes[-1]["values"], tracker.report())
+
+    A job that may be preempted keeps ``tracker.state_dict()`` in its checkpoint, beside those of
+    model and optimizer.  A tracker of the same arguments that has loaded it, before its first step,
+    gives the rows that an uninterrupted one gives, to the bit on the same machine.
 
     Args:
         model: the module trained.
@@ -101,7 +106,9 @@ class CurvatureTracker(Drawn):
             probe is made at once (with ``budget``: as soon as it pays for one; on a GPU: as soon as
             the numbers have arrived, for which no step waits).
         seed: of random vectors.
-        out: run folder to write at the end; needs to be new or ``fresh``.
+        out: run folder, new or ``fresh`` or that of the run whose state was loaded.  Each probe is
+            a line of ``probes.jsonl`` once it is made, so that a kill loses one at most; tables and
+            picture come at the end.
         fresh: replace an earlier run in ``out``.
 
     Attributes:
@@ -117,6 +124,8 @@ class CurvatureTracker(Drawn):
 
     Raises:
         ValueError: bad options; ``step`` without the batch it needs.
+        RunFolderError: by ``start``, the folder is in use or holds another run; by ``close``, it
+            cannot be written.  (A probe that cannot be written is a RuntimeWarning.)
         TypeError: data that is no pair; see also
             :class:`~catapult_ext.linops.model.snapshot.Snapshot`.
 
@@ -213,14 +222,12 @@ class CurvatureTracker(Drawn):
             batch_stats=batch_stats,
         )
         self.optimizer = optimizer
-        self._edge: EdgeMeter | None = None
-        self._free = free.StepObservables(self.loss)
-        self._late = LateNumbers(self._arrived)
-        self._norms = 0.0  # seconds spent on the norms of gradients
+        self._notes = StepNotes(model, self.loss, self.overhead)
+        self._edge_state: dict[str, Any] | None = None  # loaded, for a meter to come
+        self._folder: TrackedFolder | None = None
         self._last_probe = 0
-        self._jumps = Jumps()
-        self._jumped = False
-        self._open = self._warned = False
+        self._open = self._began = self._resumed = False
+        self._warned = self._unwritten = False
 
     @property
     def optimizer(self) -> Any:
@@ -240,8 +247,7 @@ class CurvatureTracker(Drawn):
     @property
     def steps_seen(self) -> list[dict[str, Any]]:
         """See the class."""
-        self._late.take_all()
-        return self._free.rows
+        return self._notes.rows
 
     @property
     def k(self) -> int:
@@ -260,15 +266,32 @@ class CurvatureTracker(Drawn):
 
         Raises:
             ValueError: ``full_batch`` without an optimizer.
+            RunFolderError: see ``out``.
         """
-        if self.full_batch and self._edge is None:
+        if self.full_batch:
             v.require(self.optimizer is not None, _WHERE, "full_batch needs the optimizer", None)
-            self._edge = EdgeMeter(self.model, self.optimizer, full_batch=True)
-        self._open = True
+            self._watch_edge()
+        if self.out is not None and self._folder is None:
+            earlier = self.probes if self._resumed or self.count else None
+            self._folder = TrackedFolder(
+                self.out, self.fresh, self._config(), earlier, count=self.count
+            )
+        self._open = self._began = True
         self.overhead.enter()
-        if self.overhead.budget is None and self.data is not None and not self._waits():
+        begins = self.overhead.budget is None and self.data is not None and not self._resumed
+        self._resumed = False
+        if begins and not self._waits():
+            assert self.data is not None
             self._probe(self.data)
         self.overhead.leave()
+
+    def _watch_edge(self) -> None:
+        """Make the meter of zeta, which goes on from a state that was loaded."""
+        if self._notes.edge is None:
+            edge = EdgeMeter(self.model, self.optimizer, full_batch=True)
+            if self._edge_state is not None:
+                edge.load_state_dict(self._edge_state)
+            self._notes.edge, self._edge_state = edge, None
 
     def step(self, loss: Tensor | float | None = None, *, batch: Any = None) -> Row | None:
         """To be called after every optimizer step; returns the probe's record if one was made.
@@ -280,11 +303,11 @@ class CurvatureTracker(Drawn):
         if not self._open:
             self.start()
         self.overhead.enter()
-        self._note(loss)
+        self._notes.take(loss, self.count, self._probed.steps)
         self.count += 1
         made = None
         if self._due():
-            self._late.take_all()
+            self._notes.take_all()
             self._wait()
             self.overhead.waited()  # on a GPU training is done only now
             data = self.data if self.data is not None else batch
@@ -297,58 +320,11 @@ class CurvatureTracker(Drawn):
 
     __call__ = step
 
-    def _note(self, loss: Tensor | float | None) -> None:
-        """Take the loss and the gradient of a step; those of a GPU when they have arrived."""
-        eta, plain = self._probed.steps.one_rate, free.is_plain_descent(self.optimizer)
-        if isinstance(loss, Tensor) and loss.is_cuda and self._edge is None:
-            gradient = self._squared_gradient()
-            numbers = [loss] if gradient is None else [loss, gradient.to(loss.device)]
-            self._late.put(numbers, self.count, eta, plain)
-            self._late.take_arrived()
-            return
-        value = loss.item() if isinstance(loss, Tensor) else loss
-        edge = None if self._edge is None else self._edge.step(value)
-        if value is not None:
-            gradient = self._squared_gradient()
-            found = [float(value)] if gradient is None else [float(value), float(gradient)]
-            self._arrived(found, self.count, eta, plain, self._zeta(edge))
-
-    def _arrived(
-        self,
-        numbers: list[float],
-        step: int,
-        eta: float | None,
-        plain: bool,
-        zeta: dict[str, Any] | None = None,
-    ) -> None:
-        """Follow the loss and, where it was taken, the squared gradient of ``step``."""
-        value, gradient = numbers[0], numbers[1] if len(numbers) > 1 else None
-        self._free.follow(step, value, gradient, eta, plain, zeta)
-        norm = None if gradient is None else math.sqrt(gradient)
-        self._jumped |= self._jumps.follow(loss=value, gradient=norm)
-
     def _wait(self) -> None:
         """On a GPU, until it has done what it was given."""
         device = next((p.device for p in self.model.parameters()), None)
         if device is not None and device.type == "cuda":
             torch.cuda.synchronize(device)
-
-    def _squared_gradient(self) -> Tensor | None:
-        """|g|^2, at as many steps as its share of a budget pays for."""
-        began = self.overhead.clock()
-        budget = self.overhead.budget
-        if budget is not None and self._norms > _FREE_SHARE * budget * self.overhead.training:
-            return None
-        value = free.squared_gradient(self.model)
-        self._norms += self.overhead.clock() - began
-        return value
-
-    def _zeta(self, edge: EdgeRow | None) -> dict[str, Any]:
-        """What the meter has completed of the last step."""
-        if edge is None:
-            return {}
-        zeta = edge["zeta"] if math.isfinite(edge["zeta"]) else None
-        return {"zeta": zeta, "zeta_flags": edge["flags"]}
 
     def _waits(self) -> bool:
         """Whether the optimizer has a preconditioner to come, and no state yet."""
@@ -358,7 +334,7 @@ class CurvatureTracker(Drawn):
     def _due(self) -> bool:
         if self._waits():
             return False
-        waited = self._jumped or self.count - self._last_probe >= self.every
+        waited = self._notes.jumped or self.count - self._last_probe >= self.every
         if self.overhead.budget is None:
             return waited or not self.probes
         if self.count < _TIMED_STEPS:
@@ -382,11 +358,11 @@ class CurvatureTracker(Drawn):
                 row = self._probed.lost(self.count, "failed", f"{type(error).__name__}: {error}")
                 self._warn(row["reason"])
         self._last_probe = self.count
-        self._jumps.probed()
-        self._jumped = False
+        self._notes.probed()
         self._cost = self.overhead.clock() - began
         self._costliest = max(self._costliest, self._cost)
         self._record.append(row)
+        self._store(row)
         self._made += 1
         self._missed += "missed" in row["flags"]
         smallest = (row["eta"] or 0.0) * row["values"][-1]
@@ -408,7 +384,7 @@ class CurvatureTracker(Drawn):
         return data.first(self.samples)
 
     def _measure(self, data: Problem) -> Row:
-        return self._probed.measure(self.count, data, check=self._jumped)
+        return self._probed.measure(self.count, data, check=self._notes.jumped)
 
     def _warn(self, reason: str | None) -> None:
         """Once: rows say the rest."""
@@ -417,64 +393,93 @@ class CurvatureTracker(Drawn):
             warnings.warn(text, RuntimeWarning, stacklevel=4)
         self._warned = True
 
+    def _store(self, row: Row) -> None:
+        """A line of the run folder; a disk that is full ends no training."""
+        try:
+            if self._folder is not None:
+                self._folder.append(row)
+        except RunFolderError as error:
+            if not self._unwritten:
+                warnings.warn(str(error), RuntimeWarning, stacklevel=4)
+            self._unwritten = True
+
     def _line(self) -> str:
-        if not self.probes:
-            return f"CurvatureTracker of the {self.quantity}: no probe yet, {self.count} steps"
-        row = self.probes[-1]
-        pairs = zip(row["values"], row["errors"], strict=True)
-        last = ", ".join(f"{number(value)} +- {error:.1g}" for value, error in pairs)
-        counts = f"{self._made} probes in {self.count} steps"
-        return f"CurvatureTracker of the {self.quantity}: {counts}, last at {row['step']}: {last}"
+        return last_probe(self.quantity, self.probes, self._made, self.count)
 
     def _table(self) -> list[dict[str, Any]]:
-        return [table_row(row) for row in self.probes]
+        return table_rows(self.probes)
 
     def _picture(self) -> Any:
         return self.plot() if self.probes else None
 
     def report(self) -> str:
         """What was probed, what it cost, and what was chosen, in one sentence."""
-        products = sorted(row["products"] for row in self.probes) or [0]
         where = "the current batch" if self.data is None else "the probe set"
         number = "all" if self.samples is None else str(self.samples)
-        budget = self.overhead.budget
-        allowed = "" if budget is None else f" (budget {budget:.0%})"
-        steps = [row["step"] for row in self.probes]
-        gaps = sorted(b - a for a, b in itertools.pairwise(steps)) or [self.every]
-        return (
-            f"{self._made} probes of the {self.quantity} in {self.count} steps, on {number} "
-            f"samples of {where} in full precision, every {gaps[len(gaps) // 2]} steps "
-            f"(median); {products[len(products) // 2]} products a probe (median, at most "
-            f"{products[-1]}); {self._missed} missed tol; overhead {self.overhead.share:.1%} of "
-            f"training time{allowed}"
-        )
+        what = f"the {self.quantity} in {self.count} steps, on {number} samples of {where}"
+        made, missed = self._made, self._missed
+        return sentence(what, self.probes, made, missed, self.every, self.overhead)
+
+    def _identity(self) -> dict[str, Any]:
+        """What the state of another tracker may differ in."""
+        parameters = sum(p.numel() for p in self.model.parameters())
+        return {"format": _FORMAT, "quantity": self.quantity, "parameters": parameters}
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that later probes depend on and all rows: tensors, numbers, texts, lists of them."""
+        parts = {name.lstrip("_"): getattr(self, name).state_dict() for name in _PARTS}
+        edge = self._notes.edge
+        meter = self._edge_state if edge is None else edge.state_dict()
+        return {**self._identity(), **attributes(self, _STATE), **parts, "edge": meter}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from a :meth:`state_dict`: before the first step, after the model's is loaded.
+
+        Raises:
+            TypeError, ValueError: the state of something else, of another quantity or of a model
+                with another number of parameters; a tracker that has begun.
+        """
+        where = f"{_WHERE}.load_state_dict"
+        v.require(not self._open, where, "the tracker must not have begun", "an open one")
+        check_state(where, state, self._identity(), (*_STATE, *_PARTS, "edge"))
+        put(self, _STATE, state)
+        for name in _PARTS:
+            getattr(self, name).load_state_dict(state[name.lstrip("_")])
+        self._edge_state, self._resumed = state["edge"], self._began
+        if self._edge_state is not None and self.optimizer is not None:
+            self._watch_edge()  # the next step may come before start()
+
+    def _config(self) -> dict[str, Any]:
+        return {
+            "model": type(self.model).__name__,
+            "parameters": sum(p.numel() for p in self.model.parameters()),
+            "loss": self.loss.name,
+            "quantity": self.quantity,
+            "preconditioned": self.preconditioned,
+            "full_batch": self.full_batch,
+            "every": self.every,
+            "budget": self.overhead.budget,
+            "tol": self.tol,
+            "seed": self.seed,
+        }
 
     def close(self) -> None:
-        """Stop; writes the run folder where ``out`` was given."""
-        if self._open and self.out is not None:
-            config = {
-                "model": type(self.model).__name__,
-                "parameters": sum(p.numel() for p in self.model.parameters()),
-                "loss": self.loss.name,
-                "quantity": self.quantity,
-                "preconditioned": self.preconditioned,
-                "full_batch": self.full_batch,
-                "every": self.every,
-                "budget": self.overhead.budget,
-                "tol": self.tol,
-                "seed": self.seed,
-            }
-            times = {
-                "training": self.overhead.training,
-                "probing": self.overhead.probing,
-                "report": self.report(),
-            }
-            write_run(self.out, self.fresh, config, self.probes, self.steps_seen, times)
-        if self._edge is not None:
-            self._edge.close()
-            self._edge = None
-        self._probed.steps.close()
-        self._open = False
+        """Stop; completes the run folder where ``out`` was given."""
+        folder, self._folder = self._folder, None
+        try:
+            if folder is not None:
+                times = {
+                    "training": self.overhead.training,
+                    "probing": self.overhead.probing,
+                    "report": self.report(),
+                }
+                folder.finish(self.probes, self.steps_seen, times)
+        finally:
+            if folder is not None:
+                folder.close()
+            self._notes.close()
+            self._probed.steps.close()
+            self._open = False
 
     def _figure(self) -> Any:
         """Eigenvalues with k*/eta, the loss and zeta, against the step."""

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from catapult_ext._state import attributes, put
 from catapult_ext.eig.certify import rounding
 from catapult_ext.eig.pairs import Options
 from catapult_ext.eig.replicas.batch import Batch, as_batch
@@ -16,6 +17,9 @@ from catapult_ext.eig.replicas.eigsh import lifted, package, unit_rows
 from catapult_ext.eig.replicas.lanczos import solve_replicas
 from catapult_ext.eig.replicas.pairs import BatchedEigshResult, Found
 from catapult_ext.eig.replicas.refine import refine_replicas
+
+_STATE = ("checks", "_block", "_since")
+_CHECKED = ("values", "least", "gaps", "converged")
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,6 +51,17 @@ class ReplicaTracker:
         self._block: Tensor | None = None  # (R, k + guards, n)
         self._check: _Check | None = None
         self._since = 0
+
+    def state_dict(self) -> dict[str, Any]:
+        """The replicas' part of :meth:`catapult_ext.TopTracker.state_dict`."""
+        check = None if self._check is None else attributes(self._check, _CHECKED)
+        return {**attributes(self, _STATE), "check": check}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from there."""
+        put(self, _STATE, state)
+        check = state["check"]
+        self._check = None if check is None else _Check(**{n: check[n].clone() for n in _CHECKED})
 
     def update(self, A: Any, o: Options, check: bool) -> BatchedEigshResult:
         """The k largest pairs of each replica; ``o.seed`` grows by the checks made so far."""
