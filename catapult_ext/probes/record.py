@@ -221,6 +221,7 @@ def table_rows(probes: Sequence[Row]) -> list[dict[str, Any]]:
 
 def _table_row(probe: Row, most: int) -> dict[str, Any]:
     row: dict[str, Any] = {name: probe.get(name) for name in TRACKED}
+    pairs: list[tuple[float | None, float | None]]
     pairs = list(zip(probe["values"], probe["errors"], strict=True))
     pairs += [(None, None)] * (most - len(pairs))
     for rank, (value, error) in enumerate(pairs, 1):

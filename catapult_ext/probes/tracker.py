@@ -35,8 +35,8 @@ _WHERE = "CurvatureTracker"
 _TIMED_STEPS = 3  # a budget is split once so many steps have been timed
 _LEAST_SAMPLES = 16
 _FORMAT = "catapult_ext CurvatureTracker 1"
-_STATE = ("count", "samples", "_made", "_missed", "_cost", "_costliest", "_last_probe")
-_STATE += ("_began", "_warned")
+_COUNTED = ("count", "samples", "_made", "_missed", "_cost", "_costliest", "_last_probe")
+_STATE = (*_COUNTED, "_began", "_warned")
 _PARTS = ("_record", "_top", "_probed", "_notes", "overhead")
 
 
