@@ -1,4 +1,4 @@
-"""State dictionaries: what ``torch.save`` keeps of an object that goes on later."""
+"""State dictionaries: what ``torch.save`` keeps of an object that is resumed later."""
 
 from __future__ import annotations
 

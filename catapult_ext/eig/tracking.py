@@ -38,7 +38,7 @@ class TopTracker:
     carried is seen by the next check only.
 
     ``torch.save(tracker.state_dict(), path)`` keeps what it carries, and a tracker of the same
-    arguments that has loaded it goes on with the same bits:
+    arguments that has loaded it resumes with the same bits:
 
         tracker = cx.TopTracker(k=2)
         tracker.load_state_dict(torch.load(path, weights_only=True))
@@ -102,7 +102,7 @@ class TopTracker:
         return {**_KIND, **attributes(self, _STATE), "replicas": replicas}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from a :meth:`state_dict`, of a tracker with the same arguments.
+        """Resume from a :meth:`state_dict`, of a tracker with the same arguments.
 
         Raises:
             TypeError, ValueError: the state of something else.

@@ -85,7 +85,7 @@ class CurvatureProbe:
         return attributes(self, _STATE)
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from there."""
+        """Restore what :meth:`state_dict` kept."""
         put(self, _STATE, state)
 
     def lost(self, step: int, flag: str, reason: str | None = None) -> Row:

@@ -65,7 +65,7 @@ class EdgeMeter:
     and let ``evaluate`` return the same mean.
 
     ``state_dict()`` and ``load_state_dict()`` keep a meter in a training's checkpoint; one that has
-    loaded it goes on with the same rows.
+    loaded it resumes with the same rows.
 
     Args:
         model: the module trained.
@@ -174,7 +174,7 @@ class EdgeMeter:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from a :meth:`state_dict`, between two steps and after the model's is loaded.
+        """Resume from a :meth:`state_dict`, between two steps and after the model's is loaded.
 
         Raises:
             TypeError, ValueError: the state of something else.

@@ -91,7 +91,7 @@ class StepObservables:
         return self._record.state_dict()
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from there."""
+        """Restore what :meth:`state_dict` kept."""
         self._record.load_state_dict(state)
         self._last = self.rows[-1] if self.rows else None  # a record always holds its last row
 

@@ -42,5 +42,5 @@ class Jumps:
         return attributes(self, _STATE)
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from there."""
+        """Restore what :meth:`state_dict` kept."""
         put(self, _STATE, state)

@@ -75,5 +75,5 @@ class Overhead:
         return attributes(self, _STATE)
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from there; the time between counts as neither."""
+        """Restore the seconds; the time between counts as neither."""
         put(self, _STATE, state)

@@ -180,7 +180,7 @@ class BoundedRecord(Generic[T]):
         return attributes(self, _RECORD_STATE)
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from there."""
+        """Restore what :meth:`state_dict` kept."""
         put(self, _RECORD_STATE, state)
 
 

@@ -92,7 +92,7 @@ class StepNotes:
         return {**attributes(self, _STATE), **parts}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from there."""
+        """Restore what :meth:`state_dict` kept."""
         put(self, _STATE, state)
         self._free.load_state_dict(state["free"])
         self._jumps.load_state_dict(state["jumps"])

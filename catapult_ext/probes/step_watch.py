@@ -76,7 +76,7 @@ class StepWatch:
         return {"copying": self._copying}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from there, with the parameters as they are now."""
+        """Restore it; the parameters are taken as they are now."""
         self._copying, self._copies, self.versions = state["copying"], {}, 0
         self.parameters = self._trained()
         self._hook_gradients()

@@ -15,16 +15,16 @@ LINES = "probes.jsonl"
 
 
 class TrackedFolder:
-    """Holds the folder and its lock while training goes on.
+    """Holds the folder and its lock during training.
 
     A process that is killed leaves all probes but the one that was being made: each is a line of
-    ``probes.jsonl`` that is on disk before training goes on, and a line cut short is left out.
+    ``probes.jsonl`` that is on disk before training continues, and a line cut short is left out.
 
     Args:
         out: the folder; new, or left by the run whose state was loaded.
         fresh: replace an earlier run in it.
         config: identity of the run; holds ``quantity``.
-        earlier: probes made before, of a tracker that goes on; None for one that begins.
+        earlier: probes made before, of a tracker that was resumed; None otherwise.
         count: steps made before; later probes in the folder are made again.
 
     Raises:
@@ -54,7 +54,7 @@ class TrackedFolder:
         if earlier is None and held:
             raise RunFolderError(
                 f"catapult_ext.runs: {self._folder.path} holds {len(held)} probes of an earlier "
-                "run; load that tracker's state_dict to go on with it, choose another out=, or "
+                "run; load that tracker's state_dict to resume it, choose another out=, or "
                 "pass fresh=True to replace it"
             )
         kept = [row for row in held if row["step"] <= count]

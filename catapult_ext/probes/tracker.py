@@ -286,7 +286,7 @@ class CurvatureTracker(Drawn):
         self.overhead.leave()
 
     def _watch_edge(self) -> None:
-        """Make the meter of zeta, which goes on from a state that was loaded."""
+        """Make the meter of zeta, with a state that was loaded."""
         if self._notes.edge is None:
             edge = EdgeMeter(self.model, self.optimizer, full_batch=True)
             if self._edge_state is not None:
@@ -433,7 +433,7 @@ class CurvatureTracker(Drawn):
         return {**self._identity(), **attributes(self, _STATE), **parts, "edge": meter}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from a :meth:`state_dict`: before the first step, after the model's is loaded.
+        """Resume from a :meth:`state_dict`, before the first step, after that of the model.
 
         Raises:
             TypeError, ValueError: the state of something else, of another quantity or of a model

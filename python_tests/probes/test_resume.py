@@ -1,4 +1,4 @@
-"""Trackers go on from their state with the same bits; their folder has every probe made."""
+"""Trackers resume from their state with the same bits; their folder has every probe made."""
 
 import csv
 import io
@@ -207,7 +207,7 @@ def test_a_killed_run_leaves_all_probes_but_one(tmp_path, monkeypatch):
         except Killed:
             break
         saved = kept([t.state_dict() for t in (first.model, first.optimizer, first)])
-    assert synced == [1, 2, 3, 4]  # each probe is there before training goes on
+    assert synced == [1, 2, 3, 4]  # each probe is there before training continues
     monkeypatch.undo()
     folder.close()  # what the system does for a process that ends
     with open(out / "probes.jsonl", "a") as file:

@@ -58,7 +58,7 @@ class ReplicaTracker:
         return {**attributes(self, _STATE), "check": check}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from there."""
+        """Restore what :meth:`state_dict` kept."""
         put(self, _STATE, state)
         check = state["check"]
         self._check = None if check is None else _Check(**{n: check[n].clone() for n in _CHECKED})
