@@ -46,7 +46,13 @@ _pretending: Callable[..., Any] | None = None
 
 
 def build_info() -> dict[str, Any]:
-    """Version, compiler, instruction sets (usable and active) and CUDA facts of the binary."""
+    """Version, compiler, instruction sets (usable and active) and CUDA facts of the binary.
+
+    Examples:
+        >>> info = cx.build_info()
+        >>> info["active_isa"] in info["usable_isas"]
+        True
+    """
     info = dict(_C.build_info())
     info["torch"] = torch.__version__
     info["threads"] = torch.get_num_threads()

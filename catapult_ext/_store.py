@@ -51,7 +51,13 @@ def canonical(value: Any) -> str:
 
 
 def config_hash(config: dict[str, Any]) -> str:
-    """Identity of a run: 16 hexadecimal digits of the SHA-256 of its canonical configuration."""
+    """Identity of a run: 16 hexadecimal digits of the SHA-256 of its canonical configuration.
+
+    Examples:
+        >>> from catapult_ext.runs import config_hash
+        >>> len(config_hash({"steps": 100}))
+        16
+    """
     return _digest(config)[:16]
 
 

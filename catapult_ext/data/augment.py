@@ -21,6 +21,10 @@ class Augment:
 
     Raises:
         ValueError: for a negative crop.
+
+    Examples:
+        >>> cx.data.Augment(crop=2).crop
+        2
     """
 
     crop: int = 4

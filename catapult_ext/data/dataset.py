@@ -29,6 +29,11 @@ class Dataset(Shown, saved=True):
     Raises:
         TypeError: for a dtype other than float32/float64, or differing ones.
         ValueError: for mismatched sizes, an empty training set or non-finite values.
+
+    Examples:
+        >>> data = cx.data.teacher(32, 8, in_features=4)
+        >>> data.x_train.shape, data.outputs
+        (torch.Size([32, 4]), 1)
     """
 
     name: str
@@ -110,6 +115,11 @@ def as_dataset(data: object, where: str) -> Dataset:
     """A :class:`Dataset` from one, from ``(x, y)`` or from ``(x, y, x_test, y_test)``.
 
     Targets of one output may be (N,). Without a test set, reports leave test columns empty.
+
+    Examples:
+        >>> data = cx.data.as_dataset((torch.randn(8, 3), torch.randn(8, 1)), "example")
+        >>> len(data.x_train), len(data.x_test)
+        (8, 0)
     """
     if isinstance(data, Dataset):
         return data

@@ -59,6 +59,11 @@ def digits(
     Raises:
         ValueError: for another size, more images than there are, or classes that do not exist.
         RuntimeError: without scikit-learn; the message names the extra.
+
+    Examples:
+        >>> data = cx.data.digits(train=64)  # needs scikit-learn
+        >>> data.x_train.shape
+        torch.Size([64, 64])
     """
     where = "data.digits"
     v.require(size in (8, 28), where, "size must be 8 or 28", size)

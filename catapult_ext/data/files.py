@@ -28,7 +28,15 @@ Held = TypeVar("Held")
 
 
 class DataFileError(RuntimeError):
-    """A data file that is missing or cannot be used; the message names the file and the fault."""
+    """A data file that is missing or cannot be used; the message names the file and the fault.
+
+    Examples:
+        >>> try:
+        ...     cx.data.npz("missing.npz")
+        ... except cx.data.DataFileError as error:
+        ...     print(type(error).__name__)
+        DataFileError
+    """
 
     def __init__(self, path: Path | str, fault: str) -> None:
         super().__init__(f"catapult_ext.data: {path}: {fault}")

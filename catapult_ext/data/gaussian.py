@@ -39,6 +39,10 @@ def gaussian(
 
     Raises:
         ValueError: for non-positive sizes, a non-finite mean or unknown labels.
+
+    Examples:
+        >>> cx.data.gaussian(16, in_features=5).x_train.shape
+        torch.Size([16, 5])
     """
     where = "data.gaussian"
     v.integers(where, train=train, test=test, in_features=in_features, out_features=out_features)
@@ -84,6 +88,10 @@ def synthetic_images(
 
     Raises:
         ValueError: for sizes out of range or negative noise.
+
+    Examples:
+        >>> cx.data.synthetic_images(8, 4, shape=(1, 8, 8)).x_train.shape
+        torch.Size([8, 1, 8, 8])
     """
     where = "data.synthetic_images"
     v.integers(where, train=train, test=test, classes=classes)

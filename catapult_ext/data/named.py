@@ -73,6 +73,10 @@ def named(
         TypeError: a setting that data set does not have.
         ValueError: an unknown name, more samples than there are, or classes of a set without.
         DataFileError: a missing or damaged file.
+
+    Examples:
+        >>> cx.data.named("gaussian", train=16).x_train.shape
+        torch.Size([16, 50])
     """
     if not isinstance(name, str):
         v.fail("data.named", "name must be a string", type(name).__name__, TypeError)

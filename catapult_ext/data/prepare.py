@@ -23,6 +23,11 @@ def standardise(x: Tensor, reference: Tensor, how: str) -> Tensor:
     ``global``: one mean and deviation over all values; ``channel``: one per channel of images
     (N, C, H, W); ``pixel``: one per feature; ``image``: each sample by its own; ``none``:
     unchanged. What does not vary is only shifted.
+
+    Examples:
+        >>> x = torch.rand(100, 3)
+        >>> bool(cx.data.standardise(x, x, "global").mean().abs() < 1e-5)
+        True
     """
     if how not in STANDARDISATIONS:
         v.fail("data.standardise", f"how must be one of {', '.join(STANDARDISATIONS)}", repr(how))

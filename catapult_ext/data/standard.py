@@ -69,6 +69,9 @@ def load(
         TypeError: data_dir is no path.
         DataFileError: a missing, wrong, truncated or corrupted file; names it and its fault.
         ValueError: an unknown name, subset sizes or classes that do not exist.
+
+    Examples:
+        >>> data = cx.data.load("fashion-mnist", train=1000)  # doctest: +SKIP
     """
     if name not in FROM_FILES:
         v.fail("data.load", f"name must be one of {', '.join(FROM_FILES)}", repr(name))
@@ -131,6 +134,9 @@ def npz(path: Path | str, *, dtype: torch.dtype = torch.float32) -> Dataset:
     Raises:
         TypeError: path is no path, or dtype not float32 or float64.
         DataFileError: a missing or damaged file, or arrays that do not fit; names the fault.
+
+    Examples:
+        >>> data = cx.data.npz("problem.npz")  # doctest: +SKIP
     """
     if dtype not in v.FLOAT_DTYPES:
         v.fail("data.npz", "dtype must be float32 or float64", dtype, TypeError)

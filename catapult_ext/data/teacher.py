@@ -40,6 +40,10 @@ def teacher(
 
     Raises:
         ValueError: for non-positive sizes or negative noise.
+
+    Examples:
+        >>> cx.data.teacher(16, in_features=3).y_train.shape
+        torch.Size([16, 1])
     """
     where = "data.teacher"
     v.integers(where, train=train, test=test, in_features=in_features, width=width)

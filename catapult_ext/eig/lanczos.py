@@ -77,6 +77,15 @@ def eigsh(
         TypeError: A without shape or @, another dtype.
         ValueError: not square, not symmetric (a replica is named by number), non-finite products,
             k < 1 or k > n, bad options, R = 0.
+
+    Examples:
+        >>> A = torch.diag(torch.tensor([1.0, 2.0, 5.0]))
+        >>> values, vectors = cx.eigsh(A, k=2)
+        >>> [round(value, 2) for value in values.tolist()]
+        [5.0, 2.0]
+        >>> found = cx.eigsh(A)
+        >>> bool((found.eigenvalues - 5).abs() <= found.errors)
+        True
     """
     v.integers(_WHERE, seed=seed)
     if is_batch(A):

@@ -33,6 +33,12 @@ class EigshResult(Drawn, saved=True):
             ``"estimate(p)"`` (an operator in mixed precision: the coarse solve excludes hidden
             eigenvalues beyond its 2 % with probability p; nearer ones were not looked for, so that
             errors of a value with close neighbours may be too small).
+
+    Examples:
+        >>> found = cx.eigsh(torch.diag(torch.tensor([1.0, 2.0, 5.0])))
+        >>> found.converged, found.eigenvectors.shape
+        (True, torch.Size([3, 1]))
+        >>> values, vectors = found
     """
 
     eigenvalues: Tensor

@@ -53,6 +53,13 @@ class TopTracker:
 
     Raises:
         ValueError: options out of range.
+
+    Examples:
+        >>> tracker = cx.TopTracker(k=1)
+        >>> for t in range(3):  # a slowly changing operator
+        ...     found = tracker.update(torch.diag(torch.tensor([1.0, 2.0, 5.0 + 0.01 * t])))
+        >>> round(float(found.eigenvalues[0]), 2)
+        5.02
     """
 
     def __init__(

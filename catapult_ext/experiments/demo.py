@@ -29,6 +29,11 @@ class DemoConfig:
         steps: full-batch gradient steps of every rate.
         c: learning rates in units of 1 / lambda_0.
         seed: of the initial weights.
+
+    Examples:
+        >>> from catapult_ext.experiments import DemoConfig
+        >>> DemoConfig(width=64, steps=20).samples
+        512
     """
 
     width: int = 512
@@ -59,6 +64,13 @@ def run_demo(
     Raises:
         ValueError: for a setting the data or the network does not allow.
         RuntimeError: without the extra ``experiments``, or a run folder that cannot be used.
+
+    Examples:
+        >>> from catapult_ext.experiments import DemoConfig, run_demo
+        >>> config = DemoConfig(width=8, samples=32, steps=2, c=(0.5, 1.0))
+        >>> result = run_demo(config)
+        >>> len(result.records)
+        2
     """
     config = config or DemoConfig()
     if progress is not None:

@@ -25,6 +25,12 @@ class SweepResult(Drawn):
             ``test_accuracy``, ``weight_norm``, ... at ``probe_steps``.
         linearised: curves of the model linearised at its start, if asked for.
         path: the run folder, or None.
+
+    Examples:
+        >>> data = torch.randn(8, 3), torch.randn(8, 1)
+        >>> result = cx.sweep(nn.Linear(3, 1), data, c=[0.5], steps=4)
+        >>> [round(record["c"], 6) for record in result.records]
+        [0.5]
     """
 
     config: SweepConfig

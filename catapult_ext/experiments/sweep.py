@@ -37,7 +37,17 @@ _WHERE = "sweep"
 
 
 class Progress:
-    """Callbacks of a running sweep; override the ones of interest."""
+    """Callbacks of a running sweep; override the ones of interest.
+
+    Examples:
+        >>> from catapult_ext.experiments import Progress
+        >>> class Phases(Progress):
+        ...     def done(self, index, c, phase):
+        ...         print(c, phase)
+        >>> data = torch.randn(8, 3), torch.randn(8, 1)
+        >>> _ = cx.sweep(nn.Linear(3, 1), data, c=[0.5], steps=8, progress=Phases())
+        0.5 lazy
+    """
 
     def begin(self, rates: list[float], steps: int, finished: int) -> None:
         """Rates in units of c, after lambda_0 is known; ``finished`` of them are done already."""
@@ -107,6 +117,12 @@ def sweep(
         probe step (about log2(steps) of them).  Rates of a small chain of dense layers train as one
         program, a chunk of them at once: as many as fit the cache of a core
         (``experiments.stacked_chain``).
+
+    Examples:
+        >>> net = nn.Sequential(nn.Linear(3, 16), nn.ReLU(), nn.Linear(16, 1))
+        >>> result = cx.sweep(net, (torch.randn(8, 3), torch.randn(8, 1)), c=[0.5, 1.0], steps=4)
+        >>> len(result.records)
+        2
     """
     config = SweepConfig(
         c=None if c is None else _rates("c", c),
@@ -166,7 +182,15 @@ def run(
     progress: Progress | None = None,
     group: Any = None,
 ) -> SweepResult:
-    """:func:`sweep` with its settings in a :class:`SweepConfig`."""
+    """:func:`sweep` with its settings in a :class:`SweepConfig`.
+
+    Examples:
+        >>> from catapult_ext.experiments import SweepConfig, run
+        >>> data = cx.data.teacher(16, 8, in_features=3)
+        >>> result = run(SweepConfig(c=(0.5,), steps=2), nn.Linear(3, 1), data)
+        >>> len(result.records)
+        1
+    """
     resolved = check_problem(model, data, loss, config.linearised, config.dropout)
     progress = progress or Progress()
     identity = {

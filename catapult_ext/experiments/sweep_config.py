@@ -40,6 +40,11 @@ class SweepConfig:
         batch_stats: what batch normalisation means, ``models.BATCH_STATS``: training then uses the
             statistics of the batch. None takes the model in the mode that it is in.
         memory_budget: of the operators.
+
+    Examples:
+        >>> from catapult_ext.experiments import SweepConfig
+        >>> SweepConfig(c=(0.5, 2.5), steps=100).steps
+        100
     """
 
     c: tuple[float, ...] | None = None

@@ -34,6 +34,11 @@ class ToyConfig:
         in_features: their dimension D.
         steps: gradient steps.
         seed: of data and weights.
+
+    Examples:
+        >>> from catapult_ext.experiments import ToyConfig
+        >>> ToyConfig(c=(0.5, 2.5)).width
+        1000000
     """
 
     c: tuple[float, ...] = (0.5, 1.0, 1.5, 1.9, 2.1, 2.3, 2.6, 3.0, 3.3, 3.6, 3.9, 4.1, 4.5, 6.0)
@@ -58,6 +63,12 @@ class ToyResult:
         trajectory: as ``toy.simulate`` returns it, rates ascending.
         summary: one row per rate and the largest stable c (summary.json).
         path: the run folder, or None.
+
+    Examples:
+        >>> from catapult_ext.experiments import ToyConfig, run_toy
+        >>> result = run_toy(ToyConfig(c=(0.5,), width=1000, steps=20))
+        >>> bool(result.trajectory.loss[0, -1] < result.trajectory.loss[0, 0])
+        True
     """
 
     config: ToyConfig
@@ -110,6 +121,12 @@ def run_toy(
     Raises:
         ValueError: rates or sizes that are not positive.
         RuntimeError: a run folder that cannot be used, or matplotlib missing with ``out``.
+
+    Examples:
+        >>> from catapult_ext.experiments import ToyConfig, run_toy
+        >>> result = run_toy(ToyConfig(c=(0.5, 2.5), width=1000, steps=20))
+        >>> result.trajectory.loss.shape[0]
+        2
     """
     config = config or ToyConfig()
     x, y = toy_data(config)

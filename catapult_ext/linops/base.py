@@ -26,6 +26,12 @@ class Dual:
 
     ``lift`` maps its vectors (m, K) to the large space so that an eigenvector u with eigenvalue
     l > 0 becomes ``lift(u) / sqrt(l)``, a unit eigenvector there; ``restrict`` is its transpose.
+
+    Examples:
+        >>> G = cx.GGN(nn.Linear(3, 1), "mse", (torch.randn(2, 3), torch.randn(2, 1)))
+        >>> dual = G.dual()
+        >>> G.shape, dual.operator.shape
+        ((4, 4), (2, 2))
     """
 
     operator: LinearOperator
@@ -68,6 +74,13 @@ class LinearOperator(ABC):
     (m, K) -> (n, K), as well.  ``@`` takes (n,) or (n, K) tensors of the operator's dtype on its
     device; results carry no autograd graph.  ``2 * A + B``, ``A - B``, ``A / 3`` and
     ``A.shift(alpha)`` are operators again.
+
+    Examples:
+        >>> A = cx.NTK(nn.Linear(3, 2), torch.randn(4, 3))
+        >>> B = 2 * A  # operators are scaled and added without being written out
+        >>> v = torch.ones(8)
+        >>> torch.allclose(B @ v, 2 * (A @ v))
+        True
     """
 
     shape: tuple[int, int]

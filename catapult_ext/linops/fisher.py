@@ -36,6 +36,13 @@ class EmpiricalFisher(GGN):
         data: as for :class:`~catapult_ext.linops.ggn.GGN`.
         reduction: ``"mean"`` or ``"sum"``: what a callable does over the samples it is given.
         **options: those of :class:`~catapult_ext.linops.ggn.GGN`.
+
+    Examples:
+        >>> net = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2))
+        >>> data = torch.randn(8, 3), torch.randint(2, (8,))
+        >>> F = cx.EmpiricalFisher(net, nn.CrossEntropyLoss(), data)
+        >>> F.shape, bool(F.trace() > 0)
+        ((26, 26), True)
     """
 
     name = "EmpiricalFisher"

@@ -55,6 +55,14 @@ class GGN(ModelOperator, TakesSeveral):
     Raises:
         TypeError: data without labels.
         ValueError: targets that do not fit, negative weights.
+
+    Examples:
+        >>> net = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2))
+        >>> G = cx.GGN(net, "mse", (torch.randn(8, 3), torch.randn(8, 2)))
+        >>> G.shape, (G @ torch.ones(26)).shape
+        ((26, 26), torch.Size([26]))
+        >>> bool(cx.eigsh(G).eigenvalues[0] > 0)
+        True
     """
 
     name = "GGN"

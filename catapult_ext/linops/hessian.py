@@ -66,6 +66,13 @@ class Hessian(KeepsGraph, LinearOperator, TakesSeveral):
     Raises:
         ValueError: targets that do not fit, a non-finite loss.
         RuntimeError: an operation without second derivative.
+
+    Examples:
+        >>> net = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2))
+        >>> H = cx.Hessian(net, nn.CrossEntropyLoss(), (torch.randn(8, 3), torch.randint(2, (8,))))
+        >>> largest, smallest = cx.eigsh(H).eigenvalues, cx.eigsh(H, which="SA").eigenvalues
+        >>> bool(largest > smallest)
+        True
     """
 
     name = "Hessian"

@@ -29,6 +29,13 @@ class Jacobian(ModelOperator):
 
     Raises:
         TypeError, ValueError: see :class:`~catapult_ext.linops.model.snapshot.Snapshot`.
+
+    Examples:
+        >>> net, x = nn.Linear(3, 2), torch.randn(5, 3)
+        >>> J = cx.Jacobian(net, x)
+        >>> u = torch.randn(10)
+        >>> torch.allclose(J @ (J.T @ u), cx.NTK(net, x) @ u, atol=1e-5)
+        True
     """
 
     name = "Jacobian"

@@ -42,6 +42,15 @@ class NTK(ModelOperator, TakesSeveral):
 
     Raises:
         TypeError, ValueError: see :class:`~catapult_ext.linops.model.snapshot.Snapshot`.
+
+    Examples:
+        >>> net = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2))
+        >>> x = torch.randn(8, 3)
+        >>> K = cx.NTK(net, x)
+        >>> K.shape, K.dense().shape
+        ((16, 16), torch.Size([16, 16]))
+        >>> cx.NTK(net, torch.randn(5, 3), x).shape  # cross kernel, for predictions
+        (10, 16)
     """
 
     name = "NTK"

@@ -40,6 +40,16 @@ class Preconditioned(LinearOperator):
         TypeError: another optimizer.
         ValueError: a parameter without state that has a gradient or that the optimizer does not
             train, an operator of another size.
+
+    Examples:
+        >>> net, data = nn.Linear(3, 2), (torch.randn(8, 3), torch.randn(8, 2))
+        >>> optimizer = torch.optim.Adam(net.parameters(), lr=1e-3)
+        >>> nn.functional.mse_loss(net(data[0]), data[1]).backward()
+        >>> optimizer.step()
+        >>> A = cx.Preconditioned(cx.GGN(net, "mse", data), optimizer, net)
+        >>> threshold = cx.stability_threshold(optimizer)
+        >>> bool(1e-3 * cx.eigsh(A).eigenvalues[0] < threshold.k)  # this step size is stable here
+        True
     """
 
     name = "Preconditioned"

@@ -47,6 +47,10 @@ def resolve(loss: object) -> Loss:
     Raises:
         ValueError: unknown name, or ``reduction='none'``.
         TypeError: anything else.
+
+    Examples:
+        >>> cx.losses.resolve(nn.MSELoss()).name
+        'MSELoss'
     """
     if isinstance(loss, str):
         v.require(loss in NAMED, "losses", f"loss must be one of {', '.join(NAMED)}", repr(loss))

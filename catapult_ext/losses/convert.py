@@ -61,6 +61,10 @@ def convert_lambda(
         TypeError: value is no float or float tensor, or samples or outputs no int.
         ValueError: an unknown name; a loss whose curvature depends on the outputs (cross-entropy);
             samples or outputs below 1; a conversion between a trace kernel and the rest, O > 1.
+
+    Examples:
+        >>> cx.convert_lambda(5.0, "ntk", "ntk/N", samples=10, outputs=2)
+        0.5
     """
     where = "convert_lambda"
     real = value.is_floating_point() if isinstance(value, Tensor) else _is_real(value)

@@ -26,6 +26,11 @@ class LogLikelihood(Loss):
     cross-entropy at the logits z: df/dz = I - 1 p', and (I - p 1') diag(p) (I - 1 p') =
     diag(p) - p p'.  It is the Fisher matrix of the model's distribution (Martens 2020, "New
     Insights and Perspectives on the Natural Gradient Method", section 9).
+
+    Examples:
+        >>> loss = cx.losses.resolve(nn.NLLLoss())
+        >>> type(loss).__name__
+        'LogLikelihood'
     """
 
     module: nn.NLLLoss | nn.KLDivLoss

@@ -42,6 +42,11 @@ class Loss(ABC):
     ``convex`` losses offer :meth:`factor`; the others an :meth:`output_hessian` without a promise
     that it is positive semi-definite. ``squared``: a multiple of sum |f - y|^2, whose gradient
     descent is lazy below 2 / lambda_0 and catapults above.
+
+    Examples:
+        >>> loss = cx.losses.resolve("half_mse")
+        >>> float(loss(torch.ones(4, 1), torch.zeros(4, 1)))
+        0.5
     """
 
     name: str
@@ -134,6 +139,11 @@ class SquaredLoss(Loss):
     """|f - y|^2 times ``weight`` / divisor, divisor N ("samples"), N*O ("entries") or 1 ("none").
 
     half_mse: weight 1/2, samples.  half_mse_mean: 1/2, entries.  MSELoss: 1, entries or none.
+
+    Examples:
+        >>> loss = cx.losses.SquaredLoss("half_mse", 0.5, "samples")
+        >>> float(loss(torch.ones(4, 1), torch.zeros(4, 1)))
+        0.5
     """
 
     squared = True
@@ -176,6 +186,11 @@ class CrossEntropy(Loss):
     with t_n its total (class-weighted) target mass and m = 1 (sum), the number of rows
     (probabilities) or the sum of the labels' class weights (labels, without ignored ones), as
     torch's.
+
+    Examples:
+        >>> loss = cx.losses.CrossEntropy(nn.CrossEntropyLoss())
+        >>> round(float(loss(torch.zeros(4, 2), torch.zeros(4).long())), 4)  # log 2
+        0.6931
     """
 
     module: nn.CrossEntropyLoss
@@ -288,7 +303,13 @@ class CrossEntropy(Loss):
 
 @dataclass(frozen=True, eq=False)
 class BinaryCrossEntropy(Loss):
-    """torch.nn.BCEWithLogitsLoss with weight, pos_weight and reduction."""
+    """torch.nn.BCEWithLogitsLoss with weight, pos_weight and reduction.
+
+    Examples:
+        >>> loss = cx.losses.BinaryCrossEntropy(nn.BCEWithLogitsLoss())
+        >>> round(float(loss(torch.zeros(4, 1), torch.ones(4, 1))), 4)
+        0.6931
+    """
 
     module: nn.BCEWithLogitsLoss
     name: str = "BCEWithLogitsLoss"
@@ -346,7 +367,13 @@ class BinaryCrossEntropy(Loss):
 
 @dataclass(frozen=True, eq=False)
 class CallableLoss(Loss):
-    """Any ``fn(outputs, targets) -> scalar``, without a convention of its normaliser."""
+    """Any ``fn(outputs, targets) -> scalar``, without a convention of its normaliser.
+
+    Examples:
+        >>> loss = cx.losses.CallableLoss(lambda f, y: (f - y).abs().sum(), "l1")
+        >>> float(loss(torch.ones(4, 1), torch.zeros(4, 1)))
+        4.0
+    """
 
     fn: Callable[[Tensor, Tensor], Tensor]
     name: str

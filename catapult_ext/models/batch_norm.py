@@ -24,6 +24,11 @@ class CoupledBatchNorm(nn.Module):
     Statistics are those of the inputs, in training and evaluation mode alike, and derivatives go
     through them: the function that is trained, with its samples coupled. Weight and bias are
     shared with the layer it stands for.
+
+    Examples:
+        >>> layer = cx.models.CoupledBatchNorm(nn.BatchNorm1d(3))
+        >>> bool(layer(torch.randn(64, 3)).mean().abs() < 1e-5)
+        True
     """
 
     def __init__(self, layer: nn.modules.batchnorm._BatchNorm) -> None:
@@ -43,7 +48,12 @@ class CoupledBatchNorm(nn.Module):
 
 
 def has_batch_norm(model: nn.Module) -> bool:
-    """Whether any layer of ``model`` is a batch normalisation."""
+    """Whether any layer of ``model`` is a batch normalisation.
+
+    Examples:
+        >>> cx.models.has_batch_norm(nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4)))
+        True
+    """
     return any(isinstance(m, _NORM) for m in model.modules())
 
 
@@ -61,6 +71,12 @@ def batch_stats_held(
     The meanings of :func:`with_batch_stats` without its copy: inside, modules are in evaluation
     mode, and batch norms in the mode of the policy.  SyncBatchNorm, whose training mode talks to
     other processes, still costs the copy.
+
+    Examples:
+        >>> net = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 1))
+        >>> x = torch.randn(8, 3)
+        >>> with cx.models.batch_stats_held(net, "running", x) as (held, policy):
+        ...     K = cx.NTK(held, x, batch_stats=policy)
     """
     modules = list(model.modules())
     norms = [m for m in modules if isinstance(m, _NORM)]
@@ -100,6 +116,12 @@ def with_batch_stats(
 
     Raises:
         ValueError: for another policy, or ``"frozen"`` without ``x``.
+
+    Examples:
+        >>> net = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4))
+        >>> held = cx.models.with_batch_stats(net, "running")
+        >>> held.training
+        False
     """
     where = "models.with_batch_stats"
     if policy is not None and policy not in BATCH_STATS:

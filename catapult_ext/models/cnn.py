@@ -46,6 +46,10 @@ def small_cnn(
 
     Raises:
         ValueError: for non-positive sizes or unknown names.
+
+    Examples:
+        >>> cx.models.small_cnn(8, 10, channels=4)(torch.randn(2, 1, 8, 8)).shape
+        torch.Size([2, 10])
     """
     where = "models.small_cnn"
     v.require(image_size >= 2, where, "image_size must be >= 2", image_size)
@@ -111,6 +115,11 @@ def paper_cnn(
 
     Raises:
         ValueError: for sizes that do not fit or unknown names.
+
+    Examples:
+        >>> net = cx.models.paper_cnn(32, 10, width=0.05)
+        >>> net(torch.randn(2, 3, 32, 32)).shape
+        torch.Size([2, 10])
     """
     where = "models.paper_cnn"
     ok = image_size >= 4 and image_size % 4 == 0

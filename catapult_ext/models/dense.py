@@ -47,6 +47,11 @@ def fully_connected(
 
     Raises:
         ValueError: for non-positive sizes or unknown names.
+
+    Examples:
+        >>> net = cx.models.fully_connected(64, 10, width=128, depth=2)
+        >>> net(torch.randn(5, 64)).shape
+        torch.Size([5, 10])
     """
     where = "models.fully_connected"
     v.integers(where, in_features=in_features, out_features=out_features, width=width, depth=depth)

@@ -53,6 +53,10 @@ def initialise(model: nn.Sequential, init: str, seed: int) -> nn.Sequential:
     layer, ``zero_last`` as ``he`` with a last layer of zeros, ``torch`` uniform
     +-1/sqrt(fan_in) as torch's own layers; NTK layers: ``normal`` N(0, 1) and ``zero_last``.
     Biases start at 0 in standard and at N(0, 1) in NTK parameterisation.
+
+    Examples:
+        >>> net = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 1))
+        >>> _ = cx.models.initialise(net, "he", seed=0)
     """
     generator = torch.Generator().manual_seed(seed)
     kinds = (nn.Linear, nn.Conv2d, NTKLinear, NTKConv2d)

@@ -49,6 +49,10 @@ class NTKLinear(nn.Module):
 
     Attributes ``scale`` (sigma_w^2 / d) and ``bias_scale`` (sigma_b^2, 0 without bias) are the
     factors that a layer contributes to the empirical NTK.
+
+    Examples:
+        >>> cx.models.NTKLinear(3, 2)(torch.randn(5, 3)).shape
+        torch.Size([5, 2])
     """
 
     def __init__(
@@ -109,6 +113,10 @@ class NTKConv2d(nn.Module):
     """Convolution ``y = sigma_w / sqrt(in k^2) W * x + sigma_b b`` with W, b ~ N(0, 1).
 
     Arguments as for :class:`NTKLinear`; ``padding`` zeros on every side, one ``stride`` for both.
+
+    Examples:
+        >>> cx.models.NTKConv2d(3, 8, 3, padding=1)(torch.randn(2, 3, 8, 8)).shape
+        torch.Size([2, 8, 8, 8])
     """
 
     def __init__(
@@ -167,7 +175,12 @@ class NTKConv2d(nn.Module):
 
 
 class Erf(nn.Module):
-    """Element-wise error function."""
+    """Element-wise error function.
+
+    Examples:
+        >>> cx.models.Erf()(torch.zeros(2))
+        tensor([0., 0.])
+    """
 
     def forward(self, x: Tensor) -> Tensor:
         """Any shape, kept."""
@@ -175,7 +188,12 @@ class Erf(nn.Module):
 
 
 class Abs(nn.Module):
-    """Element-wise absolute value."""
+    """Element-wise absolute value.
+
+    Examples:
+        >>> cx.models.Abs()(torch.tensor([-2.0, 3.0]))
+        tensor([2., 3.])
+    """
 
     def forward(self, x: Tensor) -> Tensor:
         """Any shape, kept."""
@@ -201,6 +219,10 @@ def activation(name: str | Callable[[], nn.Module]) -> nn.Module:
     Raises:
         TypeError: a factory that does not return a module.
         ValueError: for a name that is not listed.
+
+    Examples:
+        >>> cx.models.activation("relu")
+        ReLU()
     """
     if callable(name):
         made = name()

@@ -32,6 +32,10 @@ def build(name: str, in_shape: Sequence[int], out_features: int, **settings: Any
     Raises:
         TypeError: a setting the builder does not know.
         ValueError: an unknown name, or samples of a shape the network cannot take.
+
+    Examples:
+        >>> cx.models.build("fc", (64,), 10, width=32)(torch.randn(5, 64)).shape
+        torch.Size([5, 10])
     """
     where = "models.build"
     if not isinstance(name, str):

@@ -132,6 +132,11 @@ def wide_resnet(
 
     Raises:
         ValueError: for a depth that is not 6 n + 4, or unknown names.
+
+    Examples:
+        >>> net = cx.models.wide_resnet(10, 1, 10)
+        >>> net(torch.randn(2, 3, 16, 16)).shape
+        torch.Size([2, 10])
     """
     where = "models.wide_resnet"
     ok = depth >= 10 and (depth - 4) % 6 == 0
@@ -171,6 +176,11 @@ def resnet(
 
     Arguments as :func:`wide_resnet`; depth d = 6 n + 2 (20 gives ResNet-20), default init ``he``
     in standard parameterisation, shortcuts without parameters.
+
+    Examples:
+        >>> net = cx.models.resnet(8, 10, width=0.25)
+        >>> net(torch.randn(2, 3, 16, 16)).shape
+        torch.Size([2, 10])
     """
     where = "models.resnet"
     ok = depth >= 8 and (depth - 2) % 6 == 0

@@ -64,6 +64,11 @@ def gram(
         For each network sum_l N1 N2 d_l + N1 N2 O^2 p_l multiply-adds (trace: O p_l; diagonal:
         N1 (d_l + O p_l)), half of it in the symmetric case. No temporary of the size of the result.
         Many networks are computed one on each thread.
+
+    Examples:
+        >>> a, g = torch.randn(6, 3), torch.randn(6, 1, 2)
+        >>> cx.ops.gram([a], [g], scale=[1.0], bias=[1.0]).shape
+        torch.Size([6, 6])
     """
     _validate.listed(_WHERE, a=a, g=g)
     _validate.number_lists(_WHERE, scale=scale, bias=bias)

@@ -71,6 +71,12 @@ def toy_gd(
         R steps (6 W D + 4 N D) flops; scratch of one replica's weights per thread. With an
         activation 4 W D N flops and W N evaluations of it a step (CUDA: 6 W D N and 2 W N), and
         2 W N numbers of scratch per thread (CUDA: 512 N per replica in flight).
+
+    Examples:
+        >>> U, v = torch.ones(1, 4, 1), torch.ones(1, 4)
+        >>> found = cx.ops.toy_gd(U, v, torch.ones(1, 1), torch.zeros(1), torch.tensor([0.1]), 5)
+        >>> found.loss.shape
+        torch.Size([1, 6])
     """
     where = "toy_gd"
     _validate.tensor(U, where, "U", ("R", "W", "D"))

@@ -61,6 +61,13 @@ def toy_gd_reduced(
 
     Cost:
         R steps (4 D^2 + 4 N D) flops.
+
+    Examples:
+        >>> import numpy as np
+        >>> w, S, q = cx.toy.draw_reduced(1e6, 1, np.random.default_rng(0))
+        >>> x, y = torch.ones(1, 1).double(), torch.zeros(1).double()
+        >>> cx.ops.toy_gd_reduced(w, S, q, x, y, torch.tensor([1.0]).double(), 1e6, 5).loss.shape
+        torch.Size([1, 6])
     """
     where = "toy_gd_reduced"
     _validate.tensor(w, where, "w", ("R", "D"))

@@ -62,6 +62,11 @@ def toy_lyapunov(
 
     Cost:
         5 R P steps flops in registers, and about 60 operations a draw, of which there are P steps.
+
+    Examples:
+        >>> mean, deviation, beta = (torch.tensor([t]).double() for t in (0.5, 0.1, 0.0))
+        >>> cx.ops.toy_lyapunov(mean, deviation, beta, 100, paths=8).shape[0]
+        1
     """
     given = {"mean": mean, "deviation": deviation, "beta": beta}
     for name, t in given.items():

@@ -21,6 +21,12 @@ class ToyRecord(NamedTuple):
         curvature: (R, steps // curvature_every + 1), the top eigenvalue of the kernel
             X (U'U + |v|^2 I) X' / (N W), or of that with an activation; (R, 0) for
             ``curvature_every=0``.
+
+    Examples:
+        >>> U, v = torch.ones(1, 4, 1), torch.ones(1, 4)
+        >>> found = cx.ops.toy_gd(U, v, torch.ones(1, 1), torch.zeros(1), torch.tensor([0.1]), 5)
+        >>> int(found.diverged_at[0])
+        -1
     """
 
     loss: Tensor

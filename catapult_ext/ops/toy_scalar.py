@@ -87,6 +87,12 @@ def toy_scalar(
     Cost:
         10 R steps flops at most (14 with momentum), in registers; the same bits for any number of
         threads.
+
+    Examples:
+        >>> h, k = cx.toy.state_of(torch.tensor([1.0]).double(), torch.tensor([0.1]).double())
+        >>> record = cx.ops.toy_scalar(h, k, 50)
+        >>> int(record.diverged_at[0])
+        -1
     """
     _validate.tensor(h, _WHERE, "h", ("R",))
     _validate.tensor(k, _WHERE, "k", (h.shape[0],))

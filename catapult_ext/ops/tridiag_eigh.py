@@ -30,6 +30,12 @@ def tridiag_eigh(alpha: Tensor, beta: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
     Cost:
         O(R m^2) by implicit QL that carries two rows of the eigenvector matrix.
+
+    Examples:
+        >>> alpha, beta = torch.tensor([[2.0, 2.0]]), torch.tensor([[1.0]])
+        >>> values, first, last = cx.ops.tridiag_eigh(alpha, beta)
+        >>> [round(value, 4) for value in values[0].tolist()]
+        [1.0, 3.0]
     """
     where = "tridiag_eigh"
     _validate.tensor(alpha, where, "alpha", ("R", "m"))

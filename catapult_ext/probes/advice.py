@@ -34,6 +34,12 @@ class LearningRateWindow(Drawn, saved=True):
         rule: optimizer and its factor.
         flags: what makes a number doubtful, in words.
         evidence: everything the numbers rest on.
+
+    Examples:
+        >>> data = torch.randn(8, 3), torch.randn(8, 1)
+        >>> window = cx.learning_rate_window(nn.Linear(3, 1), "mse", data, trial_steps=0)
+        >>> abs(window.eta_crit * window.lambda0 - 2) < 1e-6
+        True
     """
 
     lambda0: float

@@ -92,6 +92,17 @@ class EdgeMeter:
         a forward pass.  A row with curvature adds a forward and backward pass with a kept graph and
         1 to 3 Hessian products, each about two training steps (10 to 30 products at the first one
         and every 25th, and where S has moved by a quarter); the batch sharpness adds one.
+
+    Examples:
+        >>> net, x, y = nn.Linear(3, 1), torch.randn(8, 3), torch.randn(8, 1)
+        >>> optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+        >>> with cx.EdgeMeter(net, optimizer, full_batch=True) as meter:
+        ...     for _ in range(5):
+        ...         optimizer.zero_grad()
+        ...         loss = nn.functional.mse_loss(net(x), y)
+        ...         loss.backward()
+        ...         optimizer.step()
+        ...         row = meter.step(loss)
     """
 
     def __init__(

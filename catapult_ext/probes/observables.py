@@ -130,6 +130,12 @@ def activity(
 
     Cost:
         One forward pass.
+
+    Examples:
+        >>> from catapult_ext.probes import activity
+        >>> outputs, found = activity(nn.Sequential(nn.Linear(3, 4), nn.ReLU()), torch.randn(8, 3))
+        >>> 0 <= found.inactive <= 1
+        True
     """
     v.module("probes.activity", model)
     if outputs is None and not isinstance(x, Tensor):
@@ -152,7 +158,15 @@ def _shown(x: Any) -> str:
 
 
 def weight_norm(model: nn.Module) -> float:
-    """Euclidean norm of all floating-point parameters, accumulated in float64."""
+    """Euclidean norm of all floating-point parameters, accumulated in float64.
+
+    Examples:
+        >>> from catapult_ext.probes import weight_norm
+        >>> layer = nn.Linear(3, 1, bias=False)
+        >>> _ = nn.init.constant_(layer.weight, 2.0)
+        >>> round(weight_norm(layer), 6)  # sqrt(3 * 4)
+        3.464102
+    """
     floating = [p.detach() for p in model.parameters() if p.is_floating_point()]
     norms = [vector_norm(p, dtype=torch.float64) for p in floating]
     return float(vector_norm(torch.stack(norms))) if norms else 0.0
@@ -164,6 +178,11 @@ def accuracy(outputs: Tensor, targets: Tensor) -> float | None:
     Args:
         outputs: (N, O), O >= 2.
         targets: (N, O) one-hot, or (N,) labels.
+
+    Examples:
+        >>> from catapult_ext.probes import accuracy
+        >>> accuracy(torch.tensor([[0.1, 0.9], [0.8, 0.2]]), torch.tensor([[0.0, 1.0], [0.0, 1.0]]))
+        0.5
     """
     if not len(outputs):
         return None
@@ -172,7 +191,13 @@ def accuracy(outputs: Tensor, targets: Tensor) -> float | None:
 
 
 def hidden_width(model: nn.Module) -> int:
-    """Largest number of units (channels) of a weight that is not the last one; at least 1."""
+    """Largest number of units (channels) of a weight that is not the last one; at least 1.
+
+    Examples:
+        >>> from catapult_ext.probes import hidden_width
+        >>> hidden_width(nn.Sequential(nn.Linear(3, 64), nn.ReLU(), nn.Linear(64, 2)))
+        64
+    """
     rows = [p.shape[0] for p in model.parameters() if p.dim() >= 2]
     return max(rows[:-1], default=1)
 

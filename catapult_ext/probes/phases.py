@@ -96,6 +96,11 @@ def divergence_cut(loss0: float, width: int, lambda0: float = 0.0, squared: bool
         width: units of a hidden layer.
         lambda0: top eigenvalue of the loss's Gauss-Newton matrix at the start.
         squared: whether this is a squared loss.
+
+    Examples:
+        >>> from catapult_ext.probes import divergence_cut
+        >>> divergence_cut(1.0, width=512, lambda0=4.0) > 1
+        True
     """
     v.numbers("probes.divergence_cut", loss0=loss0, width=width, lambda0=lambda0)
     if not squared:
@@ -155,6 +160,11 @@ def classify(
 
     Raises:
         ValueError: eta not positive and finite, lambda0 negative or not finite, or no loss.
+
+    Examples:
+        >>> from catapult_ext.probes import classify
+        >>> classify(0.1, lambda0=5.0, loss=[1.0, 0.5, 0.2, 0.1], lambda_end=5.0).phase  # c = 0.5
+        'lazy'
     """
     where = "probes.classify"
     v.numbers(where, eta=eta, lambda0=lambda0)

@@ -39,6 +39,11 @@ class StabilityThreshold(Shown, saved=True):
         response: (T,) float64, the filter's impulse response; None without a linear filter.
         preconditioned: whether lambda is the top eigenvalue of P^-1 H; None without a filter.
         reason: why there is no threshold; None where there is one.
+
+    Examples:
+        >>> found = cx.stability_threshold(torch.optim.SGD(nn.Linear(3, 1).parameters(), lr=0.1))
+        >>> found.k, found.preconditioned
+        (2.0, False)
     """
 
     k: float
@@ -84,7 +89,7 @@ def stability_threshold(
     Cost:
         Two or three impulse responses of a 2 x 2 copy: about 20 ms for beta = 0.9.
 
-    Example:
+    Examples:
         >>> import torch, catapult_ext as cx
         >>> w = torch.nn.Parameter(torch.zeros(3))
         >>> round(cx.stability_threshold(torch.optim.SGD([w], lr=0.1, momentum=0.9)).k, 9)

@@ -96,6 +96,13 @@ def learning_rate_window(
         About 17 products of 2-3 forward passes for lambda_0, one gradient and about 15 forward
         passes for eta_c, ``trial_steps`` gradient steps for each of 3 to 8 rates, or ``measure``
         steps for each of about 10.
+
+    Examples:
+        >>> net = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 1))
+        >>> data = torch.randn(8, 3), torch.randn(8, 1)
+        >>> window = cx.learning_rate_window(net, "mse", data, trial_steps=0)
+        >>> window.eta_crit > 0  # 2 / lambda_0
+        True
     """
     v.module(_WHERE, model)
     v.integers(_WHERE, burn_in=burn_in, trial_steps=trial_steps, measure=measure, seed=seed)

@@ -29,6 +29,11 @@ class Bifurcation(DrawnToFile):
         eta_lambda: (R, keep).
         diverged_at: (R,) int64.
         path: folder that holds the arrays (``bifurcation.npz``), or None.
+
+    Examples:
+        >>> found = cx.toy.bifurcation(torch.tensor([0.5]), burn_in=100, keep=8)
+        >>> int(found.diverged_at[0])
+        -1
     """
 
     b: Tensor
@@ -101,6 +106,11 @@ def bifurcation(
     Cost:
         About ten flops per label and step. Memory: 30 MB of state and 16 bytes per label and kept
         step; the latter on disk where ``out`` is given.
+
+    Examples:
+        >>> found = cx.toy.bifurcation(torch.linspace(0.1, 1.0, 5), burn_in=100, keep=8)
+        >>> found.eta_lambda.shape
+        torch.Size([5, 8])
     """
     where = "toy.bifurcation"
     b = _validate.array(where, "b", b, torch.float64)

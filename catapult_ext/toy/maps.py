@@ -18,6 +18,11 @@ def uv_step(u: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
     """One step for label 0: u = eta^2 |x|^2 f^2 / W, v = eta * lambda (Lewkowycz et al. 2020).
 
     u' = (1 - v + u)^2 u,  v' = v - u (4 - v): neither eta nor the width is left in it.
+
+    Examples:
+        >>> u, v = cx.toy.uv_step(torch.tensor(0.01), torch.tensor(1.5))
+        >>> bool(v < 1.5)  # the curvature falls while c < 4
+        True
     """
     return (1 - v + u).square() * u, v - u * (4 - v)
 
@@ -26,6 +31,11 @@ def pm_step(P: Tensor, M: Tensor, b: Real) -> tuple[Tensor, Tensor]:
     """One step for label b = eta |x| y / sqrt(W), in P = eta |u + v|^2 / W, M = eta |u - v|^2 / W.
 
     a = (P - M) / 4 - b,  P' = (1 - a)^2 P,  M' = (1 + a)^2 M;  v = (P + M) / 2.
+
+    Examples:
+        >>> P, M = cx.toy.pm_step(torch.tensor(1.0), torch.tensor(1.0), 0.0)
+        >>> P.shape, M.shape
+        (torch.Size([]), torch.Size([]))
     """
     a = (P - M) / 4 - b
     return (1 - a).square() * P, (1 + a).square() * M
@@ -37,6 +47,11 @@ def state_of(v: Tensor, g: Tensor) -> tuple[Tensor, Tensor]:
     Args:
         v: eta * lambda, >= 2 |g|, which holds for every network (a violation by rounding is cut).
         g: eta |x| f / sqrt(W), signed; broadcasts with v.
+
+    Examples:
+        >>> h, k = cx.toy.state_of(torch.tensor([2.0]), torch.tensor([0.5]))
+        >>> torch.allclose(h * k, torch.tensor([0.5]))
+        True
     """
     v, g = torch.broadcast_tensors(v, g)
     h = ((v + (v * v - 4 * g * g).clamp(min=0).sqrt()) / 2).sqrt()
@@ -59,6 +74,11 @@ class ScalarRuns:
         diverged_at: int64, -1 for none (the rule of ``ops.toy_scalar``).
         loss_record: (..., M) loss at steps 0, s, 2s, ...; M = 0 when nothing is recorded.
         eta_lambda_record: (..., M).
+
+    Examples:
+        >>> runs = cx.toy.run_scalar([1.0, 3.0], steps=200)
+        >>> bool(runs.eta_lambda[1] < 2)  # the curvature fell below 2 / eta
+        True
     """
 
     c: Tensor
@@ -128,6 +148,11 @@ def run_scalar(
 
     Cost:
         About ten flops per lane and step; see ``ops.toy_scalar``.
+
+    Examples:
+        >>> runs = cx.toy.run_scalar([1.0, 3.0, 5.0], steps=200, width=1e6)
+        >>> runs.diverged_at[:2].tolist(), bool(runs.diverged_at[2] >= 0)  # 4 is the limit
+        ([-1, -1], True)
     """
     where = "toy.run_scalar"
     if dtype not in _validate.FLOAT_DTYPES:

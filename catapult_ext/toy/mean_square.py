@@ -93,6 +93,10 @@ def mean_square_edge(beta: Real, variance: Real, mean: Real = 1.0) -> Tensor:
 
     Cost:
         A few flops per entry.
+
+    Examples:
+        >>> round(float(cx.toy.mean_square_edge(0.0, 0.0)), 6)  # without noise: 2 / mean
+        2.0
     """
     case = noisy_momentum("toy.mean_square_edge", beta=beta, variance=variance, mean=mean)
     a, s2 = case.mean, case.variance
@@ -116,6 +120,10 @@ def second_moment_matrix(eta: Real, beta: Real, variance: Real, mean: Real = 1.0
 
     Raises:
         TypeError, ValueError: as :func:`mean_square_edge`.
+
+    Examples:
+        >>> cx.toy.second_moment_matrix(0.5, 0.9, 1.0).shape
+        torch.Size([3, 3])
     """
     where = "toy.second_moment_matrix"
     return _matrix(noisy_momentum(where, eta=eta, beta=beta, variance=variance, mean=mean))
@@ -142,6 +150,10 @@ def second_moment_growth(eta: Real, beta: Real, variance: Real, mean: Real = 1.0
 
     Cost:
         Eigenvalues of a 3 x 3 matrix per entry.
+
+    Examples:
+        >>> round(float(cx.toy.second_moment_growth(0.5, 0.0, 0.0)), 6)  # (1 - 0.5)^2
+        0.25
     """
     where = "toy.second_moment_growth"
     matrix = _matrix(noisy_momentum(where, eta=eta, beta=beta, variance=variance, mean=mean))

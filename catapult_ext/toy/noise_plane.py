@@ -39,6 +39,11 @@ class NoisePlane(DrawnToFile):
         lyapunov: up to here almost every path does (sampled).
         error: bar of ``lyapunov``, 95 %.
         path: folder that holds the arrays (``plane.npz``), or None.
+
+    Examples:
+        >>> plane = cx.toy.noise_plane(beta=(0.0, 0.5), resolution=2, tolerance=0.5)
+        >>> plane.lyapunov.shape == plane.error.shape
+        True
     """
 
     beta: np.ndarray
@@ -105,6 +110,11 @@ def noise_plane(
 
     Cost:
         Per row that of :func:`lyapunov_edge`; rows near beta = 1 take longest.
+
+    Examples:
+        >>> plane = cx.toy.noise_plane(beta=(0.0, 0.5), resolution=2, tolerance=0.5)
+        >>> plane.mean_square.shape
+        (2, 2)
     """
     pair = resolution if isinstance(resolution, (tuple, list)) else (resolution, resolution)
     _validate.require(len(pair) == 2, _WHERE, "resolution must be (columns, rows)", pair)

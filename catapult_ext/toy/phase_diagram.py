@@ -52,6 +52,11 @@ class PhaseDiagram(DrawnToFile):
         diverged_at: step of the divergence, -1 for none.
         phase: index into ``catapult_ext.toy.PHASE_NAMES``.
         path: folder that holds the arrays (``diagram.npz``), or None.
+
+    Examples:
+        >>> diagram = cx.toy.phase_diagram("f0", resolution=(4, 6), steps=100)
+        >>> diagram.axis, diagram.eta_lambda.shape == (len(diagram.values), len(diagram.c))
+        ('f0', True)
     """
 
     axis: str
@@ -136,6 +141,11 @@ def phase_diagram(
     Cost:
         About ten flops per point and step until the point has settled or diverged. Memory: 15 MB of
         state and 25 bytes per point; the latter on disk where ``out`` is given.
+
+    Examples:
+        >>> diagram = cx.toy.phase_diagram("f0", resolution=8, steps=100)
+        >>> diagram.phase.shape
+        (8, 8)
     """
     _validate.require(axis in AXES, _WHERE, f"axis must be one of {', '.join(AXES)}", repr(axis))
     if dtype not in _validate.FLOAT_DTYPES:

@@ -36,6 +36,12 @@ class QuadraticRun:
         diverged_at: first step whose loss is not finite or above 1e12 times the larger of the first
             and 1; -1 for none. Later losses repeat the last accepted one.
         model: the model at the end.
+
+    Examples:
+        >>> J, Q = torch.eye(2), torch.zeros(2, 2, 2)  # linear regression
+        >>> model = cx.toy.second_order_regression(torch.ones(2), J, Q)
+        >>> model.run(0.5, steps=10).diverged_at
+        -1
     """
 
     loss: Tensor
@@ -54,6 +60,13 @@ class QuadraticModel:
         J: (N, P) Jacobian.
         curvature: the constant Hessians as a function d (P,) -> (N, P).
         normaliser: the loss is |z|^2 / (2 normaliser); 1 for a sum, N for a mean.
+
+    Examples:
+        >>> J, Q = torch.eye(2), torch.zeros(2, 2, 2)  # linear regression
+        >>> model = cx.toy.second_order_regression(torch.ones(2), J, Q)
+        >>> run = model.run(0.5, steps=10)
+        >>> bool(run.loss[-1] < run.loss[0])
+        True
     """
 
     z: Tensor
@@ -141,6 +154,12 @@ def second_order_regression(
 
     Raises:
         ValueError: shapes that do not fit, or Q not symmetric.
+
+    Examples:
+        >>> Q = torch.zeros(3, 4, 4)  # linear regression
+        >>> model = cx.toy.second_order_regression(torch.randn(3), torch.randn(3, 4), Q)
+        >>> model.z.shape
+        torch.Size([3])
     """
     where = "toy.second_order_regression"
     samples, parameters = J.shape
@@ -170,6 +189,11 @@ def quadratic_net(
 
     Raises:
         ValueError: shapes that do not fit.
+
+    Examples:
+        >>> model = cx.toy.quadratic_net(torch.randn(4), torch.randn(3, 4, 4), torch.randn(3))
+        >>> model.J.shape
+        torch.Size([3, 4])
     """
     where, samples, parameters = "toy.quadratic_net", len(y), len(theta)
     ok = psi.shape in ((samples, parameters), (samples, parameters, parameters))
@@ -215,6 +239,14 @@ def neural_quadratic(
 
     Cost:
         The Jacobian, N W (D + 1) numbers; a step reads it a few times.
+
+    Examples:
+        >>> import numpy as np
+        >>> U, v = cx.toy.draw_weights(64, 3, np.random.default_rng(0))
+        >>> x, y = torch.randn(5, 3).double(), torch.randn(5).double()
+        >>> model = cx.toy.neural_quadratic(U, v, x, y)
+        >>> model.J.shape
+        torch.Size([5, 256])
     """
     where = "toy.neural_quadratic"
     (width, inputs), samples = U.shape, len(y)

@@ -96,6 +96,13 @@ class Stop(NamedTuple):
             (the gradient is that of the step, mini-batch and L2 included). None: never.
         diverged: loss above which it has diverged. None: the rule of ``ops.toy_gd``, which no
             bounded run ever meets, at any width.
+
+    Examples:
+        >>> stop = cx.toy.Stop(converged=1e-6)
+        >>> x, y = torch.ones(1, 1), torch.zeros(1)
+        >>> runs = cx.toy.simulate(c=[1.0], width=4096, x=x, y=y, steps=500, stop=stop)
+        >>> int(runs.converged_at[0]) < 500
+        True
     """
 
     converged: float | None = None

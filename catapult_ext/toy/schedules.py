@@ -28,6 +28,10 @@ def warm_up(rates: Rates, steps: int, over: int) -> Tensor:
 
     Raises:
         ValueError: over < 0.
+
+    Examples:
+        >>> cx.toy.warm_up(1.0, steps=4, over=2).tolist()
+        [[0.5, 1.0, 1.0, 1.0]]
     """
     column = _column("toy.warm_up", rates, steps)
     _validate.integers("toy.warm_up", over=over)
@@ -41,6 +45,10 @@ def drop(rates: Rates, steps: int, at: int, factor: float) -> Tensor:
 
     Raises:
         ValueError: factor not positive.
+
+    Examples:
+        >>> cx.toy.drop(1.0, steps=4, at=2, factor=0.5).tolist()
+        [[1.0, 1.0, 0.5, 0.5]]
     """
     column = _column("toy.drop", rates, steps)
     _validate.integers("toy.drop", at=at)
@@ -59,6 +67,10 @@ def staircase(rates: Rates, steps: int, every: int, factor: float) -> Tensor:
 
     Raises:
         ValueError: every < 1, or factor not positive.
+
+    Examples:
+        >>> cx.toy.staircase(1.0, steps=4, every=2, factor=2.0).tolist()
+        [[1.0, 1.0, 2.0, 2.0]]
     """
     column = _column("toy.staircase", rates, steps)
     _validate.integers("toy.staircase", every=every)

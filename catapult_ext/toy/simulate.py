@@ -121,9 +121,9 @@ def simulate(
         of observables costs about 9 N^3 besides (see
         :class:`~catapult_ext.toy.observer.Observer`).
 
-    Example:
+    Examples:
         >>> x, y = torch.randn(20, 5), torch.randn(20)
-        >>> traj = simulate(width=10**6, x=x, y=y, steps=200, c=[1.0, 2.6, 5.0])
+        >>> traj = cx.toy.simulate(width=10**6, x=x, y=y, steps=200, c=[1.0, 2.6, 5.0])
         >>> traj.phases
         ['lazy', 'catapult', 'divergent']
     """

@@ -39,6 +39,12 @@ class Trajectory(Drawn, saved=True):
         test_loss: as ``loss``, on the test data; (R, 0) without any. A diverged run keeps the value
             recorded last.
         observed: what ``observe`` asked for, name -> (R, M) or (R, M, k).
+
+    Examples:
+        >>> x, y = torch.ones(1, 1), torch.zeros(1)
+        >>> runs = cx.toy.simulate(c=[1.0, 3.0], width=4096, x=x, y=y, steps=50)
+        >>> runs.loss.shape
+        torch.Size([2, 51])
     """
 
     eta: Tensor

@@ -12,7 +12,14 @@ from catapult_ext import _validate
 
 
 class ReducedState(NamedTuple):
-    """w = U'v (B, D), S = U'U (B, D, D), q = v.v (B,), float64."""
+    """w = U'v (B, D), S = U'U (B, D, D), q = v.v (B,), float64.
+
+    Examples:
+        >>> import numpy as np
+        >>> w, S, q = cx.toy.draw_reduced(1e6, 2, np.random.default_rng(0), batch=4)
+        >>> S.shape
+        torch.Size([4, 2, 2])
+    """
 
     w: Tensor
     S: Tensor
@@ -20,7 +27,14 @@ class ReducedState(NamedTuple):
 
 
 def draw_weights(width: int, inputs: int, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
-    """U (W, D) and v (W,), every entry N(0, 1), float64."""
+    """U (W, D) and v (W,), every entry N(0, 1), float64.
+
+    Examples:
+        >>> import numpy as np
+        >>> U, v = cx.toy.draw_weights(64, 3, np.random.default_rng(0))
+        >>> U.shape, v.shape
+        (torch.Size([64, 3]), torch.Size([64]))
+    """
     U = rng.standard_normal((width, inputs))
     return torch.from_numpy(U), torch.from_numpy(rng.standard_normal(width))
 
@@ -45,6 +59,12 @@ def draw_reduced(
 
     Cost:
         O(B D^3), whatever the width.
+
+    Examples:
+        >>> import numpy as np
+        >>> state = cx.toy.draw_reduced(1e6, 3, np.random.default_rng(0))
+        >>> state.w.shape, state.S.shape, state.q.shape
+        (torch.Size([1, 3]), torch.Size([1, 3, 3]), torch.Size([1]))
     """
     _validate.require(
         width > inputs, "toy.draw_reduced", f"width must exceed inputs = {inputs}", width

@@ -49,7 +49,13 @@ class Step:
 
 
 def has_diverged(loss: float, cut: float) -> bool:
-    """Not finite, or above the cut."""
+    """Not finite, or above the cut.
+
+    Examples:
+        >>> from catapult_ext.training import has_diverged
+        >>> has_diverged(float("nan"), cut=1e6)
+        True
+    """
     return not (math.isfinite(loss) and loss <= cut)
 
 
@@ -61,6 +67,13 @@ class Descent:
         rate: learning rate; the attribute may be changed between steps.
         momentum: in [0, 1).
         l2: weight of the penalty l2/2 |theta|^2.
+
+    Examples:
+        >>> from catapult_ext.training import Descent
+        >>> weights = [torch.ones(2)]
+        >>> Descent(weights, rate=0.1)([torch.ones(2)])
+        >>> weights[0]
+        tensor([0.9000, 0.9000])
     """
 
     def __init__(
@@ -86,7 +99,13 @@ class Descent:
 
 
 def moved(model: nn.Module) -> list[Tensor]:
-    """The parameters that training moves."""
+    """The parameters that training moves.
+
+    Examples:
+        >>> from catapult_ext.training import moved
+        >>> len(moved(nn.Linear(3, 1)))
+        2
+    """
     return [p for p in model.parameters() if p.requires_grad]
 
 
@@ -148,6 +167,15 @@ def full_batch(
     rate: float,
     momentum: float = 0.0,
 ) -> Iterator[Step]:
-    """:func:`steps` of gradient descent or heavy ball on the whole of ``data``, ``(x, y)``."""
+    """:func:`steps` of gradient descent or heavy ball on the whole of ``data``, ``(x, y)``.
+
+    Examples:
+        >>> from catapult_ext.training import full_batch
+        >>> data = torch.randn(8, 3), torch.randn(8, 1)
+        >>> loss = cx.losses.resolve("mse")
+        >>> values = [float(step.value) for step in full_batch(nn.Linear(3, 1), data, loss, 5, 0.1)]
+        >>> len(values), values[-1] < values[0]
+        (6, True)
+    """
     weights = moved(model)
     return steps(model, weights, whole(*data), loss, count, Descent(weights, rate, momentum))

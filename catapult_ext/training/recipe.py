@@ -13,6 +13,11 @@ def probe_schedule(steps: int, factor: float) -> tuple[int, ...]:
     """Steps 0, 1, then growing by ``factor`` (at least by one), and the last one.
 
     With an infinite factor the first and the last one alone.
+
+    Examples:
+        >>> from catapult_ext.training import probe_schedule
+        >>> probe_schedule(20, 2.0)
+        (0, 1, 2, 4, 8, 16, 20)
     """
     if math.isinf(factor):
         return (0, steps)
@@ -47,6 +52,11 @@ class Recipe:
         tol: relative tolerance of the curvature.
         top: eigenvectors of the initial kernel whose share in the residual is followed (full
             batch only); 0 for none.
+
+    Examples:
+        >>> from catapult_ext.training import Recipe
+        >>> Recipe(steps=100, batch=32, momentum=0.9).momentum
+        0.9
     """
 
     steps: int | None = None

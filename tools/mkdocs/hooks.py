@@ -12,7 +12,7 @@ RESULTS = ROOT / "benchmarks" / "results"
 # Roles such as :class:`NTK`, whose backquotes Markdown has made <code> of.
 ROLE = re.compile(r":(?:class|func|meth|mod|attr|data):(<code[^>]*>)~?")
 MEASURED = re.compile(r"<!-- measured: (\w+) -->")
-PUBLIC = re.compile(r"<!-- public: ([\w.]+)((?: \w+)*) -->")
+PUBLIC = re.compile(r"<!-- public: ([\w.]+)((?: \w+)*)( \.\.\.)? -->")
 
 
 def on_page_content(html: str, **_: object) -> str:
@@ -25,10 +25,11 @@ def on_page_markdown(markdown: str, **_: object) -> str:
 
     ``<!-- measured: test_gram -->`` becomes the tables of that benchmark, one per machine;
     ``<!-- public: catapult_ext.toy -->`` the documentation of all that module exports,
-    ``<!-- public: catapult_ext NTK GGN -->`` that of the names.
+    ``<!-- public: catapult_ext NTK GGN -->`` that of the names, in this order, and
+    ``<!-- public: catapult_ext NTK GGN ... -->`` these first, then all others.
     """
     markdown = MEASURED.sub(lambda found: tables(found[1]), markdown)
-    return PUBLIC.sub(lambda found: directives(found[1], found[2].split()), markdown)
+    return PUBLIC.sub(lambda found: directives(found[1], listed(*found.groups())), markdown)
 
 
 def exported(module: str) -> dict[str, str]:
@@ -60,10 +61,17 @@ def is_documented(origin: str) -> bool:
     return False
 
 
+def listed(module: str, names: str, rest: str | None) -> list[str]:
+    """Names in the order of the page: those given, and the others where it asks for all."""
+    first = names.split()
+    others = [name for name in exported(module) if name not in first]
+    return first + others if rest or not first else first
+
+
 def directives(module: str, names: list[str]) -> str:
-    """Directives of mkdocstrings for ``names`` of a module, or for all of them."""
+    """Directives of mkdocstrings for ``names`` of a module."""
     public = exported(module)
-    return "\n\n".join(f"::: {resolved(public[name])}" for name in names or public)
+    return "\n\n".join(f"::: {resolved(public[name])}" for name in names)
 
 
 def resolved(origin: str) -> str:
@@ -77,9 +85,7 @@ def resolved(origin: str) -> str:
 def on_files(files: object, **_: object) -> None:
     """Fail unless every public name of the package is on one of the API pages."""
     pages = "\n".join(p.read_text() for p in (ROOT / "docs" / "api").glob("*.md"))
-    named = {
-        n for module, names in PUBLIC.findall(pages) for n in names.split() or exported(module)
-    }
+    named = {name for found in PUBLIC.findall(pages) for name in listed(*found)}
     missing = sorted(exported("catapult_ext").keys() - named - {"build_info"})
     if missing:
         raise ValueError(f"docs/api lacks {', '.join(missing)} of catapult_ext.__all__")

@@ -28,6 +28,12 @@ class BatchedEigshResult(EigshResult, saved=True):
         converged: (R,) bool on the CPU.
         index_check: R strings as for one operator; ``"not finite"`` for a replica with non-finite
             values.
+
+    Examples:
+        >>> matrices = torch.diag_embed(torch.tensor([[1.0, 2.0], [3.0, 7.0]]))
+        >>> found = cx.eigsh(matrices)
+        >>> [round(value, 2) for value in found.eigenvalues[:, 0].tolist()]
+        [2.0, 7.0]
     """
 
     matvecs: Tensor  # type: ignore[assignment]

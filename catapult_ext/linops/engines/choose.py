@@ -183,6 +183,12 @@ def freeze(
     Raises:
         ValueError: unknown engine, an engine that cannot handle the model, a budget that one sample
             exceeds, or samples that depend on each other and do not fit together.
+
+    Examples:
+        >>> from catapult_ext.linops import freeze
+        >>> J = freeze(nn.Linear(3, 2), torch.randn(4, 3))
+        >>> J.vjp(torch.ones(8, 1)).shape, J.jvp(torch.ones(8, 1)).shape
+        (torch.Size([8, 1]), torch.Size([8, 1]))
     """
     options = checked_options(options, where)
     engine, check = options.get("engine"), options.get("check", True)

@@ -32,6 +32,11 @@ class Plan:
         kept: predicted bytes held between products.
         setup_flops: of freezing (check and probes not counted), ``product_flops`` and
             ``product_bytes`` (memory traffic) of a product with one column; 1 multiply-add = 2.
+
+    Examples:
+        >>> plan = cx.NTK(nn.Linear(3, 2), torch.randn(4, 3)).plan
+        >>> plan.engine
+        'dense-chain'
     """
 
     name: str

@@ -46,6 +46,12 @@ class StackedNTK(StackedOperator):
     Raises:
         TypeError, ValueError: what :class:`~catapult_ext.NTK` refuses, and models or batches that
             differ: see :class:`~catapult_ext.linops.stacked.replicas.Replicas`.
+
+    Examples:
+        >>> nets = [nn.Linear(3, 2) for _ in range(4)]
+        >>> K = cx.NTK(nets, torch.randn(5, 3))
+        >>> K.shape, K.dense().shape
+        ((4, 10, 10), torch.Size([4, 10, 10]))
     """
 
     name = "NTK"
@@ -77,6 +83,12 @@ class StackedGGN(StackedOperator):
     Raises:
         TypeError, ValueError: what :class:`~catapult_ext.GGN` refuses, and models or batches that
             differ: see :class:`~catapult_ext.linops.stacked.replicas.Replicas`.
+
+    Examples:
+        >>> nets = [nn.Linear(3, 2) for _ in range(4)]
+        >>> G = cx.GGN(nets, "mse", (torch.randn(8, 3), torch.randn(8, 2)))
+        >>> G.shape, cx.eigsh(G).eigenvalues.shape
+        ((4, 8, 8), torch.Size([4, 1]))
     """
 
     name = "GGN"
@@ -108,6 +120,12 @@ class StackedHessian(StackedOperator):
     Raises:
         TypeError, ValueError: what :class:`~catapult_ext.Hessian` refuses, and models or batches
             that differ: see :class:`~catapult_ext.linops.stacked.replicas.Replicas`.
+
+    Examples:
+        >>> nets = [nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 1)) for _ in range(4)]
+        >>> H = cx.Hessian(nets, "mse", (torch.randn(8, 3), torch.randn(8, 1)))
+        >>> H.shape, (H @ torch.ones(4, 21)).shape
+        ((4, 21, 21), torch.Size([4, 21]))
     """
 
     name = "Hessian"

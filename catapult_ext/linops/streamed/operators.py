@@ -40,6 +40,11 @@ class StreamedNTK(Streamed):
     Cost:
         Two passes over the data per block of columns, N*O*K values; one all-reduce of P*K values
         and one all-gather of N*O*K.
+
+    Examples:
+        >>> net, batches = nn.Linear(3, 2), [torch.randn(4, 3) for _ in range(3)]
+        >>> cx.StreamedNTK(net, batches).shape  # 12 samples, 2 outputs
+        (24, 24)
     """
 
     name = "StreamedNTK"
@@ -86,6 +91,13 @@ class StreamedGGN(Streamed):
     Cost:
         One pass per block of columns, memory of one batch, one all-reduce of P*K values. Where
         every rank holds its data in memory and N*O < P, ``dual()`` works in sample space.
+
+    Examples:
+        >>> net = nn.Linear(3, 2)
+        >>> batches = [(torch.randn(4, 3), torch.randn(4, 2)) for _ in range(3)]
+        >>> G = cx.StreamedGGN(net, "mse", batches)  # a DataLoader works as well
+        >>> G.shape
+        (8, 8)
     """
 
     name = "StreamedGGN"
@@ -189,6 +201,12 @@ class StreamedHessian(Streamed):
 
     Cost:
         One pass per block of columns, memory of one batch, one all-reduce of P*K values.
+
+    Examples:
+        >>> net = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 1))
+        >>> batches = [(torch.randn(4, 3), torch.randn(4, 1)) for _ in range(3)]
+        >>> cx.StreamedHessian(net, "mse", batches).shape
+        (21, 21)
     """
 
     name = "StreamedHessian"
