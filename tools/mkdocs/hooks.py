@@ -9,8 +9,9 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "benchmarks" / "results"
-# Roles such as :class:`NTK`, whose backquotes Markdown has made <code> of.
-ROLE = re.compile(r":(?:class|func|meth|mod|attr|data):(<code[^>]*>)~?")
+# Roles such as :class:`NTK`, whose backquotes Markdown has made <code> of; a section's first word
+# has lost its colon.
+ROLE = re.compile(r"(?:(?<=>)|:)(?:class|func|meth|mod|attr|data):(<code[^>]*>)~?")
 MEASURED = re.compile(r"<!-- measured: (\w+) -->")
 PUBLIC = re.compile(r"<!-- public: ([\w.]+)((?: \w+)*)( \.\.\.)? -->")
 
