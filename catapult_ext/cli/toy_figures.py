@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, cast
 
 from catapult_ext import _validate as v
 from catapult_ext.cli.console import console, load, picture_path, resumable
@@ -124,7 +124,7 @@ def noise(
             beta=(beta_low, beta_high),
             variance=(low, high),
             resolution=resolution,
-            noise=distribution,
+            noise=cast(Any, distribution),  # checked there
             tolerance=tolerance,
             paths=paths,
             seed=seed,

@@ -12,7 +12,14 @@ from torch.nn import functional as F
 
 from catapult_ext import _validate as v
 from catapult_ext.data.dataset import Dataset
-from catapult_ext.data.prepare import check_classes, make_targets, random_state, standardise
+from catapult_ext.data.prepare import (
+    Standardisation,
+    Targets,
+    check_classes,
+    make_targets,
+    random_state,
+    standardise,
+)
 
 
 def _load() -> tuple[Tensor, Tensor]:
@@ -34,9 +41,9 @@ def digits(
     train: int = 512,
     test: int | None = None,
     classes: Sequence[int] | None = None,
-    targets: str = "one-hot",
+    targets: Targets = "one-hot",
     seed: int = 0,
-    standardisation: str = "global",
+    standardisation: Standardisation = "global",
     flatten: bool = True,
     dtype: torch.dtype = torch.float32,
 ) -> Dataset:

@@ -19,7 +19,13 @@ from catapult_ext._by_path import fault, is_path_of_object, named_function
 from catapult_ext.data.dataset import Dataset, as_dataset
 from catapult_ext.data.digits import digits
 from catapult_ext.data.gaussian import gaussian, synthetic_images
-from catapult_ext.data.prepare import check_classes, make_targets, standardise
+from catapult_ext.data.prepare import (
+    Standardisation,
+    Targets,
+    check_classes,
+    make_targets,
+    standardise,
+)
 from catapult_ext.data.standard import FROM_FILES, load, npz
 from catapult_ext.data.teacher import teacher
 
@@ -42,8 +48,8 @@ def named(
     train: int | None = None,
     test: int | None = None,
     classes: Any = None,
-    targets: str = "one-hot",
-    standardisation: str | None = None,
+    targets: Targets = "one-hot",
+    standardisation: Standardisation | None = None,
     flatten: bool | None = None,
     where: str = "data.named",
     **own: Any,

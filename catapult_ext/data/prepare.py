@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal, get_args
 
 import numpy as np
 import torch
@@ -13,8 +14,9 @@ from torch.nn import functional as F
 from catapult_ext import _validate as v
 from catapult_ext.data.dataset import Dataset
 
-STANDARDISATIONS = ("global", "channel", "pixel", "image", "none")
-TARGETS = ("one-hot", "signed")
+Standardisation = Literal["global", "channel", "pixel", "image", "none"]
+Targets = Literal["one-hot", "signed"]
+STANDARDISATIONS, TARGETS = get_args(Standardisation), get_args(Targets)
 
 
 def standardise(x: Tensor, reference: Tensor, how: str) -> Tensor:

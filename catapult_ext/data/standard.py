@@ -19,7 +19,7 @@ from catapult_ext.data.files import (
     read_training_npz,
 )
 from catapult_ext.data.packaged import BROUGHT_BY, packaged, read_digits
-from catapult_ext.data.prepare import RawImages, prepare
+from catapult_ext.data.prepare import RawImages, Standardisation, Targets, prepare
 
 FROM_FILES = ("mnist", "fashion-mnist", "cifar-10", "cifar-100")
 MOST_CLASSES, MOST_TARGETS = 1 << 16, 1 << 31
@@ -39,8 +39,8 @@ def load(
     train: int | None = None,
     test: int | None = None,
     classes: Sequence[int] | None = None,
-    targets: str = "one-hot",
-    standardisation: str = "global",
+    targets: Targets = "one-hot",
+    standardisation: Standardisation = "global",
     flatten: bool = False,
     seed: int = 0,
     dtype: torch.dtype = torch.float32,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -20,7 +20,8 @@ from catapult_ext.eig.solve import INERTIA_LIMIT, lifted, package, solve, start_
 
 _COARSE_TOL = 0.02  # accuracy of the solve with bfloat16 products
 _WHERE = "eigsh"
-WHICH = ("LA", "SA", "LM", "BE")
+Which = Literal["LA", "SA", "LM", "BE"]
+WHICH = get_args(Which)
 
 
 @no_autocast()
@@ -28,12 +29,12 @@ def eigsh(
     A: Any,
     k: int = 1,
     *,
-    which: str = "LA",
+    which: Which = "LA",
     tol: float = 1e-3,
     maxiter: int | None = None,
     v0: Tensor | None = None,
     seed: int = 0,
-    precision: str = "full",
+    precision: Literal["full", "mixed"] = "full",
     confidence: float | None = 0.99,
 ) -> EigshResult:
     """Find k extreme eigenpairs of a symmetric operator by block Lanczos with thick restart.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -82,7 +82,11 @@ def load_data(
     if source in NAMES:
         count = None if samples is None else max(512, samples)  # samples do not change the draw
         pair = datasets.named(
-            source, train=count, data_dir=data_dir, standardisation=standardise, where=_WHERE
+            source,
+            train=count,
+            data_dir=data_dir,
+            standardisation=cast(Any, standardise),  # checked there
+            where=_WHERE,
         ).train
     elif ":" in source and not Path(source).exists():
         made = _from_factory(source, samples)
@@ -271,7 +275,7 @@ def probe(
         tol=tol,
         measure=measure,
         seed=seed,
-        batch_stats=batch_stats,
+        batch_stats=cast(Any, batch_stats),  # checked there
         **options,
     )
     spectrum = spectral_density(hessian, 40, 4, seed=seed) if density else None

@@ -11,6 +11,7 @@ from catapult_ext import _validate as v
 from catapult_ext._autocast import no_autocast
 from catapult_ext._batches import Batch, batch_of, inputs_of
 from catapult_ext.linops.base import KeepsGraph, LinearOperator
+from catapult_ext.linops.engines.autograd_hessian import Mode
 from catapult_ext.linops.engines.base import GRAPHS, HessianProducts, Linearization
 from catapult_ext.linops.engines.by_samples import LinearizationBySamples
 from catapult_ext.linops.engines.choose import (
@@ -84,7 +85,7 @@ class Hessian(KeepsGraph, LinearOperator, TakesSeveral):
         loss: object,
         data: object,
         *,
-        hvp: str | None = None,
+        hvp: Mode | None = None,
         **options: Unpack[Options],
     ) -> None:
         options = checked_options(options, self.name)

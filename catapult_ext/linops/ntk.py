@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from math import prod
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from torch import Tensor, nn
 
@@ -110,8 +110,8 @@ class NTK(ModelOperator, TakesSeveral):
     @no_autocast()
     def dense(
         self,
-        layout: str = "flat",
-        outputs: str = "all",
+        layout: Literal["flat", "blocks"] = "flat",
+        outputs: Literal["all", "trace"] = "all",
         *,
         file: Path | str | None = None,
         progress: Progress | None = None,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +13,8 @@ from catapult_ext import _validate as v
 from catapult_ext._module_copy import own_copy
 
 Inputs = Tensor | Callable[[nn.Module], object] | None
-BATCH_STATS = ("coupled", "frozen", "running")
+BatchStats = Literal["coupled", "frozen", "running"]
+BATCH_STATS = get_args(BatchStats)
 _NORM = nn.modules.batchnorm._BatchNorm
 _KNOWN = (nn.BatchNorm2d.forward, nn.SyncBatchNorm.forward)
 

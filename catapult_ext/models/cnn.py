@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from catapult_ext import _validate as v
-from catapult_ext.models.initialise import check_init, initialise
+from catapult_ext.models.initialise import Parameterisation, check_init, initialise
 from catapult_ext.models.layers import NTKConv2d, NTKLinear, activation
 
 
@@ -20,7 +20,7 @@ def small_cnn(
     in_channels: int = 1,
     channels: int = 32,
     activation_name: str | Callable[[], nn.Module] = "relu",
-    parameterisation: str = "ntk",
+    parameterisation: Parameterisation = "ntk",
     init: str | None = None,
     sigma_w: float = math.sqrt(2.0),
     sigma_b: float = 0.0,
@@ -89,7 +89,7 @@ def paper_cnn(
     in_channels: int = 3,
     width: float = 1.0,
     activation_name: str | Callable[[], nn.Module] = "relu",
-    parameterisation: str = "standard",
+    parameterisation: Parameterisation = "standard",
     init: str | None = None,
     sigma_w: float = math.sqrt(2.0),
     seed: int = 0,

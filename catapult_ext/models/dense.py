@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from catapult_ext import _validate as v
-from catapult_ext.models.initialise import check_init, initialise
+from catapult_ext.models.initialise import Parameterisation, check_init, initialise
 from catapult_ext.models.layers import NTKLinear, activation
 
 
@@ -21,7 +21,7 @@ def fully_connected(
     width: int = 512,
     depth: int = 3,
     activation_name: str | Callable[[], nn.Module] = "relu",
-    parameterisation: str = "ntk",
+    parameterisation: Parameterisation = "ntk",
     init: str | None = None,
     sigma_w: float = math.sqrt(2.0),
     sigma_b: float = 0.0,

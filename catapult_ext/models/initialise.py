@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Literal
 
 import torch
 from torch import nn
@@ -19,7 +20,11 @@ STANDARD = {
 }
 NTK = {"normal": 1.0, "zero_last": 0.0}
 
-PARAMETERISATIONS = {"ntk": tuple(NTK), "standard": (*STANDARD, "torch")}
+Parameterisation = Literal["ntk", "standard"]
+PARAMETERISATIONS: dict[Parameterisation, tuple[str, ...]] = {
+    "ntk": tuple(NTK),
+    "standard": (*STANDARD, "torch"),
+}
 
 
 def check_init(where: str, parameterisation: str, init: str | None) -> str:

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import math
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from catapult_ext import _validate as v
-from catapult_ext.models.initialise import check_init, initialise
+from catapult_ext.models.initialise import Parameterisation, check_init, initialise
 from catapult_ext.models.layers import NTKConv2d, NTKLinear, activation
 
-NORMS = ("batch", "none")
+Norm = Literal["batch", "none"]
+NORMS = get_args(Norm)
 
 
 class _Factory:
@@ -106,9 +108,9 @@ def wide_resnet(
     out_features: int,
     *,
     in_channels: int = 3,
-    norm: str = "batch",
+    norm: Norm = "batch",
     activation_name: str = "relu",
-    parameterisation: str = "standard",
+    parameterisation: Parameterisation = "standard",
     init: str | None = None,
     sigma_w: float = math.sqrt(2.0),
     seed: int = 0,
@@ -164,9 +166,9 @@ def resnet(
     *,
     width: float = 1,
     in_channels: int = 3,
-    norm: str = "batch",
+    norm: Norm = "batch",
     activation_name: str = "relu",
-    parameterisation: str = "standard",
+    parameterisation: Parameterisation = "standard",
     init: str | None = None,
     sigma_w: float = math.sqrt(2.0),
     seed: int = 0,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
@@ -12,7 +13,8 @@ from catapult_ext.ops._registry import register
 
 _WHERE = "gram"
 _OUTPUTS = ("all", "trace", "diagonal")
-_PRECISIONS = ("full", "tf32", "3xtf32")
+Precision = Literal["full", "tf32", "3xtf32"]
+_PRECISIONS = get_args(Precision)
 
 
 def gram(
@@ -24,7 +26,7 @@ def gram(
     a2: Sequence[Tensor] | None = None,
     g2: Sequence[Tensor] | None = None,
     outputs: str = "all",
-    precision: str = "full",
+    precision: Precision = "full",
 ) -> Tensor:
     """Sum over dense layers of (scale A A2' + bias) o (G G2'), the NTK in the sum convention.
 

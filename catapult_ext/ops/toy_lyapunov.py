@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal, get_args
+
 import torch
 from torch import Tensor
 
@@ -9,7 +11,8 @@ from catapult_ext import _native, _validate
 from catapult_ext.ops._registry import register
 
 _WHERE = "toy_lyapunov"
-NOISES = ("normal", "uniform", "two-point")
+Noise = Literal["normal", "uniform", "two-point"]
+NOISES = get_args(Noise)
 
 
 def toy_lyapunov(
@@ -20,7 +23,7 @@ def toy_lyapunov(
     *,
     paths: int = 64,
     burn_in: int = 0,
-    noise: str = "normal",
+    noise: Noise = "normal",
     seed: int = 0,
     first_path: int = 0,
 ) -> Tensor:

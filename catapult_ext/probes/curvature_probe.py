@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal, get_args
 
 from torch import Tensor, nn
 
@@ -20,7 +20,8 @@ from catapult_ext.probes.problem import Problem
 from catapult_ext.probes.record import Row
 from catapult_ext.probes.step_metric import NoMetric
 
-QUANTITIES = ("ggn", "hessian", "ntk")
+Quantity = Literal["ggn", "hessian", "ntk"]
+QUANTITIES = get_args(Quantity)
 _STATE = ("made", "_last_check", "_kernel")
 _ABOVE_TOL = 2.0  # an error above this multiple of tol is one of rounding
 

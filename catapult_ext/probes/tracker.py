@@ -17,9 +17,11 @@ from catapult_ext._state import attributes, check_state, put
 from catapult_ext._store import RunFolderError
 from catapult_ext.eig import TopTracker
 from catapult_ext.figures.drawn import Drawn
+from catapult_ext.linops.model.policy import Dropout
 from catapult_ext.losses import OWN_LOSS, resolve
 from catapult_ext.models import with_batch_stats
-from catapult_ext.probes.curvature_probe import CurvatureProbe
+from catapult_ext.models.batch_norm import BatchStats
+from catapult_ext.probes.curvature_probe import CurvatureProbe, Quantity
 from catapult_ext.probes.edge_meter import EdgeMeter
 from catapult_ext.probes.optimizer_steps import OptimizerSteps
 from catapult_ext.probes.overhead import Overhead
@@ -141,7 +143,7 @@ class CurvatureTracker(Drawn):
         loss: object,
         data: Any = None,
         *,
-        quantity: str = "ggn",
+        quantity: Quantity = "ggn",
         k: int = 1,
         every: int = 10,
         budget: float | None = None,
@@ -154,14 +156,14 @@ class CurvatureTracker(Drawn):
         grow_at: float | None = None,
         max_k: int = 16,
         kernel_samples: int = 0,
-        batch_stats: str | None = None,
+        batch_stats: BatchStats | None = None,
         check_every: int = 10,
         seed: int = 0,
         out: Path | str | None = None,
         fresh: bool = False,
         forward: Forward | None = None,
         params: str | Sequence[str] | None = None,
-        dropout: str | None = None,
+        dropout: Dropout | None = None,
         memory_budget: int | str | None = None,
     ) -> None:
         check_options(

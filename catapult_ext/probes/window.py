@@ -15,8 +15,10 @@ from catapult_ext._model_call import Forward
 from catapult_ext._module_copy import own_copy
 from catapult_ext.eig import EigshResult, eigsh
 from catapult_ext.linops import GGN
+from catapult_ext.linops.model.policy import Dropout
 from catapult_ext.losses import SquaredLoss
 from catapult_ext.models import has_batch_norm, with_batch_stats
+from catapult_ext.models.batch_norm import BatchStats
 from catapult_ext.probes.activation_table import IN_PARAMETERS, activation_row
 from catapult_ext.probes.advice import LearningRateWindow
 from catapult_ext.probes.first_step import bracket, first_step
@@ -51,11 +53,11 @@ def learning_rate_window(
     trial_steps: int = 32,
     measure: int = 0,
     tol: float = 1e-3,
-    batch_stats: str | None = None,
+    batch_stats: BatchStats | None = None,
     seed: int = 0,
     forward: Forward | None = None,
     params: str | Sequence[str] | None = None,
-    dropout: str | None = None,
+    dropout: Dropout | None = None,
     memory_budget: int | str | None = None,
 ) -> LearningRateWindow:
     """How large the learning rate may be: exact numbers at this point, and trials of training.

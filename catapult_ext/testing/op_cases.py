@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from catapult_ext import ops, reference
+from catapult_ext.ops.gram import Precision
 from catapult_ext.testing.baselines import matmul_precision, symmetric_eigenvalues
 from catapult_ext.testing.toy_cases import ToyProblem, lean_torch_gd, reduced_state, toy_problem
 
@@ -62,7 +63,7 @@ def _random(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> T
     return torch.randn(*shape, generator=generator, dtype=dtype, device="cpu")
 
 
-def _gram(full: bool, precision: str = "full") -> OpCase:
+def _gram(full: bool, precision: Precision = "full") -> OpCase:
     samples, width = (8192, 1024) if full else (19, 12)
     scale, bias, tf32 = [1.0 / width], [1.0], precision == "tf32"
 

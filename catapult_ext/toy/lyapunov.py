@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from catapult_ext import _validate, ops
-from catapult_ext.ops.toy_lyapunov import NOISES
+from catapult_ext.ops.toy_lyapunov import NOISES, Noise
 from catapult_ext.toy.mean_square import NoisyMomentum, Real, mean_square_edge, noisy_momentum
 
 SCAN = 1.25  # ratio of the rates among which the first sign change is looked for
@@ -44,7 +44,7 @@ def lyapunov_exponent(
     variance: Real,
     mean: Real = 1.0,
     *,
-    noise: str = "normal",
+    noise: Noise = "normal",
     steps: int = 10_000,
     paths: int = 64,
     seed: int = 0,
@@ -104,7 +104,7 @@ def lyapunov_edge(
     variance: Real,
     mean: Real = 1.0,
     *,
-    noise: str = "normal",
+    noise: Noise = "normal",
     tolerance: float = 0.02,
     paths: int = 64,
     max_steps: int = 1 << 20,
@@ -171,7 +171,7 @@ def lyapunov_edge(
 def check_edges(
     where: str,
     case: NoisyMomentum,
-    noise: str,
+    noise: Noise,
     tolerance: float,
     paths: int,
     max_steps: int,
@@ -216,7 +216,7 @@ class _Sampler(NamedTuple):
     """Paths of one momentum."""
 
     beta: float
-    noise: str
+    noise: Noise
     paths: int
     seed: int
 

@@ -14,6 +14,7 @@ from catapult_ext import _validate
 from catapult_ext._store import RunFolder
 from catapult_ext.figures.drawn import DrawnToFile
 from catapult_ext.figures.noise_plane import noise_plane_figure
+from catapult_ext.ops.toy_lyapunov import Noise
 from catapult_ext.toy.lyapunov import check_edges, lyapunov_edge
 from catapult_ext.toy.mean_square import mean_square_edge, noisy_momentum
 from catapult_ext.toy.phase_diagram import grid
@@ -75,7 +76,7 @@ def noise_plane(
     beta: tuple[float, float] | Tensor | np.ndarray = MOMENTA,
     variance: tuple[float, float] | Tensor | np.ndarray = VARIANCES,
     resolution: int | tuple[int, int] = 64,
-    noise: str = "normal",
+    noise: Noise = "normal",
     tolerance: float = 0.02,
     paths: int = 64,
     max_steps: int = 1 << 20,

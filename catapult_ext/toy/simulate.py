@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -33,7 +33,8 @@ from catapult_ext.toy.simulator import Simulator
 from catapult_ext.toy.task import Task
 from catapult_ext.toy.trajectory import Trajectory
 
-FORMS = ("auto", "direct", "reduced", "scalar")
+Form = Literal["auto", "direct", "reduced", "scalar"]
+FORMS = get_args(Form)
 
 
 def simulate(
@@ -47,7 +48,7 @@ def simulate(
     init: tuple[Any, Any] | None = None,
     seed: int | Sequence[int] = 0,
     dtype: torch.dtype | None = None,
-    form: str = "auto",
+    form: Form = "auto",
     record_every: int = 1,
     curvature_every: int | None = None,
     activation: str = "linear",
@@ -165,12 +166,12 @@ def simulate(
 
     # L2 shrinks the part of U outside the span too: the weight norm must follow it.
     span = whole_space(data) if bool(rule.decay.any()) else span_of(data)
-    form = _choose_form(where, form, network, task, span.x.shape[1])
-    initial = make_initial_states(where, form, size, span.basis, seeds, weights)
-    if form != "direct":
+    chosen = _choose_form(where, form, network, task, span.x.shape[1])
+    initial = make_initial_states(where, chosen, size, span.basis, seeds, weights)
+    if chosen != "direct":
         task = _in_span(task, span)
     _validate.require(k <= len(task.data.x), where, f"k must be in [1, {len(task.data.x)}]", k)
-    simulator = Simulator(form, network, initial)
+    simulator = Simulator(chosen, network, initial)
     if eta is None:
         rule = rule._replace(eta=rule.eta.to(data.x.device) / simulator.top(task.data)[:, None])
     rule = rule.to(data.x)
@@ -184,7 +185,7 @@ def simulate(
     return Trajectory(
         eta=rule.eta[:, 0] if rates.dim() == 1 else rule.eta,
         width=size,
-        form=form,
+        form=chosen,
         loss=record.loss,
         weight_norm=norm,
         diverged_at=record.diverged_at,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -25,7 +25,8 @@ from catapult_ext.linops.model.memory_meter import LIMITS
 from catapult_ext.linops.model.pass_context import frozen_context
 from catapult_ext.losses import Loss
 
-MODES = ("reverse", "forward")
+Mode = Literal["reverse", "forward"]
+MODES = get_args(Mode)
 
 
 class _OfGraph(HessianProducts):

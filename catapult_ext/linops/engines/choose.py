@@ -25,7 +25,7 @@ from catapult_ext.linops.engines.planner import Planner
 from catapult_ext.linops.model.channels_last import in_any_layout
 from catapult_ext.linops.model.fixed_model import FixedModel, Probe
 from catapult_ext.linops.model.memory_meter import OverBudget
-from catapult_ext.linops.model.policy import Policy
+from catapult_ext.linops.model.policy import BatchStats, Dropout, Policy
 from catapult_ext.linops.model.snapshot import Hook, Inputs, Snapshot
 from catapult_ext.linops.model.state import Chosen
 from catapult_ext.losses import OWN_LOSS, Loss
@@ -72,8 +72,8 @@ class Options(TypedDict, total=False):
     engine: str | None
     params: Chosen
     forward: Hook | None
-    batch_stats: str | None
-    dropout: str | None
+    batch_stats: BatchStats | None
+    dropout: Dropout | None
     seed: int
     check: bool
     memory_budget: int | str | None

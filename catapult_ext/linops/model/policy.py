@@ -6,14 +6,17 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
 from catapult_ext import _validate as v
 
-BATCH_STATS = (None, "frozen", "coupled")
-DROPOUT = (None, "fixed")
+BatchStats = Literal["frozen", "coupled"]
+Dropout = Literal["fixed"]
+BATCH_STATS = (None, *get_args(BatchStats))
+DROPOUT = (None, *get_args(Dropout))
 SHARED_STATE = threading.RLock()  # generators and levels of forward mode, which threads share
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from catapult_ext._autocast import no_autocast
+from catapult_ext.linops.engines.autograd_hessian import Mode
 from catapult_ext.linops.engines.choose import Options
 from catapult_ext.linops.ggn import GGN
 from catapult_ext.linops.hessian import Hessian
@@ -137,7 +138,7 @@ class StackedHessian(StackedOperator):
         loss: object,
         data: Any,
         *,
-        hvp: str | None = None,
+        hvp: Mode | None = None,
         **options: Unpack[Options],
     ) -> None:
         replicas = Replicas(models, self.name)
