@@ -7,12 +7,18 @@ import os
 import re
 import sys
 
+import torch
+
 #: Taken to be free where the system tells neither what is free nor what it has.
 UNKNOWN = 4 << 30
 
 
-def free_bytes() -> int:
-    """The least of what the machine, the control group and the limits of the process leave."""
+def free_bytes(device: torch.device | None = None) -> int:
+    """Bytes left by the machine, the control group and the limits of the process; or by a GPU."""
+    if device is not None and device.type == "cuda":
+        # what torch's allocator keeps for the next tensors is as good as free
+        kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return torch.cuda.mem_get_info(device)[0] + kept
     return max(min(_of_the_machine(), _of_the_control_group(), _below_the_limit()), 1)
 
 
@@ -59,3 +65,12 @@ def _sysconf(name: str) -> int:
         return max(int(os.sysconf(name)), 0)
     except (AttributeError, OSError, ValueError):
         return 0
+
+
+def show_bytes(count: float) -> str:
+    """A number of bytes for people."""
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if count < 1024:
+            return f"{count:.3g} {unit}"
+        count /= 1024
+    return f"{count:.3g} TiB"

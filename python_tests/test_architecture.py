@@ -21,7 +21,7 @@ LAYERS = [
     {"_function_copy"},
     {"_validate", "_deprecated", "_autocast", "_module_copy", "_C", "_processes", "_free_memory"}
     | {"_shown"},
-    {"_model_call", "_by_path", "_state"},
+    {"_model_call", "_by_path", "_state", "_progress"},
     {"_batches"},
     {"_native"},
     {"_store", "figures"},

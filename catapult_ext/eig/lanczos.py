@@ -10,6 +10,7 @@ from torch import Tensor
 
 from catapult_ext import _validate as v
 from catapult_ext._autocast import no_autocast
+from catapult_ext._progress import Counter, Progress, counted
 from catapult_ext.eig.certify import Inertia, rounding
 from catapult_ext.eig.operand import Operand, as_operand, coarse_operand
 from catapult_ext.eig.pairs import EigshResult, Options, Pairs
@@ -36,6 +37,7 @@ def eigsh(
     seed: int = 0,
     precision: Literal["full", "mixed"] = "full",
     confidence: float | None = 0.99,
+    progress: Progress = None,
 ) -> EigshResult:
     """Find k extreme eigenpairs of a symmetric operator by block Lanczos with thick restart.
 
@@ -61,6 +63,8 @@ def eigsh(
             the machine multiplies bfloat16 faster.
         confidence: p of ``index_check="random(p)"``; None makes no index check, as other packages
             do, for about half the products (``"residual"``).
+        progress: True for a bar, or a function of (products done, most that are made); see
+            :mod:`catapult_ext._progress`.
 
     Returns:
         :class:`EigshResult`, of a batch :class:`BatchedEigshResult`; ``errors`` hold
@@ -95,25 +99,36 @@ def eigsh(
         v.require(one, _WHERE, "precision must be 'full' for a batch", repr(precision))
         k = int(k)
         limit = 1000 + 20 * k if maxiter is None else maxiter
-        return eigsh_replicas(A, v0, Options(k, which, tol, limit, seed, confidence, _WHERE))
+        options = Options(k, which, tol, limit, seed, confidence, _WHERE)
+        with counted(progress, _WHERE, limit, "products", of="of at most") as counter:
+            return eigsh_replicas(A, v0, options, counter)
     a = as_operand(A, _WHERE)
     _check_options(a.n, k, which, tol, maxiter, precision, confidence)
     k = int(k)
     limit = 1000 + 20 * k if maxiter is None else maxiter
     options = Options(k, which, tol, limit, seed, confidence, _WHERE)
-    dual = A.dual() if which in ("LA", "LM") and hasattr(A, "dual") else None
-    if dual is not None and k <= dual.operator.shape[0]:
+    with counted(progress, _WHERE, limit, "products", of="of at most") as counter:
+        return _solved(A, a.counted(counter), v0, options, precision, counter)
+
+
+def _solved(
+    A: Any, a: Operand, v0: Tensor | None, o: Options, precision: str, counter: Counter
+) -> EigshResult:
+    """The pairs of ``A``, whose operand is ``a``, by way of its dual where that is smaller."""
+    dual = A.dual() if o.which in ("LA", "LM") and hasattr(A, "dual") else None
+    if dual is not None and o.k <= dual.operator.shape[0]:
         start = v0
         if isinstance(v0, Tensor) and v0.shape[0] == a.n:
             start = dual.restrict(start_rows(v0, a, _WHERE).T)
             start = start[:, start.abs().amax(0) > 0]  # what lies in the null space is no start
             start = start if start.shape[1] else None
-        small = _pairs(dual.operator, as_operand(dual.operator, _WHERE), start, options, precision)
+        other = as_operand(dual.operator, _WHERE).counted(counter)
+        small = _pairs(dual.operator, other, start, o, precision, counter)
         # the null space of the large operator is not in the image of the small one
         floor = 10 * rounding(a.n, torch.finfo(a.dtype).eps) * small.values.abs().max()
         if small.values.abs().min() > floor:
-            return package(lifted(small, dual, a), options, a)
-    return package(_pairs(A, a, v0, options, precision), options, a)
+            return package(lifted(small, dual, a), o, a)
+    return package(_pairs(A, a, v0, o, precision, counter), o, a)
 
 
 def _check_options(
@@ -136,14 +151,16 @@ def _check_options(
     v.require(p is None or 0 < p < 1, _WHERE, "confidence must be None or in (0, 1)", p)
 
 
-def _pairs(A: Any, a: Operand, v0: Tensor | None, o: Options, precision: str) -> Pairs:
+def _pairs(
+    A: Any, a: Operand, v0: Tensor | None, o: Options, precision: str, counter: Counter
+) -> Pairs:
     """Pairs of ``A``, whose operand is ``a``, in the given precision."""
-    return solve(a, v0, o) if precision == "full" else _mixed(A, a, v0, o)
+    return solve(a, v0, o) if precision == "full" else _mixed(A, a, v0, o, counter)
 
 
-def _mixed(A: Any, a: Operand, v0: Tensor | None, o: Options) -> Pairs:
+def _mixed(A: Any, a: Operand, v0: Tensor | None, o: Options, counter: Counter) -> Pairs:
     """Coarse solve, then full precision from its block; of a matrix, eigenvalues are counted."""
-    low = coarse_operand(A, o.where)
+    low = coarse_operand(A, o.where).counted(counter)
     guards = min(1 + o.k // 4, a.n - o.k)
     found = solve(low, v0, replace(o, tol=max(o.tol, _COARSE_TOL), guards=guards))
     block = torch.cat([found.x, found.guards]).to(dtype=a.dtype, device=a.device)

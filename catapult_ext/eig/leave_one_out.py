@@ -17,6 +17,7 @@ from torch import Tensor
 
 from catapult_ext import _validate as v
 from catapult_ext._autocast import no_autocast
+from catapult_ext._progress import Progress, counted
 from catapult_ext.eig.certify import rounding
 from catapult_ext.eig.operand import Operand, as_operand
 from catapult_ext.eig.random import Estimate, student
@@ -26,13 +27,15 @@ _AT_ONCE = 8  # vectors multiplied together
 
 
 @no_autocast()
-def xtrace(A: Any, products: int = 32, *, seed: int = 0) -> Estimate:
+def xtrace(A: Any, products: int = 32, *, seed: int = 0, progress: Progress = None) -> Estimate:
     """Estimate the trace of a symmetric operator; far better than Hutchinson's where A decays.
 
     Args:
         A: see :func:`catapult_ext.eigsh`.
         products: with A, in columns, an even number >= 4.
         seed: of the random vectors, which are uniform on a sphere.
+        progress: True for a bar, or a function of (products done, products); see
+            :mod:`catapult_ext._progress`.
 
     Returns:
         :class:`Estimate`, unbiased; its ``error`` is half a 68 % interval by Student's t, from the
@@ -63,12 +66,14 @@ def xtrace(A: Any, products: int = 32, *, seed: int = 0) -> Estimate:
     a = as_operand(A, where)
     m = _half(products, seed, where)
     if a.n <= products:
-        exact = _exact(a, where)
+        with counted(progress, where, a.n, "products") as counter:
+            exact = _exact(a.counted(counter), where)
         return Estimate(exact.sum().to(a.dtype), exact.new_zeros(()).to(a.dtype), m, a.n)
     draw = torch.Generator().manual_seed(seed)
     omega = torch.randn(m, a.n, generator=draw, dtype=torch.float64, device="cpu")
     omega *= math.sqrt(a.n) / omega.norm(dim=1, keepdim=True)
-    part = _Subspace.of(a, omega.to(a.dtype).to(a.device), where)
+    with counted(progress, where, products, "products") as counter:
+        part = _Subspace.of(a.counted(counter), omega.to(a.dtype).to(a.device), where)
     s, r = part.left_out, part.r
     h, w = part.h, part.w
     c = w - s * (s * w).sum(0)  # coordinates of each vector in the subspace of the others
@@ -86,7 +91,7 @@ def xtrace(A: Any, products: int = 32, *, seed: int = 0) -> Estimate:
 
 
 @no_autocast()
-def xdiag(A: Any, products: int = 32, *, seed: int = 0) -> Estimate:
+def xdiag(A: Any, products: int = 32, *, seed: int = 0, progress: Progress = None) -> Estimate:
     """Estimate the diagonal (n,) of a symmetric operator in the same way, with random signs.
 
     Arguments, errors raised and cost are those of :func:`xtrace`.  Two entries of a row have equal
@@ -103,12 +108,14 @@ def xdiag(A: Any, products: int = 32, *, seed: int = 0) -> Estimate:
     a = as_operand(A, where)
     m = _half(products, seed, where)
     if a.n <= products:
-        exact = _exact(a, where).to(a.dtype)
+        with counted(progress, where, a.n, "products") as counter:
+            exact = _exact(a.counted(counter), where).to(a.dtype)
         return Estimate(exact, torch.zeros_like(exact), m, a.n)
     draw = torch.Generator().manual_seed(seed)
     signs = torch.randint(0, 2, (m, a.n), generator=draw, device="cpu") * 2 - 1
     omega = signs.to(a.dtype).to(a.device)
-    part = _Subspace.of(a, omega, where)
+    with counted(progress, where, products, "products") as counter:
+        part = _Subspace.of(a.counted(counter), omega, where)
     known = (part.q * part.z).sum(1).double()
     steps = (part.left_out * part.r).sum(0).tolist()
     mean = torch.zeros_like(known)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from catapult_ext import _validate as v
+from catapult_ext._progress import Counter
 from catapult_ext.eig.products import guarded
 
 
@@ -33,6 +34,22 @@ class Operand:
     def eps(self) -> float:
         """Relative accuracy of a product."""
         return torch.finfo(self.dtype).eps if self.noise is None else self.noise
+
+    def counted(self, counter: Counter) -> Operand:
+        """The same, whose products are counted, in columns."""
+        if not counter.wanted:
+            return self
+        half = None if self.half_product is None else _counted(self.half_product, counter)
+        return replace(self, product=_counted(self.product, counter), half_product=half)
+
+
+def _counted(product: Callable[[Tensor], Any], counter: Counter) -> Callable[[Tensor], Any]:
+    def call(q: Tensor) -> Any:
+        out = product(q)
+        counter.add(q.shape[-1])
+        return out
+
+    return call
 
 
 def as_operand(a: Any, where: str) -> Operand:

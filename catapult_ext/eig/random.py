@@ -14,6 +14,7 @@ from catapult_ext import _validate as v
 from catapult_ext import ops
 from catapult_ext._autocast import no_autocast
 from catapult_ext._deprecated import warn_renamed
+from catapult_ext._progress import Progress, counted
 from catapult_ext._shown import Shown, first, number
 from catapult_ext.eig.device_krylov import krylov
 from catapult_ext.eig.operand import Operand, as_operand
@@ -67,7 +68,9 @@ class Estimate(Shown, saved=True):
 
 
 @no_autocast()
-def hutchinson_trace(A: Any, samples: int = 32, *, seed: int = 0) -> Estimate:
+def hutchinson_trace(
+    A: Any, samples: int = 32, *, seed: int = 0, progress: Progress = None
+) -> Estimate:
     """Estimate the trace of a symmetric operator: mean of z'Az over random signs z.
 
     The exact trace of an operator of this package is its method ``trace()``.
@@ -76,6 +79,8 @@ def hutchinson_trace(A: Any, samples: int = 32, *, seed: int = 0) -> Estimate:
         A: see :func:`catapult_ext.eigsh`.
         samples: vectors, >= 2.
         seed: of the vectors.
+        progress: True for a bar, or a function of (products done, products); see
+            :mod:`catapult_ext._progress`.
 
     Returns:
         :class:`Estimate`; the variance of one vector is 2 (|A|_F^2 - sum of squared diagonal
@@ -97,8 +102,10 @@ def hutchinson_trace(A: Any, samples: int = 32, *, seed: int = 0) -> Estimate:
     """
     where = "hutchinson_trace"
     a = as_operand(A, where)
-    halves = _halves(a, samples, seed, where)
-    found = _probed(a, samples, seed, where) if halves is None else halves
+    with counted(progress, where, samples, "products") as counter:
+        a = a.counted(counter)
+        halves = _halves(a, samples, seed, where)
+        found = _probed(a, samples, seed, where) if halves is None else halves
     values, dtype = found.quadratic, a.dtype
     # the mean of |A z|^2 is |A|_F^2
     error = _standard_error(values.var(unbiased=True), 2 * found.energy.sum().cpu(), found)
@@ -106,7 +113,9 @@ def hutchinson_trace(A: Any, samples: int = 32, *, seed: int = 0) -> Estimate:
 
 
 @no_autocast()
-def hutchinson_diagonal(A: Any, samples: int = 32, *, seed: int = 0) -> Estimate:
+def hutchinson_diagonal(
+    A: Any, samples: int = 32, *, seed: int = 0, progress: Progress = None
+) -> Estimate:
     """Estimate the diagonal of a symmetric operator: mean of z * (Az) over random signs z.
 
     Entry i has variance sum_{j != i} A_ij^2 for one vector (Bekas, Kokiopoulou, Saad 2007).
@@ -119,7 +128,9 @@ def hutchinson_diagonal(A: Any, samples: int = 32, *, seed: int = 0) -> Estimate
         [1.0, 2.0]
     """
     where = "hutchinson_diagonal"
-    found = _probed(as_operand(A, where), samples, seed, where)
+    a = as_operand(A, where)
+    with counted(progress, where, samples, "products") as counter:
+        found = _probed(a.counted(counter), samples, seed, where)
     variance = (found.squares - found.mean.square()).clamp_min(0) * samples / (samples - 1)
     error, dtype = _standard_error(variance, found.energy, found), found.operand.dtype
     return Estimate(found.mean.to(dtype), error.to(dtype), samples, found.products)
@@ -310,7 +321,13 @@ class SpectralDensity(Drawn, saved=True):
 
 @no_autocast()
 def spectral_density(
-    A: Any, steps: int = 64, samples: int = 16, *, seed: int = 0, confidence: float = 3.0
+    A: Any,
+    steps: int = 64,
+    samples: int = 16,
+    *,
+    seed: int = 0,
+    confidence: float = 3.0,
+    progress: Progress = None,
 ) -> SpectralDensity:
     """Eigenvalue distribution by stochastic Lanczos quadrature.
 
@@ -329,6 +346,8 @@ def spectral_density(
         samples: random vectors, >= 2.
         seed: of the vectors.
         confidence: standard deviations of sampling error in ``error``.
+        progress: True for a bar, or a function of (products done, products); see
+            :mod:`catapult_ext._progress`.
 
     Raises:
         TypeError, ValueError: as :func:`catapult_ext.eigsh`; steps < 1, samples < 2.
@@ -353,14 +372,17 @@ def spectral_density(
     weights = torch.zeros_like(nodes)
     spaces: list[tuple[Tensor, float]] = []  # projections T and the scales of their operators
     open_ended = torch.ones(samples, dtype=torch.float64, device="cpu")
-    for i in range(samples):
-        space = krylov(a, m, seed * samples + i, where)
-        space.begin(space.random(1))
-        while space.m < m and len(space.next):
-            space.extend()
-        spaces.append((space.t[: space.m, : space.m].clone(), space.scale or 1.0))
-        open_ended[i] = float(len(space.next) > 0)  # else the measure is known exactly
-        products += space.matvecs
+    with counted(progress, where, m * samples, "products") as counter:
+        a = a.counted(counter)
+        for i in range(samples):
+            space = krylov(a, m, seed * samples + i, where)
+            space.begin(space.random(1))
+            while space.m < m and len(space.next):
+                space.extend()
+            spaces.append((space.t[: space.m, : space.m].clone(), space.scale or 1.0))
+            open_ended[i] = float(len(space.next) > 0)  # else the measure is known exactly
+            products += space.matvecs
+            counter.at((i + 1) * m)  # a Krylov space that ended early makes fewer
     _quadrature(spaces, nodes, weights, a.device)
     weights /= weights.sum(1, keepdim=True)
     sampling = confidence * _sampling_error(nodes, weights, a.n)

@@ -13,11 +13,14 @@ from torch import Tensor
 
 from catapult_ext import _validate as v
 from catapult_ext._autocast import no_autocast
+from catapult_ext._free_memory import free_bytes, show_bytes
+from catapult_ext._progress import Progress, counted
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
 _DENSE_CHUNK = 64
+_SMALL = 256 << 20  # bytes of a matrix that nobody asks the memory for
 
 
 @dataclass(frozen=True, eq=False)
@@ -239,14 +242,38 @@ class LinearOperator(ABC):
         return out
 
     @no_autocast()
-    def dense(self) -> Tensor:
-        """The matrix itself, by products with the identity: n products, n*n entries."""
-        n = self.shape[1]
+    def dense(self, *, progress: Progress = None) -> Tensor:
+        """The matrix itself, by products with the identity: n products, n*n entries.
+
+        Args:
+            progress: True for a bar, or a function of (columns done, columns); see
+                :mod:`catapult_ext._progress`.
+
+        Raises:
+            ValueError: a matrix larger than the memory budget, or than the free memory.
+        """
+        n, where = self.shape[1], f"{self.name}.dense"
+        self._check_room(where)
         out = torch.empty(self.shape, dtype=self.dtype, device=self.device)
-        for start in range(0, n, self.columns):
-            stop = min(start + self.columns, n)
-            out[:, start:stop] = self._matmat(self._unit_columns(start, stop))
+        with counted(progress, where, n, "columns") as counter:
+            for start in range(0, n, self.columns):
+                stop = min(start + self.columns, n)
+                out[:, start:stop] = self._matmat(self._unit_columns(start, stop))
+                counter.at(stop)
         return out
+
+    def _check_room(self, where: str) -> None:
+        """Raise ValueError where the matrix is larger than the budget, or than what is free."""
+        size = self.shape[0] * self.shape[1] * self.dtype.itemsize
+        if size <= _SMALL and self.budget is None:
+            return  # without asking the system for what is free
+        room = free_bytes(self.device) if self.budget is None else self.budget
+        kind = "free memory" if self.budget is None else "memory budget"
+        needs = (
+            f"the matrix {tuple(self.shape)}, {show_bytes(size)}, must fit the {kind}; eigsh, "
+            "hutchinson_trace, spectral_density and products need no matrix"
+        )
+        v.require(size <= room, where, needs, show_bytes(room))
 
     @no_autocast()
     def diagonal(self) -> Tensor:
@@ -315,8 +342,8 @@ class Identity(LinearOperator):
     def _matmat(self, vectors: Tensor) -> Tensor:
         return vectors
 
-    def dense(self) -> Tensor:
-        """The identity matrix."""
+    def dense(self, *, progress: Progress = None) -> Tensor:
+        """The identity matrix; there is no progress to tell of."""
         return torch.eye(self.shape[0], dtype=self.dtype, device=self.device)
 
     @property
@@ -355,9 +382,9 @@ class Transposed(LinearOperator):
         """The operator itself."""
         return self.operator
 
-    def dense(self) -> Tensor:
+    def dense(self, *, progress: Progress = None) -> Tensor:
         """The transposed matrix."""
-        return self.operator.dense().T.contiguous()
+        return self.operator.dense(progress=progress).T.contiguous()
 
 
 class Combination(LinearOperator):
@@ -399,9 +426,9 @@ class Combination(LinearOperator):
         """Whether this holds for every term."""
         return all(a.skew_is_rounding for _, a in self.terms)
 
-    def dense(self) -> Tensor:
-        """The combined matrix."""
-        return self._sum(lambda a: a.dense())
+    def dense(self, *, progress: Progress = None) -> Tensor:
+        """The combined matrix; ``progress`` tells of each term in turn."""
+        return self._sum(lambda a: a.dense(progress=progress))
 
     def diagonal(self) -> Tensor:
         """The combined diagonal (n,)."""

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from catapult_ext._autocast import no_autocast
 from catapult_ext._batches import inputs_of
+from catapult_ext._progress import Progress, counted, shared
 from catapult_ext.linops.engines.base import Linearization
 from catapult_ext.linops.engines.choose import Options, freeze
 from catapult_ext.linops.model.snapshot import Inputs
@@ -62,6 +63,18 @@ class Jacobian(ModelOperator):
         return self.linearization.vjp(vectors)
 
     @no_autocast()
-    def dense(self) -> Tensor:
-        """J (N*O, P), row by row: one backward pass per row."""
-        return self.linearization.jacobian()
+    def dense(self, *, progress: Progress = None) -> Tensor:
+        """J (N*O, P), row by row: one backward pass per row.
+
+        Args:
+            progress: True for a bar, or a function of (rows done, rows).
+
+        Raises:
+            ValueError: a matrix larger than the memory budget, or than the free memory.
+        """
+        where, rows = f"{self.name}.dense", self.shape[0]
+        self._check_room(where)
+        with counted(progress, where, rows, "rows") as counter, shared(counter):
+            out = self.linearization.jacobian()
+            counter.at(rows)
+        return out

@@ -13,9 +13,10 @@ from catapult_ext import _validate as v
 from catapult_ext._autocast import no_autocast
 from catapult_ext._batches import inputs_of
 from catapult_ext._deprecated import warn_renamed
+from catapult_ext._progress import Progress, check_progress, counted, shared
 from catapult_ext.linops.engines.base import Linearization
 from catapult_ext.linops.engines.choose import Options, coarse, freeze
-from catapult_ext.linops.explicit.tiles import Progress, Tiles
+from catapult_ext.linops.explicit.tiles import Tiles
 from catapult_ext.linops.model.several import TakesSeveral
 from catapult_ext.linops.model.snapshot import Inputs
 from catapult_ext.linops.model_operator import ModelOperator
@@ -114,7 +115,7 @@ class NTK(ModelOperator, TakesSeveral):
         outputs: Literal["all", "trace"] = "all",
         *,
         file: Path | str | None = None,
-        progress: Progress | None = None,
+        progress: Progress = None,
     ) -> Tensor:
         """The kernel itself, in memory or in a file that may be larger than the memory.
 
@@ -127,7 +128,8 @@ class NTK(ModelOperator, TakesSeveral):
             layout: ``"flat"`` (N1*O, N2*O) or ``"blocks"`` (N1, N2, O, O) as in neural-tangents.
             outputs: ``"all"``, or ``"trace"``: sum over o, (N1, N2), in either layout.
             file: where to write the kernel, as ``.npy``; None keeps it in memory.
-            progress: called with (tiles done, tiles), where the kernel is computed in tiles.
+            progress: True for a bar, or a function of (tiles done, tiles), of a kernel that is
+                computed as a whole of (parameters done, parameters).
 
         Returns:
             The kernel; from a file a tensor on the CPU that maps it (changes stay in memory).
@@ -140,12 +142,17 @@ class NTK(ModelOperator, TakesSeveral):
         where = f"{self.name}.dense"
         v.require(layout in ("flat", "blocks"), where, "layout must be 'flat' or 'blocks'", layout)
         v.require(outputs in ("all", "trace"), where, "outputs must be 'all' or 'trace'", outputs)
+        check_progress(where, progress)
         tiles = Tiles(self, layout, outputs)
         if file is not None:
             if not isinstance(file, (str, os.PathLike)):
                 v.fail(where, "file must be a path or None", type(file).__name__, TypeError)
             return tiles.in_file(file, progress)
-        whole = self._whole(outputs) if tiles.check_budget() else None
+        whole = None
+        if tiles.check_budget():
+            with counted(progress, where, self.n_params, "parameters") as counter, shared(counter):
+                whole = self._whole(outputs)
+                counter.at(self.n_params if whole is not None else 0)
         if whole is None:
             return tiles.in_memory(progress)
         if layout == "flat" or outputs == "trace":

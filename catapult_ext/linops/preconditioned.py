@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from catapult_ext import _validate as v
 from catapult_ext._module_copy import unwrapped
+from catapult_ext._progress import Progress
 from catapult_ext.linops.base import LinearOperator
 
 _STATES = {
@@ -95,9 +96,9 @@ class Preconditioned(LinearOperator):
         """Whether this holds for the inner operator."""
         return self.operator.skew_is_rounding
 
-    def dense(self) -> Tensor:
-        """The matrix (P, P)."""
-        return self._root * self.operator.dense() * self._root.T
+    def dense(self, *, progress: Progress = None) -> Tensor:
+        """The matrix (P, P); ``progress`` is that of the operator inside."""
+        return self._root * self.operator.dense(progress=progress) * self._root.T
 
     def diagonal(self) -> Tensor:
         """The diagonal (P,)."""

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from catapult_ext import training
 from catapult_ext._module_copy import own_copy
+from catapult_ext._progress import Counter
 from catapult_ext._shown import Shown
 from catapult_ext.linops.preconditioned import bare_optimizer
 from catapult_ext.probes.observables import activity, hidden_width
@@ -64,6 +65,7 @@ class Trials:
         optimizer: whose steps are made, from its present state; None for gradient descent.
         origin: the model that ``optimizer`` trains, of which ``model`` is a copy, or itself.
         lambda0: top curvature at the start, for the cut.
+        counter: of the steps.
 
     Attributes:
         steps: made in all trials.
@@ -78,11 +80,13 @@ class Trials:
         optimizer: Any,
         origin: nn.Module,
         lambda0: float,
+        counter: Counter | None = None,
     ) -> None:
         self._model, self._problem, self._origin = model, problem, origin
         self._optimizer = optimizer
         self._start = loss_of(own_copy(model), problem)
         self._cut = divergence_cut(self._start, hidden_width(model), lambda0)
+        self._counter = Counter(None, 0) if counter is None else counter
         self.steps = 0
         self.done: list[Trial] = []
         self.best: Ended | None = None
@@ -96,6 +100,7 @@ class Trials:
         optimizer = optimizer_of_copy(self._optimizer, self._origin, moved, rate)
         for step in steps(moved, self._problem, optimizer, count * patience, self._cut):
             last = step
+            self._counter.at(self.steps + step.number)
             over = step.number and step.number % count == 0
             if over and (step.loss < self._start or self._dead(moved)):
                 break

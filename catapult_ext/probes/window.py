@@ -13,6 +13,7 @@ from catapult_ext import _validate as v
 from catapult_ext._autocast import no_autocast
 from catapult_ext._model_call import Forward
 from catapult_ext._module_copy import own_copy
+from catapult_ext._progress import Progress, check_progress, counted
 from catapult_ext.eig import EigshResult, eigsh
 from catapult_ext.linops import GGN
 from catapult_ext.linops.model.policy import Dropout
@@ -30,6 +31,7 @@ from catapult_ext.probes.stability import Rule, own_rate, rule_of, trained_by
 from catapult_ext.probes.step_metric import has_stepped
 
 _WHERE = "learning_rate_window"
+_MEASURED, _TRIED = 10, 8  # trials, usually
 _COARSE, _STRIDE = 2.0, 4.0  # ratio of the trials' rates at the end, and of the search before
 _PATIENCE = 4  # times a trial's steps that a run above its start, as in a catapult, may take
 # Where the largest rate that trains lies, in units of the largest that passed a trial: between it
@@ -59,6 +61,7 @@ def learning_rate_window(
     params: str | Sequence[str] | None = None,
     dropout: Dropout | None = None,
     memory_budget: int | str | None = None,
+    progress: Progress = None,
 ) -> LearningRateWindow:
     """How large the learning rate may be: exact numbers at this point, and trials of training.
 
@@ -88,6 +91,8 @@ def learning_rate_window(
             optimizer they take their groups and state; rates are those of the first group with any.
         dropout: ``"fixed"`` for one fixed mask, in curvature and steps alike.
         memory_budget: of the Gauss-Newton matrix.
+        progress: True for a bar, or a function of (training steps of trials done, about how many
+            there will be); see :mod:`catapult_ext._progress`.
 
     Raises:
         ValueError: no Gauss-Newton factor, dropout on, an adaptive optimizer without state and
@@ -107,6 +112,7 @@ def learning_rate_window(
         True
     """
     v.module(_WHERE, model)
+    check_progress(_WHERE, progress)
     v.integers(_WHERE, burn_in=burn_in, trial_steps=trial_steps, measure=measure, seed=seed)
     v.numbers(_WHERE, tol=tol)
     for name, value in (("burn_in", burn_in), ("trial_steps", trial_steps), ("measure", measure)):
@@ -144,12 +150,14 @@ def learning_rate_window(
     eta_c, searched = (None, {}) if rule.reason else first_step(at, problem, rule, guess)
     row = _row(held, problem, rule)
     quadratic = row is not None and row[0] == IN_PARAMETERS
-    trials = Trials(held, problem, optimizer, model, top.value if rule.scale is None else 0.0)
+    cut_from = top.value if rule.scale is None else 0.0
     measured = passed = broken = None
-    if measure:
-        measured = bracket(trials.fails(measure), guess)
-    elif trial_steps and not quadratic:
-        passed, broken = _tried(trials, trial_steps, guess)
+    with counted(progress, _WHERE, _expected(measure, trial_steps), "steps", of="of about") as seen:
+        trials = Trials(held, problem, optimizer, model, cut_from, seen)
+        if measure:
+            measured = bracket(trials.fails(measure), guess)
+        elif trial_steps and not quadratic:
+            passed, broken = _tried(trials, trial_steps, guess)
     table = None if row is None else (row[1][0] / 2 * eta_crit, row[1][1] / 2 * eta_crit)
     evidence = {
         "products": top.found.matvecs,
@@ -211,6 +219,11 @@ def _top(operator: GGN, rule: Rule, tol: float, seed: int) -> _Top:
         share = float(weights[rule.held_by_eps.to(weights.device)].sum() / weights.sum())
     value, error = found.eigenvalues[0].item() + added, found.errors[0].item()
     return _Top(value, error, found, share)
+
+
+def _expected(measure: int, trial_steps: int) -> int:
+    """Training steps of the usual number of trials."""
+    return _MEASURED * measure if measure else _TRIED * trial_steps
 
 
 def _curvature(model: nn.Module, problem: Problem) -> GGN:

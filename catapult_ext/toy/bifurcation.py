@@ -11,10 +11,11 @@ import torch
 from torch import Tensor
 
 from catapult_ext import _validate, ops
+from catapult_ext._progress import Progress
 from catapult_ext._store import RunFolder
 from catapult_ext.figures.drawn import DrawnToFile
 from catapult_ext.figures.phase_diagrams import bifurcation_figure
-from catapult_ext.toy.row_table import Arrays, Progress, RowTable, save_npz
+from catapult_ext.toy.row_table import Arrays, RowTable, save_npz
 
 CHUNK = 1 << 20  # kept values computed at a time: 16 MB
 
@@ -78,7 +79,7 @@ def bifurcation(
     aligned: bool = True,
     out: Path | str | None = None,
     fresh: bool = False,
-    progress: Progress | None = None,
+    progress: Progress = None,
 ) -> Bifurcation:
     """Run the labelled one-sample model for ``burn_in`` steps and keep the next ``keep`` (float64).
 
@@ -97,7 +98,8 @@ def bifurcation(
         out: a run folder: rows are stored as they finish, an interrupted call resumes where it
             stopped, and ``bifurcation.npz`` is written at the end. None keeps everything in memory.
         fresh: forget what ``out`` holds.
-        progress: called with (labels done, labels).
+        progress: True for a bar, or a function of (labels done, labels); see
+            :mod:`catapult_ext._progress`.
 
     Raises:
         ValueError: b not positive, start <= -b, or keep < 1.
@@ -145,6 +147,8 @@ def bifurcation(
         },
         stride=max(1, CHUNK // keep),
         compute=compute,
+        where=where,
+        unit="labels",
         progress=progress,
     )
     if out is None:

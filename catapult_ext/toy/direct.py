@@ -6,6 +6,8 @@ that it costs nothing from then on and its numbers touch nobody.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -40,8 +42,10 @@ class _Recorder:
         return torch.stack(columns + [self.last[name]] * missing, 1)
 
 
-def descend(network: Network, U: Tensor, v: Tensor, task: Task) -> Record:
-    """Train R networks from U (R, H, D), v (R, H), both destroyed.
+def descend(
+    network: Network, U: Tensor, v: Tensor, task: Task, stepped: Callable[[], None]
+) -> Record:
+    """Train R networks from U (R, H, D), v (R, H), both destroyed; ``stepped`` after each step.
 
     Divergence and held records as in ``ops.toy_gd``. Every step computes the loss over all samples;
     a mini-batch only weighs their gradients.
@@ -56,6 +60,7 @@ def descend(network: Network, U: Tensor, v: Tensor, task: Task) -> Record:
         if t == task.schedule.steps or len(run.alive) == 0:
             break
         run.move(t, residual, pull_back)
+        stepped()
     return run.record()
 
 

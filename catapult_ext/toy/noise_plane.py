@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from catapult_ext import _validate
+from catapult_ext._progress import Progress
 from catapult_ext._store import RunFolder
 from catapult_ext.figures.drawn import DrawnToFile
 from catapult_ext.figures.noise_plane import noise_plane_figure
@@ -18,7 +19,7 @@ from catapult_ext.ops.toy_lyapunov import Noise
 from catapult_ext.toy.lyapunov import check_edges, lyapunov_edge
 from catapult_ext.toy.mean_square import mean_square_edge, noisy_momentum
 from catapult_ext.toy.phase_diagram import grid
-from catapult_ext.toy.row_table import Arrays, Progress, RowTable, save_npz
+from catapult_ext.toy.row_table import Arrays, RowTable, save_npz
 
 _WHERE = "toy.noise_plane"
 FIELDS = ("mean_square", "lyapunov", "error")
@@ -83,7 +84,7 @@ def noise_plane(
     seed: int = 0,
     out: Path | str | None = None,
     fresh: bool = False,
-    progress: Progress | None = None,
+    progress: Progress = None,
 ) -> NoisePlane:
     """Mean-square and Lyapunov edge of heavy ball over momentum and noise.
 
@@ -102,7 +103,8 @@ def noise_plane(
         out: a run folder: rows are stored as they finish, an interrupted call resumes where it
             stopped, and ``plane.npz`` is written at the end. None keeps everything in memory.
         fresh: forget what ``out`` holds.
-        progress: called with (rows done, rows).
+        progress: True for a bar, or a function of (rows done, rows); see
+            :mod:`catapult_ext._progress`.
 
     Raises:
         TypeError: arguments of the wrong type.
@@ -141,6 +143,7 @@ def noise_plane(
         fields={name: (np.float64, (len(columns),)) for name in FIELDS},
         stride=1,
         compute=compute,
+        where=_WHERE,
         progress=progress,
     )
 

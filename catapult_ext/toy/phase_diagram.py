@@ -12,11 +12,12 @@ import torch
 from torch import Tensor
 
 from catapult_ext import _validate
+from catapult_ext._progress import Progress
 from catapult_ext._store import RunFolder
 from catapult_ext.figures.drawn import DrawnToFile
 from catapult_ext.figures.phase_diagrams import phase_diagram_figure
 from catapult_ext.toy.maps import PHASE_NAMES, ScalarRuns, run_scalar
-from catapult_ext.toy.row_table import Arrays, Progress, RowTable, save_npz
+from catapult_ext.toy.row_table import Arrays, RowTable, save_npz
 
 _WHERE = "toy.phase_diagram"
 LANES = 1 << 17  # points computed at a time: about 15 MB of state
@@ -109,7 +110,7 @@ def phase_diagram(
     device: torch.device | str = "cpu",
     out: Path | str | None = None,
     fresh: bool = False,
-    progress: Progress | None = None,
+    progress: Progress = None,
 ) -> PhaseDiagram:
     """Final curvature, peak loss and phase of the one-sample model over a plane (c, ``axis``).
 
@@ -131,7 +132,8 @@ def phase_diagram(
         out: a run folder: rows are stored as they finish, an interrupted call resumes where it
             stopped, and ``diagram.npz`` is written at the end. None keeps everything in memory.
         fresh: forget what ``out`` holds.
-        progress: called with (rows done, rows).
+        progress: True for a bar, or a function of (rows done, rows); see
+            :mod:`catapult_ext._progress`.
 
     Raises:
         TypeError: dtype is not float32 or float64.
@@ -184,6 +186,7 @@ def phase_diagram(
         fields={name: (kind, (shape[1],)) for name, kind in FIELDS.items()},
         stride=max(1, LANES // shape[1]),
         compute=compute,
+        where=_WHERE,
         progress=progress,
     )
     if out is None:

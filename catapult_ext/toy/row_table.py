@@ -7,15 +7,16 @@ import io
 import math
 import zipfile
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from catapult_ext._progress import Counter, Progress, check_progress, counted
 from catapult_ext._store import RunFolder, allocate, atomic, writing
 
-Progress = Callable[[int, int], None]
 Arrays = dict[str, np.ndarray]
 
 
@@ -28,21 +29,29 @@ class RowTable:
         fields: name -> (dtype, shape of one row).
         stride: rows computed at a time.
         compute: slice of rows -> name -> array of those rows.
-        progress: called with (rows done, rows).
+        where: the public function.
+        unit: what a row is, in the plural.
+        progress: of rows; see :mod:`catapult_ext._progress`.
     """
 
     rows: int
     fields: dict[str, tuple[Any, tuple[int, ...]]]
     stride: int
     compute: Callable[[slice], Arrays]
-    progress: Progress | None = None
+    where: str
+    unit: str = "rows"
+    progress: Progress = None
+
+    def __post_init__(self) -> None:
+        check_progress(self.where, self.progress)  # before a folder is made
 
     def in_memory(self) -> Arrays:
         """Compute every row."""
         arrays = {n: np.empty((self.rows, *shape), k) for n, (k, shape) in self.fields.items()}
-        for part in self._parts():
-            self._fill(arrays, part)
-            self._report(part)
+        with self._counted() as counter:
+            for part in self._parts():
+                self._fill(arrays, part)
+                counter.at(part.stop)
         return arrays
 
     def stored(self, folder: RunFolder) -> Arrays:
@@ -58,17 +67,18 @@ class RowTable:
             name: _mapped(folder.path / f"{name}.npy", np.dtype(kind), (self.rows, *shape))
             for name, (kind, shape) in self.fields.items()
         }
-        for part in self._parts():
-            name = f"rows-{part.start:06d}"
-            finished = folder.load_part(name)
-            if finished is None or finished != _record(arrays, part):
-                self._fill(arrays, part)
-                for field, array in arrays.items():
-                    assert isinstance(array, np.memmap)
-                    with writing(folder.path / f"{field}.npy"):
-                        array.flush()
-                folder.save_part(name, _record(arrays, part))
-            self._report(part)
+        with self._counted() as counter:
+            for part in self._parts():
+                name = f"rows-{part.start:06d}"
+                finished = folder.load_part(name)
+                if finished is None or finished != _record(arrays, part):
+                    self._fill(arrays, part)
+                    for field, array in arrays.items():
+                        assert isinstance(array, np.memmap)
+                        with writing(folder.path / f"{field}.npy"):
+                            array.flush()
+                    folder.save_part(name, _record(arrays, part))
+                counter.at(part.stop)
         return arrays
 
     def _parts(self) -> Iterator[slice]:
@@ -80,9 +90,8 @@ class RowTable:
         for name, array in arrays.items():
             array[part] = computed[name]
 
-    def _report(self, part: slice) -> None:
-        if self.progress is not None:
-            self.progress(part.stop, self.rows)
+    def _counted(self) -> AbstractContextManager[Counter]:
+        return counted(self.progress, self.where, self.rows, self.unit)
 
 
 def _mapped(path: Path, kind: np.dtype, shape: tuple[int, ...]) -> np.memmap:

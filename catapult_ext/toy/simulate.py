@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from catapult_ext import _validate
+from catapult_ext._progress import Progress, check_progress, counted
 from catapult_ext.ops.toy_model import check_schedule
 from catapult_ext.toy.activations import find_activation
 from catapult_ext.toy.initial_states import make_initial_states
@@ -59,6 +60,7 @@ def simulate(
     observe: str | Sequence[str] = (),
     k: int = 1,
     stop: Stop | None = None,
+    progress: Progress = None,
 ) -> Trajectory:
     """Gradient descent of f(x) = W^-1/2 v . phi(U x) at R learning rates.
 
@@ -103,6 +105,8 @@ def simulate(
             step d, beyond 2 / eta exactly where that step raises the loss; NaN at zero gradient.
         k: directions to follow, at most N (in the reduced form rank X + 1).
         stop: a :class:`Stop`, what ends a replica before its steps are over.
+        progress: True for a bar, or a function of (steps done, steps), of all replicas; fused
+            kernels tell of it from replica to replica.
 
     Returns:
         A :class:`Trajectory` on the device of x.
@@ -129,6 +133,7 @@ def simulate(
         ['lazy', 'catapult', 'divergent']
     """
     where = "toy.simulate"
+    check_progress(where, progress)
     data = check_data(where, x, y, dtype)
     _validate.integers(where, steps=steps)
     _validate.require(
@@ -175,7 +180,8 @@ def simulate(
     if eta is None:
         rule = rule._replace(eta=rule.eta.to(data.x.device) / simulator.top(task.data)[:, None])
     rule = rule.to(data.x)
-    record = simulator.run(task._replace(rule=rule))
+    with counted(progress, where, steps * len(rates), "steps") as counter:
+        record = simulator.run(task._replace(rule=rule), counter)
     norm, observed = record.weight_norm, record.observed
     if initial.outside is not None:
         outside = initial.outside.to(norm)[:, None]

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from catapult_ext import _validate, ops
+from catapult_ext._progress import Counter
 from catapult_ext.toy.direct import descend
 from catapult_ext.toy.initial_states import InitialStates
 from catapult_ext.toy.maps import state_of
@@ -21,6 +22,7 @@ FUSED_CHUNK_BYTES = 1 << 27  # of replicated state at a time, for the fused kern
 # With an activation: the curvature's N x N matrix is for LAPACK beyond, and on CUDA N sums for each
 # warp no longer fit its shared memory.
 MOST_SAMPLES = 1024
+_REPORTS = 20  # of progress by fused kernels, of some replicas each
 TORCH_CHUNK_BYTES = 1 << 24  # of state and temporaries, for the batched engine: about a cache
 
 
@@ -32,14 +34,19 @@ class Simulator:
     network: Network
     start: InitialStates
 
-    def run(self, task: Task) -> Record:
-        """One record of all replicas."""
+    def run(self, task: Task, counter: Counter | None = None) -> Record:
+        """One record of all replicas; their steps are counted."""
+        counter = Counter(None, 0) if counter is None else counter
         fused = task.rule.is_plain and task.only_basics and self._native(task.data)
         run = self._scalar if self.form == "scalar" else self._fused if fused else self._torch
-        size = self._chunk(task, in_torch=run == self._torch)
-        return Record.join(
-            [run(task.rows(i, j), i, j) for i, j in _parts(len(task.rule.eta), size)]
-        )
+        size, replicas = self._chunk(task, in_torch=run == self._torch), len(task.rule.eta)
+        if counter.wanted and run != self._torch:
+            size = min(size, -(-replicas // _REPORTS))
+        records = []
+        for i, j in _parts(replicas, size):
+            records.append(run(task.rows(i, j), i, j, counter))
+            counter.at(j * task.schedule.steps)
+        return Record.join(records)
 
     def _native(self, data: Data) -> bool:
         """Whether the network on these data is for the fused kernels."""
@@ -71,11 +78,11 @@ class Simulator:
                 entries, budget = rows * 3 * (inputs + wide + 1), TORCH_CHUNK_BYTES
         return max(1, int(budget // (entries * task.data.x.element_size())))
 
-    def _torch(self, task: Task, first: int, last: int) -> Record:
+    def _torch(self, task: Task, first: int, last: int, counter: Counter) -> Record:
         U, v = self.start.rows(first, last, task.data.x)
-        return descend(self.network, U, v, task)
+        return descend(self.network, U, v, task, lambda: counter.add(last - first))
 
-    def _fused(self, task: Task, first: int, last: int) -> Record:
+    def _fused(self, task: Task, first: int, last: int, _: Counter) -> Record:
         (x, y), (steps, record_every, curvature_every) = task.data, task.schedule
         state = self.start.rows(first, last, x, reduced=self.form == "reduced")
         eta = task.rule.eta[:, 0].contiguous()
@@ -89,7 +96,7 @@ class Simulator:
         name = self.network.phi.name
         return Record.basic(*ops.toy_gd(U, v, x, y, eta, steps, activation=name, **strides))
 
-    def _scalar(self, task: Task, first: int, last: int) -> Record:
+    def _scalar(self, task: Task, first: int, last: int, _: Counter) -> Record:
         """One sample, x (1, 1) in its own direction: the map of ``ops.toy_scalar``."""
         x, y = (part.double().flatten() for part in task.data)
         eta, root = task.rule.eta[:, 0].double(), self.network.width**0.5

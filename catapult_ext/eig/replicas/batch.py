@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from catapult_ext import _validate as v
+from catapult_ext._progress import Counter
 from catapult_ext.eig.operand import Operand, as_operand
 from catapult_ext.eig.products import guarded_batch
 
@@ -25,6 +26,7 @@ class Batch:
     where: str
     symmetric: bool = False  # known to be: a skew is rounding of terms that cancel, however large
     grain: float = 0.0  # rounding unit of numbers that A is made of, where coarser than the dtype's
+    counter: Counter | None = None  # of products, in columns of one replica
 
     @property
     def eps(self) -> float:
@@ -38,7 +40,10 @@ class Batch:
 
     def product(self, q: Tensor) -> Tensor:
         """Products with (R, n, b), checked and in ``dtype``."""
-        return guarded_batch(self.source, q, self.dtype, self.where)
+        out = guarded_batch(self.source, q, self.dtype, self.where)
+        if self.counter is not None:
+            self.counter.add(q.shape[2])
+        return out
 
     def select(self, index: Tensor) -> Batch:
         """The replicas ``index``, an int64 tensor on the CPU."""
@@ -73,7 +78,7 @@ def is_batch(a: Any) -> bool:
     return hasattr(a, "shape") and hasattr(a, "__matmul__") and len(tuple(a.shape)) == 3
 
 
-def as_batch(a: Any, where: str) -> Batch:
+def as_batch(a: Any, where: str, counter: Counter | None = None) -> Batch:
     """Wrap a tensor or an operator (R, n, n) that offers ``@`` and ``replicas(index)``.
 
     Raises:
@@ -103,4 +108,5 @@ def as_batch(a: Any, where: str) -> Batch:
         where,
         symmetric=getattr(a, "skew_is_rounding", False) is True,
         grain=unit if unit > torch.finfo(dtype).eps else 0.0,
+        counter=counter,
     )

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from catapult_ext import _validate as v
+from catapult_ext._progress import Counter
 from catapult_ext.eig.certify import rounding
 from catapult_ext.eig.pairs import Options
 from catapult_ext.eig.replicas.batch import Batch, as_batch
@@ -17,14 +18,14 @@ from catapult_ext.eig.replicas.pairs import BatchedEigshResult, Found
 from catapult_ext.eig.sums import row_norms
 
 
-def eigsh_replicas(A: Any, v0: Tensor | None, o: Options) -> BatchedEigshResult:
+def eigsh_replicas(A: Any, v0: Tensor | None, o: Options, counter: Counter) -> BatchedEigshResult:
     """:func:`catapult_ext.eigsh` of an operator or tensor (R, n, n)."""
-    large = as_batch(A, o.where)
+    large = as_batch(A, o.where, counter)
     dual = A.dual() if o.which in ("LA", "LM") and hasattr(A, "dual") else None
     start = batch_start(v0, large)
     if dual is None or o.k > dual.operator.shape[1]:
         return package(_solved(large, start, o), o, large)
-    small = as_batch(dual.operator, o.where)
+    small = as_batch(dual.operator, o.where, counter)
     found = lifted(_solved(small, _restricted(start, dual), o), dual, large)
     # the null space of the large operators is not in the image of the small ones
     floor = 10 * rounding(large.n, large.eps) * found.values.abs().amax(1)

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 import torch
 from torch import Tensor
 
+from catapult_ext._progress import report_share
 from catapult_ext.linops.engines.plan import Plan
 from catapult_ext.linops.model.fixed_model import FixedModel
 from catapult_ext.losses import Loss
@@ -318,6 +319,7 @@ class Linearization(ABC):
             unit[r] = 1
             out[r] = self.vjp(unit)[:, 0]
             unit[r] = 0
+            report_share(r + 1, self.rows)
         return out
 
     def kernel(self, other: Linearization | None, outputs: str) -> Tensor | None:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 
 from catapult_ext import _validate as v
-from catapult_ext._free_memory import free_bytes as host_bytes
+from catapult_ext._free_memory import free_bytes, show_bytes
 
 SHARE = 0.5  # of the free memory, where no budget is given
 _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
@@ -76,15 +76,6 @@ class Plan:
         return "\n".join(f"{key:8s} {text}" for key, text in rows.items())
 
 
-def show_bytes(count: float) -> str:
-    """A number of bytes for people."""
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if count < 1024:
-            return f"{count:.3g} {unit}"
-        count /= 1024
-    return f"{count:.3g} TiB"
-
-
 def parse_budget(budget: object, device: torch.device, where: str) -> int:
     """Bytes of ``memory_budget``: a number, a text like ``"512 MiB"``, or None for the default."""
     if budget is None:
@@ -103,15 +94,6 @@ def parse_budget(budget: object, device: torch.device, where: str) -> int:
         )
     v.require(budget > 0, where, "memory_budget must be positive", budget)  # type: ignore[operator]
     return int(budget)  # type: ignore[call-overload]
-
-
-def free_bytes(device: torch.device) -> int:
-    """Memory that can still be taken: of the device, or of this machine and control group."""
-    if device.type == "cuda":
-        # what torch's allocator keeps for the next tensors is as good as free
-        kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-        return torch.cuda.mem_get_info(device)[0] + kept
-    return host_bytes()
 
 
 def same(left: torch.Tensor, right: torch.Tensor) -> bool:

@@ -12,8 +12,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from catapult_ext import _validate as v
+from catapult_ext._free_memory import show_bytes
 from catapult_ext.linops.engines.base import Linearization
-from catapult_ext.linops.engines.plan import Plan, same, show_bytes
+from catapult_ext.linops.engines.plan import Plan, same
 from catapult_ext.linops.model.fixed_model import FixedModel
 from catapult_ext.linops.model.memory_meter import LIMITS, Meter, OverBudget, Usage
 

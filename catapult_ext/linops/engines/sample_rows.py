@@ -11,6 +11,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from catapult_ext._progress import report_share
 from catapult_ext.linops.engines.base import Linearization
 from catapult_ext.linops.engines.plan import same
 from catapult_ext.linops.model.memory_meter import LIMITS
@@ -73,6 +74,7 @@ def each_sample(linearization: Linearization, take: Take) -> bool:
             ]
         )
         take(at, rows)
+        report_share(at + 1, n)
         pulled.addmv_(rows.T, u[at])
         terms.addmv_(rows.abs().T, u[at].abs())
     exact = linearization.vjp(u.view(-1, 1))[:, 0]

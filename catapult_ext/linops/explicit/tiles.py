@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from math import isqrt, prod
 from pathlib import Path
@@ -19,16 +19,17 @@ from torch import Tensor
 from torch.utils._pytree import tree_flatten
 
 from catapult_ext import _validate as v
+from catapult_ext._free_memory import show_bytes
+from catapult_ext._progress import Progress, counted
 from catapult_ext._store import update_digest
 from catapult_ext.linops.engines.base import KernelPart, Linearization
-from catapult_ext.linops.engines.plan import parse_budget, same, show_bytes
+from catapult_ext.linops.engines.plan import parse_budget, same
 from catapult_ext.linops.explicit.kernel_file import KernelFile
 from catapult_ext.linops.model.fixed_model import FixedModel
 from catapult_ext.linops.model.memory_meter import Meter
 
 _SMALL = 256 << 20
 _ROOM = 1 << 29  # bytes that tiles use at most
-Progress = Callable[[int, int], None]
 Tile = tuple[slice, slice]  # samples of the rows, samples of the columns
 
 
@@ -106,34 +107,34 @@ class Tiles:
             blocks.append(block)
         return torch.cat(blocks)
 
-    def in_memory(self, progress: Progress | None = None) -> Tensor:
+    def in_memory(self, progress: Progress = None) -> Tensor:
         """The kernel as a tensor."""
         left = min(self.one.allowance.room, self.two.allowance.room) - self.bytes
         self.room = max(min(left, _ROOM), 0)
         cut = self._cut()
         out = torch.empty(self.shape, dtype=self.one.dtype, device=self.one.device)
         tiles = self._tiles(cut)
-        for done, (tile, block) in enumerate(self._blocks(tiles, cut), 1):
-            self._put(out, tile, block)
-            if progress is not None:
-                progress(done, len(tiles))
+        with counted(progress, "NTK.dense", len(tiles), "tiles") as counter:
+            for tile, block in self._blocks(tiles, cut):
+                self._put(out, tile, block)
+                counter.add()
         return out
 
-    def in_file(self, path: Path | str, progress: Progress | None = None) -> Tensor:
+    def in_file(self, path: Path | str, progress: Progress = None) -> Tensor:
         """The kernel in a ``.npy`` file, mapped; only the tiles that it lacks are computed."""
         facts, probe = self._identity()
         with KernelFile(path, self.shape, self.one.dtype, facts, probe, self._cut) as file:
             tiles = self._tiles(file.cut)
-            if progress is not None and file.done:
-                progress(file.done, len(tiles))
-            if not file.complete:
-                out = file.writable()
-                left = tiles[file.done :]
-                for done, (tile, block) in enumerate(self._blocks(left, file.cut), file.done + 1):
-                    self._put(out, tile, block)
-                    file.finish(done, done == len(tiles))
-                    if progress is not None:
-                        progress(done, len(tiles))
+            with counted(progress, "NTK.dense", len(tiles), "tiles") as counter:
+                if file.done:
+                    counter.at(file.done)
+                if not file.complete:
+                    out = file.writable()
+                    left = tiles[file.done :]
+                    for at, (tile, block) in enumerate(self._blocks(left, file.cut), file.done + 1):
+                        self._put(out, tile, block)
+                        file.finish(at, at == len(tiles))
+                        counter.at(at)
             return file.result()
 
     def _cut(self) -> dict[str, Any]:

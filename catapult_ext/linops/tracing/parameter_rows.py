@@ -14,6 +14,7 @@ from math import prod
 
 from torch import Tensor
 
+from catapult_ext._progress import report_share
 from catapult_ext.linops.tracing.parameter_uses import Structured
 
 Group = tuple[list[int], list[int]]  # parameters and the uses that touch them
@@ -128,12 +129,15 @@ def each_block(sides: list[Structured], workspace: int, sink: Sink) -> bool:
         derived = any(sides[0].is_derived(sides[0].uses[k]) for k in uses)
         if derived and total_rows * sum(sizes[i] for i in members) * item > workspace // 2:
             return False
+    done = 0
     for some in passes:
         wanted = [k for _, uses in some.stored for k in uses]
         found = [s.collect([uses for _, uses in some.direct], wanted) for s in sides]
         if some.direct:
             members = [group[0][0] for group in some.direct]
             sink.by_output([blocks for blocks, _ in found], members)
+            done += sum(sizes[i] for i in members)
+            report_share(done, sum(sizes))
         gradients = [kept for _, kept in found]
         del found
         for group in some.stored:
@@ -142,6 +146,8 @@ def each_block(sides: list[Structured], workspace: int, sink: Sink) -> bool:
                 sink.factors(group[1][0], [p[0] for p in parts])
             else:
                 _each_part(sides, group, parts, room, sink)
+            done += sum(sizes[i] for i in group[0])
+            report_share(done, sum(sizes))
         del gradients
     return True
 

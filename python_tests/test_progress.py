@@ -1,0 +1,244 @@
+"""One protocol of progress for every long call: a function, a bar, lines, or nothing."""
+
+import io
+import sys
+import types
+
+import pytest
+import torch
+
+import catapult_ext as cx
+from catapult_ext._progress import Bar, for_people
+
+DATA = cx.data.digits(train=24).train
+NET = cx.models.fully_connected(64, 10, width=16, depth=2)
+TOY = {"x": torch.tensor([[1.0, 0.5], [0.2, -1.0]]), "y": torch.tensor([0.3, 0.1])}
+
+
+def ggn(loss="half_mse"):
+    return cx.GGN(NET, loss, DATA)
+
+
+def convolution():
+    torch.manual_seed(0)
+    layers = [
+        torch.nn.Conv2d(1, 4, 3),
+        torch.nn.Tanh(),
+        torch.nn.Flatten(),
+        torch.nn.Linear(144, 2),
+    ]
+    return torch.nn.Sequential(*layers), torch.randn(6, 1, 8, 8)
+
+
+class Batch:
+    """Two operators at once."""
+
+    def __init__(self, matrices):
+        self.matrices, self.shape, self.dtype = matrices, tuple(matrices.shape), matrices.dtype
+
+    def __matmul__(self, vectors):
+        return self.matrices @ vectors
+
+    def replicas(self, index):
+        return Batch(self.matrices[index])
+
+
+MATRICES = torch.diag_embed(torch.linspace(0.1, 1, 60).expand(2, -1))
+CALLS = {
+    "eigsh": lambda p, out: cx.eigsh(ggn(), 2, progress=p),
+    "eigsh, dual": lambda p, out: cx.eigsh(cx.GGN(NET, "cross_entropy", labels()), progress=p),
+    "eigsh, batch": lambda p, out: cx.eigsh(Batch(MATRICES), progress=p),
+    "eigsh, mixed": lambda p, out: cx.eigsh(ggn(), precision="mixed", progress=p),
+    "hutchinson_trace": lambda p, out: cx.hutchinson_trace(ggn(), progress=p),
+    "hutchinson_diagonal": lambda p, out: cx.hutchinson_diagonal(ggn(), progress=p),
+    "xtrace": lambda p, out: cx.xtrace(ggn(), progress=p),
+    "xdiag": lambda p, out: cx.xdiag(ggn(), progress=p),
+    "spectral_density": lambda p, out: cx.spectral_density(ggn(), 8, 3, progress=p),
+    "GGN.dense": lambda p, out: ggn().dense(progress=p),
+    "Jacobian.dense": lambda p, out: cx.Jacobian(*convolution()).dense(progress=p),
+    "Combination.dense": lambda p, out: (2 * ggn()).shift(1.0).dense(progress=p),
+    "Preconditioned.dense": lambda p, out: cx.Preconditioned.by(
+        ggn(), torch.ones(ggn().n_params)
+    ).dense(progress=p),
+    "NTK.dense": lambda p, out: cx.NTK(*convolution()).dense(progress=p),
+    "NTK.dense, tiles": lambda p, out: cx.NTK(
+        *convolution(), memory_budget="12 MiB", samples_at_once=2
+    ).dense(progress=p),
+    "NTK.dense, file": lambda p, out: cx.NTK(*convolution()).dense(
+        file=out / "kernel.npy", progress=p
+    ),
+    "learning_rate_window": lambda p, out: cx.learning_rate_window(
+        NET, "half_mse", DATA, trial_steps=0, measure=3, progress=p
+    ),
+    "simulate": lambda p, out: cx.toy.simulate(c=[1.0] * 30, width=32, steps=9, progress=p, **TOY),
+    "simulate, torch": lambda p, out: cx.toy.simulate(
+        c=[1.0, 2.0], width=32, steps=9, l2=0.1, progress=p, **TOY
+    ),
+    "phase_diagram": lambda p, out: cx.toy.phase_diagram(
+        resolution=4, steps=9, out=out / "run", progress=p
+    ),
+    "bifurcation": lambda p, out: cx.toy.bifurcation([0.5, 1.0], burn_in=9, keep=4, progress=p),
+    "noise_plane": lambda p, out: cx.toy.noise_plane(
+        beta=(0.0, 0.5), resolution=2, max_steps=400, tolerance=0.5, progress=p
+    ),
+}
+
+
+def labels():
+    return DATA[0], DATA[1].argmax(1)
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_a_function_is_told_what_is_done(name, tmp_path):
+    seen = []
+    CALLS[name](lambda done, total: seen.append((done, total)), tmp_path)
+    assert seen
+    assert all(isinstance(n, int) for pair in seen for n in pair)
+    for part in parts(seen):
+        assert part == sorted(part)
+        assert 0 <= part[0][0] <= part[-1][0] <= part[-1][1]
+    if not name.startswith(("eigsh", "learning")):  # whose ends are not known beforehand
+        assert seen[-1][0] == seen[-1][1]
+
+
+def parts(seen):
+    """Runs of one total: a sum of operators counts each anew."""
+    out = [[seen[0]]]
+    for pair in seen[1:]:
+        same = pair[1] == out[-1][-1][1] and pair >= out[-1][-1]
+        out[-1].append(pair) if same else out.append([pair])
+    return out
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_a_function_that_raises_ends_the_call_by_its_own_error(name, tmp_path):
+    class Enough(Exception):
+        pass
+
+    calls = []
+
+    def stop(done, total):
+        calls.append(done)
+        raise Enough("enough")
+
+    with pytest.raises(Enough, match="enough") as caught:
+        CALLS[name](stop, tmp_path)
+    assert len(calls) == 1  # nothing goes on behind its back
+    if sys.version_info >= (3, 11):
+        function = name.split(",")[0].split(".")[-1]
+        assert f"{function}" in caught.value.__notes__[0]
+        assert "progress=" in caught.value.__notes__[0]
+    CALLS[name](None, tmp_path)  # and nothing is left half-made: a stored run resumes
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_what_is_no_progress_is_refused_before_any_work(name, tmp_path):
+    with pytest.raises(TypeError, match=r"progress must be True, False, None or a function.*str"):
+        CALLS[name]("yes", tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_results_do_not_depend_on_who_looks():
+    kernel = cx.NTK(*convolution())
+    assert torch.equal(kernel.dense(), kernel.dense(progress=lambda *_: None))
+    quiet, watched = (cx.toy.simulate(c=[1.0, 2.6] * 15, width=32, steps=9, progress=p, **TOY)
+                      for p in (None, lambda *_: None))  # fmt: skip
+    assert torch.equal(quiet.loss, watched.loss)
+
+
+def test_nothing_is_written_unasked(capsys):
+    for progress in (None, False):
+        cx.hutchinson_trace(ggn(), 4, progress=progress)
+    assert capsys.readouterr() == ("", "")
+
+
+class Stream(io.StringIO):
+    def __init__(self, terminal):
+        super().__init__()
+        self.terminal = terminal
+
+    def isatty(self):
+        return self.terminal
+
+
+def shown(stream, times, **options):
+    clock = iter(times)
+    bar = Bar("eigsh", "products", stream=stream, clock=lambda: next(clock), **options)
+    for done in range(1, len(times) - 1):
+        bar.show(10 * done, 100)
+    bar.close()
+    return stream.getvalue()
+
+
+def test_lines_where_there_is_no_terminal():
+    text = shown(Stream(False), [0, 1, 12, 13, 25, 30])
+    assert text.splitlines() == [
+        "catapult_ext.eigsh: 20 of 100 products, 12 s, about 48 s left",
+        "catapult_ext.eigsh: 40 of 100 products, 25 s, about 38 s left",
+        "catapult_ext.eigsh: 40 of 100 products, 30 s, about 45 s left",
+    ]
+    assert shown(Stream(False), [0, 1, 2, 3]) == ""  # a short call writes nothing
+
+
+def test_a_bar_in_a_terminal(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "100")
+    text = shown(Stream(True), [0, 0.01, 0.05, 2, 3, 4], of="of at most")
+    assert text.endswith("\n")
+    drawn = [line.rstrip() for line in text.split("\r")[1:]]
+    assert drawn[0] == "eigsh: 10 of at most 100 products, 0.01 s [##......................]"
+    assert [line.split(" of")[0] for line in drawn] == [f"eigsh: {n}" for n in (10, 30, 40, 40)]
+    monkeypatch.setenv("COLUMNS", "30")
+    assert all(len(line) < 30 for line in shown(Stream(True), [0, 1, 2]).strip().split("\r"))
+
+
+def test_a_bar_in_a_notebook(monkeypatch):
+    """A made-up IPython: the real one is tried in test_notebooks.py."""
+    pages = []
+
+    class Cell:
+        def update(self, page):
+            pages.append(page)
+
+    def display(page, display_id):
+        pages.append(page)
+        return Cell()
+
+    shell = types.SimpleNamespace(kernel=None)
+    ipython = types.ModuleType("IPython")
+    ipython.get_ipython = lambda: shell
+    ipython.display = types.ModuleType("IPython.display")
+    ipython.display.HTML, ipython.display.display = str, display
+    monkeypatch.setitem(sys.modules, "IPython", ipython)
+    monkeypatch.setitem(sys.modules, "IPython.display", ipython.display)
+    cx.hutchinson_trace(ggn(), 16, progress=True)
+    assert pages[0].startswith('<progress value="2" max="16">')
+    assert pages[-1].startswith('<progress value="16" max="16"></progress> hutchinson_trace: 16 of')
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        (0.013, "0.013 s"),
+        (9.96, "10 s"),
+        (99, "99 s"),
+        (600, "10 min"),
+        (7200, "2.0 h"),
+    ],
+)
+def test_times_for_people(seconds, text):
+    assert for_people(seconds) == text
+
+
+def test_a_matrix_too_large_is_refused_in_our_words():
+    """Of 900 000 parameters: the allocator said "you tried to allocate 3242160360000 bytes"."""
+    big = torch.nn.Linear(900, 1000)
+    operator = cx.GGN(big, "half_mse", (torch.zeros(2, 900), torch.zeros(2, 1000)))
+    needs = r"GGN.dense: the matrix \(901000, 901000\), 2.95 TiB, must fit the free memory; eigsh"
+    with pytest.raises(ValueError, match=needs):
+        operator.dense()
+    small = cx.GGN(NET, "half_mse", DATA, memory_budget="16 MiB")
+    wide = torch.nn.Linear(64, 40)
+    limited = cx.GGN(wide, "half_mse", (DATA[0], torch.zeros(24, 40)), memory_budget="16 MiB")
+    with pytest.raises(ValueError, match=r"must fit the memory budget; eigsh.*got 16 MiB"):
+        limited.dense()
+    assert small.dense().shape == small.shape
