@@ -177,8 +177,8 @@ class Bar:
             width = shutil.get_terminal_size().columns - 1
             cells = _CELLS * done // total if total else _CELLS
             line = f"{text} [{'#' * cells}{'.' * (_CELLS - cells)}]"
-            print("\r" + (line if len(line) <= width else text)[:width].ljust(width), end="",
-                  file=self._stream, flush=True)  # fmt: skip
+            shown = (line if len(line) <= width else text)[:width]
+            print(f"\r{shown.ljust(width)}", end="", file=self._stream, flush=True)
         elif self._stream is not None:
             print(f"catapult_ext.{text}", file=self._stream, flush=True)
 
