@@ -141,8 +141,8 @@ def test_what_is_no_progress_is_refused_before_any_work(name, tmp_path):
 def test_results_do_not_depend_on_who_looks():
     kernel = cx.NTK(*convolution())
     assert torch.equal(kernel.dense(), kernel.dense(progress=lambda *_: None))
-    quiet, watched = (cx.toy.simulate(c=[1.0, 2.6] * 15, width=32, steps=9, progress=p, **TOY)
-                      for p in (None, lambda *_: None))  # fmt: skip
+    toy = {"c": [1.0, 2.6] * 15, "width": 32, "steps": 9, **TOY}
+    quiet, watched = (cx.toy.simulate(**toy, progress=p) for p in (None, lambda *_: None))
     assert torch.equal(quiet.loss, watched.loss)
 
 
