@@ -52,6 +52,17 @@ def test_sizes(backend, dtype, width, inputs, samples):
     assert_close(v, exact_v, tolerance)
 
 
+@pytest.mark.parametrize("samples", [300, 3000])
+def test_many_samples(backend, samples):
+    """On a GPU: more batches of 32 than the block has warps, then half its shared memory."""
+    problem = toy_problem([0.5, 2.5], width=40, inputs=8, samples=samples)
+    got, U, _ = run(backend, problem, 4, curvature_every=2)
+    want, exact_U, _ = oracle(problem, 4, curvature_every=2)
+    assert_close(got.loss, want.loss, 1e-12)
+    assert_close(got.curvature, want.curvature, 1e-12)
+    assert_close(U.flatten(1), exact_U.flatten(1), 1e-12)
+
+
 def test_wide_inputs(backend):
     """Tiles too large for the nearest cache are taken fewer at a time."""
     for inputs in (70, 200):

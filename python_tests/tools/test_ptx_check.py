@@ -7,8 +7,11 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
+from catapult_ext import _native, ops
 from catapult_ext.testing import emulated
+from catapult_ext.testing.toy_cases import toy_problem
 
 ROOT = Path(__file__).resolve().parents[2]
 REASON = emulated.why_unavailable() or ("" if shutil.which("nvcc") else "no nvcc here")
@@ -78,6 +81,30 @@ def test_sound_kernel_passes_and_is_counted():
     assert done.returncode == 0, done.stdout + done.stderr
     assert "tridiag_eigh_kernel<double>: " in done.stdout
     assert " instructions issued" in done.stdout
+
+
+def test_instructions_of_a_step_of_toy_gd(monkeypatch):
+    """1024 rows of 16 inputs, 32 samples: at most 430 a warp, the first's own included."""
+    monkeypatch.syspath_prepend(ROOT / "tools")
+    from ptx_check import sources
+    from ptx_check.interpreter import Interpreter
+
+    interpreter = Interpreter(sources.all_ptx(ROOT / "csrc", ["toy_gd"]))
+    problem = toy_problem([0.5], width=1024, inputs=16, samples=32, dtype=torch.float32)
+
+    def issued(steps):
+        before = sum(interpreter.issued(name) for name in interpreter.bound)
+        with _native.emulated(interpreter.proxy()):
+            ops.toy_gd(*(t.clone() for t in problem), steps, record_every=steps)
+        return sum(interpreter.issued(name) for name in interpreter.bound) - before
+
+    interpreter.take_over()
+    try:
+        fewer, more = issued(2), issued(6)
+    finally:
+        interpreter.hand_back()
+    warps = 8
+    assert 350 <= (more - fewer) / 4 / warps <= 430
 
 
 def test_unknown_opcode_is_named_with_its_line(tmp_path):

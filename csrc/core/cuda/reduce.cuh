@@ -39,6 +39,15 @@ __device__ __forceinline__ T warp_max(T value) {
   return warp_reduce<Width>(value, Max{});
 }
 
+// Lane l gets the sum over the lanes l % kKeep, l % kKeep + kKeep, ... (kKeep a power of two).
+template <int kKeep, typename T>
+__device__ __forceinline__ T warp_fold(T value) {
+#pragma unroll
+  for (int lanes = kWarpSize / 2; lanes >= kKeep; lanes /= 2)
+    value += __shfl_xor_sync(kFullMask, value, lanes);
+  return value;
+}
+
 // A recursion, not a loop: only then does the compiler keep v in registers.
 template <int kHalf, typename T, int kCount>
 __device__ __forceinline__ void warp_exchange(T (&v)[kCount]) {
@@ -57,10 +66,7 @@ __device__ __forceinline__ void warp_exchange(T (&v)[kCount]) {
 template <typename T, int kCount>
 __device__ __forceinline__ T warp_transpose_sum(T (&v)[kCount]) {
   warp_exchange<kCount / 2>(v);
-#pragma unroll
-  for (int lanes = kCount; lanes < kWarpSize; lanes *= 2)
-    v[0] += __shfl_xor_sync(kFullMask, v[0], lanes);
-  return v[0];
+  return warp_fold<kCount>(v[0]);
 }
 
 // Reduces `value` over a one-dimensional block of a multiple of 32 threads; every thread gets the

@@ -10,7 +10,7 @@ namespace catapult::device {
 // The Rows of toy_gd_run.
 template <typename T>
 struct ToyActivatedRows {
-  static constexpr bool kAlone = false, kLinear = false;
+  static constexpr bool kLinear = false;
   static constexpr int kChunk = 8;
   T* scratch;  // of the block
 
@@ -20,7 +20,6 @@ struct ToyActivatedRows {
   __device__ void load(const ToyGdParams<T>& p, const ToyGdBlock<T>&) {
     scratch = p.scratch + int64_t{blockIdx.x} * 2 * p.samples * blockDim.x;
   }
-  __device__ void store(const ToyGdParams<T>&, const ToyGdBlock<T>&) const {}
   __device__ void follow(const ToyGdParams<T>&, const ToyGdBlock<T>&) const {}
 
   // z of one row for the samples from `first` on; beyond the last one, z of the last.
@@ -111,7 +110,7 @@ struct ToyActivatedRows {
         const T total = warp_transpose_sum(f);
         const int a = first + lane;
         if (lane < kChunk && in_bounds(a < p.samples)) {
-          T* const slot = b.sums + warp * p.padded + a;
+          T* const slot = b.sums + warp * p.sums + a;
           *slot = base == 0 ? total : *slot + total;
         }
       }
@@ -132,7 +131,7 @@ struct ToyActivatedRows {
   __device__ T observe(const ToyGdParams<T>& p, const ToyGdBlock<T>& b) const {
     double squares = 0.0;
     for (int a = threadIdx.x; a < p.samples; a += blockDim.x) {
-      const T r = b.w[a] * b.inverse_root_width - p.y[a];
+      const T r = b.w[a] * p.inverse_root_width - p.y[a];
       b.residual[a] = r;
       squares += static_cast<double>(r) * static_cast<double>(r);
     }

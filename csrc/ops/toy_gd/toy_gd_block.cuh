@@ -27,15 +27,12 @@ struct ToyGdParams {
   int64_t first, width, rows;
   int64_t steps, record_every, curvature_every, columns, curvatures;
   int inputs, samples, blocks;
-  int padded;  // sums, rounded up where rows are in registers
+  int sums;              // what a step adds up over the rows: the D of w = U'v, or the N outputs
+  int batches, lookers;  // of 32 samples, and warps that share them: one, or all
+  double inverse_samples;
+  T inverse_root_width;
   bool resident, stage_x;
   ToyActivation phi;
-
-  // What a step adds up over the rows: the D of w = U'v, or the N outputs of an activation.
-  template <typename Rows>
-  __device__ int sums() const {
-    return Rows::kLinear ? inputs : samples;
-  }
 };
 
 // Everything but the counters lives in shared memory; u and v in global memory where they do not
@@ -49,21 +46,57 @@ struct ToyGdBlock {
   double* scratch;  // one per warp
   double* totals;   // q of the replica, |U|^2 of the replica, q of the block
   int* alive;
-  T rate, inverse_root_width;
+  T rate;
 };
+
+template <typename T>
+__device__ T toy_gd_rate(const ToyGdParams<T>& p, int64_t replica) {
+  return static_cast<T>(static_cast<double>(p.eta[replica]) / sqrt(static_cast<double>(p.width)));
+}
+
+// The empty record of a replica with these |U|^2 and |v|^2.
+template <typename T>
+__device__ ToyReplicaRecord<T> toy_gd_record(const ToyGdParams<T>& p, int64_t replica,
+                                             const ToyDataNorms& norms, double u2, double v2,
+                                             const ToyActivation& phi = {}) {
+  ToyReplicaRecord<T> record{};
+  record.loss = p.loss + replica * p.columns;
+  record.weight_norm = p.weight_norm + replica * p.columns;
+  record.diverged_at = p.diverged_at + replica;
+  record.steps = p.steps;
+  record.record_every = p.record_every;
+  record.cut =
+      toy_divergence_cut<T>(norms, p.samples, static_cast<double>(p.width), v2 + u2, phi, v2);
+  return record;
+}
+
+// S = U'U in float64 of rows in memory, which other threads may have written before a barrier.
+template <typename T>
+__device__ void toy_gd_store_gram(const T* u, int64_t row_stride, int64_t input_stride,
+                                  int64_t rows, int inputs, double* out) {
+  for (int e = threadIdx.x; e < inputs * inputs; e += blockDim.x) {
+    const T *const left = u + e / inputs * input_stride, *const right =
+                                                             u + e % inputs * input_stride;
+    double sum = 0.0;
+#pragma unroll 1  // more would cost the rows their registers
+    for (int64_t r = 0; r < rows; ++r)
+      sum += static_cast<double>(left[r * row_stride]) * static_cast<double>(right[r * row_stride]);
+    out[e] = sum;
+  }
+}
 
 template <typename Rows, typename T>
 __device__ ToyGdBlock<T> toy_gd_setup(const ToyGdParams<T>& p, unsigned char* smem, int block,
                                       int64_t replica, double& u_norm) {
   constexpr int kWarps = kToyGdMaxThreads / kWarpSize;
-  const int directions = Rows::kLinear ? p.padded : 0;
+  const int directions = Rows::kLinear ? p.inputs : 0;
   ToyGdBlock<T> b;
   b.scratch = reinterpret_cast<double*>(smem);
   b.totals = b.scratch + kWarps;
   b.alive = reinterpret_cast<int*>(b.totals + 3);
   b.sums = reinterpret_cast<T*>(b.totals + 4);
-  b.w = b.sums + kWarps * p.padded;
-  b.zeta = b.w + p.padded;
+  b.w = b.sums + kWarps * p.sums;
+  b.zeta = b.w + p.sums;
   b.residual = b.zeta + directions;
   T* next = b.residual + p.samples;
   b.data = stage_rows(p.x, p.samples, p.inputs, p.stage_x, next);
@@ -84,28 +117,25 @@ __device__ ToyGdBlock<T> toy_gd_setup(const ToyGdParams<T>& p, unsigned char* sm
   }
   for (int64_t i = threadIdx.x; p.resident && i < b.rows; i += blockDim.x) b.v[i] = v[i];
   for (int j = threadIdx.x; j < directions; j += blockDim.x) b.zeta[j] = T(0);
-  b.rate = static_cast<T>(static_cast<double>(p.eta[replica]) / sqrt(static_cast<double>(p.width)));
-  b.inverse_root_width = static_cast<T>(1.0 / sqrt(static_cast<double>(p.width)));
+  b.rate = toy_gd_rate(p, replica);
   return b;
 }
 
 // Sums of all warps, and of all blocks of the replica, into w and totals. Ends with a barrier.
-// Rows::kAlone: one block is known to hold the replica. Rows::kLinear: |U|^2 is summed in
-// round 0 only.
+// Rows::kLinear: |U|^2 is summed in round 0 only.
 template <typename Rows, typename T>
 __device__ void toy_gd_gather(const ToyGdParams<T>& p, const ToyGdBlock<T>& b, int block,
                               int64_t local, int64_t round, double q, double u_norm) {
   const int warps = blockDim.x / kWarpSize;
-  const bool alone = Rows::kAlone || p.blocks == 1, norm = !Rows::kLinear || round == 0;
+  const bool alone = p.blocks == 1, norm = !Rows::kLinear || round == 0;
   q = block_sum(q, b.scratch);  // its barriers publish sums as well
   if (!Rows::kLinear) u_norm = block_sum(u_norm, b.scratch);
-  const int sums = p.template sums<Rows>();
-  const int64_t entries = sums + 2, replicas = gridDim.x / p.blocks;
+  const int64_t entries = p.sums + 2, replicas = gridDim.x / p.blocks;
   double* const all =
       p.partials + ((round % 2 * replicas + local) * p.blocks) * entries;  // of this replica
-  for (int j = threadIdx.x; j < sums; j += blockDim.x) {
+  for (int j = threadIdx.x; j < p.sums; j += blockDim.x) {
     T sum = T(0);
-    for (int i = 0; i < warps; ++i) sum += b.sums[i * p.padded + j];
+    for (int i = 0; i < warps; ++i) sum += b.sums[i * p.sums + j];
     if (alone) {
       b.w[j] = sum;
     } else {
@@ -116,19 +146,19 @@ __device__ void toy_gd_gather(const ToyGdParams<T>& p, const ToyGdBlock<T>& b, i
     b.totals[0] = b.totals[2] = q;
     if (norm) b.totals[1] = u_norm;
     if (!alone) {
-      all[block * entries + sums] = q;
-      all[block * entries + sums + 1] = u_norm;
+      all[block * entries + p.sums] = q;
+      all[block * entries + p.sums + 1] = u_norm;
     }
   }
   if (!alone) {
     // The buffers alternate, so a block one step ahead does not overwrite what is being read.
     grid_sync();
-    for (int j = threadIdx.x; j < sums + 2; j += blockDim.x) {
+    for (int j = threadIdx.x; j < p.sums + 2; j += blockDim.x) {
       double sum = 0.0;
       for (int i = 0; i < p.blocks; ++i) sum += all[i * entries + j];
-      if (j < sums) {
+      if (j < p.sums) {
         b.w[j] = static_cast<T>(sum);
-      } else if (j == sums) {
+      } else if (j == p.sums) {
         b.totals[0] = sum;
       } else if (norm) {
         b.totals[1] = sum;
@@ -145,13 +175,13 @@ __device__ ToyReplicaRecord<T>& toy_record(unsigned char* smem) {
   return *reinterpret_cast<ToyReplicaRecord<T>*>(smem);
 }
 
-// All steps of the replica that this block holds, or holds a part of. Rows has load(p, b), store(p,
-// b), start and step(p, b, q, u_norm) that fill sums, observe(p, b) from w to the loss, follow(p,
+// All steps of the replica that this block holds, or holds a part of. Rows has load(p, b),
+// start and step(p, b, q, u_norm) that fill sums, observe(p, b) from w to the loss, follow(p,
 // b) for thread 0 after a step, and record(p, b, out) for the curvature.
 template <typename Rows, typename T>
 __device__ __forceinline__ void toy_gd_run(const ToyGdParams<T>& p, unsigned char* smem,
                                            ToyReplicaRecord<T>& record) {
-  const int team = Rows::kAlone ? 1 : p.blocks, block = blockIdx.x % team;
+  const int team = p.blocks, block = blockIdx.x % team;
   const int64_t local = blockIdx.x / team, replica = p.first + local;
   double u_norm, xx = 0.0, yy = 0.0;
   const ToyGdBlock<T> b = toy_gd_setup<Rows>(p, smem, block, replica, u_norm);
@@ -166,17 +196,9 @@ __device__ __forceinline__ void toy_gd_run(const ToyGdParams<T>& p, unsigned cha
   double q = rows.start(p, b);
   toy_gd_gather<Rows>(p, b, block, local, 0, q, u_norm);
 
-  if (threadIdx.x == 0) {
-    record = {};
-    record.loss = p.loss + replica * p.columns;
-    record.weight_norm = p.weight_norm + replica * p.columns;
-    record.diverged_at = p.diverged_at + replica;
-    record.steps = p.steps;
-    record.record_every = p.record_every;
-    record.cut = toy_divergence_cut<T>(norms, p.samples, static_cast<double>(p.width),
-                                       b.totals[0] + b.totals[1],
-                                       Rows::kLinear ? ToyActivation{} : p.phi, b.totals[0]);
-  }
+  if (threadIdx.x == 0)
+    record = toy_gd_record(p, replica, norms, b.totals[1], b.totals[0],
+                           Rows::kLinear ? ToyActivation{} : p.phi);
   int64_t t = 0, next_curvature = 0, gram = replica * p.curvatures;
   const int64_t stored = ToyCurvatureSizes(p.samples, p.inputs, Rows::kLinear).stored();
   for (;; ++t) {
@@ -199,7 +221,6 @@ __device__ __forceinline__ void toy_gd_run(const ToyGdParams<T>& p, unsigned cha
   }
   // The other replicas of the launch still wait for this one once a step.
   for (; team > 1 && t < p.steps; ++t) grid_sync();
-  rows.store(p, b);
   if (!p.resident) return;
   const int64_t row0 = block * p.rows;
   T* const u = p.u + (replica * p.width + row0) * p.inputs;

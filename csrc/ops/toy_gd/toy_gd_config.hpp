@@ -49,31 +49,43 @@ inline int64_t toy_gd_small_bytes(int64_t sums, int64_t zeta, int64_t inputs, in
              ((warps + 1) * sums + zeta + samples + (stage_x ? samples * odd_pitch(inputs) : 0));
 }
 
+// Shared memory of a replica in registers: at most these bytes, two numbers a warp and one for each
+// padded input, and whole batches of 32 samples.
+constexpr int64_t kToyGdSharedBytes = 832;
+inline int64_t toy_gd_batches(int64_t samples) { return (samples + 31) / 32; }
+inline int64_t toy_gd_register_bytes(int64_t registers, int64_t samples, int64_t element) {
+  const int64_t warps = kToyGdMaxThreads / 32, pitch = registers + 16 / element;
+  return kToyGdSharedBytes +
+         element * ((2 * warps + 1) * registers + 32 * toy_gd_batches(samples) * pitch);
+}
+
 // `blocks` of the plan is 0 where the small vectors alone do not fit into `shared_limit`.
 // A grid with a barrier between blocks holds at most one block per multiprocessor.
 inline ToyGdPlan toy_gd_plan(int64_t replicas, int64_t width, int64_t inputs, int64_t samples,
                              int64_t element, bool linear, int64_t shared_limit,
                              int64_t multiprocessors) {
   ToyGdPlan plan{};
-  const int fit = !linear ? 0 : inputs <= 8 ? 8 : inputs <= 16 ? 16 : inputs <= 32 ? 32 : 0;
-  const int64_t thread_rows = fit > 0 ? toy_gd_register_rows(fit, element) : 0;
-  plan.registers = width <= thread_rows * kToyGdMaxThreads ? fit : 0;
-  plan.stage_x = samples * inputs * element <= shared_limit / 8;
-  const int64_t zeta = !linear ? 0 : plan.registers > 0 ? plan.registers : inputs;
-  const int64_t small =
-      toy_gd_small_bytes(linear ? zeta : samples, zeta, inputs, samples, element, plan.stage_x);
-  if (small > shared_limit) return plan;
   const auto threads = [](int64_t wanted, int64_t most) {
     return static_cast<int>(std::clamp<int64_t>((wanted + 31) / 32 * 32, 32, most));
   };
-  if (plan.registers > 0) {
-    plan.blocks = 1;
-    plan.rows = width;
-    plan.threads = threads((width + thread_rows - 1) / thread_rows, kToyGdMaxThreads);
-    plan.shared_bytes = small;
-    plan.replicas_per_launch = replicas;
-    return plan;
+  const int fit = !linear ? 0 : inputs <= 8 ? 8 : inputs <= 16 ? 16 : inputs <= 32 ? 32 : 0;
+  if (fit > 0) {
+    const int64_t thread_rows = toy_gd_register_rows(fit, element);
+    plan.shared_bytes = toy_gd_register_bytes(fit, samples, element);
+    // half of the shared memory, so that two blocks find room
+    if (width <= thread_rows * kToyGdMaxThreads && 2 * plan.shared_bytes <= shared_limit) {
+      plan.registers = fit;
+      plan.blocks = 1;
+      plan.rows = width;
+      plan.threads = threads((width + thread_rows - 1) / thread_rows, kToyGdMaxThreads);
+      plan.replicas_per_launch = replicas;
+      return plan;
+    }
   }
+  plan.stage_x = samples * inputs * element <= shared_limit / 8;
+  const int64_t small = toy_gd_small_bytes(linear ? inputs : samples, linear ? inputs : 0, inputs,
+                                           samples, element, plan.stage_x);
+  if (small > shared_limit) return plan;
   const int64_t row_bytes = (inputs + 1) * element, room = (shared_limit - small) / row_bytes;
   plan.blocks = room > 0 ? (width + room - 1) / room : multiprocessors + 1;
   plan.resident = plan.blocks <= multiprocessors;

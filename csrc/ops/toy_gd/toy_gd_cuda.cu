@@ -1,4 +1,5 @@
 #include <algorithm>
+#include <cmath>
 
 #include "core/cuda/launch.cuh"
 #include "core/dispatch.hpp"
@@ -7,6 +8,7 @@
 #include "ops/toy_gd/toy_gd.hpp"
 #include "ops/toy_gd/toy_gd_config.hpp"
 #include "ops/toy_gd/toy_gd_kernel.cuh"
+#include "ops/toy_gd/toy_gd_registers.cuh"
 
 namespace catapult {
 namespace {
@@ -62,7 +64,11 @@ void run(const ToyGdArgs& args, const Exec& exec, const ToyGdSizes& sizes, const
   params.inputs = static_cast<int>(sizes.inputs);
   params.samples = static_cast<int>(sizes.samples);
   params.blocks = static_cast<int>(plan.blocks);
-  params.padded = plan.registers > 0 ? plan.registers : static_cast<int>(sums(sizes));
+  params.sums = static_cast<int>(sums(sizes));
+  params.batches = static_cast<int>(toy_gd_batches(sizes.samples));
+  params.lookers = params.batches == 1 ? 1 : plan.threads / device::kWarpSize;
+  params.inverse_samples = 1.0 / static_cast<double>(sizes.samples);
+  params.inverse_root_width = static_cast<T>(1.0 / std::sqrt(static_cast<double>(sizes.width)));
   params.resident = plan.resident;
   params.stage_x = plan.stage_x;
   params.phi = args.activation;
@@ -70,10 +76,10 @@ void run(const ToyGdArgs& args, const Exec& exec, const ToyGdSizes& sizes, const
     const int64_t count = std::min(plan.replicas_per_launch, sizes.replicas - first);
     params.first = first;
     const auto kernel = !sizes.linear          ? &device::toy_activated_kernel<T>
-                        : plan.registers == 8  ? &device::toy_gd_kernel<T, 8>
-                        : plan.registers == 16 ? &device::toy_gd_kernel<T, 16>
-                        : plan.registers == 32 ? &device::toy_gd_kernel<T, 32>
-                                               : &device::toy_gd_kernel<T, 0>;
+                        : plan.registers == 8  ? &device::toy_gd_registers_kernel<T, 8>
+                        : plan.registers == 16 ? &device::toy_gd_registers_kernel<T, 16>
+                        : plan.registers == 32 ? &device::toy_gd_registers_kernel<T, 32>
+                                               : &device::toy_gd_kernel<T>;
     device::launch(kernel,
                    {kOp, exec, dim3(static_cast<unsigned>(count * plan.blocks)),
                     dim3(static_cast<unsigned>(plan.threads)),
