@@ -74,3 +74,8 @@ def show_bytes(count: float) -> str:
             return f"{count:.3g} {unit}"
         count /= 1024
     return f"{count:.3g} TiB"
+
+
+def ran_out(error: Exception) -> bool:
+    """Whether memory ran out, of a device or, as torch's allocator says it, of the CPU."""
+    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)

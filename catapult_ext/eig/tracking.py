@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -120,6 +121,23 @@ class TopTracker:
         if state["replicas"] is not None:
             self._replicas = ReplicaTracker(self.check_every, _MOVED)
             self._replicas.load_state_dict(state["replicas"])
+
+    def keep(self, replicas: Sequence[int] | Tensor) -> None:
+        """Go on with some of R operators alone: the next update takes a batch of these.
+
+        Args:
+            replicas: their numbers within the last batch, in the order in which they come next.
+
+        Raises:
+            ValueError: no batch was followed, or numbers that it did not have.
+        """
+        needs = "keep needs a tracker that has followed a batch (R, n, n)"
+        v.require(self._replicas is not None, _WHERE, needs, type(self._replicas).__name__)
+        assert self._replicas is not None
+        index, count = torch.as_tensor(replicas, device="cpu").flatten(), len(self._replicas)
+        fits = len(index) > 0 and bool(((index >= 0) & (index < count)).all())
+        v.require(fits, _WHERE, f"replicas must be numbers below {count}", index.tolist())
+        self._replicas.keep(index.long())
 
     @no_autocast()
     def update(self, A: Any, *, check: bool = False) -> EigshResult:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from catapult_ext import losses
-from catapult_ext.eig import eigsh
+from catapult_ext._free_memory import ran_out
+from catapult_ext.eig import TopTracker, eigsh
 from catapult_ext.experiments.stacked_chain import StackedChain
 from catapult_ext.linops import GGN, NTK, Hessian
 
@@ -81,96 +82,72 @@ def top_curvature(
     return float(found.eigenvalues[0]) / m, float(found.errors[0]) / m, found.eigenvectors
 
 
-@dataclass(frozen=True)
-class Curvatures:
-    """Lambda of R replicas; None with the reason where one could not be measured.
-
-    Attributes:
-        values: R eigenvalues.
-        errors: R bounds of their errors.
-        vectors: (R, n, 1) eigenvectors; those given where none was found.
-        reasons: R texts, None where all went well.
-    """
-
-    values: list[float | None]
-    errors: list[float | None]
-    vectors: Tensor
-    reasons: list[str | None]
+Measured = tuple[float | None, float | None, str | None]  # value, error, or why there is none
 
 
-@torch.no_grad()
-def top_curvatures(
-    model: nn.Module,
-    chain: StackedChain,
-    loss: losses.Loss,
-    x: Tensor,
-    y: Tensor,
-    v0: Tensor,
-    tol: float,
-    **options: Any,
-) -> Curvatures:
-    """:func:`top_curvature` of each replica of ``chain``; one that fails ends no other.
+class Followed:
+    """Lambda of R replicas along their training, as :func:`top_curvature` has it of one.
+
+    The first measurement, those that are asked for, every tenth and those of replicas that jumped
+    are checked solves; the others follow the eigenvectors, for about a quarter of the products
+    (:class:`~catapult_ext.TopTracker`).  A replica that cannot be measured ends no other.
 
     Args:
-        model: takes the parameters of a replica.
-        chain: R replicas.
+        model: of the architecture; takes the parameters of a replica where they are asked alone.
         loss: with a Gauss-Newton matrix.
-        x: probe inputs.
-        y: their targets.
-        v0: (R, n, 1) eigenvectors of an earlier call.
         tol: relative error asked for.
         **options: of the operators.
     """
-    if len(chain) > 1:
-        # What fails for all at once is asked one by one: that tells which replica it is.
-        with contextlib.suppress(Exception):
-            return _together(model, chain, loss, x, y, v0, tol, **options)
-    found = Curvatures([], [], v0.clone(), [])
-    for replica, start in enumerate(v0):
-        chain.load(model, replica)
-        value: float | None
-        error: float | None
+
+    def __init__(self, model: nn.Module, loss: losses.Loss, tol: float, **options: Any) -> None:
+        self.model, self.loss, self.tol, self.options = model, loss, tol, options
+        self._start()
+
+    def _start(self) -> None:
+        self._top = TopTracker(1, tol=self.tol, confidence=CONFIDENCE)
+
+    def keep(self, replicas: Sequence[int]) -> None:
+        """Follow these replicas alone from now on."""
+        if self._top.warm:
+            self._top.keep(replicas)
+
+    @torch.no_grad()
+    def update(self, chain: StackedChain, x: Tensor, y: Tensor, check: bool) -> list[Measured]:
+        """Lambda of each replica of ``chain`` on probe inputs ``x`` with targets ``y``."""
         try:
-            value, error, vector = top_curvature(model, loss, x, y, start, tol, **options)
-            found.vectors[replica], reason = vector, None
+            return self._together(chain, x, y, check)
+        except Exception as error:
+            if ran_out(error):
+                raise
+        # What fails for all at once is asked one by one: that tells which replica it is.
+        self._start()
+        return [self._alone(chain, replica, x, y) for replica in range(len(chain))]
+
+    def _together(self, chain: StackedChain, x: Tensor, y: Tensor, check: bool) -> list[Measured]:
+        """All replicas through the batched operator."""
+        stack: Any = (chain.parameters, {}, self.model)
+        operator: Any
+        m = 1.0
+        if isinstance(self.loss, losses.SquaredLoss):
+            operator = NTK(stack, x, **self.options)
+            m = self.loss.normaliser(x.new_empty(len(x), chain.layers[-1].units), y)
+        else:
+            operator = GGN(stack, self.loss, (x, y), **self.options)
+        found = self._top.update(operator, check=check)
+        values, errors = (found.eigenvalues[:, 0] / m).tolist(), (found.errors[:, 0] / m).tolist()
+        lost = "NotFinite: products with the operator are not finite"
+        return [
+            (value, error, None) if math.isfinite(value) else (None, None, lost)
+            for value, error in zip(values, errors, strict=True)
+        ]
+
+    def _alone(self, chain: StackedChain, replica: int, x: Tensor, y: Tensor) -> Measured:
+        chain.load(self.model, replica)
+        try:
+            found = top_curvature(self.model, self.loss, x, y, None, self.tol, **self.options)
         except Exception as failure:  # the start was measured: here training left what can be
-            value, error, reason = None, None, f"{type(failure).__name__}: {failure}"
-        found.values.append(value)
-        found.errors.append(error)
-        found.reasons.append(reason)
-    return found
-
-
-def _together(
-    model: nn.Module,
-    chain: StackedChain,
-    loss: losses.Loss,
-    x: Tensor,
-    y: Tensor,
-    v0: Tensor,
-    tol: float,
-    **options: Any,
-) -> Curvatures:
-    """All replicas in one solve of the batched operator."""
-    stack: Any = (chain.parameters, {}, model)
-    operator: Any
-    m = 1.0
-    if isinstance(loss, losses.SquaredLoss):
-        operator = NTK(stack, x, **options)
-        m = loss.normaliser(x.new_empty(len(x), chain.layers[-1].units), y)
-    else:
-        operator = GGN(stack, loss, (x, y), **options)
-    found = eigsh(operator, tol=tol, v0=v0, confidence=CONFIDENCE)
-    vectors = torch.where(found.eigenvectors.isfinite(), found.eigenvectors, v0)
-    values, errors = (found.eigenvalues[:, 0] / m).tolist(), (found.errors[:, 0] / m).tolist()
-    known = [math.isfinite(value) for value in values]
-    lost = "NotFinite: products with the operator are not finite"
-    return Curvatures(
-        [value if good else None for value, good in zip(values, known, strict=True)],
-        [error if good else None for error, good in zip(errors, known, strict=True)],
-        vectors,
-        [None if good else lost for good in known],
-    )
+            return None, None, f"{type(failure).__name__}: {failure}"
+        return found[0], found[1], None
 
 
 @torch.no_grad()

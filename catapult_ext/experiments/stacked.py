@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from catapult_ext import _validate as v
 from catapult_ext.eig.batched import top_eigenvalues
-from catapult_ext.experiments.stacked_chain import DenseLayer, StackedChain, at_once, dense_layers
+from catapult_ext.experiments.stacked_chain import DenseLayer, StackedChain, dense_layers, in_cache
 from catapult_ext.linops import StackedNTK
 from catapult_ext.models import NTKLinear
 from catapult_ext.probes.observables import ONE_SIDED
@@ -206,9 +206,9 @@ class StackedDense:
         with torch.no_grad():
             chain = StackedChain(layers, dict(zip(names, self.weights, strict=True)))
             x, y = self.x, self.y
-            size = at_once(layers, len(x), x.element_size(), x.device.type)
-            pieces = chain.pieces(max(1, size))
-        rates = (eta / len(x)).to(x.dtype).view(-1, 1, 1).split(max(1, size))
+            size = in_cache(layers, len(x), x.element_size(), x.device.type)
+            pieces = chain.pieces(size)
+        rates = (eta / len(x)).to(x.dtype).view(-1, 1, 1).split(size)
 
         @torch.no_grad()
         def step() -> Tensor:

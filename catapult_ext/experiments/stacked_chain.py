@@ -18,10 +18,12 @@ ELEMENTWISE = (
     *(nn.Identity, nn.ReLU, nn.LeakyReLU, nn.Tanh, nn.Sigmoid, nn.GELU, nn.SiLU, nn.Softplus),
     *(nn.ELU, Erf, Abs),
 )
-# Of the activations, slopes and weights of one chunk.  A chunk that leaves the cache of a core
-# takes twice as long a replica; one that holds several small replicas saves calls.
-CHUNK_BYTES = {"cpu": 4 << 20}
-CHUNK_BYTES_ELSEWHERE = 1 << 30  # on a device that needs many replicas to be busy
+# Of the activations, slopes and weights of replicas that step together.  Those that leave the cache
+# of a core take twice as long each; several small ones together save calls.
+CACHE_BYTES = {"cpu": 4 << 20}
+# The same of one chunk, whose replicas step in turns and are measured together.
+CHUNK_BYTES = {"cpu": 64 << 20}
+BYTES_ELSEWHERE = 1 << 30  # on a device that needs many replicas to be busy
 # More replicas save little more, and several processes could not share them out.
 MOST = {"cpu": 8}
 # A larger net gains nothing: its products take all the time.
@@ -124,13 +126,16 @@ def replica_bytes(layers: Sequence[DenseLayer], samples: int, itemsize: int) -> 
 
 
 def at_once(layers: Sequence[DenseLayer], samples: int, itemsize: int, device: str) -> int:
-    """Replicas of one chunk, a function of sizes alone; 0 for nets that gain nothing.
-
-    A replica that fills more than the cache is a chunk of its own.
-    """
+    """Replicas of one chunk, a function of sizes alone; 0 for nets that gain nothing."""
     each = replica_bytes(layers, samples, itemsize)
-    fit = CHUNK_BYTES.get(device, CHUNK_BYTES_ELSEWHERE) // each
-    return min(max(fit, 1), MOST.get(device, fit)) if each <= ALONE_BYTES else 0
+    fit = max(CHUNK_BYTES.get(device, BYTES_ELSEWHERE) // each, 1)
+    return min(fit, MOST.get(device, fit)) if each <= ALONE_BYTES else 0
+
+
+def in_cache(layers: Sequence[DenseLayer], samples: int, itemsize: int, device: str) -> int:
+    """Replicas that step together, one at least."""
+    room = CACHE_BYTES.get(device, BYTES_ELSEWHERE)
+    return max(room // replica_bytes(layers, samples, itemsize), 1)
 
 
 def _from_output(layer: DenseLayer) -> bool:
@@ -173,12 +178,26 @@ class StackedChain:
         stacked = {n: own[n].detach().expand(count, *own[n].shape).clone() for n in names}
         return cls(layers, stacked, momentum)
 
+    @classmethod
+    def of_states(
+        cls, layers: Sequence[DenseLayer], states: Sequence[dict[str, Tensor]], momentum: float
+    ) -> StackedChain:
+        """A replica for each of ``states``, tensors by name."""
+        names = [n for layer in layers for n in (layer.weight, layer.bias) if n is not None]
+        return cls(layers, {n: torch.stack([s[n] for s in states]) for n in names}, momentum)
+
     def pieces(self, size: int) -> list[StackedChain]:
-        """The same weights as chains of ``size`` replicas that take turns in one working memory."""
+        """The same weights as chains of ``size`` replicas that take turns in one working memory.
+
+        What a piece does to weights and velocities, it does to those of this chain.
+        """
         made: list[StackedChain] = []
         for first in range(0, len(self), size):
-            held = {n: p[first : first + size] for n, p in self.parameters.items()}
-            made.append(StackedChain(self.layers, held, self.momentum))
+            some = slice(first, first + size)
+            held = {n: p[some] for n, p in self.parameters.items()}
+            made.append(StackedChain(self.layers, held))
+            made[-1].momentum = self.momentum
+            made[-1]._velocity = {n: p[some] for n, p in self._velocity.items()}
             made[-1]._buffers = made[0]._buffers
         return made
 

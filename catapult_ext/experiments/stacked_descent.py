@@ -1,20 +1,29 @@
-"""Gradient descent at many learning rates from one start, as one program where nets are small."""
+"""Gradient descent of many runs as one program where nets are small: rates, and their seeds."""
 
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Sequence
+from itertools import groupby
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from catapult_ext.experiments.curvature import top_curvatures
+from catapult_ext._free_memory import ran_out
+from catapult_ext.experiments.curvature import Followed
 from catapult_ext.experiments.descent import LOOK_EVERY, Run, descend, tell_first
-from catapult_ext.experiments.stacked_chain import DenseLayer, StackedChain, at_once, dense_layers
+from catapult_ext.experiments.stacked_chain import (
+    DenseLayer,
+    StackedChain,
+    at_once,
+    dense_layers,
+    in_cache,
+)
+from catapult_ext.experiments.stacked_loss import StackedLoss
 from catapult_ext.experiments.start import Start, probe_set
 from catapult_ext.experiments.start import at_once as evaluated_at_once
-from catapult_ext.losses import Loss, SquaredLoss
 from catapult_ext.probes.record import Projection, Row
 from catapult_ext.training import Recipe, epochs, has_diverged
 
@@ -30,7 +39,7 @@ def chunks(problem: Start, count: int, recipe: Recipe) -> list[list[int]]:
     layers = stackable(problem, recipe)
     size = 1
     if layers is not None:
-        size = max(1, _at_once(problem, layers, recipe))
+        size = max(1, at_once(layers, *_sizes(problem, recipe)))
     return [list(range(i, min(i + size, count))) for i in range(0, count, size)]
 
 
@@ -44,13 +53,13 @@ def stackable(problem: Start, recipe: Recipe) -> list[DenseLayer] | None:
         return None
     if len(shape) != 2 and type(problem.model[0]) is not torch.nn.Flatten:  # type: ignore[index]
         return None
-    return layers if _at_once(problem, layers, recipe) else None
+    return layers if at_once(layers, *_sizes(problem, recipe)) else None
 
 
-def _at_once(problem: Start, layers: Sequence[DenseLayer], recipe: Recipe) -> int:
+def _sizes(problem: Start, recipe: Recipe) -> tuple[int, int, str]:
+    """Samples of a step, bytes of a number, and the kind of device."""
     x = problem.data.x_train
-    samples = min(recipe.batch or len(x), len(x))
-    return at_once(layers, samples, x.element_size(), x.device.type)
+    return min(recipe.batch or len(x), len(x)), x.element_size(), x.device.type
 
 
 def descend_all(
@@ -71,16 +80,58 @@ def descend_all(
         on_step: called with step and batch loss, that of the first run left where runs are stacked.
 
     Cost:
-        The same products as one run after the other, without their Python.
+        The same steps as one run after the other, without their Python, and fewer products:
+        curvature is followed (:class:`~catapult_ext.TopTracker`) where a run alone solves again.
     """
-    layers = stackable(problem, recipe)
+    return descend_runs([(problem, eta) for eta in etas], recipe, seed=seed, on_step=on_step)
+
+
+def descend_runs(
+    runs: Sequence[tuple[Start, float]],
+    recipe: Recipe,
+    *,
+    seed: int = 0,
+    on_step: OnStep | None = None,
+) -> list[Run]:
+    """:func:`descend_all` of starts of one architecture on the same data, each with its rate.
+
+    Where memory runs out, a chunk is halved once, with a RuntimeWarning; its runs stay the same.
+
+    Args:
+        runs: starts (equal but for the values of their tensors, their curvature and their cut) and
+            learning rates; those of one start side by side.
+        recipe: as in :func:`descend_all`.
+        seed: as in :func:`descend_all`.
+        on_step: as in :func:`descend_all`.
+    """
+    layers = stackable(runs[0][0], recipe)
     if layers is None:
-        return [descend(problem, eta, recipe, seed=seed, on_step=on_step) for eta in etas]
-    runs: list[Run] = []
-    for part in chunks(problem, len(etas), recipe):
-        rates = [etas[i] for i in part]
-        runs += _Stack(problem, layers, rates, recipe, seed).descend(on_step)
-    return runs
+        return [descend(problem, eta, recipe, seed=seed, on_step=on_step) for problem, eta in runs]
+    found: list[Run] = []
+    for part in chunks(runs[0][0], len(runs), recipe):
+        chosen = [runs[i] for i in part]
+        try:
+            found += _Stack(chosen, layers, recipe, seed).descend(on_step)
+        except (torch.OutOfMemoryError, RuntimeError) as error:
+            if not ran_out(error) or len(chosen) == 1:
+                raise
+            found += _halved(chosen, layers, recipe, seed, on_step)
+    return found
+
+
+def _halved(
+    runs: Sequence[tuple[Start, float]],
+    layers: Sequence[DenseLayer],
+    recipe: Recipe,
+    seed: int,
+    on_step: OnStep | None,
+) -> list[Run]:
+    """A chunk that memory did not suffice for, from its start again in two halves."""
+    half = (len(runs) + 1) // 2
+    text = f"{len(runs)} runs do not fit into memory together, {half} at a time are tried"
+    warnings.warn(f"catapult_ext.experiments: {text}", RuntimeWarning, stacklevel=3)
+    parts = (runs[:half], runs[half:])
+    return [run for part in parts for run in _Stack(part, layers, recipe, seed).descend(on_step)]
 
 
 class _Stack:
@@ -88,32 +139,40 @@ class _Stack:
 
     def __init__(
         self,
-        problem: Start,
+        runs: Sequence[tuple[Start, float]],
         layers: Sequence[DenseLayer],
-        etas: Sequence[float],
         recipe: Recipe,
         seed: int,
     ) -> None:
-        self.problem, self.recipe, self.etas = problem, recipe, list(etas)
-        problem.model.load_state_dict(problem.state)
-        self.chain = StackedChain.copies(layers, problem.model, len(etas), recipe.momentum)
-        x, y = problem.data.train
+        self.starts, self.etas = [start for start, _ in runs], [eta for _, eta in runs]
+        self.problem, self.recipe = self.starts[0], recipe
+        states = [start.state for start in self.starts]
+        self.chain = StackedChain.of_states(layers, states, recipe.momentum)
+        self.size = max(1, in_cache(layers, *_sizes(self.problem, recipe)))
+        x, y = self.problem.data.train
         self.x, self.y = x.flatten(1), y
         self.batches = epochs(self.x, y, recipe.batch, seed)
-        self.batch_loss = StackedLoss(problem.loss)
-        self.runs = [Run() for _ in etas]
-        vectors = problem.top.vectors
-        self.joint = None if vectors is None else Projection(vectors, len(etas))
-        self.vectors: Tensor = problem.top.vector.expand(len(etas), *problem.top.vector.shape)
-        self._hold(list(range(len(etas))))
+        self.batch_loss = StackedLoss(self.problem.loss)
+        self.runs = [Run() for _ in runs]
+        self.joint: list[tuple[Projection, int]] = []  # of each run: that of its start, its column
+        for start, own in groupby(self.starts):
+            columns = range(len(list(own)))
+            if start.top.vectors is not None:
+                projection = Projection(start.top.vectors, len(columns))
+                self.joint += [(projection, column) for column in columns]
+        self.curvature = Followed(
+            self.problem.model, self.problem.loss, recipe.tol, **self.problem.options
+        )
+        self._hold(list(range(len(runs))))
 
     def _hold(self, runs: list[int]) -> None:
-        """The runs that are still in the stack, and their rates."""
+        """The runs that are still in the stack, their rates, and the parts that take turns."""
         self.held = runs
         rates = [self.etas[i] for i in runs]
         self.rates = (
             torch.tensor(rates, dtype=torch.float64, device="cpu").to(self.x).view(-1, 1, 1)
         )
+        self.pieces = self.chain.pieces(self.size)
 
     def descend(self, on_step: OnStep | None) -> list[Run]:
         """All runs, each with the losses, rows and divergence of a run alone."""
@@ -124,30 +183,50 @@ class _Stack:
         noted: list[tuple[int, Tensor]] = []
         for number in range(count + 1):
             x, y = next(self.batches)
-            f = self.chain.forward(x)
-            values, slope = self.batch_loss(f, y)
-            noted.append((number, self._numbers(values, slope)))
-            if number in marks or number == count or len(noted) == look_every:
+            if number not in marks and number < count:
+                noted.append((number, self._step(x, y)))
+                if len(noted) == look_every:
+                    self._look(noted, on_step)
+                    noted = []
+            else:
+                f = self.chain.forward(x)
+                values, slope = self.batch_loss(f, y)
+                noted.append((number, self._numbers(values, slope, self.held)))
                 kept = self._look(noted, on_step)
                 f, slope, noted = f[kept], slope[kept], []
+                if self.held and number in marks:
+                    self._measure(number, marks[number], f)
+                if self.held and number < count:
+                    self.chain.move(slope.mul_(self.rates), self._l2(self.rates))
             if not self.held:
                 break
-            if number in marks:
-                self._measure(number, marks[number], f)
-            if number < count:
-                self.chain.move(slope.mul_(self.rates), self._l2())
         return self._finished()
 
-    def _l2(self) -> Tensor | None:
-        return self.rates * self.recipe.l2 if self.recipe.l2 else None
+    def _step(self, x: Tensor, y: Tensor) -> Tensor:
+        """One step of all runs, as many at a time as fit the cache; the numbers before it."""
+        found = []
+        parts = (self.pieces, self.rates.split(self.size))
+        for i, (piece, rates) in enumerate(zip(*parts, strict=True)):
+            values, slope = self.batch_loss(piece.forward(x), y)
+            runs = self.held[i * self.size : (i + 1) * self.size]
+            found.append(self._numbers(values, slope, runs))
+            piece.move(slope.mul_(rates), self._l2(rates))
+        return torch.cat(found, dim=1)
 
-    def _numbers(self, values: Tensor, slope: Tensor) -> Tensor:
+    def _l2(self, rates: Tensor) -> Tensor | None:
+        return rates * self.recipe.l2 if self.recipe.l2 else None
+
+    def _numbers(self, values: Tensor, slope: Tensor, runs: Sequence[int]) -> Tensor:
         """(1 or 3, R) losses, growth and norm of the projections, on the device."""
         numbers = values.double()[None]
-        if self.joint is None:
+        if not self.joint:
             return numbers
-        residual = slope.flatten(1).T
-        return torch.cat([numbers, self.joint.measure(residual, self.held)])
+        residual, found = slope.flatten(1).T, []
+        for projection, own in groupby(enumerate(runs), lambda pair: self.joint[pair[1]][0]):
+            at, of = zip(*own, strict=True)
+            columns = [self.joint[i][1] for i in of]
+            found.append(projection.measure(residual[:, at[0] : at[-1] + 1], columns))
+        return torch.cat([numbers, torch.cat(found, dim=1)])
 
     def _look(self, noted: list[tuple[int, Tensor]], on_step: OnStep | None) -> Tensor | slice:
         """Read what was noted; leave out the runs that diverged, and return which stay."""
@@ -157,9 +236,10 @@ class _Stack:
             for at, index in list(alive.items()):
                 run, loss = self.runs[index], values[at]
                 run.losses.append(loss)
-                if self.joint is not None and math.isfinite(loss):
-                    self.joint.take([[row[at]] for row in projected], [index])
-                if has_diverged(loss, self.problem.cut):
+                if self.joint and math.isfinite(loss):
+                    projection, column = self.joint[index]
+                    projection.take([[row[at]] for row in projected], [column])
+                if has_diverged(loss, self.starts[index].cut):
                     run.diverged_at = number
                     del alive[at]
             if on_step is not None and alive:
@@ -167,8 +247,9 @@ class _Stack:
         if len(alive) == len(self.held):
             return slice(None)
         kept = torch.tensor(list(alive), dtype=torch.int64, device=self.x.device)
-        self.chain.keep(kept)
-        self.vectors = self.vectors[kept]
+        if alive:
+            self.chain.keep(kept)
+            self.curvature.keep(list(alive))
         self._hold(list(alive.values()))
         return kept
 
@@ -177,33 +258,21 @@ class _Stack:
         rows: list[Row] = [
             {"step": number, "time": self.etas[i] * number, "mark": mark} for i in self.held
         ]
-        self._curvatures(number, rows)
+        self._curvatures(number, mark, rows)
         self._evaluate(rows, f)
         for i, row in zip(self.held, rows, strict=True):
             tell_first(row, self.runs[i].rows)
             self.runs[i].rows.append(row)
 
-    def _curvatures(self, number: int, rows: list[Row]) -> None:
-        problem, top = self.problem, self.problem.top
+    def _curvatures(self, number: int, mark: str, rows: list[Row]) -> None:
         if number == 0:
-            for row in rows:
+            for i, row in zip(self.held, rows, strict=True):
+                top = self.starts[i].top
                 row["lambda"], row["lambda_error"] = top.lambda0, top.error
             return
-        x, y = probe_set(problem.data, self.recipe)
-        found = top_curvatures(
-            problem.model,
-            self.chain,
-            problem.loss,
-            x,
-            y,
-            self.vectors,
-            self.recipe.tol,
-            **problem.options,
-        )
-        self.vectors = found.vectors
-        for row, value, error, reason in zip(
-            rows, found.values, found.errors, found.reasons, strict=True
-        ):
+        x, y = probe_set(self.problem.data, self.recipe)
+        found = self.curvature.update(self.chain, x, y, check=mark == "end")
+        for row, (value, error, reason) in zip(rows, found, strict=True):
             row["lambda"], row["lambda_error"] = value, error
             if reason is not None:
                 row["reason"] = reason
@@ -239,46 +308,10 @@ class _Stack:
                 row[name] = value  # type: ignore[literal-required]
 
     def _finished(self) -> list[Run]:
-        for i, run in enumerate(self.runs):
-            if self.joint is not None:
-                run.projection = own = Projection(self.joint.vectors)
-                own.growth, own.norm = [self.joint.growth[i]], [self.joint.norm[i]]
+        for run, (joint, column) in zip(self.runs, self.joint, strict=False):  # none, or all
+            run.projection = own = Projection(joint.vectors)
+            own.growth, own.norm = [joint.growth[column]], [joint.norm[column]]
         return self.runs
-
-
-class StackedLoss:
-    """One loss of R outputs (R, N, O) on targets that all of them share."""
-
-    def __init__(self, loss: Loss) -> None:
-        self.loss = loss
-        self._given: Tensor | None = None
-        self._targets: Tensor | None = None
-        self._normaliser = 1.0
-
-    def _check(self, f: Tensor, y: Tensor) -> Tensor:
-        """The targets in the layout of the outputs; checked where they are new."""
-        if self._targets is None or y is not self._given:
-            self._given, self._targets = y, self.loss.targets(f[0], y)
-            if isinstance(self.loss, SquaredLoss):
-                self._normaliser = self.loss.normaliser(f[0], y)
-        return self._targets
-
-    def values(self, f: Tensor, y: Tensor) -> Tensor:
-        """(R,) losses, each from its own outputs alone."""
-        return torch.func.vmap(self.loss.value, in_dims=(0, None))(f, self._check(f, y))
-
-    def __call__(self, f: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-        """(R,) losses and their derivatives (R, N, O) with respect to the outputs."""
-        targets = self._check(f, y)
-        if isinstance(self.loss, SquaredLoss):
-            slope = f - targets
-            values = slope.square().sum(dim=(1, 2)) / (2 * self._normaliser)
-            return values, slope.div_(self._normaliser)
-        with torch.enable_grad():
-            leaf = f.detach().requires_grad_()
-            values = self.values(leaf, y)
-            (slope,) = torch.autograd.grad(values.sum(), leaf)
-        return values.detach(), slope
 
 
 def _weight_norms(chain: StackedChain) -> list[float]:

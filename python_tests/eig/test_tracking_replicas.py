@@ -99,3 +99,38 @@ def test_a_tracker_of_networks_follows_their_duals():
                     p.mul_(0.999)
     assert found.index_check == ("inherited",) * 3
     assert found.eigenvectors.shape[1] == cx.GGN(nets[0], "half_mse", data.train).shape[0]
+
+
+def test_replicas_leave_and_the_others_go_on_as_before():
+    """What is found of a replica does not depend on the others."""
+    tracker, whole = cx.TopTracker(2, check_every=4), cx.TopTracker(2, check_every=4)
+    kept = [3, 0]
+    for i, a in enumerate(sequences(12, torch.float64)):
+        if i == 5:
+            tracker.keep(kept)
+        found = tracker.update(Several(a[kept] if i >= 5 else a))
+        every = whole.update(Several(a))
+        if i >= 5:
+            torch.testing.assert_close(found.eigenvalues, every.eigenvalues[kept])
+            assert torch.equal(found.matvecs, every.matvecs[kept])
+    assert "inherited" in found.index_check
+
+
+def test_only_a_batch_has_replicas_to_keep():
+    tracker = cx.TopTracker(1)
+    with pytest.raises(ValueError, match="followed a batch"):
+        tracker.keep([0])
+    tracker.update(Several(torch.eye(4).expand(2, 4, 4)))
+    for wrong in ([], [2], [-1]):
+        with pytest.raises(ValueError, match="numbers below 2"):
+            tracker.keep(wrong)
+
+
+def test_a_jump_ends_the_refinement_at_once():
+    """A space that would not reach tol, or a value that has moved, costs its block and a check."""
+    one = torch.stack(list(drifting(2, torch.float64)))
+    tracker, checked = cx.TopTracker(1), cx.TopTracker(1, check_every=1)
+    for a in (one, one.flip(1, 2)):  # the same values along other axes
+        found, solved = tracker.update(Several(a)), checked.update(Several(a))
+    assert (found.matvecs <= solved.matvecs + tracker.k + tracker.guards).all()
+    assert set(found.index_check) == {"random(0.99)"}

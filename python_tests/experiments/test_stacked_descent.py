@@ -11,7 +11,7 @@ from torch import nn
 
 from catapult_ext import data, models
 from catapult_ext.experiments import stacked_chain, sweep
-from catapult_ext.experiments.curvature import top_curvature, top_curvatures
+from catapult_ext.experiments.curvature import Followed, top_curvature
 from catapult_ext.experiments.descent import descend
 from catapult_ext.experiments.stacked_chain import StackedChain, dense_layers
 from catapult_ext.experiments.stacked_descent import chunks, descend_all, stackable
@@ -70,12 +70,13 @@ def equal(a, b, rel):
 @pytest.mark.parametrize("loss", ["half_mse", "cross_entropy"])
 @pytest.mark.parametrize("settings", RECIPES.values(), ids=RECIPES)
 @pytest.mark.parametrize("net", NETS.values(), ids=NETS)
-def test_stacked_runs_are_the_runs_alone(net, settings, loss):
+def test_stacked_runs_are_the_runs_alone(net, settings, loss, monkeypatch):
     recipe = Recipe(steps=12, tol=1e-7, **settings)
     problem = start(net(), teacher(), loss, recipe)
     etas = [c / problem.lambda0 for c in (0.5, 1.5, 3.0, 1000.0)]
     assert chunks(problem, 4, recipe) == [[0, 1, 2, 3]]
     alone = [descend(problem, eta, recipe, seed=3) for eta in etas]
+    monkeypatch.setitem(stacked_chain.CACHE_BYTES, "cpu", 1)  # replicas step in turns
     together = descend_all(problem, etas, recipe, seed=3)
     for one, stacked in zip(alone, together, strict=True):
         assert equal(numbers(one), numbers(stacked), 1e-5), (one, stacked)
@@ -110,22 +111,22 @@ def test_curvature_of_all_replicas_is_that_of_each(loss):
     for r, weight in enumerate(chain.parameters["0.weight"]):
         weight.mul_(1 + 0.3 * r)
     x, y = found.train
-    v0 = problem.top.vector.expand(4, *problem.top.vector.shape)
     alone = []
     for r in range(4):
         chain.load(net, r)
-        alone.append(top_curvature(net, problem.loss, x, y, v0[r], 1e-8))
+        alone.append(top_curvature(net, problem.loss, x, y, None, 1e-8))
+    followed = Followed(net, problem.loss, 1e-8)
+    assert all(reason is None for _, _, reason in followed.update(chain, x, y, check=False))
     chain.parameters["2.weight"][2] = math.nan
-    together = top_curvatures(net, chain, problem.loss, x, y, v0, 1e-8)
-    assert together.values[2] is None
-    assert together.errors[2] is None
-    assert "finite" in together.reasons[2]
-    assert together.vectors.isfinite().all()
-    for r in (0, 1, 3):
-        value, _, vector = alone[r]
-        assert together.reasons[r] is None
-        assert together.values[r] == pytest.approx(value, rel=1e-7)
-        assert (together.vectors[r].T @ vector).abs().item() == pytest.approx(1, abs=1e-5)
+    together = followed.update(chain, x, y, check=False)
+    assert together[2][:2] == (None, None)
+    assert "finite" in together[2][2]
+    followed.keep([0, 3])
+    chain.keep(torch.tensor([0, 3]))
+    later = followed.update(chain, x, y, check=True)
+    for found, r in ((together[0], 0), (together[1], 1), (later[0], 0), (later[1], 3)):
+        assert found[2] is None
+        assert found[0] == pytest.approx(alone[r][0], rel=1e-7)
 
 
 def test_chunks_follow_from_sizes_alone(monkeypatch):
@@ -141,6 +142,8 @@ def test_chunks_follow_from_sizes_alone(monkeypatch):
     assert chunks(problem, 7, recipe) == [[0, 1, 2], [3, 4, 5], [6]]
     monkeypatch.setitem(stacked_chain.CHUNK_BYTES, "cpu", size - 1)
     assert chunks(problem, 2, recipe) == [[0], [1]]
+    monkeypatch.setitem(stacked_chain.CACHE_BYTES, "cpu", 3 * size)
+    assert stacked_chain.in_cache(layers, 24, 4, "cpu") == 3
     assert stackable(problem, recipe) is not None
     monkeypatch.setattr(stacked_chain, "ALONE_BYTES", size - 1)
     assert stackable(problem, recipe) is None

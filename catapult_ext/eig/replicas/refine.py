@@ -6,6 +6,7 @@ Replicas within ``tol`` stop; the others are enlarged along what their errors co
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -16,12 +17,22 @@ from catapult_ext.eig.replicas.pairs import Found
 from catapult_ext.eig.sums import on_host
 
 _ROUNDS = 4  # expansions of the space before a solve from scratch is the better use of products
+_PACE = 0.25  # the factor that the first expansion is expected to put on errors
 
 
-def refine_replicas(a: Batch, block: Tensor, k: int, gaps: Tensor, tol: float) -> Found:
+def refine_replicas(
+    a: Batch,
+    block: Tensor,
+    k: int,
+    gaps: Tensor,
+    tol: float,
+    ends: Callable[[Tensor, Tensor], Tensor],
+) -> Found:
     """Rayleigh-Ritz on rows ``block`` (R, j, n) with ``gaps`` (R, j - k + 1) of the last check.
 
-    A replica that misses ``tol``, or has values that are not finite, is not converged.
+    A replica that misses ``tol``, or has values that are not finite, is not converged.  One that
+    would miss ``tol`` at the pace of its errors ends early, and so does one that is to be checked
+    whatever its errors: ``ends`` tells which, from the numbers and the values (R', k) of replicas.
     """
     found = Found.nothing(a.replicas, a.n, k, a.dtype, a.device)
     found.guards = block[:, k:].clone()
@@ -31,14 +42,17 @@ def refine_replicas(a: Batch, block: Tensor, k: int, gaps: Tensor, tol: float) -
         return found
     space = _Space(a.select(here) if len(here) < a.replicas else a, len(here))
     space.append(block[here.to(block.device)])
+    before = None  # how far errors were from tol
     for rounds in range(_ROUNDS + 1):
-        part, directions = _judged(space, k, block.shape[1], gaps[here], tol)
+        part, directions, excess = _judged(space, k, block.shape[1], gaps[here], tol)
         found.put(here, part)
-        left = (~part.converged & torch.isfinite(part.errors).all(1)).nonzero().flatten()
+        pace = _PACE if before is None else excess / before
+        hopeful = excess * pace ** (_ROUNDS - rounds) <= 1  # False of NaN
+        left = (~part.converged & hopeful & ~ends(here, part.values)).nonzero().flatten()
         room = space.rows.shape[1] + k <= a.n
         if not len(left) or rounds == _ROUNDS or not room:
             return found
-        here = here[left]
+        here, before = here[left], excess[left]
         space.keep(left)
         space.append(directions[left.to(directions.device)])
     return found
@@ -79,8 +93,10 @@ class _Space:
         self.scale = self.scale[there]
 
 
-def _judged(space: _Space, k: int, j: int, gaps: Tensor, tol: float) -> tuple[Found, Tensor]:
-    """The k top Ritz pairs with their errors, and the directions that would lower these."""
+def _judged(
+    space: _Space, k: int, j: int, gaps: Tensor, tol: float
+) -> tuple[Found, Tensor, Tensor]:
+    """The k top Ritz pairs with their errors, directions that would lower these, errors by tol."""
     v, w = space.rows.double(), space.products.double()
     t = w @ v.mT
     finite = torch.isfinite(t).all(2).all(1)
@@ -115,7 +131,7 @@ def _judged(space: _Space, k: int, j: int, gaps: Tensor, tol: float) -> tuple[Fo
         index=["inherited"] * len(theta),
         guards=x[:, k:].to(space.rows),
     )
-    return part, mix.to(rest) @ rest
+    return part, mix.to(rest) @ rest, (errors / allowed).amax(1)
 
 
 def _added(space: _Space, j: int, k: int) -> int:

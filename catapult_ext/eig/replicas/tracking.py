@@ -18,7 +18,7 @@ from catapult_ext.eig.replicas.lanczos import solve_replicas
 from catapult_ext.eig.replicas.pairs import BatchedEigshResult, Found
 from catapult_ext.eig.replicas.refine import refine_replicas
 
-_STATE = ("checks", "_block", "_since")
+_STATE = ("checks", "_block", "_since", "_updates")
 _CHECKED = ("values", "least", "gaps", "converged")
 
 
@@ -36,6 +36,12 @@ class _Check:
         self.values[index], self.least[index] = other.values, other.least
         self.gaps[index], self.converged[index] = other.gaps, other.converged
 
+    def of(self, index: Tensor) -> _Check:
+        """That of some replicas."""
+        return _Check(
+            self.values[index], self.least[index], self.gaps[index], self.converged[index]
+        )
+
 
 class ReplicaTracker:
     """The state of a :class:`~catapult_ext.TopTracker` that follows R replicas.
@@ -50,7 +56,16 @@ class ReplicaTracker:
         self.checks = 0
         self._block: Tensor | None = None  # (R, k + guards, n)
         self._check: _Check | None = None
-        self._since = 0
+        self._since = self._updates = 0
+
+    def __len__(self) -> int:
+        return 0 if self._block is None else len(self._block)
+
+    def keep(self, index: Tensor) -> None:
+        """Go on with the replicas ``index`` (on the CPU) alone."""
+        if self._block is not None and self._check is not None:
+            self._block = self._block[index.to(self._block.device)]
+            self._check = self._check.of(index)
 
     def state_dict(self) -> dict[str, Any]:
         """The replicas' part of :meth:`catapult_ext.TopTracker.state_dict`."""
@@ -64,7 +79,11 @@ class ReplicaTracker:
         self._check = None if check is None else _Check(**{n: check[n].clone() for n in _CHECKED})
 
     def update(self, A: Any, o: Options, check: bool) -> BatchedEigshResult:
-        """The k largest pairs of each replica; ``o.seed`` grows by the checks made so far."""
+        """The k largest pairs of each replica; ``o.seed`` grows by the updates made so far.
+
+        A replica's numbers do not depend on which other ones are followed.
+        """
+        self._updates += 1
         large = as_batch(A, o.where)
         dual = A.dual() if hasattr(A, "dual") else None
         if dual is None or o.k > dual.operator.shape[1]:
@@ -92,10 +111,16 @@ class ReplicaTracker:
             self._since = 0
             return self._checked(a, torch.arange(a.replicas, device="cpu"), block, o, None)
         self._since += 1
-        found = refine_replicas(a, block, o.k, state.gaps, o.tol)
+
+        def ends(at: Tensor, values: Tensor) -> Tensor:
+            then = state.values[at]
+            moved = ((values - then).abs() > self.moved * then.abs()).any(1)
+            return moved | ~state.converged[at]
+
+        found = refine_replicas(a, block, o.k, state.gaps, o.tol, ends)
         found.errors = torch.maximum(found.errors, state.least * found.values.abs())
-        moved = ((found.values - state.values).abs() > self.moved * state.values.abs()).any(1)
-        due = (~found.converged | moved | ~state.converged).nonzero().flatten()
+        everyone = torch.arange(a.replicas, device="cpu")
+        due = (~found.converged | ends(everyone, found.values)).nonzero().flatten()
         self._block = torch.cat([found.x, found.guards], dim=1)
         return self._checked(a, due, block, o, found) if len(due) else found
 
@@ -107,7 +132,7 @@ class ReplicaTracker:
         if block is not None:
             start = unit_rows(block[due.to(block.device), : o.k], a)
         part = a if len(due) == a.replicas else a.select(due)
-        solved = solve_replicas(part, start, replace(o, seed=o.seed + self.checks))
+        solved = solve_replicas(part, start, replace(o, seed=o.seed + self._updates))
         self.checks += 1
         size = solved.values.abs().amax(1, keepdim=True)
         gaps = ((solved.values[:, -1:] - solved.following) / size).clamp_min(0).nan_to_num(0.0)

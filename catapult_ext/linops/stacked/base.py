@@ -14,6 +14,7 @@ from torch import Tensor
 
 from catapult_ext import _validate as v
 from catapult_ext._autocast import no_autocast
+from catapult_ext._free_memory import ran_out
 from catapult_ext.linops.base import KeepsGraph
 
 if TYPE_CHECKING:
@@ -211,7 +212,7 @@ class StackedOperator(KeepsGraph):
             return self._chunked(vectors, self._at_once)
         except (torch.OutOfMemoryError, RuntimeError) as error:
             count = min(self._at_once, self.shape[0])
-            if not _out_of_memory(error) or self._halved or count == 1:
+            if not ran_out(error) or self._halved or count == 1:
                 raise
             self._halved, self._at_once = True, (count + 1) // 2
             shown = f"{count} replicas do not fit into memory, {self._at_once} at a time are tried"
@@ -281,8 +282,3 @@ class StackedOperator(KeepsGraph):
 
     def __repr__(self) -> Any:
         return f"{self.name}(shape={self.shape}, dtype={self.dtype}, device={self.device})"
-
-
-def _out_of_memory(error: Exception) -> bool:
-    """Whether memory ran out, of a device or, as torch's allocator says it, of the CPU."""
-    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
