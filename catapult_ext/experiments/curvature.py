@@ -100,7 +100,8 @@ class Followed:
     """
 
     def __init__(self, model: nn.Module, loss: losses.Loss, tol: float, **options: Any) -> None:
-        self.model, self.loss, self.tol, self.options = model, loss, tol, options
+        self.model, self.loss = model, loss
+        self.tol, self.options = tol, options
         self._start()
 
     def _start(self) -> None:
