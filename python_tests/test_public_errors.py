@@ -212,12 +212,18 @@ CALLS = {
         cx.models.fully_connected,
         {"in_features": 3, "out_features": 2, "width": 4, "depth": 2, "activation_name": "relu"},
     ),
+    "models.char_gpt": (cx.models.char_gpt, {"length": 3, "characters": 5, "width": 4, "depth": 1}),
+    "models.small_vit": (
+        cx.models.small_vit,
+        {"image_size": 4, "out_features": 2, "width": 4, "depth": 1, "heads": 2, "patch": 2},
+    ),
     "models.build": (cx.models.build, {"name": "fc", "in_shape": (3,), "out_features": 2}),
     "data.digits": (
         cx.data.digits,
         {"size": 8, "train": 16, "test": 4, "classes": [0, 1], "targets": "one-hot"},
     ),
     "data.teacher": (cx.data.teacher, {"train": 8, "test": 4, "width": 5, "noise": 0.1}),
+    "data.sums": (cx.data.sums, {"train": 8, "test": 4, "length": 5}),
     "data.gaussian": (cx.data.gaussian, {"train": 8, "test": 4, "in_features": 3, "mean": 0.0}),
     "data.named": (cx.data.named, {"name": "gaussian"}),
     "data.npz": (cx.data.npz, {"path": "none.npz"}),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -9,8 +10,10 @@ from catapult_ext import losses
 from catapult_ext.cli.console import console, load, picture_path
 from catapult_ext.cli.options import DATA_DIR, STANDARDISE, Argument, Option
 from catapult_ext.experiments import probing
+from catapult_ext.models.registry import NAMES, is_name
 from catapult_ext.probes import LearningRateWindow, learning_rate_window
 
+_MODEL = "package.module:factory, called without arguments, or " + ", ".join(NAMES) + "."
 _FORWARD = "package.module:function of (model, x) that returns the outputs."
 _PARAMS = "Names or patterns of the parameters to take, separated by commas."
 _DROPOUT = "fixed: one fixed mask, with the model in the factory's mode; else dropout is off."
@@ -31,7 +34,12 @@ def _problem(
     standardise: str | None,
 ) -> tuple[Any, Any, Any, dict[str, Any]]:
     known = losses.resolve(loss)
-    net = probing.load_model(model)
+    by_name = is_name(model)  # built by the shapes of the data
+    how: dict[str, Any] = {"data_dir": data_dir, "standardise": standardise}
+    how |= {"flatten": False} if by_name else {}
+    read = functools.partial(probing.load_data, data, samples, **how)
+    held = read() if by_name else None
+    net = probing.load_model(model, held)
     options = {
         "forward": probing.load_function("--forward", forward),
         "params": None if params is None else [name.strip() for name in params.split(",")],
@@ -40,7 +48,7 @@ def _problem(
     }
     if dropout is None:
         net.eval()
-    held = probing.load_data(data, samples, data_dir=data_dir, standardise=standardise)
+    held = held if by_name else read()
     found = probing.in_dtype_of(net, probing.as_targets(known, held))
     return net, known, found, options
 
@@ -74,7 +82,7 @@ def _print_window(window: LearningRateWindow) -> None:
 
 
 def probe(
-    model: Annotated[str, Argument("package.module:factory, called without arguments.")],
+    model: Annotated[str, Argument(_MODEL)],
     data: Annotated[
         str,
         Option("A name, FILE.npz or FILE.pt (x, y), or module:function of a batch or loader."),
@@ -116,7 +124,7 @@ def probe(
 
 
 def max_lr(
-    model: Annotated[str, Argument("package.module:factory, called without arguments.")],
+    model: Annotated[str, Argument(_MODEL)],
     data: Annotated[str, Option("As of catapult-ext probe.")] = "digits",
     data_dir: Annotated[Path | None, Option(DATA_DIR)] = None,
     standardise: Annotated[str | None, Option(STANDARDISE)] = None,

@@ -20,6 +20,12 @@ class ModelName(str, Enum):
 
     fc = "fc"
     cnn = "cnn"
+    gpt = "gpt"
+    vit = "vit"
+
+
+# Width and depth of the networks where none is given; None for one that has no such setting.
+USUAL = {"fc": (512, 3), "cnn": (512, None), "gpt": (32, 2), "vit": (32, 2)}
 
 
 def rates(command: str, option: str, text: str | None) -> tuple[float, ...] | None:
@@ -46,12 +52,16 @@ def sweep(
     samples: Annotated[int, Option("Training samples.")] = 512,
     tests: Annotated[int, Option("Test samples at most, the first ones.")] = 2000,
     model_name: Annotated[ModelName, Option("Network.", "--model")] = ModelName.fc,
-    width: Annotated[int, Option("Hidden units, or channels of the CNN.")] = 512,
-    depth: Annotated[int, Option("Hidden layers of the fully connected network.")] = 3,
-    activation: Annotated[str, Option(", ".join(models.ACTIVATIONS))] = "relu",
+    width: Annotated[
+        int | None, Option("Hidden units, channels or features; default 512, of transformers 32.")
+    ] = None,
+    depth: Annotated[int | None, Option("Hidden layers (3) or blocks (2).")] = None,
+    activation: Annotated[
+        str | None, Option(", ".join(models.ACTIVATIONS) + "; default relu, of transformers gelu.")
+    ] = None,
     parameterisation: Annotated[str, Option("ntk or standard.")] = "ntk",
     init: Annotated[
-        str | None, Option("Named initialisation; default normal (ntk), he (standard).")
+        str | None, Option("Named initialisation; default normal (ntk), he or lecun (standard).")
     ] = None,
     steps: Annotated[int, Option("Full-batch gradient steps of every learning rate.")] = 200,
     loss: Annotated[
@@ -66,31 +76,29 @@ def sweep(
     """
     chosen, plain = rates("sweep", "--c", c), rates("sweep", "--eta", eta)
     config = SweepConfig(c=chosen, eta=plain, steps=steps, linearised=linearised)
-    image = model_name is ModelName.cnn
+    image = model_name in (ModelName.cnn, ModelName.vit)
     drawn: dict[str, Any] = {"seed": seed} if data_name in data.SYNTHETIC else {}
     drawn |= {"data_dir": data_dir, "standardisation": standardise, "where": "sweep"}
     found = data.named(data_name, train=samples, flatten=not image, **drawn)
     v.require(tests >= 0, "sweep", "--tests must be >= 0", tests)
     found = replace(found, x_test=found.x_test[:tests], y_test=found.y_test[:tests])
-    fits = not image or (found.x_train.dim() == 4 and found.x_train.shape[1] == 1)
-    wanted = "--model cnn needs images (N, 1, S, S), such as --data digits28 or fashion-mnist"
-    v.require(fits, "sweep", wanted, f"{data_name} of shape {tuple(found.x_train.shape)}")
-    settings: dict[str, Any] = {
-        "activation_name": activation,
-        "parameterisation": parameterisation,
-        "init": init,
-        "seed": seed,
-    }
-    if image:
-        side = found.x_train.shape[-1]
-        model = models.small_cnn(side, found.outputs, channels=width, **settings)
-    else:
-        features = found.x_train.shape[1]
-        model = models.fully_connected(
-            features, found.outputs, width=width, depth=depth, **settings
-        )
+    kind = model_name.value
+    shape = f"{data_name} of shape {tuple(found.x_train.shape)}"
+    wanted = f"--model {kind} needs images (N, C, S, S), such as --data digits28 or fashion-mnist"
+    v.require(not image or found.x_train.dim() == 4, "sweep", wanted, shape)
+    tokens = not found.x_train.is_floating_point()
+    wanted = "--model gpt and data of characters, such as --data sums, go together"
+    v.require(tokens == (kind == "gpt"), "sweep", wanted, f"{kind} on {shape}")
+    usual_width, usual_depth = USUAL[kind]
+    settings: dict[str, Any] = {"parameterisation": parameterisation, "init": init, "seed": seed}
+    settings |= {} if activation is None else {"activation_name": activation}
+    settings["channels" if kind == "cnn" else "width"] = usual_width if width is None else width
+    if usual_depth is not None:
+        settings["depth"] = usual_depth if depth is None else depth
+    name_of = "small-cnn" if kind == "cnn" else kind
+    model = models.build(name_of, found.x_train.shape[1:], found.outputs, **settings)
     folder = out if out is not None else Path("catapult-runs") / name
-    title = f"Learning-rate sweep: {model_name.value} on {found.name}"
+    title = f"Learning-rate sweep: {kind} on {found.name}"
     with launched_ranks() as (group, talks):
         bars = sweep_progress() if talks else nullcontext(None)
         with bars as progress:

@@ -11,6 +11,7 @@ from catapult_ext.data.gaussian import gaussian, synthetic_images
 from catapult_ext.data.named import NAMES, SYNTHETIC, named
 from catapult_ext.data.prepare import standardise
 from catapult_ext.data.standard import load, npz
+from catapult_ext.data.sums import sums
 from catapult_ext.data.teacher import teacher
 
 __all__ = [
@@ -26,6 +27,7 @@ __all__ = [
     "named",
     "npz",
     "standardise",
+    "sums",
     "synthetic_images",
     "teacher",
     "update_digest",

@@ -19,15 +19,15 @@ class Dataset(Shown, saved=True):
 
     Attributes:
         name: how reports call it.
-        x_train: (N, ...) inputs, float32 or float64.
-        y_train: (N, O) targets (one-hot for classes), same dtype.
+        x_train: (N, ...) inputs, float32 or float64; int64 for the tokens of a language model.
+        y_train: (N, O) targets (one-hot for classes), of the inputs' dtype where that is floating.
         x_test: (M, ...) inputs; M may be 0.
         y_test: (M, O) targets.
         classes: whether the targets are one-hot classes, so that accuracy means something.
         source: digest of what the files of the data hold; None where there are none.
 
     Raises:
-        TypeError: for a dtype other than float32/float64, or differing ones.
+        TypeError: for another dtype, or differing ones.
         ValueError: for mismatched sizes, an empty training set or non-finite values.
 
     Examples:
@@ -50,10 +50,13 @@ class Dataset(Shown, saved=True):
             value = getattr(self, name)
             if not isinstance(value, Tensor):
                 v.fail(where, f"{name} must be a torch.Tensor", type(value).__name__, TypeError)
-            if value.dtype not in v.FLOAT_DTYPES:
-                v.fail(where, f"{name} must have dtype float32 or float64", value.dtype, TypeError)
-            if value.dtype != self.x_train.dtype:
-                v.fail(where, f"{name} must have the dtype of x_train", value.dtype, TypeError)
+            tokens = name[0] == "x" and value.dtype == torch.int64
+            if value.dtype not in v.FLOAT_DTYPES and not tokens:
+                held = "float32, float64 or int64" if name[0] == "x" else "float32 or float64"
+                v.fail(where, f"{name} must have dtype {held}", value.dtype, TypeError)
+            first = "x_train" if name[0] == "x" or self.x_train.is_floating_point() else "y_train"
+            if value.dtype != getattr(self, first).dtype:
+                v.fail(where, f"{name} must have the dtype of {first}", value.dtype, TypeError)
             v.require(
                 bool(torch.isfinite(value).all()), where, f"{name} must be finite", "nan or inf"
             )
@@ -99,9 +102,11 @@ class Dataset(Shown, saved=True):
         return self.y_train.shape[1]
 
     def to(self, target: torch.dtype | torch.device | str) -> Dataset:
-        """The same data in another dtype or on another device."""
-        moved = {n: getattr(self, n).to(target) for n in ("x_train", "y_train", "x_test", "y_test")}
-        return replace(self, **moved)
+        """The same data in another dtype (tokens keep theirs) or on another device."""
+        names = ["x_train", "y_train", "x_test", "y_test"]
+        if isinstance(target, torch.dtype) and not self.x_train.is_floating_point():
+            names = ["y_train", "y_test"]
+        return replace(self, **{name: getattr(self, name).to(target) for name in names})
 
     def fingerprint(self) -> str:
         """SHA-256 over names, shapes, dtypes and bytes: the data's identity in a run's config."""

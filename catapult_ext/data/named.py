@@ -27,6 +27,7 @@ from catapult_ext.data.prepare import (
     standardise,
 )
 from catapult_ext.data.standard import FROM_FILES, load, npz
+from catapult_ext.data.sums import sums
 from catapult_ext.data.teacher import teacher
 
 BUILT_IN: dict[str, Any] = {
@@ -34,9 +35,10 @@ BUILT_IN: dict[str, Any] = {
     "teacher": teacher,
     "gaussian": gaussian,
     "synthetic-images": synthetic_images,
+    "sums": sums,
     "digits28": functools.partial(digits, 28),
 }
-SYNTHETIC = ("teacher", "gaussian", "synthetic-images")
+SYNTHETIC = ("teacher", "gaussian", "synthetic-images", "sums")
 NAMES = (*BUILT_IN, *FROM_FILES, "a path ending in .npz", "package.module:function")
 _RAW = 20.0  # inputs beyond it are no standardised pixels
 
@@ -58,9 +60,10 @@ def named(
 
     Args:
         name: ``"digits"``, ``"digits28"``, ``"teacher"``, ``"gaussian"``, ``"synthetic-images"``,
-            a name that :func:`load` takes, the path of an .npz file, or ``package.module:function``
-            of yours, which returns a :class:`Dataset`, ``(x, y)`` or ``(x, y, x_test, y_test)``,
-            with targets (N, O), or integer labels (N,) that become one-hot.
+            ``"sums"`` (tokens), a name that :func:`load` takes, the path of an .npz file, or
+            ``package.module:function`` of yours, which returns a :class:`Dataset`, ``(x, y)`` or
+            ``(x, y, x_test, y_test)``, with targets (N, O), or integer labels (N,) that become
+            one-hot.
         data_dir: folder of data files; see :func:`load`.
         train: size of a random training subset; None for all, or a built-in set's default.
         test: the same of the test set.
@@ -114,6 +117,10 @@ def named(
         if chosen:
             data = _choose(where, name, data, classes, targets)
         data = _draw(where, data, train, test)
+
+    if standardisation is not None and not data.x_train.is_floating_point():
+        way = f"tokens of {name} cannot be shifted or scaled: leave standardise out"
+        v.fail(where, way, repr(standardisation))
 
     def shaped(x: Tensor) -> Tensor:
         if standardisation is not None and len(x):

@@ -23,7 +23,7 @@ from catapult_ext.experiments.start import (
 from catapult_ext.models import has_batch_norm, with_batch_stats
 from catapult_ext.probes import accuracy, activity, weight_norm
 from catapult_ext.probes.record import Projection, Row, columns, thinned
-from catapult_ext.training import Descent, Recipe, Step, epochs, has_diverged, moved, steps
+from catapult_ext.training import Recipe, Step, epochs, has_diverged, moved, steps
 
 __all__ = ["Recipe", "Run", "Start", "descend", "start", "train"]
 
@@ -108,7 +108,7 @@ def descend(
     if recipe.batch_stats is not None:
         model.train()
     weights, main = moved(model), recipe.steps_at(eta)
-    move = Descent(weights, eta, recipe.momentum, recipe.l2)
+    move = recipe.mover(weights, eta)
     batches = epochs(*problem.data.train, recipe.batch, seed, recipe.augment)
     vectors, marks = problem.top.vectors, recipe.probe_steps(eta)
     run = Run(projection=None if vectors is None else Projection(vectors))

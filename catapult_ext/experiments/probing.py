@@ -27,20 +27,34 @@ from catapult_ext.data.files import read_pt, read_training_npz, training_named
 from catapult_ext.data.named import NAMES
 from catapult_ext.eig import SpectralDensity, eigsh, spectral_density
 from catapult_ext.linops import GGN, NTK, Hessian
-from catapult_ext.models import batch_stats_held
+from catapult_ext.models import batch_stats_held, build
+from catapult_ext.models.registry import is_name
 from catapult_ext.probes import LearningRateWindow, learning_rate_window
 from catapult_ext.probes.problem import Problem
 
 _WHERE = "probe"
 
 
-def load_model(spec: str) -> nn.Module:
-    """Call the factory ``package.module:factory`` (the working directory is importable).
+def load_model(spec: str, data: Any = None) -> nn.Module:
+    """A network by a name of ``models.build``, or of the factory ``package.module:factory``.
+
+    Args:
+        spec: name or factory, called without arguments (the working directory is importable).
+        data: ``(x, y)``, whose shapes a network by name takes: x (N, ...), y (N, O) or labels (N,).
 
     Raises:
-        ValueError: a spec without colon, a module or factory that is not there.
+        ValueError: an unknown name, a module or factory that is not there.
         TypeError: the factory returns no ``torch.nn.Module``.
     """
+    if is_name(spec):
+        wanted = f"MODEL {spec} must come with tensors (x, y)"
+        v.require(_tensors(data), _WHERE, wanted, type(data).__name__)
+        x, y = data
+        wanted = "MODEL gpt and data of characters, such as --data sums, go together"
+        ok = x.is_floating_point() == (spec != "gpt")
+        v.require(ok, _WHERE, wanted, f"{spec} on {x.dtype} of shape {tuple(x.shape)}")
+        labels = y.dim() == 1 and not y.is_floating_point()
+        return build(spec, x.shape[1:], int(y.max()) + 1 if labels else y[0].numel())
     model = _made("MODEL", spec)
     if not isinstance(model, nn.Module):
         v.fail(_WHERE, "the factory must return a torch.nn.Module", type(model).__name__, TypeError)
@@ -58,6 +72,7 @@ def load_data(
     *,
     data_dir: Path | str | None = None,
     standardise: str | None = None,
+    flatten: bool | None = None,
 ) -> Any:
     """``(x, y)`` of an ``.npz`` or ``.pt`` file, a data set by name, or what a factory returns.
 
@@ -71,6 +86,7 @@ def load_data(
         data_dir: folder of the files of a data set by name.
         standardise: how inputs are shifted and scaled by themselves, as in
             :func:`~catapult_ext.data.standardise`; None leaves those of files and factories alone.
+        flatten: of a data set by name, vectors also of images; None for its own default.
 
     Raises:
         TypeError: data that are no tensors.
@@ -81,13 +97,8 @@ def load_data(
     pair: Any
     if source in NAMES:
         count = None if samples is None else max(512, samples)  # samples do not change the draw
-        pair = datasets.named(
-            source,
-            train=count,
-            data_dir=data_dir,
-            standardisation=cast(Any, standardise),  # checked there
-            where=_WHERE,
-        ).train
+        how: dict[str, Any] = {"data_dir": data_dir, "standardisation": standardise}
+        pair = datasets.named(source, train=count, flatten=flatten, **how, where=_WHERE).train
     elif ":" in source and not Path(source).exists():
         made = _from_factory(source, samples)
         if isinstance(made, datasets.Dataset):

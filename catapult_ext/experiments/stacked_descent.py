@@ -46,6 +46,7 @@ def chunks(problem: Start, count: int, recipe: Recipe) -> list[list[int]]:
 def stackable(problem: Start, recipe: Recipe) -> list[DenseLayer] | None:
     """The layers of the chain where runs can be stacked and gain by it, else None."""
     plain = recipe.steps is not None and recipe.final_rate is None and recipe.augment is None
+    plain = plain and recipe.optimizer is None
     if not plain or recipe.probe_times or not problem.loss.convex:
         return None
     layers, shape = dense_layers(problem.model), problem.data.x_train.shape

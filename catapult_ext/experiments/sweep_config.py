@@ -111,7 +111,7 @@ def check_problem(
     for name, p in model.named_parameters():
         if not p.is_floating_point():
             v.fail(_WHERE, f"parameter {name} must have a floating dtype", p.dtype, TypeError)
-        if isinstance(data, Dataset) and p.dtype != data.x_train.dtype:
+        if isinstance(data, Dataset) and p.dtype != data.y_train.dtype:
             v.fail(_WHERE, f"parameter {name} must have the dtype of the data", p.dtype, TypeError)
         own = data.x_train.device
         v.require(p.device == own, _WHERE, f"the model must be on the data's {own}", p.device)

@@ -15,6 +15,7 @@ from catapult_ext.models.initialise import PARAMETERISATIONS, initialise
 from catapult_ext.models.layers import ACTIVATIONS, Abs, Erf, NTKConv2d, NTKLinear, activation
 from catapult_ext.models.registry import NAMES, build
 from catapult_ext.models.resnet import resnet, wide_resnet
+from catapult_ext.models.transformers import char_gpt, small_vit
 
 __all__ = [
     "ACTIVATIONS",
@@ -29,12 +30,14 @@ __all__ = [
     "activation",
     "batch_stats_held",
     "build",
+    "char_gpt",
     "fully_connected",
     "has_batch_norm",
     "initialise",
     "paper_cnn",
     "resnet",
     "small_cnn",
+    "small_vit",
     "wide_resnet",
     "with_batch_stats",
 ]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Literal
+from typing import Literal, TypeVar
 
 import torch
 from torch import nn
@@ -19,6 +19,8 @@ STANDARD = {
     "zero_last": (2.0, 0.0),
 }
 NTK = {"normal": 1.0, "zero_last": 0.0}
+
+_Net = TypeVar("_Net", bound=nn.Module)
 
 Parameterisation = Literal["ntk", "standard"]
 PARAMETERISATIONS: dict[Parameterisation, tuple[str, ...]] = {
@@ -51,7 +53,7 @@ def fan_in(layer: nn.Module) -> int:
 
 
 @torch.no_grad()
-def initialise(model: nn.Sequential, init: str, seed: int) -> nn.Sequential:
+def initialise(model: _Net, init: str, seed: int) -> _Net:
     """Set all dense and convolutional layers of ``model`` by the named initialisation.
 
     ``he`` 2/fan_in, ``lecun`` 1/fan_in, ``he_lecun_last`` 2/fan_in and 1/fan_in in the last

@@ -13,21 +13,29 @@ from catapult_ext import _validate as v
 from catapult_ext.models.cnn import paper_cnn, small_cnn
 from catapult_ext.models.dense import fully_connected
 from catapult_ext.models.resnet import resnet, wide_resnet
+from catapult_ext.models.transformers import char_gpt, small_vit
 
 # The names that stand for families: d and k are numbers.
-NAMES = ("fc", "small-cnn", "cnn", "wrn-d-k", "resnet-d")
+NAMES = ("fc", "small-cnn", "cnn", "wrn-d-k", "resnet-d", "gpt", "vit")
+_OF_IMAGES: dict[str, Any] = {"small-cnn": small_cnn, "cnn": paper_cnn, "vit": small_vit}
+
+
+def is_name(name: str) -> bool:
+    """Whether :func:`build` knows a network of this name."""
+    return name in ("fc", "gpt", *_OF_IMAGES) or bool(re.fullmatch(r"wrn-\d+-\d+|resnet-\d+", name))
 
 
 def build(name: str, in_shape: Sequence[int], out_features: int, **settings: Any) -> nn.Module:
     """A network by name.
 
     Args:
-        name: ``"fc"``, ``"small-cnn"``, ``"cnn"``, ``"wrn-28-10"`` (any ``wrn-d-k``) or
-            ``"resnet-20"`` (any ``resnet-d``).
-        in_shape: shape of one sample: (D,) or (C, S, S); ``fc`` flattens an image.
+        name: ``"fc"``, ``"small-cnn"``, ``"cnn"``, ``"wrn-28-10"`` (any ``wrn-d-k``),
+            ``"resnet-20"`` (any ``resnet-d``), ``"gpt"`` or ``"vit"``.
+        in_shape: shape of one sample: (D,) or (C, S, S); ``fc`` flattens an image, and ``gpt``
+            takes (T,) characters.
         out_features: outputs O.
         **settings: of the builder: ``models.fully_connected``, ``small_cnn``, ``paper_cnn``,
-            ``wide_resnet``, ``resnet``.
+            ``wide_resnet``, ``resnet``, ``char_gpt``, ``small_vit``.
 
     Raises:
         TypeError: a setting the builder does not know.
@@ -48,7 +56,10 @@ def build(name: str, in_shape: Sequence[int], out_features: int, **settings: Any
     if name == "fc":
         net = fully_connected(math.prod(in_shape), out_features, **settings)
         return net if len(in_shape) == 1 else nn.Sequential(nn.Flatten(), *net)
-    if not (wide or plain or name in NAMES[1:3]):
+    if name == "gpt":
+        v.require(len(in_shape) == 1, where, "gpt needs samples of shape (T,)", tuple(in_shape))
+        return char_gpt(in_shape[0], out_features, **settings)
+    if not is_name(name):
         v.fail(where, f"name must be one of {', '.join(NAMES)}", repr(name))
     ok = len(in_shape) == 3 and in_shape[1] == in_shape[2]
     v.require(ok, where, f"{name} needs samples of shape (C, S, S)", tuple(in_shape))
@@ -58,5 +69,4 @@ def build(name: str, in_shape: Sequence[int], out_features: int, **settings: Any
         return wide_resnet(depth, width, out_features, in_channels=channels, **settings)
     if plain:
         return resnet(int(plain[1]), out_features, in_channels=channels, **settings)
-    builder = small_cnn if name == "small-cnn" else paper_cnn
-    return builder(side, out_features, in_channels=channels, **settings)
+    return _OF_IMAGES[name](side, out_features, in_channels=channels, **settings)

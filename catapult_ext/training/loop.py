@@ -98,6 +98,35 @@ class Descent:
         torch._foreach_add_(used, change, alpha=-self.rate)
 
 
+class TorchSteps:
+    """Steps of a torch optimizer, where :class:`Descent` makes its own.
+
+    Args:
+        weights: parameters that the optimizer moves.
+        optimizer: over these; not one whose step needs a closure.
+    """
+
+    def __init__(self, weights: Sequence[Tensor], optimizer: torch.optim.Optimizer) -> None:
+        self.weights, self.optimizer = list(weights), optimizer
+
+    @property
+    def rate(self) -> float:
+        """Learning rate of the first group; setting it sets that of all."""
+        return self.optimizer.param_groups[0]["lr"]
+
+    @rate.setter
+    def rate(self, value: float) -> None:
+        for group in self.optimizer.param_groups:
+            group["lr"] = value
+
+    def __call__(self, gradients: Gradients) -> None:
+        """Make one step; the gradients are gone afterwards."""
+        for weight, gradient in zip(self.weights, gradients, strict=True):
+            weight.grad = gradient
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+
+
 def moved(model: nn.Module) -> list[Tensor]:
     """The parameters that training moves.
 

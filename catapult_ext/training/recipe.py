@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
+
+import torch
+from torch import Tensor
 
 from catapult_ext import _validate as v
 from catapult_ext.training.batches import Augmentation
+from catapult_ext.training.loop import Descent, TorchSteps
 
 
 def probe_schedule(steps: int, factor: float) -> tuple[int, ...]:
@@ -37,6 +42,9 @@ class Recipe:
         batch: samples of a step, drawn without replacement every epoch; None for all.
         momentum: heavy-ball factor beta in [0, 1): v <- beta v + g, theta <- theta - eta v.
         l2: alpha of the penalty alpha/2 |theta|^2; thresholds then use lambda + alpha.
+        optimizer: ``optimizer(parameters, eta)`` returns one of torch, such as
+            ``lambda p, eta: torch.optim.AdamW(p, lr=eta)``, instead of momentum and l2; None for
+            gradient descent.
         final_rate: learning rate of a last stage that all runs share; None for no such stage.
         final_steps: its steps.
         augment: random crops and flips of every batch (``data.Augment``).
@@ -75,6 +83,7 @@ class Recipe:
     batch_stats: str | None = "coupled"
     tol: float = 1e-3
     top: int = 0
+    optimizer: Callable[[list[Tensor], float], torch.optim.Optimizer] | None = None
 
     def __post_init__(self) -> None:
         where = "experiments.Recipe"
@@ -86,6 +95,9 @@ class Recipe:
         v.require(self.batch is None or self.batch >= 1, where, "batch must be >= 1", self.batch)
         v.require(0 <= self.momentum < 1, where, "momentum must be in [0, 1)", self.momentum)
         v.require(self.l2 >= 0, where, "l2 must be >= 0", self.l2)
+        own = self.optimizer is None or (self.momentum == 0 and self.l2 == 0)
+        text = "momentum and l2 must be 0 beside optimizer, which has its own"
+        v.require(own, where, text, (self.momentum, self.l2))
         ok = (self.final_rate is None) == (self.final_steps == 0)
         v.require(ok, where, "final_rate and final_steps go together", self.final_steps)
         ok = self.probe_every is None or self.probe_every >= 1
@@ -93,6 +105,17 @@ class Recipe:
         v.require(self.probe_factor > 1, where, "probe_factor must be > 1", self.probe_factor)
         ok = self.top == 0 or (self.batch is None and self.augment is None)
         v.require(ok, where, "top needs full-batch steps without augmentation", self.top)
+
+    def mover(self, weights: list[Tensor], eta: float) -> Descent | TorchSteps:
+        """What makes the steps of a run at ``eta``, with the attribute ``rate``."""
+        if self.optimizer is None:
+            return Descent(weights, eta, self.momentum, self.l2)
+        made = self.optimizer(weights, eta)
+        if not isinstance(made, torch.optim.Optimizer):
+            kind = type(made).__name__
+            text = "optimizer must return a torch.optim.Optimizer"
+            v.fail("experiments.Recipe", text, kind, TypeError)
+        return TorchSteps(weights, made)
 
     def steps_at(self, eta: float) -> int:
         """Steps of the first stage at ``eta``."""

@@ -153,6 +153,8 @@ def test_toy_shows_the_phases(capsys, tmp_path):
         ["--model", "cnn", "--data", "digits", "--width", "2"],
         ["--data", "teacher", "--loss", "half_mse_mean", "--parameterisation", "standard"],
         ["--loss", "cross_entropy"],
+        [*("--model", "gpt", "--data", "sums", "--loss", "cross_entropy"), "--width", "4"],
+        [*("--model", "vit", "--data", "digits28", "--loss", "cross_entropy"), "--width", "4"],
     ],
 )
 def test_sweep_of_other_nets_and_data(capsys, tmp_path, arguments):
@@ -169,6 +171,9 @@ def test_sweep_of_other_nets_and_data(capsys, tmp_path, arguments):
         (["--eta", "0.1,x"], "--eta must be numbers separated by commas, got '0.1,x'"),
         ([], "give either c or eta"),
         (["--c", "1", "--model", "cnn", "--data", "teacher"], "--model cnn needs images"),
+        (["--c", "1", "--model", "vit", "--data", "teacher"], "--model vit needs images"),
+        (["--c", "1", "--model", "gpt"], "--model gpt and data of characters, such as --data sums"),
+        (["--c", "1", "--data", "sums"], "--model gpt and data of characters, such as --data sums"),
         (["--c", ","], "catapult_ext.sweep: --c must be numbers separated by commas, got ','"),
         (["--c", "1", "--data", "teacher", "--seed", "-1"], "seed must be from 0 to 2^32 - 1, got"),
         (["--c", "1", "--data", "teacher", "--loss", "bce"], "targets must be in [0, 1], got"),

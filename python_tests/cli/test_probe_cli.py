@@ -198,3 +198,20 @@ def test_data_files_are_refused_in_one_line(capsys, folder, name):
 def test_more_digits_than_by_default(folder):
     assert len(probing.load_data("digits", 600)[0]) == 600
     assert torch.equal(probing.load_data("digits", 24)[0], cx.data.digits().x_train[:24])
+
+
+@pytest.mark.parametrize(
+    ("model", "data"), [("gpt", "sums"), ("vit", "digits28"), ("small-cnn", "digits28")]
+)
+def test_built_in_networks_by_name(capsys, model, data):
+    """They take the shapes of the data."""
+    arguments = [model, "--data", data, "--samples", 4, "--loss", "cross_entropy"]
+    code, out, err = run(capsys, "max-lr", *arguments, "--trial-steps", 0)
+    assert code == 0, err
+    assert "lambda_0" in out
+
+
+def test_networks_that_do_not_fit_the_data(capsys):
+    code, _, err = run(capsys, "probe", "gpt", "--data", "digits28")
+    assert (code, "MODEL gpt and data of characters, such as --data sums" in err) == (1, True)
+    assert "Traceback" not in err

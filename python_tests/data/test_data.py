@@ -107,8 +107,8 @@ def test_bad_arguments(call, message):
 
 def test_dataset_refuses_what_cannot_be_trained_on():
     x, y = torch.randn(4, 3), torch.randn(4, 2)
-    with pytest.raises(TypeError, match="x_train must have dtype float32 or float64"):
-        data.as_dataset((x.long(), y), "sweep")
+    with pytest.raises(TypeError, match="x_train must have dtype float32, float64 or int64"):
+        data.as_dataset((x.int(), y), "sweep")
     with pytest.raises(TypeError, match="y_train must have the dtype of x_train"):
         data.as_dataset((x, y.double()), "sweep")
     with pytest.raises(ValueError, match=r"y_train must have shape \(4, O\), got \(3, 2\)"):

@@ -78,7 +78,7 @@ def test_wrong_types(wrong, message):
         data.synthetic_images(**wrong)
 
 
-@pytest.mark.parametrize("name", ["gaussian", "synthetic_images", "teacher", "digits"])
+@pytest.mark.parametrize("name", ["gaussian", "synthetic_images", "teacher", "digits", "sums"])
 @pytest.mark.parametrize("seed", [-1, 1 << 32])
 def test_seeds_are_those_of_numpy(name, seed):
     message = rf"catapult_ext.data.{name}: seed must be from 0 to 2\^32 - 1, got {seed}"

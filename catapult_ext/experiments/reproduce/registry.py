@@ -47,6 +47,7 @@ MODULES = {
     "meltzer-sparsity": "meltzer_sparsity",
     "warmup": "warmup",
     "phase-plane": "phase_plane",
+    "transformers": "transformers",
 }
 
 
