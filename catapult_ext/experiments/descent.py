@@ -202,6 +202,11 @@ def train(
         along the way, the last of the first stage marked ``end`` and that of the second ``final``.
     """
     run = descend(problem, eta, recipe, seed=seed, on_step=on_step)
+    return run_record(run, problem, eta, recipe)
+
+
+def run_record(run: Run, problem: Start, eta: float, recipe: Recipe) -> dict[str, Any]:
+    """The record of :func:`train` of a run that was made."""
     curve, kept = run.losses, thinned(len(run.losses))
     peak, limit = max(v for v in curve if math.isfinite(v)), curve[0] * (1 + 1e-6)
     record: dict[str, Any] = {

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
 from typing import Any
@@ -63,7 +63,14 @@ class Context(Parts):
 
     def parts(self, jobs: Mapping[str, Callable[[], Record]]) -> list[Record]:
         """The records of all ``jobs``, in their order; ranks share what is missing."""
-        missing = self.missing(jobs)
+        return self.parts_together({(name,): _as_list(job) for name, job in jobs.items()})
+
+    def parts_together(
+        self, jobs: Mapping[tuple[str, ...], Callable[[], Sequence[Record]]]
+    ) -> list[Record]:
+        """The records of all names in ``jobs``; each job makes those of its names together."""
+        names = [name for group in jobs for name in group]
+        missing = self.missing(names)
         if len(missing) > 1 and self._starter is not None:
             self.ranks = self._started.enter_context(self._starter)
             self._starter = None
@@ -78,8 +85,9 @@ class Context(Parts):
             self.tell(text + (f", about {left / 60:.1f} min left)" if left else ")"))
 
         self.done = report
-        self.compute({name: jobs[name] for name in missing})
-        return self.collect(jobs)
+        for group, job in jobs.items():
+            self.compute_together(group, job)
+        return self.collect(names)
 
     def data(self, name: str, **settings: Any) -> Dataset:
         """:func:`~catapult_ext.data.named` with this run's data folder; images keep their shape."""
@@ -113,6 +121,10 @@ class Context(Parts):
             v.fail("reproduce", f"{wanted}{_text(held)}{hint}", _text(found), RunFolderError)
         if self.ranks is None or self.ranks.rank == 0:
             self.folder.write_json("data.json", known | self._sources)
+
+
+def _as_list(job: Callable[[], Record]) -> Callable[[], list[Record]]:
+    return lambda: [job()]
 
 
 def _text(values: Mapping[str, Any]) -> str:

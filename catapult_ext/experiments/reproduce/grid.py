@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from catapult_ext.data import Dataset
-from catapult_ext.experiments.descent import Recipe, Start, start, train
+from catapult_ext.experiments.descent import Recipe, Start, run_record, start
 from catapult_ext.experiments.reproduce.brackets import Bracket
 from catapult_ext.experiments.reproduce.brackets import brackets as between
 from catapult_ext.experiments.reproduce.context import Context
@@ -21,6 +21,7 @@ from catapult_ext.experiments.reproduce.outcome import (
     mean,
     median,
 )
+from catapult_ext.experiments.stacked_descent import chunks, descend_runs
 from catapult_ext.probes import Verdict, classify
 
 Record = dict[str, Any]
@@ -60,6 +61,10 @@ def run_grid(
 ) -> list[Record]:
     """Every rate c / lambda_0 for every seed; each pair is a part of the run, stored when done.
 
+    Small chains of dense layers train together, rates of one seed after those of another (where
+    steps are full batches, else of each seed alone): a chunk's parts are stored once all its runs
+    are done.
+
     Args:
         context: of the experiment.
         label: prefix of the parts' names.
@@ -69,20 +74,35 @@ def run_grid(
         seeds: number of seeds.
         recipe: how to train.
     """
+    pairs = [(seed, c) for seed in range(seeds) for c in cs]
+    names = {pair: f"{label}_s{pair[0]}_c{pair[1]:g}" for pair in pairs}
+    if not context.missing(names.values()):
+        return context.collect(names.values())
     started = functools.lru_cache(maxsize=1)(functools.partial(problem.start, recipe))
 
-    def compute(seed: int, c: float) -> Record:
-        start = started(seed)
-        record = train(start, start.eta(c, recipe), recipe, seed=seed)
-        return {"seed": seed, **record, "c": c, "squared": start.loss.squared}
+    def compute(chunk: Sequence[tuple[int, float]]) -> list[Record]:
+        starts = [started(seed) for seed, _ in chunk]
+        etas = [start.eta(c, recipe) for start, (_, c) in zip(starts, chunk, strict=True)]
+        runs = descend_runs(list(zip(starts, etas, strict=True)), recipe, seed=chunk[0][0])
+        return [
+            {
+                "seed": seed,
+                **run_record(run, start, eta, recipe),
+                "c": c,
+                "squared": start.loss.squared,
+            }
+            for run, start, eta, (seed, c) in zip(runs, starts, etas, chunk, strict=True)
+        ]
 
-    return context.parts(
-        {
-            f"{label}_s{seed}_c{c:g}": functools.partial(compute, seed, c)
-            for seed in range(seeds)
-            for c in cs
-        }
+    own = (
+        [pairs] if recipe.batch is None else [[p for p in pairs if p[0] == s] for s in range(seeds)]
     )
+    jobs = {}
+    for group in own:  # runs that may share their batches
+        for chunk in chunks(started(0), len(group), recipe):
+            chosen = [group[i] for i in chunk]
+            jobs[tuple(names[p] for p in chosen)] = functools.partial(compute, chosen)
+    return context.parts_together(jobs)
 
 
 def last(record: Record, key: str, mark: str = "end") -> float | None:
