@@ -28,7 +28,7 @@ LAYERS = [
     {"ops", "reference"},
     {"losses"},
     {"linops", "eig", "runs"},
-    {"training"},
+    {"training", "systems"},
     {"probes", "toy", "models", "data"},
     {"experiments"},
     {"cli"},

@@ -45,6 +45,11 @@ def results(model, data, tracker):
     return {
         "eigsh": cx.eigsh(ggn, k=4),
         "batch": cx.eigsh(torch.stack([torch.eye(60), 2 * torch.eye(60)]), k=2),
+        "solve": cx.solve(ggn, torch.ones(len(ggn.diagonal()), 2, dtype=F64), shift=1.0),
+        "function": cx.matrix_function(torch.eye(9), torch.sqrt, torch.ones(9)),
+        "factor": cx.cholesky(torch.eye(9)),
+        "pivoted": cx.pivoted_cholesky(torch.eye(9), 3),
+        "left out": cx.leave_one_out(cx.cholesky(torch.eye(9)), torch.ones(9)),
         "trace": cx.hutchinson_trace(ggn, 8),
         "diagonal": cx.hutchinson_diagonal(ggn, 8),
         "density": cx.spectral_density(ggn, 8, 2),
@@ -80,6 +85,7 @@ def test_each_kind_shows_its_table_and_picture_in_a_notebook(results):
             pictured.add(name)
         assert ("<table>" in page) == bool(result._table()), name
     without = {"batch", "trace", "diagonal", "threshold", "trial", "data", "reproduction"}
+    without |= {"function", "factor", "pivoted", "left out"}
     assert pictured == set(results) - without
 
 
@@ -116,7 +122,11 @@ def test_results_come_apart(results):
 
 
 @pytest.mark.parametrize(
-    "name", ["eigsh", "trace", "diagonal", "density", "window", "threshold", "trial", "data"]
+    "name",
+    [
+        *("eigsh", "trace", "diagonal", "density", "window", "threshold", "trial", "data"),
+        *("solve", "function", "pivoted", "left out"),
+    ],
 )
 def test_results_are_saved_and_loaded_with_weights_only(results, name):
     file = io.BytesIO()

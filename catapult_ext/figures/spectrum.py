@@ -64,3 +64,17 @@ def density_figure(
         if n is not None:
             ax.set_title(f"Density of {n} eigenvalues")
     return figure
+
+
+def convergence_figure(history: Sequence[float]) -> Any:
+    """A matplotlib Figure of relative residuals against the steps of a solve, log scale.
+
+    Raises:
+        RuntimeError: matplotlib is missing; the message names the extra.
+    """
+    with styled():
+        figure = new_figure(5.0, 3.2)
+        ax = figure.add_subplot()
+        ax.plot(range(len(history)), [max(r, 1e-300) for r in history], color=BLUE, lw=1.2)
+        ax.set(yscale="log", xlabel="step", ylabel="largest |r| / |b|", title="Residual of a solve")
+    return figure

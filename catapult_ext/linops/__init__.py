@@ -8,6 +8,7 @@ from catapult_ext.linops.engines.base import Linearization
 from catapult_ext.linops.engines.choose import freeze, register_engine
 from catapult_ext.linops.engines.plan import Plan
 from catapult_ext.linops.explicit.kernel_file import KernelFileError
+from catapult_ext.linops.explicit.stored_kernel import StoredKernel
 from catapult_ext.linops.fisher import EmpiricalFisher
 from catapult_ext.linops.ggn import GGN
 from catapult_ext.linops.hessian import Hessian
@@ -35,6 +36,7 @@ __all__ = [
     "StackedHessian",
     "StackedNTK",
     "StackedOperator",
+    "StoredKernel",
     "StreamedGGN",
     "StreamedHessian",
     "StreamedNTK",

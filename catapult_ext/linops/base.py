@@ -162,6 +162,11 @@ class LinearOperator(ABC):
         """Whether the operator is known to be symmetric, so that a skew is rounding of products."""
         return False
 
+    @property
+    def lower_bound(self) -> float | None:
+        """A number that no eigenvalue is below: 0 of an NTK; None where none is known."""
+        return None
+
     @abstractmethod
     def _matmat(self, vectors: Tensor) -> Tensor:
         """The product with (n, K), already checked."""
@@ -351,6 +356,11 @@ class Identity(LinearOperator):
         """It has none."""
         return True
 
+    @property
+    def lower_bound(self) -> float:
+        """1."""
+        return 1.0
+
     def diagonal(self) -> Tensor:
         """Ones (n,)."""
         return torch.ones(self.shape[0], dtype=self.dtype, device=self.device)
@@ -425,6 +435,17 @@ class Combination(LinearOperator):
     def skew_is_rounding(self) -> bool:
         """Whether this holds for every term."""
         return all(a.skew_is_rounding for _, a in self.terms)
+
+    @property
+    def lower_bound(self) -> float | None:
+        """The sum over the terms, where each has one and no factor is negative (but of I)."""
+        total = 0.0
+        for c, a in self.terms:
+            bound = a.lower_bound
+            if bound is None or (c < 0 and not isinstance(a, Identity)):
+                return None
+            total += c * bound
+        return total
 
     def dense(self, *, progress: Progress = None) -> Tensor:
         """The combined matrix; ``progress`` tells of each term in turn."""

@@ -123,6 +123,11 @@ class GGN(ModelOperator, TakesSeveral):
         self.linearization.snapshot.require_unchanged()
         return _rows(self.linearization, self.linearization.jvp(vectors), self.factor.apply_t)
 
+    @property
+    def lower_bound(self) -> float | None:
+        """0 for a loss whose output Hessian has a factor; None else."""
+        return 0.0 if isinstance(self.factor, OutputFactor) else None
+
     @no_autocast()
     def diagonal(self) -> Tensor:
         """The diagonal (P,), exact: from rows of J where the engine has them, else P products.
@@ -162,6 +167,11 @@ class DualGGN(ModelOperator):
         self._use(linearization)
         self.factor = factor
         self.shape = (linearization.rows, linearization.rows)
+
+    @property
+    def lower_bound(self) -> float:
+        """0."""
+        return 0.0
 
     def _matmat(self, vectors: Tensor) -> Tensor:
         inner = self.linearization.ntk(_rows(self.linearization, vectors, self.factor.apply))

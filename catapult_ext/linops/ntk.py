@@ -7,6 +7,7 @@ from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+import torch
 from torch import Tensor, nn
 
 from catapult_ext import _validate as v
@@ -98,6 +99,11 @@ class NTK(ModelOperator, TakesSeveral):
         return self.linearization.vjp(vectors) if self.symmetric else None
 
     @property
+    def lower_bound(self) -> float | None:
+        """0: J J' is positive semi-definite; None for a kernel with ``x2``."""
+        return 0.0 if self.symmetric else None
+
+    @property
     def frozen2(self) -> Linearization:
         """Deprecated: the old name of ``linearization2``."""
         warn_renamed(f"{self.name}.frozen2", f"{self.name}.linearization2")
@@ -115,6 +121,7 @@ class NTK(ModelOperator, TakesSeveral):
         outputs: Literal["all", "trace"] = "all",
         *,
         file: Path | str | None = None,
+        storage: torch.dtype | None = None,
         progress: Progress = None,
     ) -> Tensor:
         """The kernel itself, in memory or in a file that may be larger than the memory.
@@ -128,6 +135,8 @@ class NTK(ModelOperator, TakesSeveral):
             layout: ``"flat"`` (N1*O, N2*O) or ``"blocks"`` (N1, N2, O, O) as in neural-tangents.
             outputs: ``"all"``, or ``"trace"``: sum over o, (N1, N2), in either layout.
             file: where to write the kernel, as ``.npy``; None keeps it in memory.
+            storage: dtype of the file: that of the kernel, or ``torch.bfloat16`` (half of the bytes
+                of float32, entries to 0.4 %; NumPy reads them as ``uint16``).
             progress: True for a bar, or a function of (tiles done, tiles), of a kernel that is
                 computed as a whole of (parameters done, parameters).
 
@@ -143,7 +152,11 @@ class NTK(ModelOperator, TakesSeveral):
         v.require(layout in ("flat", "blocks"), where, "layout must be 'flat' or 'blocks'", layout)
         v.require(outputs in ("all", "trace"), where, "outputs must be 'all' or 'trace'", outputs)
         check_progress(where, progress)
-        tiles = Tiles(self, layout, outputs)
+        same = storage is None or storage == self.dtype
+        ok = same or (storage == torch.bfloat16 and file is not None)
+        needs = f"storage must be {self.dtype}, or torch.bfloat16 with a file"
+        v.require(ok, where, needs, storage)
+        tiles = Tiles(self, layout, outputs, storage)
         if file is not None:
             if not isinstance(file, (str, os.PathLike)):
                 v.fail(where, "file must be a path or None", type(file).__name__, TypeError)

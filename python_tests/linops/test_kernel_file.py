@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from functools import partial
@@ -310,3 +311,14 @@ def test_diagonals_of_chunks_by_backward_passes_per_output(monkeypatch):
     monkeypatch.setattr(torch.autograd, "grad", lambda *a, **k: calls.append(0) or grad(*a, **k))
     close(kernel.diagonal(), exact.repeat(6))
     assert len(calls) <= 5 * (2 + kernel.n_outputs) < kernel.shape[0]
+
+
+def test_a_disk_without_room_is_refused_before_the_first_tile(tmp_path, monkeypatch):
+    kernel, file = cx.NTK(*build()), tmp_path / "k.npy"
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=100))
+    monkeypatch.setattr(Tiles, "_blocks", None)
+    with pytest.raises(KernelFileError, match=r"needs \d+ bytes, and the disk has 100"):
+        kernel.dense(file=file)
+    monkeypatch.undo()
+    close(kernel.dense(file=file), kernel.dense())

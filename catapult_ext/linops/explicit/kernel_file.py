@@ -10,6 +10,8 @@ from __future__ import annotations
 import json
 import mmap
 import os
+import shutil
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -35,20 +37,67 @@ class KernelFileError(RuntimeError):
     """A kernel file that cannot be used; the message says which, why, and what to do."""
 
 
+def file_error(where: str, path: Path, text: str) -> KernelFileError:
+    """The error of public function ``where`` about a file."""
+    return KernelFileError(f"catapult_ext.{where}: {path} {text}")
+
+
+def read_record(path: Path, where: str) -> dict[str, Any] | None:
+    """What the sidecar of a kernel file says; None where there is neither sidecar nor content.
+
+    Raises:
+        KernelFileError: no such sidecar, or a damaged one; names ``where``.
+    """
+    sidecar = path.with_name(path.name + ".json")
+    try:
+        document = json.loads(sidecar.read_text(encoding="utf-8"))
+        later = later_format(document["format"], FORMAT)
+        record = document["record"]
+        intact = document["format"] == FORMAT and document["check"] == config_hash(record)
+    except FileNotFoundError:
+        if path.exists() and (not path.is_file() or path.stat().st_size):
+            text = (
+                f"exists and has no {sidecar.name}: it is no kernel that this package "
+                "began, and is left untouched; choose another file="
+            )
+            raise file_error(where, path, text) from None
+        return None
+    except OSError as error:
+        text = f"has a sidecar that cannot be read: {error.strerror}"
+        raise file_error(where, path, text) from error
+    except (ValueError, KeyError, TypeError, RecursionError):
+        intact = later = False
+    if later:
+        text = (
+            f"and its {sidecar.name} were written by a later version of catapult_ext; "
+            "both are left untouched: upgrade, or choose another file="
+        )
+        raise file_error(where, path, text)
+    if not intact:
+        text = (
+            f"has a damaged {sidecar.name}; both are left untouched: delete them to "
+            "start again, or choose another file="
+        )
+        raise file_error(where, path, text)
+    return record
+
+
 class KernelFile:
     """One kernel on disk, held for writing; use as a context manager, which locks the file.
 
     Args:
         path: of the ``.npy`` file.
         shape: of the array.
-        dtype: float32 or float64.
+        dtype: float32, float64, or bfloat16, which ``.npy`` calls unsigned integers of 16 bits.
         identity: JSON-like facts that another kernel would not share.
         probe: numbers that another model would not give either, equal up to rounding.
         cut: the tiles of a new file as JSON values; not called where the file has them.
+        where: the public function named in errors.
 
     Attributes:
         cut: the tiles of this file.
         done: how many of them are on disk.
+        checks: CRC-32 of the bytes of each of these; None for tiles of earlier versions.
 
     Raises:
         KernelFileError: the file or its sidecar holds another kernel, is damaged, truncated, was
@@ -64,11 +113,13 @@ class KernelFile:
         identity: dict[str, Any],
         probe: list[float],
         cut: Callable[[], dict[str, Any]],
+        where: str = "NTK.dense",
     ) -> None:
+        self._where = where
         self.path = Path(path).absolute()  # the process may change its folder while tiles are made
         self.sidecar = self.path.with_name(self.path.name + ".json")
         self.dtype, self._identity, self._probe = dtype, identity, probe
-        self._shape, self._header = shape, _header(shape, dtype)
+        self._shape, self._header = shape, array_header(shape, dtype)
         self.bytes = len(self._header) + int(np.prod(shape)) * dtype.itemsize
         self._file: Any = None
         self._map: mmap.mmap | None = None
@@ -82,12 +133,14 @@ class KernelFile:
             self.cut = cut() if known is None else known["cut"]
             self.done = 0 if known is None else known["done"]
             self.complete = known is not None and known["complete"]
+            held = [] if known is None else known.get("checks", [])
+            self.checks: list[int | None] = [*held, *[None] * (self.done - len(held))]
             if self.done == 0 and not self.complete:
                 self._begin()
             self._check_file()
         except OSError as error:
             self.close()
-            raise self._error(f"cannot be written: {error.strerror or error}") from error
+            raise self.error(f"cannot be written: {error.strerror or error}") from error
         except BaseException:
             self.close()
             raise
@@ -97,16 +150,23 @@ class KernelFile:
         self._map = mmap.mmap(self._file.fileno(), self.bytes)
         return self._array(self._map)
 
-    def finish(self, done: int, complete: bool) -> None:
-        """The first ``done`` tiles are written: flush them to disk, then note it."""
+    def finish(self, done: int, complete: bool, check: int | None = None) -> None:
+        """The first ``done`` tiles are written: flush them to disk, then note it.
+
+        Args:
+            done: tiles.
+            complete: that is all of them.
+            check: CRC-32 of the last one.
+        """
         assert self._map is not None
         try:
             self._map.flush()
         except OSError as error:
-            raise self._error(f"cannot be written: {error.strerror or error}") from error
+            raise self.error(f"cannot be written: {error.strerror or error}") from error
         if hasattr(self._map, "madvise"):  # what is on disk need not stay resident
             self._map.madvise(mmap.MADV_DONTNEED)
         self.done, self.complete = done, complete
+        self.checks.append(check)
         self._note()
 
     def result(self) -> Tensor:
@@ -136,40 +196,18 @@ class KernelFile:
             self._shape
         )
 
-    def _error(self, text: str) -> KernelFileError:
-        return KernelFileError(f"catapult_ext.NTK.dense: {self.path} {text}")
+    def error(self, text: str) -> KernelFileError:
+        """The error about this file."""
+        return file_error(self._where, self.path, text)
 
     def _read(self) -> dict[str, Any] | None:
         """The sidecar's record, checked; None where there is neither sidecar nor content."""
-        try:
-            document = json.loads(self.sidecar.read_text(encoding="utf-8"))
-            later = later_format(document["format"], FORMAT)
-            record = document["record"]
-            intact = document["format"] == FORMAT and document["check"] == config_hash(record)
-        except FileNotFoundError:
-            if self.path.exists() and (not self.path.is_file() or self.path.stat().st_size):
-                raise self._error(
-                    f"exists and has no {self.sidecar.name}: it is no kernel that this package "
-                    "began, and is left untouched; choose another file="
-                ) from None
+        record = read_record(self.path, self._where)
+        if record is None:
             return None
-        except OSError as error:
-            raise self._error(f"has a sidecar that cannot be read: {error.strerror}") from error
-        except (ValueError, KeyError, TypeError, RecursionError):
-            intact = later = False
-        if later:
-            raise self._error(
-                f"and its {self.sidecar.name} were written by a later version of catapult_ext; "
-                "both are left untouched: upgrade, or choose another file="
-            )
-        if not intact:
-            raise self._error(
-                f"has a damaged {self.sidecar.name}; both are left untouched: delete them to "
-                "start again, or choose another file="
-            )
         self._compare(record)
         if record["done"] and not self.path.exists():
-            raise self._error(f"is missing; delete {self.sidecar.name} to start again")
+            raise self.error(f"is missing; delete {self.sidecar.name} to start again")
         return record
 
     def _compare(self, record: dict[str, Any]) -> None:
@@ -179,7 +217,7 @@ class KernelFile:
         if not differing and not np.allclose(record["probe"], self._probe, rtol=close, atol=close):
             differing = ["the model's outputs"]
         if differing:
-            raise self._error(
+            raise self.error(
                 f"holds another kernel (differing in {', '.join(differing)}) and is left "
                 "untouched; choose another file=, or delete it and its .json"
             )
@@ -189,7 +227,7 @@ class KernelFile:
         flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_BINARY", 0)
         self._file = os.fdopen(os.open(self.path, flags, 0o666), "r+b", buffering=0)
         if not lock(self._file):
-            raise self._error("is being written by another process")
+            raise self.error("is being written by another process")
         for left in self.path.parent.glob(f".{self.sidecar.name}.*.tmp"):
             left.unlink(missing_ok=True)
 
@@ -197,9 +235,12 @@ class KernelFile:
         """Header and room on disk; the sidecar first, so that a kill leaves what is known."""
         held = self._file.read(len(self._header))
         if not self._header.startswith(held):
-            raise self._error(
+            raise self.error(
                 "was changed by something else and is left untouched; choose another file="
             )
+        free = shutil.disk_usage(self.path.parent).free + os.fstat(self._file.fileno()).st_size
+        if free < self.bytes:
+            raise self.error(f"needs {self.bytes} bytes, and the disk has {free}")
         self._note()
         self._file.seek(0)
         self._file.write(self._header)
@@ -209,7 +250,7 @@ class KernelFile:
         size = os.fstat(self._file.fileno()).st_size
         self._file.seek(0)
         if size != self.bytes or self._file.read(len(self._header)) != self._header:
-            raise self._error(
+            raise self.error(
                 f"is truncated or damaged ({size} bytes, {self.bytes} expected); delete it and "
                 f"{self.sidecar.name} to start again"
             )
@@ -221,20 +262,27 @@ class KernelFile:
             "cut": self.cut,
             "done": self.done,
             "complete": self.complete,
+            "checks": self.checks,
         }
         document = {"format": FORMAT, "check": config_hash(record), "record": record}
         try:
             write_atomically(self.sidecar, (canonical(document) + "\n").encode())
         except RunFolderError as error:
-            raise self._error(f"has a sidecar that cannot be written: {error}") from error
+            raise self.error(f"has a sidecar that cannot be written: {error}") from error
 
 
-def _header(shape: tuple[int, ...], dtype: torch.dtype) -> bytes:
+def array_header(shape: tuple[int, ...], dtype: torch.dtype) -> bytes:
     """Header of the ``.npy`` format, padded by NumPy so that the data are aligned."""
     from io import BytesIO
 
-    kind = np.lib.format.dtype_to_descr(torch.empty(0, dtype=dtype, device="cpu").numpy().dtype)
+    plain = torch.uint16 if dtype == torch.bfloat16 else dtype
+    kind = np.lib.format.dtype_to_descr(torch.empty(0, dtype=plain, device="cpu").numpy().dtype)
     out = BytesIO()
     fields = {"descr": kind, "fortran_order": False, "shape": shape}
     np.lib.format.write_array_header_1_0(out, fields)
     return out.getvalue()
+
+
+def checksum(block: Tensor, before: int = 0) -> int:
+    """CRC-32 of the bytes of a contiguous tensor, after those that gave ``before``."""
+    return zlib.crc32(block.reshape(-1).view(torch.uint8).numpy().data, before)

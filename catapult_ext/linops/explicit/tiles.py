@@ -24,7 +24,7 @@ from catapult_ext._progress import Progress, counted
 from catapult_ext._store import update_digest
 from catapult_ext.linops.engines.base import KernelPart, Linearization
 from catapult_ext.linops.engines.plan import parse_budget, same
-from catapult_ext.linops.explicit.kernel_file import KernelFile
+from catapult_ext.linops.explicit.kernel_file import KernelFile, checksum
 from catapult_ext.linops.model.fixed_model import FixedModel
 from catapult_ext.linops.model.memory_meter import Meter
 
@@ -54,9 +54,12 @@ class Tiles:
         operator: the kernel.
         layout: ``"flat"`` or ``"blocks"``.
         outputs: ``"all"`` or ``"trace"``, or ``"diagonal"`` for :meth:`diagonal`.
+        storage: dtype of a file, where it is not that of the kernel.
     """
 
-    def __init__(self, operator: Kernel, layout: str, outputs: str) -> None:
+    def __init__(
+        self, operator: Kernel, layout: str, outputs: str, storage: torch.dtype | None = None
+    ) -> None:
         self.operator, self.layout, self.outputs = operator, layout, outputs
         self.one, self.two = operator.linearization, operator.linearization2
         self.symmetric = operator.symmetric
@@ -71,6 +74,7 @@ class Tiles:
             self.shape = (self.n1 * self.rows, self.n2 * self.rows, o, o)
         self.item = self.one.snapshot.itemsize
         self.bytes = prod(self.shape) * self.item
+        self.storage = self.one.dtype if storage is None else storage
         self.room = min(self.one.allowance.room, self.two.allowance.room, _ROOM)
 
     def check_budget(self) -> bool:
@@ -123,7 +127,7 @@ class Tiles:
     def in_file(self, path: Path | str, progress: Progress = None) -> Tensor:
         """The kernel in a ``.npy`` file, mapped; only the tiles that it lacks are computed."""
         facts, probe = self._identity()
-        with KernelFile(path, self.shape, self.one.dtype, facts, probe, self._cut) as file:
+        with KernelFile(path, self.shape, self.storage, facts, probe, self._cut) as file:
             tiles = self._tiles(file.cut)
             with counted(progress, "NTK.dense", len(tiles), "tiles") as counter:
                 if file.done:
@@ -132,8 +136,12 @@ class Tiles:
                     out = file.writable()
                     left = tiles[file.done :]
                     for at, (tile, block) in enumerate(self._blocks(left, file.cut), file.done + 1):
+                        block = block.to(self.storage).contiguous()
                         self._put(out, tile, block)
-                        file.finish(at, at == len(tiles))
+                        even = self.symmetric and tile[0] == tile[1]
+                        # a product reads one triangle, and can check no more
+                        check = checksum(block.tril() if even else block)
+                        file.finish(at, at == len(tiles), check)
                         counter.at(at)
             return file.result()
 
@@ -141,7 +149,7 @@ class Tiles:
         """How the kernel is cut: ``by`` parts or products, and the samples of a tile's edge."""
         edge = self._edge_of_parts()
         if edge:
-            return {"by": "parts", "edge": edge}
+            return {"by": "parts", "edge": edge, "width": self.width}
         columns = self.operator.shape[0] * self.one.n_outputs * self.item  # of one sample
         band = self.room // 8 // max(1, columns)
         return {"by": "products", "edge": max(1, min(band, self.n2))}
@@ -262,7 +270,7 @@ class Tiles:
         """Facts that tell this kernel from every other one, and projected outputs."""
         snapshots = [f.snapshot for f in dict.fromkeys((self.one, self.two))]
         facts = {
-            "layout": [self.layout, self.outputs, list(self.shape), str(self.one.dtype)],
+            "layout": [self.layout, self.outputs, list(self.shape), str(self.storage)],
             "data": [_digest_of_inputs(s) for s in snapshots],
             **_facts(snapshots[0]),
         }

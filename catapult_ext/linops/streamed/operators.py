@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from catapult_ext._batches import inputs_in
 from catapult_ext.linops.base import Dual, LinearOperator
 from catapult_ext.linops.engines.choose import Options
+from catapult_ext.linops.engines.loss_curvature import is_known
 from catapult_ext.linops.ggn import GGN, DualGGN
 from catapult_ext.linops.hessian import Hessian
 from catapult_ext.linops.ntk import NTK
@@ -61,6 +62,11 @@ class StreamedNTK(Streamed):
 
     def _measure(self, operator: NTK) -> float:
         return 1.0
+
+    @property
+    def lower_bound(self) -> float:
+        """0."""
+        return 0.0
 
     def _matmat(self, vectors: Tensor) -> Tensor:
         mine, k = self._mine(vectors), vectors.shape[1]
@@ -138,6 +144,11 @@ class StreamedGGN(Streamed):
             out.add_(operator @ vectors, alpha=weight)
         return self.group.sum(out)
 
+    @property
+    def lower_bound(self) -> float | None:
+        """0 of this package's own losses; None of a callable."""
+        return 0.0 if self._loss is not None and is_known(self._loss) else None
+
     def dual(self) -> Dual | None:
         """S' Theta S, (N*O, N*O), where the data are in memory and that is the smaller space."""
         if not self._small:
@@ -160,6 +171,11 @@ class _StreamedDual(LinearOperator):
     def rounding_unit(self) -> float:
         """That of the large operator."""
         return self._ggn.rounding_unit
+
+    @property
+    def lower_bound(self) -> float:
+        """0."""
+        return 0.0
 
     def _each(self) -> Iterator[tuple[DualGGN, float, slice]]:
         for operator, weight, rows in self._ggn._each():

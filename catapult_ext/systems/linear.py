@@ -1,0 +1,134 @@
+"""solve: (A + shift I) x = b for symmetric positive definite A + shift I, with bounds."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from catapult_ext import _validate as v
+from catapult_ext._autocast import no_autocast
+from catapult_ext._free_memory import free_bytes
+from catapult_ext.eig.operand import Operand
+from catapult_ext.systems.block_cg import block_cg
+from catapult_ext.systems.factor import DIRECT, CholeskyFactor, factorised
+from catapult_ext.systems.preconditioner import check_kind
+from catapult_ext.systems.preconditioner import preconditioner as made_preconditioner
+from catapult_ext.systems.problem import RightHandSides, System
+from catapult_ext.systems.result import SolveResult, packaged
+
+_WHERE = "solve"
+METHODS = ("auto", "cg", "cholesky")
+
+
+@no_autocast()
+def solve(
+    A: Any,
+    b: Tensor,
+    *,
+    shift: float = 0.0,
+    tol: float = 1e-6,
+    method: str = "auto",
+    preconditioner: Any = "auto",
+    x0: Tensor | None = None,
+    maxiter: int = 1000,
+    lower: float | None = None,
+    seed: int = 0,
+) -> SolveResult:
+    """Solve (A + shift I) x = b for a symmetric positive definite A + shift I, with error bounds.
+
+    Args:
+        A: dense tensor or array, an operator of this package (NTK, GGN, streamed, a
+            :class:`~catapult_ext.StoredKernel`), a SciPy LinearOperator, any object with ``shape``
+            and ``@``, float32 or float64; or a :class:`CholeskyFactor`, which has a shift already.
+        b: (n,), or (n, K) of K right-hand sides, float32 or float64, on the device of A.  A column
+            with a NaN or an infinity gets NaN and touches no other.
+        shift: added to the diagonal: the ridge of a kernel regression.
+        tol: of |b - (A + shift I) x| / |b| of every column.
+        method: ``"cg"``: block conjugate gradients, in which the columns share one search space;
+            ``"cholesky"``: a factorisation in float64, refined; ``"auto"``: the second for an
+            explicit matrix of at most 16384 rows that fits the memory, else the first.
+        preconditioner: of ``"cg"``.  An :class:`EigshResult` (``cx.eigsh(A, k=50)``), a
+            :class:`PivotedCholesky`, either made once for all shifts; a rank, of which a pivoted
+            Cholesky factor is made here; a function M^-1 of (n, k) float64 tensors; None; or
+            ``"auto"``: rank min(200, n / 8) where entries of A can be read, else None.
+        x0: (n,) or (n, K) a start, as the solution at another shift.
+        maxiter: block steps of ``"cg"``, of K products each, at most.
+        lower: a number that you know no eigenvalue of A to be below, if not even A knows.
+        seed: of random pivots.
+
+    Returns:
+        :class:`SolveResult`; ``errors`` hold where ``lower`` does, in exact arithmetic and with all
+        rounding counted: of explicit matrices and stored kernels by rigorous bounds in float64, of
+        other operators by c_n eps |A| |x| as :func:`catapult_ext.eigsh` counts it.  Explicit
+        matrices of ``"cholesky"`` have ``lower`` proved by a second factorisation.
+
+    Raises:
+        TypeError: A without shape or @, another dtype of A or b, an unknown preconditioner.
+        ValueError: shapes that do not fit, A not symmetric, A + shift I not positive definite,
+            non-finite products, options out of range.
+
+    Cost:
+        ``"cg"``: K products a step, 5 n K numbers in float64, besides the preconditioner.
+        ``"cholesky"``: n^3/3 flops, and as much for the proof of ``lower``; 2 n^2 numbers.
+
+    Example:
+        >>> kernel = cx.NTK(model, x)
+        >>> alpha, errors = cx.solve(kernel, y, shift=1e-3)
+    """
+    v.require(method in METHODS, _WHERE, f"method must be one of {METHODS}", repr(method))
+    v.integers(_WHERE, maxiter=maxiter, seed=seed)
+    v.numbers(_WHERE, tol=tol)
+    v.require(0 <= tol < 1, _WHERE, "tol must be in [0, 1)", tol)
+    v.require(maxiter >= 1, _WHERE, "maxiter must be >= 1", maxiter)
+    check_kind(preconditioner, _WHERE)
+    if isinstance(A, CholeskyFactor):
+        v.require(shift == 0, _WHERE, "shift must be 0: the factor has its own", shift)
+        return A.solve(b, tol=tol)
+    system = System.of(A, shift, lower, _WHERE)
+    sides = system.right_hand_sides(b)
+    direct = method == "cholesky" or (method == "auto" and _fits(system.a))
+    if direct:
+        v.require(
+            system.a.explicit is not None,
+            _WHERE,
+            "method='cholesky' needs a dense matrix (for a StoredKernel: cx.cholesky(A, file=...))",
+            type(A).__name__,
+        )
+        return factorised(system).solve_columns(sides, tol)
+    start = _start(x0, system, sides)
+    apply, size, spent = made_preconditioner(preconditioner, system, len(sides.scale), seed)
+    found = block_cg(system, sides.columns, start, apply, float(tol), int(maxiter), size)
+    return packaged(
+        system,
+        sides,
+        found.x,
+        found.norms,
+        found.moved,
+        method="cg",
+        steps=found.steps,
+        matvecs=found.matvecs + spent,
+        converged=found.converged,
+        history=found.history,
+    )
+
+
+def _fits(a: Operand) -> bool:
+    return a.explicit is not None and a.n <= DIRECT and 3 * 8 * a.n**2 <= free_bytes()
+
+
+def _start(x0: Tensor | None, system: System, sides: RightHandSides) -> Tensor | None:
+    """``x0`` of the finite columns, in their scale."""
+    if x0 is None:
+        return None
+    given = v.array(_WHERE, "x0", x0)
+    shape = (system.a.n,) if sides.flat else (system.a.n, len(sides.finite))
+    v.require(tuple(given.shape) == shape, _WHERE, f"x0 must be {shape}", tuple(given.shape))
+    if given.dtype not in v.FLOAT_DTYPES:
+        v.fail(_WHERE, "x0 must have dtype float32 or float64", given.dtype, TypeError)
+    there = given.device == system.a.device
+    v.require(there, _WHERE, f"x0 must be on {system.a.device}", given.device)
+    start = given.detach().reshape(system.a.n, -1)[:, sides.finite].double() / sides.scale
+    v.finite(bool(torch.isfinite(start).all()), _WHERE, "x0")
+    return start

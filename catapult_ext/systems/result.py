@@ -1,0 +1,116 @@
+"""What :func:`catapult_ext.solve` returns."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from catapult_ext._shown import number
+from catapult_ext.figures.drawn import Drawn
+from catapult_ext.figures.spectrum import convergence_figure
+from catapult_ext.systems.problem import RightHandSides, System, bounds
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class SolveResult(Drawn, saved=True):
+    """Solutions of (A + shift I) x = b with bounds; ``x, errors = solve(...)`` takes it apart.
+
+    ``torch.save`` and ``torch.load`` keep it, also with ``weights_only=True``.  A column of b with
+    a NaN or an infinity has NaN in all of these, and takes no part in the solve.
+
+    Attributes:
+        x: (n,) or (n, K) as b, dtype of the operator.
+        errors: (K,) bounds of |x - x*|_2, float64: |r| / (lower + shift) with the rounding of the
+            residual added to |r|, and that of x to its dtype; inf where no bound is known.
+        energy_errors: (K,) bounds of the error in the norm of A + shift I, |r| / sqrt(lower +
+            shift), of x before it is rounded to its dtype.
+        residuals: (K,) |b - (A + shift I) x|_2 as it was computed, of x before that rounding.
+        lower: the bound of the smallest eigenvalue of A + shift I that the errors rest on; None.
+        bound: where it is from: ``"operator"`` (A says so: an NTK is positive semi-definite),
+            ``"given"`` (``lower=``), ``"cholesky"`` (proved by a factorisation), ``"none"``.
+        shift: of the solve.
+        method: ``"cg"`` or ``"cholesky"``.
+        steps: block steps of conjugate gradients; of refinement for ``"cholesky"``.
+        matvecs: products with A, in columns, those of a preconditioner made here included.
+        converged: every residual (of a finite b) within max(tol |b|, its rounding).
+        history: largest |r| / |b| after each step, as the recurrence has it.
+    """
+
+    x: Tensor
+    errors: Tensor
+    energy_errors: Tensor
+    residuals: Tensor
+    lower: float | None
+    bound: str
+    shift: float
+    method: str
+    steps: int
+    matvecs: int
+    converged: bool
+    history: list[float]
+
+    def __iter__(self) -> Iterator[Tensor]:
+        yield self.x
+        yield self.errors
+
+    def _line(self) -> str:
+        n, k = len(self.x), len(self.errors)
+        finite = torch.isfinite(self.residuals)
+        cost = f"{self.method}, {self.steps} steps, {self.matvecs} products"
+        missed = "" if self.converged else ", NOT converged"
+        lost = k - int(finite.sum())
+        left = f", {lost} not finite" if lost else ""
+        if not bool(finite.any()):
+            return f"{k} solutions of {n} unknowns{left} ({cost}{missed})"
+        error = self.errors[finite].max().item()
+        bounded = (
+            f"|x - x*| <= {number(error)}" if error < float("inf") else "no bound: give lower="
+        )
+        return f"{k} solutions of {n} unknowns: {bounded}{left} ({cost}{missed})"
+
+    def _table(self) -> list[dict[str, Any]]:
+        columns = self.x.reshape(len(self.x), -1)
+        rows = zip(
+            columns.double().norm(dim=0).tolist(),
+            self.errors.tolist(),
+            self.residuals.tolist(),
+            strict=True,
+        )
+        return [{"|x|": x, "error": error, "residual": r} for x, error, r in rows]
+
+    def _figure(self) -> Any:
+        """The residual against the steps."""
+        return convergence_figure(self.history)
+
+    def _picture(self) -> Any:
+        return self.plot() if len(self.history) > 1 else None
+
+
+def packaged(
+    system: System,
+    sides: RightHandSides,
+    x: Tensor,
+    norms: Tensor,
+    moved: Tensor,
+    **facts: Any,
+) -> SolveResult:
+    """The result of scaled solutions ``x`` (n, K') of the finite columns, in the units of b."""
+    rounded = x.to(system.a.dtype)
+    shifted = (x - rounded.double()).norm(dim=0)
+    errors, energy = bounds(system, norms, moved, shifted)
+    scale = sides.scale
+    whole = sides.spread((rounded.double() * scale).to(system.a.dtype))
+    return SolveResult(
+        x=whole.reshape(-1) if sides.flat else whole,
+        errors=sides.spread(errors * scale),
+        energy_errors=sides.spread(energy * scale),
+        residuals=sides.spread(norms * scale),
+        lower=system.lower,
+        bound=system.bound,
+        shift=system.shift,
+        **facts,
+    )
