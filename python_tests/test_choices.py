@@ -16,6 +16,10 @@ DATA = torch.ones(4, 3), torch.ones(4, 2)
 
 CASES = {
     "which": (cx.eigsh, lambda word: cx.eigsh(torch.eye(3), which=word)),
+    "method": (
+        cx.solve,
+        lambda word: cx.solve(torch.eye(3), torch.ones(3), method=word),
+    ),
     "precision": (cx.eigsh, lambda word: cx.eigsh(torch.eye(3), precision=word)),
     "quantity": (
         cx.CurvatureTracker.__init__,

@@ -20,6 +20,7 @@ MODULES = (
     "catapult_ext.ops",
     "catapult_ext.probes",
     "catapult_ext.runs",
+    "catapult_ext.systems",
     "catapult_ext.toy",
     "catapult_ext.training",
 )

@@ -54,6 +54,12 @@ CALLS = {
     "xtrace": lambda p, out: cx.xtrace(ggn(), progress=p),
     "xdiag": lambda p, out: cx.xdiag(ggn(), progress=p),
     "spectral_density": lambda p, out: cx.spectral_density(ggn(), 8, 3, progress=p),
+    "solve": lambda p, out: cx.solve(ggn(), torch.ones(ggn().n_params), shift=1.0, progress=p),
+    "matrix_function": lambda p, out: cx.matrix_function(
+        ggn(), torch.exp, torch.ones(ggn().n_params), progress=p
+    ),
+    "logdet": lambda p, out: cx.logdet(ggn(), shift=1.0, steps=5, samples=9, progress=p),
+    "cholesky": lambda p, out: cx.cholesky(torch.eye(9), file=out / "factor.npy", progress=p),
     "GGN.dense": lambda p, out: ggn().dense(progress=p),
     "Jacobian.dense": lambda p, out: cx.Jacobian(*convolution()).dense(progress=p),
     "Combination.dense": lambda p, out: (2 * ggn()).shift(1.0).dense(progress=p),
@@ -97,7 +103,7 @@ def test_a_function_is_told_what_is_done(name, tmp_path):
     for part in parts(seen):
         assert part == sorted(part)
         assert 0 <= part[0][0] <= part[-1][0] <= part[-1][1]
-    if not name.startswith(("eigsh", "learning")):  # whose ends are not known beforehand
+    if not name.startswith(("eigsh", "solve", "learning")):  # whose ends are not known beforehand
         assert seen[-1][0] == seen[-1][1]
 
 

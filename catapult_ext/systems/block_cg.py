@@ -3,7 +3,7 @@
 Search directions are kept orthonormal, and those that have become dependent are dropped (Ji, Li
 2017, "A breakdown-free block conjugate gradient method"; O'Leary 1980).  Vectors are float64, with
 products in the operator's own dtype; where the recurrence has finished, the residual is computed
-anew and the solve goes on from there while that helps.
+again and the solve goes on from there while that helps.
 """
 
 from __future__ import annotations
@@ -14,11 +14,12 @@ import torch
 from torch import Tensor
 
 from catapult_ext import _validate as v
+from catapult_ext._progress import Counter
 from catapult_ext.eig.certify import rounding
 from catapult_ext.systems.problem import Precondition, System
 
 _DEPENDENT = 1e-12  # share of a direction below which it is one of the others
-_ROUNDS = 6  # times that the residual is computed anew
+_ROUNDS = 6  # times that the residual is computed again
 
 
 @dataclass(eq=False)
@@ -41,7 +42,7 @@ def block_cg(
     x0: Tensor | None,
     precondition: Precondition,
     tol: float,
-    limit: int,
+    counter: Counter,
     size: float = 0.0,
 ) -> Solved:
     """Solutions of (A + shift I) x = b for (n, K) float64.
@@ -52,7 +53,7 @@ def block_cg(
         x0: (n, K) a start, or None.
         precondition: M^-1 r.
         tol: of |r| / |b|.
-        limit: block steps at most.
+        counter: of block steps; its total is how many there may be.
         size: the norm of A as far as it is known.
 
     Raises:
@@ -67,7 +68,7 @@ def block_cg(
         found.matvecs += b.shape[1]
     for _ in range(_ROUNDS):
         before, held = found.norms, found.x.clone()
-        _round(system, found, r, precondition, tol * scale, scale, limit)
+        _round(system, found, r, precondition, tol * scale, scale, counter)
         r, found.moved = system.residual(found.x, b, found.size, 0.0)
         found.matvecs += b.shape[1]
         worse = r.norm(dim=0) > before
@@ -76,7 +77,7 @@ def block_cg(
         met = found.norms <= torch.maximum(tol * scale, found.moved)
         found.converged = bool(met.all())
         helped = bool((found.norms < before / 2)[~met].any())
-        if found.converged or found.steps >= limit or not helped:
+        if found.converged or found.steps >= counter.total or not helped:
             break
     return found
 
@@ -88,15 +89,16 @@ def _round(
     precondition: Precondition,
     wanted: Tensor,
     scale: Tensor,
-    limit: int,
+    counter: Counter,
 ) -> None:
     """Steps from the residual ``r`` until the recurrence has it within ``wanted``."""
     r = r.clone()
     left = r.norm(dim=0) > wanted
     p = _orthonormal(precondition(r[:, left]))
-    while bool(left.any()) and found.steps < limit and p.shape[1]:
+    while bool(left.any()) and found.steps < counter.total and p.shape[1]:
         q = system.product(p)
         found.steps += 1
+        counter.at(found.steps)
         found.matvecs += p.shape[1]
         found.size = max(found.size, (q - system.shift * p).norm(dim=0).max().item())
         inverse = _inverse(p.T @ q, system, found.size)

@@ -12,12 +12,12 @@ from torch import Tensor
 
 from catapult_ext import _validate as v
 from catapult_ext._autocast import no_autocast
-from catapult_ext._free_memory import free_bytes
+from catapult_ext._free_memory import free_bytes, show_bytes
+from catapult_ext._progress import Progress, check_progress
 from catapult_ext._shown import Shown, number
-from catapult_ext.linops.engines.plan import show_bytes
 from catapult_ext.systems.problem import RightHandSides, System, product_rounding
 from catapult_ext.systems.result import SolveResult, packaged
-from catapult_ext.systems.tiled import Progress, tiled_cholesky
+from catapult_ext.systems.tiled import tiled_cholesky
 
 DIRECT = 16384  # rows up to which an explicit matrix is factorised without being asked
 _PANEL = 1024  # rows of a factor that a substitution reads at a time
@@ -28,6 +28,12 @@ _UNIT = 2.0**-53
 @dataclass(frozen=True, eq=False, repr=False)
 class CholeskyFactor(Shown):
     """L with L L' = A + shift I, and the system that it belongs to.
+
+    Example:
+        >>> factor = cx.cholesky(torch.eye(4), shift=1.0)
+        >>> x, errors = factor.solve(torch.ones(4))
+        >>> print(f"{x[0]:.2f}", f"{factor.logdet():.4f}")
+        0.50 2.7726
 
     Attributes:
         lower: L (n, n), zero above the diagonal; a tensor that maps its file where it has one.
@@ -147,7 +153,7 @@ def cholesky(
     lower: float | None = None,
     file: Path | str | None = None,
     dtype: torch.dtype = torch.float64,
-    progress: Progress | None = None,
+    progress: Progress = None,
 ) -> CholeskyFactor:
     """Factor A + shift I = L L', in memory or into a file that may be larger than the memory.
 
@@ -159,7 +165,7 @@ def cholesky(
         file: where to write L, as ``.npy``, panel by panel.  A call that was interrupted goes on
             where it stopped when it is made again; a finished file is only opened.
         dtype: of L in a file; in memory it is float64.
-        progress: called with (panels done, panels).
+        progress: True for a bar, or a function of (panels done, panels), of a factor in a file.
 
     Returns:
         :class:`CholeskyFactor`: ``.solve(b)``, ``.logdet()``, ``.inverse_diagonal()``, and what
@@ -174,8 +180,14 @@ def cholesky(
     Cost:
         n^3/3 multiply-adds, as much again for the proof of the smallest eigenvalue where nothing is
         known of it (in memory); into a file each panel reads what stands before it once.
+
+    Example:
+        >>> factor = cx.cholesky(torch.eye(4), shift=0.5, file="factor.npy")
+        >>> factor
+        Cholesky factor of 4 rows, shift 0.5
     """
     where = "cholesky"
+    check_progress(where, progress)
     system = System.of(A, shift, lower, where)
     if file is not None:
         return CholeskyFactor(tiled_cholesky(system, file, dtype, progress), system.shift, system)

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from catapult_ext import _validate as v
 from catapult_ext._autocast import no_autocast
+from catapult_ext._progress import Progress, check_progress, counted
 from catapult_ext._shown import Shown, number
 from catapult_ext.systems.lanczos import AT_ONCE, LAG, Lanczos
 from catapult_ext.systems.problem import System
@@ -20,6 +21,11 @@ from catapult_ext.systems.problem import System
 @dataclass(frozen=True, eq=False, repr=False)
 class FunctionResult(Shown, saved=True):
     """f(A) v with an estimate of its error; ``value, estimates = matrix_function(...)``.
+
+    Example:
+        >>> value, estimates = cx.matrix_function(4 * torch.eye(3), torch.sqrt, torch.ones(3))
+        >>> print([round(entry, 4) for entry in value.tolist()])
+        [2.0, 2.0, 2.0]
 
     Attributes:
         value: (n,) or (n, K) as v, dtype of the operator.
@@ -64,6 +70,7 @@ def matrix_function(
     shift: float = 0.0,
     tol: float = 1e-6,
     maxiter: int = 300,
+    progress: Progress = None,
 ) -> FunctionResult:
     """Compute f(A + shift I) v for a symmetric operator by Lanczos: |v| V f(T) e_1.
 
@@ -76,6 +83,7 @@ def matrix_function(
         shift: added to the diagonal.
         tol: stop once five steps moved a column by less than ``tol`` times its length.
         maxiter: steps of a column at most.
+        progress: True for a bar, or a function of (columns done, columns).
 
     Returns:
         :class:`FunctionResult`.
@@ -88,9 +96,13 @@ def matrix_function(
         One product a step and column; steps * n numbers in float64 for each of 8 columns.
 
     Example:
-        >>> drift = cx.matrix_function(kernel, lambda x: torch.exp(-t * x), f0 - y)
+        >>> kernel = torch.diag(torch.tensor([0.5, 1.0, 2.0]))
+        >>> left = cx.matrix_function(kernel, lambda x: torch.exp(-3.0 * x), torch.ones(3))
+        >>> print([round(entry, 4) for entry in left.value.tolist()])
+        [0.2231, 0.0498, 0.0025]
     """
     where = "matrix_function"
+    check_progress(where, progress)
     v.integers(where, maxiter=maxiter)
     v.numbers(where, tol=tol)
     v.require(0 <= tol < 1, where, "tol must be in [0, 1)", tol)
@@ -99,9 +111,11 @@ def matrix_function(
         v.fail(where, "f must be a function of a tensor", type(f).__name__, TypeError)
     system = System.of(A, shift, None, where)
     sides = system.right_hand_sides(vectors)
-    pieces = [
-        _function_of(system, f, some, tol, maxiter) for some in sides.columns.split(AT_ONCE, 1)
-    ]
+    pieces = []
+    with counted(progress, where, sides.columns.shape[1], "columns") as counter:
+        for some in sides.columns.split(AT_ONCE, 1):
+            pieces.append(_function_of(system, f, some, tol, maxiter))
+            counter.add(some.shape[1])
     if not pieces:
         pieces = [_Found(sides.columns, sides.columns.new_zeros(0), 0, 0, True)]
     value = torch.cat([piece.value for piece in pieces], 1) * sides.scale

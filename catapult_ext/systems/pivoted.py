@@ -20,6 +20,10 @@ _AT_ONCE = 32  # pivots drawn together
 class PivotedCholesky(Shown, saved=True):
     """A positive semi-definite A as F F' and a positive semi-definite rest.
 
+    Example:
+        >>> cx.pivoted_cholesky(torch.ones(5, 5), 3).factor.shape
+        torch.Size([5, 1])
+
     Attributes:
         factor: F (n, r), dtype of A.
         pivots: (r,) the columns of A that it is made of, in their order.
@@ -66,6 +70,11 @@ def pivoted_cholesky(A: Any, rank: int, *, tol: float = 0.0, seed: int = 0) -> P
 
     Source:
         Chen, Epperly, Tropp, Webber (2025), "Randomly pivoted Cholesky", blocks of pivots.
+
+    Example:
+        >>> kernel = torch.exp(-torch.cdist(torch.rand(90, 1), torch.rand(90, 1)) * 0)
+        >>> cx.pivoted_cholesky(kernel, 20)
+        rank 1 of 90, 0 of the trace left (0 products)
     """
     where = "pivoted_cholesky"
     a = as_operand(A, where)

@@ -20,6 +20,10 @@ from catapult_ext.systems.pivoted import PivotedCholesky
 class LeaveOneOut(Shown, saved=True):
     """What a kernel ridge regression predicts for each sample from all others.
 
+    Example:
+        >>> cx.leave_one_out(cx.cholesky(torch.eye(3)), torch.ones(3))
+        leave-one-out of 3 samples: mean squared errors 1
+
     Attributes:
         predictions: (n,) or (n, K) as y, float64.
         errors: y - predictions.
@@ -65,6 +69,12 @@ def leave_one_out(
     Source:
         Allen 1974 (PRESS); Rasmussen, Williams 2006, "Gaussian Processes for Machine Learning",
         eq. 5.12.
+
+    Example:
+        >>> kernel = torch.eye(4) + torch.ones(4, 4)
+        >>> left_out = cx.leave_one_out(cx.cholesky(kernel, shift=1.0), torch.ones(4))
+        >>> print([round(value, 4) for value in left_out.predictions.tolist()])
+        [0.6, 0.6, 0.6, 0.6]
     """
     where = "leave_one_out"
     v.numbers(where, shift=shift, optional=True)

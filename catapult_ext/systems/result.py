@@ -22,6 +22,11 @@ class SolveResult(Drawn, saved=True):
     ``torch.save`` and ``torch.load`` keep it, also with ``weights_only=True``.  A column of b with
     a NaN or an infinity has NaN in all of these, and takes no part in the solve.
 
+    Example:
+        >>> found = cx.solve(torch.diag(torch.tensor([1.0, 2.0, 4.0])), torch.ones(3))
+        >>> print([round(value, 4) for value in found.x.tolist()], bool(found.errors < 1e-6))
+        [1.0, 0.5, 0.25] True
+
     Attributes:
         x: (n,) or (n, K) as b, dtype of the operator.
         errors: (K,) bounds of |x - x*|_2, float64: |r| / (lower + shift) with the rounding of the

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from catapult_ext import _validate as v
+from catapult_ext._progress import Progress, counted
 from catapult_ext._store import update_digest
 from catapult_ext.linops.explicit.kernel_file import KernelFile, checksum
 from catapult_ext.linops.explicit.stored_kernel import StoredKernel
@@ -18,11 +19,10 @@ from catapult_ext.systems.problem import System
 
 _WHERE = "cholesky"
 _PANEL_BYTES = 1 << 28  # of the rows of L that are being made, in float64
-Progress = Callable[[int, int], None]
 
 
 def tiled_cholesky(
-    system: System, file: Path | str, dtype: torch.dtype, progress: Progress | None
+    system: System, file: Path | str, dtype: torch.dtype, progress: Progress
 ) -> Tensor:
     """L (n, n) in a file, mapped; only the panels that it lacks are computed.
 
@@ -48,17 +48,16 @@ def tiled_cholesky(
     with KernelFile(file, (n, n), dtype, facts, [], lambda: cut, _WHERE) as held:
         edge = held.cut["edge"]
         panels = [slice(at, min(at + edge, n)) for at in range(0, n, edge)]
-        if progress is not None and held.done:
-            progress(held.done, len(panels))
-        if not held.complete:
-            lower = held.writable()
-            _check(held, lower, panels)
-            for done, rows in enumerate(panels[held.done :], held.done + 1):
-                made = _panel(system, lower, panels[: done - 1], rows).to(dtype)
-                lower[rows, : rows.stop] = made
-                held.finish(done, done == len(panels), checksum(made.contiguous()))
-                if progress is not None:
-                    progress(done, len(panels))
+        with counted(progress, _WHERE, len(panels), "panels") as counter:
+            counter.at(held.done)
+            if not held.complete:
+                lower = held.writable()
+                _check(held, lower, panels)
+                for at, rows in enumerate(panels[held.done :], held.done + 1):
+                    made = _panel(system, lower, panels[: at - 1], rows).to(dtype)
+                    lower[rows, : rows.stop] = made
+                    held.finish(at, at == len(panels), checksum(made.contiguous()))
+                    counter.at(at)
         return held.result()
 
 
@@ -78,7 +77,7 @@ def _check(held: KernelFile, lower: Tensor, panels: list[slice]) -> None:
         if checksum(lower[rows, : rows.stop].contiguous()) != wanted:
             raise held.error(
                 f"was changed after it was written (rows from {rows.start} differ from their "
-                "checksum); delete it and its .json to start anew"
+                "checksum); delete it and its .json to start again"
             )
 
 

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from catapult_ext import _validate as v
+from catapult_ext._progress import Progress, counted
 from catapult_ext._store import canonical
 from catapult_ext.linops.base import LinearOperator
 from catapult_ext.linops.explicit.kernel_file import (
@@ -49,9 +50,12 @@ class StoredKernel(LinearOperator):
         TypeError: ``file`` is no path.
 
     Example:
-        >>> cx.NTK(model, x).dense(file="kernel.npy")
+        >>> model, data = cx.models.fully_connected(50, 1), cx.data.gaussian(32)
+        >>> written = cx.NTK(model, data.x_train).dense(file="kernel.npy")
         >>> kernel = cx.StoredKernel("kernel.npy")
-        >>> values, vectors = cx.eigsh(kernel, k=20)
+        >>> kernel
+        StoredKernel(shape=(32, 32), dtype=torch.float32, device=cpu)
+        >>> values, vectors = cx.eigsh(kernel, k=2)
     """
 
     name = _WHERE
@@ -224,13 +228,16 @@ class StoredKernel(LinearOperator):
                 self._fill(file.fileno(), part, self._offset + i * (n + 1) * item)
         return out.to(self.dtype)
 
-    def dense(self) -> Tensor:
-        """The matrix in memory, (n, n)."""
+    def dense(self, *, progress: Progress = None) -> Tensor:
+        """The matrix in memory, (n, n); ``progress`` tells of its rows."""
+        self._check_room(f"{_WHERE}.dense")
         out = torch.empty(self.shape, dtype=self.dtype, device="cpu")
-        for at, panel in self.rows():
-            stop = at + len(panel)
-            out[at:stop, :stop] = panel
-            out[:at, at:stop] = panel[:, :at].T
+        with counted(progress, f"{_WHERE}.dense", self.shape[0], "rows") as counter:
+            for at, panel in self.rows():
+                stop = at + len(panel)
+                out[at:stop, :stop] = panel
+                out[:at, at:stop] = panel[:, :at].T
+                counter.at(stop)
         return out
 
 
