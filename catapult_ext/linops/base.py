@@ -6,7 +6,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -45,29 +45,6 @@ class Dual:
 def _is_factor(value: object) -> bool:
     """A number, or a tensor that holds one, as an eigenvalue."""
     return v.is_number(value) or (isinstance(value, Tensor) and value.dim() == 0)
-
-
-class KeepsGraph:
-    """Operators that keep the graph of a forward pass: never pickled, and shared by copies.
-
-    An operator holds copies of model and data that nothing changes, so that one graph serves all.
-    """
-
-    name: str
-
-    def __reduce_ex__(self, protocol: Any) -> NoReturn:
-        raise TypeError(
-            f"catapult_ext.{self.name}: cannot be pickled, since it keeps the graph of a forward "
-            "pass; send model and data, and build it there"
-        )
-
-    def __copy__(self) -> Self:
-        out = type(self).__new__(type(self))
-        out.__dict__.update(self.__dict__)
-        return out
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
-        return self.__copy__()
 
 
 class LinearOperator(ABC):

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from catapult_ext import _validate as v
 from catapult_ext._autocast import no_autocast
 from catapult_ext._batches import Batch, batch_of, inputs_of
-from catapult_ext.linops.base import KeepsGraph, LinearOperator
+from catapult_ext.linops.base import LinearOperator
 from catapult_ext.linops.engines.autograd_hessian import Mode
 from catapult_ext.linops.engines.base import GRAPHS, HessianProducts, Linearization
 from catapult_ext.linops.engines.by_samples import LinearizationBySamples
@@ -30,6 +30,7 @@ from catapult_ext.linops.engines.loss_curvature import is_known, loss_sees_param
 from catapult_ext.linops.engines.plan import Plan
 from catapult_ext.linops.engines.planner import Planner
 from catapult_ext.linops.model.channels_last import in_any_layout, set_plain_layout
+from catapult_ext.linops.model.keeps_graph import KeepsGraph
 from catapult_ext.linops.model.memory_meter import LIMITS
 from catapult_ext.linops.model.several import TakesSeveral
 from catapult_ext.linops.model.snapshot import Snapshot

@@ -9,10 +9,11 @@ import torch
 from torch import Tensor
 
 from catapult_ext._deprecated import warn_renamed
-from catapult_ext.linops.base import KeepsGraph, LinearOperator
+from catapult_ext.linops.base import LinearOperator
 from catapult_ext.linops.engines.base import Linearization
 from catapult_ext.linops.engines.plan import Plan
 from catapult_ext.linops.model.fixed_model import Probe
+from catapult_ext.linops.model.keeps_graph import KeepsGraph
 
 if TYPE_CHECKING:
     from typing_extensions import Self
