@@ -15,7 +15,7 @@ from torch import Tensor
 from catapult_ext import _validate as v
 from catapult_ext._autocast import no_autocast
 from catapult_ext._free_memory import ran_out
-from catapult_ext.linops.base import KeepsGraph
+from catapult_ext.linops.model.keeps_graph import KeepsGraph
 
 if TYPE_CHECKING:
     from typing_extensions import Self
