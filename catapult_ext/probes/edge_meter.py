@@ -22,6 +22,7 @@ from catapult_ext._autocast import no_autocast
 from catapult_ext._state import attributes, check_state, put
 from catapult_ext.eig import Estimate, TopTracker
 from catapult_ext.probes.edge_row import EdgeRow, empty_row
+from catapult_ext.probes.loggers import Logging, edge_numbers
 from catapult_ext.probes.loss_again import Evaluate, Replay, StepHessian, moved_back
 from catapult_ext.probes.observables import DROPOUT
 from catapult_ext.probes.record import BoundedRecord
@@ -78,6 +79,8 @@ class EdgeMeter:
         batch_sharpness: whether rows with curvature have the batch sharpness too.
         tol: relative error asked of S; what it came to is in ``eta_sharpness_error``.
         seed: of the eigenvalue solver.
+        log: where zeta and, where measured, chi, varsigma and tau of each row go: a W&B run, a
+            SummaryWriter and more (:func:`~catapult_ext.probes.loggers.logger_of`).
 
     Attributes:
         rows: one :class:`EdgeRow` a measured step: the first 4096 are kept, and at most as many
@@ -116,6 +119,7 @@ class EdgeMeter:
         batch_sharpness: bool = True,
         tol: float = 1e-2,
         seed: int = 0,
+        log: Any = None,
     ) -> None:
         v.module(_WHERE, model)
         inner = getattr(optimizer, "optimizer", optimizer)
@@ -138,6 +142,7 @@ class EdgeMeter:
         v.require(ranks == 1, _WHERE, "training must run in one process (losses are local)", ranks)
         self.model, self.optimizer = model, inner
         self.full_batch, self.every, self.curvature_every = full_batch, every, curvature_every
+        self._log = Logging(log, _WHERE)
         self._record: BoundedRecord[EdgeRow] = BoundedRecord()
         self.count = 0
         # no guards: a row then takes one product where S has moved little
@@ -247,6 +252,8 @@ class EdgeMeter:
             if evaluate is not None and self._evaluates(count):
                 self._measured(row, evaluate)
                 done = row if not self.full_batch else done
+        if done is not None:
+            self._log(edge_numbers(done), done["step"])
         self.count += 1
         self._watch.clear(measuring=self._measures(self.count))
         self._replay.clear(keeping=self._evaluates(self.count))

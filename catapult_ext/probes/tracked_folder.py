@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -40,7 +41,7 @@ class TrackedFolder:
         earlier: Sequence[Row] | None = None,
         count: int = 0,
     ) -> None:
-        self._quantity = config["quantity"]
+        self._quantity, self._warned = config["quantity"], False
         self._folder = RunFolder(out, {"kind": "curvature", **config}, fresh=fresh)
         try:
             self._begin(earlier, count)
@@ -64,14 +65,15 @@ class TrackedFolder:
             self._file = open(path, "ab", buffering=0)  # noqa: SIM115  (closed by close)
 
     def append(self, row: Row) -> None:
-        """Store a probe.
-
-        Raises:
-            RunFolderError: it cannot be written.
-        """
-        with writing(self._folder.path / LINES):
-            self._file.write(_line(row))
-            os.fsync(self._file.fileno())
+        """Store a probe; a disk that is full ends no training, and is warned of once."""
+        try:
+            with writing(self._folder.path / LINES):
+                self._file.write(_line(row))
+                os.fsync(self._file.fileno())
+        except RunFolderError as error:
+            if not self._warned:
+                warnings.warn(str(error), RuntimeWarning, stacklevel=4)
+            self._warned = True
 
     def finish(
         self, probes: Sequence[Row], steps: list[dict[str, Any]], times: dict[str, Any]

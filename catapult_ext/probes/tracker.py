@@ -14,7 +14,6 @@ from catapult_ext import _validate as v
 from catapult_ext._autocast import no_autocast
 from catapult_ext._model_call import Forward
 from catapult_ext._state import attributes, check_state, put
-from catapult_ext._store import RunFolderError
 from catapult_ext.eig import TopTracker
 from catapult_ext.figures.drawn import Drawn
 from catapult_ext.linops.model.policy import Dropout
@@ -23,6 +22,7 @@ from catapult_ext.models import with_batch_stats
 from catapult_ext.models.batch_norm import BatchStats
 from catapult_ext.probes.curvature_probe import CurvatureProbe, Quantity
 from catapult_ext.probes.edge_meter import EdgeMeter
+from catapult_ext.probes.loggers import Logging, probe_numbers
 from catapult_ext.probes.optimizer_steps import OptimizerSteps
 from catapult_ext.probes.overhead import Overhead
 from catapult_ext.probes.problem import Problem
@@ -112,6 +112,8 @@ class CurvatureTracker(Drawn):
             a line of ``probes.jsonl`` once it is made, so that a kill loses one at most; tables and
             picture come at the end.
         fresh: replace an earlier run in ``out``.
+        log: where the numbers of each probe go: a W&B run, a SummaryWriter, a function of (numbers,
+            step) and more (:func:`~catapult_ext.probes.loggers.logger_of`).
 
     Attributes:
         probes: one :class:`~catapult_ext.probes.record.Row` a probe, a dictionary: ``step``,
@@ -161,6 +163,7 @@ class CurvatureTracker(Drawn):
         seed: int = 0,
         out: Path | str | None = None,
         fresh: bool = False,
+        log: Any = None,
         forward: Forward | None = None,
         params: str | Sequence[str] | None = None,
         dropout: Dropout | None = None,
@@ -206,6 +209,7 @@ class CurvatureTracker(Drawn):
         self.preconditioned, self.full_batch = preconditioned, full_batch
         self.out = None if out is None else Path(out).absolute()  # the loop may change its folder
         self.fresh, self.seed = fresh, seed
+        self._log = Logging(log, _WHERE)
         self.overhead = Overhead(budget)
         self._record: BoundedRecord[Row] = BoundedRecord()
         self._made = self._missed = 0  # probes, and those that missed tol
@@ -229,7 +233,7 @@ class CurvatureTracker(Drawn):
         self._folder: TrackedFolder | None = None
         self._last_probe = 0
         self._open = self._began = self._resumed = False
-        self._warned = self._unwritten = False
+        self._warned = False
 
     @property
     def optimizer(self) -> Any:
@@ -364,7 +368,9 @@ class CurvatureTracker(Drawn):
         self._cost = self.overhead.clock() - began
         self._costliest = max(self._costliest, self._cost)
         self._record.append(row)
-        self._store(row)
+        if self._folder is not None:
+            self._folder.append(row)
+        self._log(self.numbers(row), row["step"])
         self._made += 1
         self._missed += "missed" in row["flags"]
         smallest = (row["eta"] or 0.0) * row["values"][-1]
@@ -395,15 +401,9 @@ class CurvatureTracker(Drawn):
             warnings.warn(text, RuntimeWarning, stacklevel=4)
         self._warned = True
 
-    def _store(self, row: Row) -> None:
-        """A line of the run folder; a disk that is full ends no training."""
-        try:
-            if self._folder is not None:
-                self._folder.append(row)
-        except RunFolderError as error:
-            if not self._unwritten:
-                warnings.warn(str(error), RuntimeWarning, stacklevel=4)
-            self._unwritten = True
+    def numbers(self, row: Row) -> dict[str, float]:
+        """What loggers get of a probe: eigenvalues, errors, eta lambda over k*, zeta, overhead."""
+        return probe_numbers(row, self._notes.last_zeta(), self.overhead.share)
 
     def _line(self) -> str:
         return last_probe(self.quantity, self.probes, self._made, self.count)

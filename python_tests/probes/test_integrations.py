@@ -57,7 +57,7 @@ def test_lightning(tmp_path):
     trainer.fit(module, loader)
     assert [row["step"] for row in tracker.probes] == [0, 2, 4]  # 8 batches, two a step
     assert tracker.probes[-1]["eta"] == 0.02
-    logged = trainer.logged_metrics["curvature/lambda_1"].item()
+    logged = trainer.callback_metrics["curvature/lambda_1"].item()
     assert logged == pytest.approx(tracker.probes[-1]["values"][0])
     matches_a_fresh_solve(tracker, module.net)
 
@@ -154,7 +154,7 @@ def test_edge_in_lightning(tmp_path):
     )
     trainer.fit(module, loader)
     assert [row["flags"] for row in meter.rows] == [[]] * 4
-    assert trainer.logged_metrics["edge/zeta"].item() == pytest.approx(meter.rows[-1]["zeta"])
+    assert trainer.callback_metrics["edge/zeta"].item() == pytest.approx(meter.rows[-1]["zeta"])
     row = meter.rows[-2]
     assert row["zeta"] == pytest.approx(row["chi"] * row["varsigma"] / row["tau"], rel=1e-6)
 

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import importlib
-import math
 from typing import TYPE_CHECKING, Any
 
 from catapult_ext import _validate as v
 from catapult_ext.probes.edge_meter import EdgeMeter
-from catapult_ext.probes.edge_row import EdgeRow
-from catapult_ext.probes.record import Row
+from catapult_ext.probes.loggers import edge_numbers
 from catapult_ext.probes.tracker import CurvatureTracker
 
 if TYPE_CHECKING:
@@ -36,9 +34,12 @@ def loss_of(outputs: Any) -> Tensor | float | None:
 def lightning_callback(tracker: CurvatureTracker) -> Any:
     """A ``lightning.pytorch.Callback`` that steps ``tracker`` after every optimizer step.
 
-    Logs ``curvature/lambda_1`` ... and ``curvature/overhead`` at every probe. Batches that are
-    pairs ``(x, y)`` reach a tracker without a fixed probe set.  The optimizer's rate is read from
-    the trainer where the tracker has none.
+    Every probe goes to all loggers of the trainer at once, whatever its ``log_every_n_steps``:
+    ``curvature/lambda_1`` ..., ``curvature/error_1`` ..., ``curvature/eta_lambda_over_threshold``,
+    ``curvature/overhead`` and, with ``full_batch``, ``curvature/zeta``; callbacks that monitor
+    numbers see them too. Batches that are pairs ``(x, y)`` reach a tracker without a fixed probe
+    set.  The optimizer's rate is read from the trainer where the tracker has none.  Checkpoints of
+    the trainer hold the tracker's state.
 
     Raises:
         TypeError: no CurvatureTracker.
@@ -57,7 +58,10 @@ def lightning_callback(tracker: CurvatureTracker) -> Any:
                 held = trainer.optimizers[0]
                 tracker.optimizer = getattr(held, "optimizer", held)
             self.steps = trainer.global_step
+            made = len(tracker.probes)
             tracker.start()
+            for row in tracker.probes[made:]:  # that of the start
+                _log(trainer, tracker.numbers(row))
 
         def on_train_batch_end(
             self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
@@ -67,24 +71,32 @@ def lightning_callback(tracker: CurvatureTracker) -> Any:
             self.steps = trainer.global_step
             row = tracker.step(loss_of(outputs), batch=batch)
             if row is not None:
-                pl_module.log_dict(logged(tracker, row))
+                _log(trainer, tracker.numbers(row))
+                pl_module.log_dict(tracker.numbers(row), logger=False)
 
         def on_train_end(self, trainer: Any, pl_module: Any) -> None:
             tracker.close()
 
+        def state_dict(self) -> dict[str, Any]:
+            return tracker.state_dict()
+
+        def load_state_dict(self, state: dict[str, Any]) -> None:
+            tracker.load_state_dict(state)
+
     return CurvatureCallback()
 
 
-def logged(tracker: CurvatureTracker, row: Row) -> dict[str, float]:
-    """A probe as flat numbers for a logger."""
-    out = {f"curvature/lambda_{i + 1}": value for i, value in enumerate(row["values"])}
-    return out | {"curvature/overhead": tracker.overhead.share}
+def _log(trainer: Any, numbers: dict[str, float]) -> None:
+    """To the loggers themselves: ``log_dict`` drops what falls between ``log_every_n_steps``."""
+    for logger in trainer.loggers:
+        logger.log_metrics(numbers, step=trainer.global_step)
 
 
 def edge_lightning_callback(meter: EdgeMeter) -> Any:
     """A ``lightning.pytorch.Callback`` that steps an :class:`~catapult_ext.EdgeMeter`.
 
-    Logs ``edge/zeta`` and, at rows with curvature, ``edge/chi``, ``edge/varsigma``, ``edge/tau``.
+    Every row goes to all loggers of the trainer: ``edge/zeta`` and, with curvature, ``edge/chi``,
+    ``edge/varsigma``, ``edge/tau``.  Checkpoints of the trainer hold the meter's state.
     The loss is what ``training_step`` returns; where the meter evaluates a batch again it calls
     ``training_step`` once more.  For one optimizer under automatic optimization, without
     accumulation.  The meter's model is the network that ``training_step`` calls, or the module.
@@ -112,15 +124,16 @@ def edge_lightning_callback(meter: EdgeMeter) -> Any:
 
             row = meter.step(loss_of(outputs), evaluate=evaluate)
             if row is not None:
-                pl_module.log_dict(edge_logged(row))
+                _log(trainer, edge_numbers(row))
+                pl_module.log_dict(edge_numbers(row), logger=False)
 
         def on_train_end(self, trainer: Any, pl_module: Any) -> None:
             meter.close()
 
+        def state_dict(self) -> dict[str, Any]:
+            return meter.state_dict()
+
+        def load_state_dict(self, state: dict[str, Any]) -> None:
+            meter.load_state_dict(state)
+
     return EdgeCallback()
-
-
-def edge_logged(row: EdgeRow) -> dict[str, float]:
-    """The numbers of a row for a logger, without those that were not measured."""
-    found = {key: row[key] for key in ("zeta", "chi", "varsigma", "tau")}
-    return {f"edge/{key}": value for key, value in found.items() if math.isfinite(value)}

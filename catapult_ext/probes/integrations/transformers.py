@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -11,16 +12,22 @@ from torch import Tensor
 
 from catapult_ext import _validate as v
 from catapult_ext.probes.edge_meter import EdgeMeter
-from catapult_ext.probes.integrations.lightning import edge_logged, logged, loss_of
+from catapult_ext.probes.integrations.lightning import loss_of
+from catapult_ext.probes.loggers import edge_numbers
 from catapult_ext.probes.tracker import CurvatureTracker
+
+_FRAMES = 8  # callers of a callback among which the Trainer's handler is looked for
 
 
 def trainer_callback(tracker: CurvatureTracker) -> Any:
     """A ``transformers.TrainerCallback`` that steps ``tracker`` after every optimizer step.
 
     The tracker needs a fixed probe set (the Trainer hands its batches to no callback) and a module
-    that returns the logits as a tensor, e.g. one that wraps the model and returns ``.logits``.
-    Probes are added to ``state.log_history`` as ``curvature/lambda_1`` ...
+    that returns the logits, as a tensor or as ``.logits``.  Every probe is logged as the Trainer
+    logs its own numbers, whatever its ``logging_steps``: to ``state.log_history``, the console and
+    all of ``report_to``, as ``curvature/lambda_1`` ..., ``curvature/error_1`` ...,
+    ``curvature/eta_lambda_over_threshold``, ``curvature/overhead`` and, with ``full_batch``,
+    ``curvature/zeta``.
 
     Raises:
         TypeError: no CurvatureTracker.
@@ -42,13 +49,16 @@ def trainer_callback(tracker: CurvatureTracker) -> Any:
             optimizer = held.get("optimizer")
             if tracker.optimizer is None and optimizer is not None:
                 tracker.optimizer = getattr(optimizer, "optimizer", optimizer)
+            made = len(tracker.probes)
             with _as_trained(held.get("model")):
                 tracker.start()
+            for row in tracker.probes[made:]:  # that of the start
+                _log(args, state, control, tracker.numbers(row))
 
         def on_step_end(self, args: Any, state: Any, control: Any, **held: Any) -> None:
             row = tracker.step()
             if row is not None:
-                state.log_history.append({**logged(tracker, row), "step": state.global_step})
+                _log(args, state, control, tracker.numbers(row))
 
         def on_train_end(self, args: Any, state: Any, control: Any, **held: Any) -> None:
             tracker.close()
@@ -77,6 +87,31 @@ def _callback_class(function: str) -> Any:
             f"catapult_ext.probes.integrations: {function} needs Transformers: "
             "pip install transformers"
         ) from error
+
+
+def _log(args: Any, state: Any, control: Any, numbers: dict[str, float]) -> None:
+    """What ``Trainer.log`` does, which callbacks cannot reach: history, console, ``report_to``."""
+    state.log_history.append({**numbers, "step": state.global_step})
+    handler = _handler()
+    if handler is None:
+        return
+    due = control.should_log  # the Trainer's own numbers are still to come
+    handler.on_log(args, state, control, dict(numbers))
+    control.should_log = due
+
+
+def _handler() -> Any:
+    """The Trainer's handler of callbacks, which is calling one of them; None if it is not found."""
+    kind = importlib.import_module("transformers.trainer_callback").CallbackHandler
+    frame: Any = sys._getframe(1)
+    for _ in range(_FRAMES):
+        if frame is None:
+            return None
+        caller = frame.f_locals.get("self")
+        if isinstance(caller, kind):
+            return caller
+        frame = frame.f_back
+    return None
 
 
 class _Passes:
@@ -111,8 +146,8 @@ def edge_trainer_callback(meter: EdgeMeter) -> Any:
     """A ``transformers.TrainerCallback`` that steps an :class:`~catapult_ext.EdgeMeter`.
 
     Batches and losses are read from the model's own forward passes, whose outputs need a ``loss``
-    (attribute or key).  Rows are added to ``state.log_history`` as ``edge/zeta`` and, with
-    curvature, ``edge/chi``, ``edge/varsigma``, ``edge/tau``.
+    (attribute or key).  Rows are logged as those of :func:`trainer_callback` are, as ``edge/zeta``
+    and, with curvature, ``edge/chi``, ``edge/varsigma``, ``edge/tau``.
 
     Raises:
         TypeError: no EdgeMeter.
@@ -135,7 +170,7 @@ def edge_trainer_callback(meter: EdgeMeter) -> Any:
             row = meter.step(loss, evaluate=lambda: passes.again(meter.model))
             passes.made.clear()
             if row is not None:
-                state.log_history.append({**edge_logged(row), "step": state.global_step})
+                _log(args, state, control, edge_numbers(row))
 
         def on_train_end(self, args: Any, state: Any, control: Any, **held: Any) -> None:
             self.hook.remove()
