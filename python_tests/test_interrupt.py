@@ -55,3 +55,37 @@ def test_a_signal_ends_every_native_loop(threads):
     assert run.returncode == 0, run.stderr
     ended = ["toy_scalar", "toy_lyapunov", "direct", "reduced", "relu", "(1, 4)"]
     assert run.stdout.splitlines() == ended
+
+
+PIECES = """
+import signal
+import torch
+from catapult_ext import _native
+
+class Asked(BaseException):
+    pass
+
+def ask(number, frame):
+    raise Asked
+
+torch.set_num_threads({threads})
+n, width = 6000, 6000
+a, g = torch.ones(n, width), torch.ones(n, 1, 1)
+out = torch.full((n, n), torch.nan)
+signal.signal(signal.SIGALRM, ask)
+signal.setitimer(signal.ITIMER_REAL, 0.15)
+try:
+    _native.call("gram", out.device, [a], [g], [], [], [1.0], [0.0], 0, 0, out)
+except Asked:
+    pass
+print(bool(out.isnan().any()))
+"""
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_a_signal_ends_a_loop_over_pieces(threads):
+    """Without it the matrix is whole before the handler runs."""
+    command = [sys.executable, "-c", PIECES.format(threads=threads)]
+    run = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert run.returncode == 0, run.stderr
+    assert run.stdout == "True\n"

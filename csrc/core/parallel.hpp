@@ -10,6 +10,8 @@
 #include <omp.h>
 #endif
 
+#include "core/interrupt.hpp"
+
 namespace catapult {
 
 // Threads to use for `items` pieces of work; 1 in a forked child, where OpenMP's pool is gone.
@@ -31,13 +33,29 @@ inline int thread_index() {
 #endif
 }
 
+inline bool in_team() {
+#ifdef _OPENMP
+  return omp_in_parallel() != 0;
+#else
+  return false;
+#endif
+}
+
 // f(index) for 0 <= index < items, assigned one by one. An exception in f stops the loop and is
-// thrown again here.
+// thrown again here; so does a signal, which is looked for between two items.
 template <typename F>
 void parallel_for(int64_t items, int threads, const F& f) {
   const int team = usable_threads(threads, items);
-  if (team <= 1) {
+  if (items <= 1 || (team <= 1 && in_team())) {  // the loop around this one looks
     for (int64_t i = 0; i < items; ++i) f(i);
+    return;
+  }
+  Interrupts interrupts;
+  if (team <= 1) {
+    for (int64_t i = 0; i < items; ++i) {
+      interrupts.look();
+      f(i);
+    }
     return;
   }
 #ifdef _OPENMP
@@ -47,6 +65,7 @@ void parallel_for(int64_t items, int threads, const F& f) {
   for (int64_t i = 0; i < items; ++i) {
     if (failed.load(std::memory_order_relaxed)) continue;
     try {
+      interrupts.look();
       f(i);
     } catch (...) {
 #pragma omp critical(catapult_parallel_error)
