@@ -249,9 +249,14 @@ def test_the_trainers_own_log_is_not_lost(tmp_path):
     rows = [{"x": x, "labels": y} for x, y in zip(*DATA.train, strict=True)]
     tracker = cx.CurvatureTracker(model.net, "mse", DATA.train, every=1)
     arguments = transformers.TrainingArguments(
-        output_dir=str(tmp_path), max_steps=3, logging_steps=1, report_to=[], use_cpu=True,
-        save_strategy="no", disable_tqdm=True,
-    )  # fmt: skip
+        output_dir=str(tmp_path),
+        max_steps=3,
+        logging_steps=1,
+        report_to=[],
+        use_cpu=True,
+        save_strategy="no",
+        disable_tqdm=True,
+    )
     callbacks = [trainer_callback(tracker)]
     trainer = transformers.Trainer(model, arguments, train_dataset=rows, callbacks=callbacks)
     trainer.train()
