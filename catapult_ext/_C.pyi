@@ -35,6 +35,20 @@ def lanczos_dense(
     stream: int,
     threads: int,
 ) -> None: ...
+def certified_top_workspace(a: Tensor, device: int, stream: int, threads: int) -> int: ...
+def certified_top(
+    a: Tensor,
+    vectors: Tensor,
+    numbers: Tensor,
+    products: Tensor,
+    workspace: Tensor,
+    tol: float,
+    maxiter: int,
+    seed: int,
+    device: int,
+    stream: int,
+    threads: int,
+) -> None: ...
 def lanczos_step_workspace(
     replicas: int, n: int, rows: int, device: int, stream: int, threads: int
 ) -> int: ...

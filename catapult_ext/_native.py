@@ -59,6 +59,11 @@ def build_info() -> dict[str, Any]:
     return info
 
 
+def emulating() -> bool:
+    """Tests only: whether CPU tensors go through CUDA code."""
+    return _emulating
+
+
 def call(op: str, device: torch.device, *args: object) -> Any:
     """Run ``_C.<op>`` on ``device``: the current stream, torch's number of threads."""
     if _emulating:

@@ -1,4 +1,4 @@
-"""Explicit matrices: a few pairs by ``ops.lanczos_dense``, proved by counting eigenvalues.
+"""Explicit matrices: the top pair by one native call, or a few pairs proved by counting.
 
 The op's own errors suppose that no eigenvalue hides in a gap.  Here nothing is supposed: a Ritz
 value of rank i is at most the i-th eigenvalue (Cauchy), and the inertia of A - (theta + e) I says
@@ -8,17 +8,79 @@ whether that is at most theta + e.
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from catapult_ext import _validate as v
 from catapult_ext import ops
 from catapult_ext.eig.certify import Inertia, inexact
 from catapult_ext.eig.operand import Operand
-from catapult_ext.eig.pairs import Options, Pairs
+from catapult_ext.eig.pairs import EigshResult, Options, Pairs
 from catapult_ext.eig.sums import on_host
+from catapult_ext.ops.lanczos_dense import CertifiedTop, certified_top, certifies
+from catapult_ext.ops.routes import serves
+
+INERTIA_LIMIT = 2048  # rows up to which an explicit matrix is factorised to count eigenvalues
+_UNLIMITED = 500  # products that no solve of a matrix by ops.lanczos_dense is stopped at
 
 _SHARE = 0.25  # of tol, asked of the op, so that its error and rounding together keep to tol
+
+
+def by_lanczos_dense(o: Options, n: int, device: torch.device) -> bool:
+    """Whether ``ops.lanczos_dense`` serves a solve from random vectors."""
+    served = n <= INERTIA_LIMIT and serves("lanczos_dense", device, n)
+    return served and o.limit > min(n, _UNLIMITED)
+
+
+def is_matrix(a: Any) -> bool:
+    """Whether ``a`` is a tensor (n, n) whose memory native code may read."""
+    return (
+        type(a) in (Tensor, torch.nn.Parameter)
+        and a.layout == torch.strided
+        and a.dtype in v.FLOAT_DTYPES
+        and a.device.type != "meta"
+        and a.dim() == 2
+        and a.shape[0] == a.shape[1] > 0
+        and not torch._C._functorch.is_functorch_wrapped_tensor(a)
+    )
+
+
+def proved_tops(matrices: Tensor, o: Options) -> CertifiedTop | None:
+    """The wanted pair of each of (R, n, n) by one native call; None where it does not apply.
+
+    NaN for matrices that are left to others: see :func:`ops.lanczos_dense.certified_top`.
+    """
+    n, device = matrices.shape[1], matrices.device
+    one = o.k == 1 and o.which != "LM" and o.guards is None
+    if not (one and certifies(matrices) and by_lanczos_dense(o, n, device)):
+        return None
+    smallest = o.which == "SA"
+    found = certified_top(
+        -matrices if smallest else matrices, tol=o.tol, maxiter=o.limit, seed=o.seed % 2**31
+    )
+    if smallest:
+        found.numbers[:, 0].neg_()
+    return found
+
+
+def proved_top(a: Tensor, o: Options) -> EigshResult | None:
+    """The result of ``eigsh`` for one matrix (n, n); None where others must solve or refuse it."""
+    v.constant(o.where, {"A": a})
+    found = proved_tops(a.detach()[None], o)
+    if found is None or math.isnan(found.numbers[0, 2].item()):
+        return None
+    value, residual, error = found.numbers[0].to(a.dtype).split(1)
+    return EigshResult(
+        eigenvalues=value,
+        eigenvectors=found.vectors.T,
+        residuals=residual,
+        errors=error,
+        matvecs=int(found.products),
+        converged=True,
+        index_check="inertia",
+    )
 
 
 def dense_pairs(a: Operand, o: Options) -> tuple[Pairs | None, int]:

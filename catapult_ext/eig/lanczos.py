@@ -12,12 +12,13 @@ from catapult_ext import _validate as v
 from catapult_ext._autocast import no_autocast
 from catapult_ext._progress import Counter, Progress, counted
 from catapult_ext.eig.certify import Inertia, rounding
+from catapult_ext.eig.dense import INERTIA_LIMIT, is_matrix, proved_top
 from catapult_ext.eig.operand import Operand, as_operand, coarse_operand
 from catapult_ext.eig.pairs import EigshResult, Options, Pairs
 from catapult_ext.eig.refine import refine
 from catapult_ext.eig.replicas.batch import is_batch
 from catapult_ext.eig.replicas.eigsh import eigsh_replicas
-from catapult_ext.eig.solve import INERTIA_LIMIT, lifted, package, solve, start_rows
+from catapult_ext.eig.solve import lifted, package, solve, start_rows
 
 _COARSE_TOL = 0.02  # accuracy of the solve with bfloat16 products
 _WHERE = "eigsh"
@@ -102,12 +103,18 @@ def eigsh(
         options = Options(k, which, tol, limit, seed, confidence, _WHERE)
         with counted(progress, _WHERE, limit, "products", of="of at most") as counter:
             return eigsh_replicas(A, v0, options, counter)
-    a = as_operand(A, _WHERE)
-    _check_options(a.n, k, which, tol, maxiter, precision, confidence)
+    a = None if is_matrix(A) else as_operand(A, _WHERE)
+    _check_options(len(A) if a is None else a.n, k, which, tol, maxiter, precision, confidence)
     k = int(k)
     limit = 1000 + 20 * k if maxiter is None else maxiter
     options = Options(k, which, tol, limit, seed, confidence, _WHERE)
     with counted(progress, _WHERE, limit, "products", of="of at most") as counter:
+        if a is None:
+            found = proved_top(A, options) if v0 is None and precision == "full" else None
+            if found is not None:
+                counter.add(found.matvecs)
+                return found
+            a = as_operand(A, _WHERE)
         return _solved(A, a.counted(counter), v0, options, precision, counter)
 
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from catapult_ext import _validate as v
 from catapult_ext.eig.certify import Inertia, Overlap, bounds, inexact, rounding, wanted
-from catapult_ext.eig.dense import dense_pairs
+from catapult_ext.eig.dense import INERTIA_LIMIT, by_lanczos_dense, dense_pairs
 from catapult_ext.eig.device_krylov import krylov
 from catapult_ext.eig.krylov import Cycle, Krylov
 from catapult_ext.eig.memory import basis_rows
@@ -24,8 +24,6 @@ from catapult_ext.eig.pairs import EigshResult, Options, Pairs
 from catapult_ext.eig.sums import on_host, row_norms
 from catapult_ext.ops.routes import serves
 
-INERTIA_LIMIT = 2048  # rows up to which an explicit matrix is factorised to count eigenvalues
-_UNLIMITED = 500  # products that no solve of a matrix by ops.lanczos_dense is stopped at
 _Ritz = tuple[Tensor, Tensor, Tensor]  # values, vectors and residual rows, as Krylov.ritz gives
 
 
@@ -62,8 +60,7 @@ def solve(a: Operand, v0: Tensor | None, o: Options) -> Pairs:
     if exact and o.limit > a.n and (o.k >= direct_from(a.n, a.device) or _denormal(a)):
         return _direct(a, o)
     spent = 0
-    plain = exact and not len(warm) and o.limit > min(a.n, _UNLIMITED)
-    if plain and serves("lanczos_dense", a.device, a.n):
+    if exact and not len(warm) and by_lanczos_dense(o, a.n, a.device):
         pairs, spent = dense_pairs(a, o)
         if pairs is not None:
             return pairs

@@ -15,9 +15,18 @@ void bind_lanczos_dense(pybind11::module_& m) {
            double tol, int64_t maxiter, int64_t seed, int device, int64_t stream, int threads) {
           pybind11::gil_scoped_release no_gil;
           lanczos_dense({a, v0.value_or(TensorView{}), eigenvalues, eigenvectors, errors, steps,
-                         workspace, tol, maxiter, seed},
+                         TensorView{}, workspace, tol, maxiter, seed},
                         {device, stream, threads});
         });
+  m.def("certified_top_workspace", [](TensorView a, int, int64_t, int threads) {
+    return certified_top_workspace(a.size[0], a.size[1], a.dtype, threads);
+  });
+  m.def("certified_top", [](TensorView a, TensorView vectors, TensorView numbers,
+                            TensorView products, TensorView workspace, double tol, int64_t maxiter,
+                            int64_t seed, int, int64_t, int threads) {
+    pybind11::gil_scoped_release no_gil;
+    certified_top({a, vectors, numbers, products, workspace, tol, maxiter, seed}, threads);
+  });
 }
 
 }  // namespace catapult

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <initializer_list>
 
 #include "core/error.hpp"
 
@@ -65,6 +66,21 @@ struct TensorView {
     return static_cast<T*>(data);
   }
 };
+
+// A contiguous view of memory of the caller's own.
+inline TensorView dense_view(void* data, Dtype dtype, std::initializer_list<int64_t> sizes) {
+  TensorView v;
+  v.data = data;
+  v.dtype = dtype;
+  v.ndim = static_cast<int>(sizes.size());
+  int64_t stride = 1;
+  for (int i = v.ndim - 1; i >= 0; --i) {
+    v.size[i] = sizes.begin()[i];
+    v.stride[i] = stride;
+    stride *= v.size[i];
+  }
+  return v;
+}
 
 // Memory facts every op needs of an argument: rank, dtype, contiguity, and no null data.
 inline void check_dense(const char* op, const char* name, const TensorView& t, int ndim,

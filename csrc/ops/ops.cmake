@@ -1,6 +1,10 @@
 # The native operations, one line each.
 catapult_add_op(gram SIMD CUDA)
 catapult_add_op(lanczos_dense SIMD CUDA)
+target_sources(catapult_core PRIVATE
+               "${PROJECT_SOURCE_DIR}/csrc/ops/lanczos_dense/certified_top_cpu.cpp")
+catapult_add_simd_source(catapult_core
+                         "${PROJECT_SOURCE_DIR}/csrc/ops/lanczos_dense/certified_top_simd.cpp")
 catapult_add_op(lanczos_step SIMD CUDA)
 catapult_add_op(ntk_matvec SIMD CUDA)
 catapult_add_op(toy_gd SIMD CUDA)

@@ -1,6 +1,7 @@
 """R explicit matrices at once: pairs by ``ops.lanczos_dense``, and a proof for each of them.
 
-A Ritz value of rank i is at most the i-th eigenvalue (Cauchy).  From above, by what works first:
+The top pairs of matrices on the CPU take one native call.  Otherwise: a Ritz value of rank i is
+at most the i-th eigenvalue (Cauchy).  From above, by what works first:
 
 1. Frobenius norms.  For orthonormal rows X with X A X' = diag(theta) and residuals R, the
    compression C of A to the complement of X has |C|_F^2 = |A|_F^2 - |theta|^2 - 2 |R|_F^2.  With
@@ -20,13 +21,15 @@ from torch import Tensor
 from catapult_ext import _validate as v
 from catapult_ext import ops
 from catapult_ext.eig.certify import rounding, wanted
+from catapult_ext.eig.dense import INERTIA_LIMIT, proved_tops
 from catapult_ext.eig.pairs import Options
 from catapult_ext.eig.replicas.batch import Batch
 from catapult_ext.eig.replicas.cholesky import by_cholesky
 from catapult_ext.eig.replicas.lanczos import solve_alone
-from catapult_ext.eig.replicas.pairs import Found
-from catapult_ext.eig.solve import INERTIA_LIMIT, direct_from
+from catapult_ext.eig.replicas.pairs import NOT_FINITE, Found
+from catapult_ext.eig.solve import direct_from
 from catapult_ext.eig.sums import on_host
+from catapult_ext.ops.lanczos_dense import CertifiedTop
 from catapult_ext.ops.routes import serves
 
 # Of tol, asked of the op, so that its error and rounding together keep to tol; where a hidden
@@ -41,13 +44,21 @@ _CACHED = 1 << 18  # of matrices that stay in cache
 
 def solve_matrices(a: Batch, start: Tensor | None, o: Options) -> Found:
     """The wanted pairs of explicit matrices (R, n, n)."""
-    found = Found.nothing(a.replicas, a.n, o.k, a.dtype, a.device)
+    left = torch.ones(a.replicas, dtype=torch.bool, device="cpu")
+    tops = None if start is not None else proved_tops(a.source, o)
+    if tops is None:
+        found = Found.nothing(a.replicas, a.n, o.k, a.dtype, a.device)
+    else:
+        found = _found(tops)
+        left = ~found.converged
+        if not bool(left.any()):
+            return found
     frobenius, apart = _seen(a.source)
     finite, tiny = _sizes(a, frobenius)
     matrices = _symmetric(a.source, apart, frobenius, finite, a.where)
     if matrices is not a.source:
         a = a.of(matrices)
-    some = finite.nonzero().flatten()
+    some = (finite & left).nonzero().flatten()
     if len(some) and start is None and o.limit > a.n and a.n <= INERTIA_LIMIT:
         if o.k >= direct_from(a.n, a.device):
             _by_lapack(a, some, o, found)
@@ -61,6 +72,21 @@ def solve_matrices(a: Batch, start: Tensor | None, o: Options) -> Found:
     for r in some.tolist():
         solve_alone(a, r, None if start is None else start[r].T, o, found)
     return found
+
+
+def _found(tops: CertifiedTop) -> Found:
+    """What one native call proved, and NaN for the others."""
+    values, residuals, errors = tops.numbers.split(1, dim=1)
+    proved = ~torch.isnan(errors[:, 0])
+    return Found(
+        values=values,
+        x=tops.vectors[:, None],
+        residuals=residuals,
+        errors=errors,
+        converged=proved,
+        matvecs=tops.products,
+        index=["inertia" if good else NOT_FINITE for good in proved.tolist()],
+    )
 
 
 def _seen(matrices: Tensor) -> tuple[Tensor, Tensor]:
@@ -181,7 +207,7 @@ def _by_lanczos(
         theta, lengths, op.errors / size[:, None], op.steps, size, orthonormal
     )
     norm = frobenius[some] / size
-    floor = rounding(a.n, a.eps) * torch.minimum(norm, 2 * theta.abs().amax(1) + lengths.amax(1))
+    floor = rounding(a.n, a.eps) * norm  # the values met may be small where |A| is not
     allowed = torch.maximum(o.tol * theta.abs(), 2 * floor[:, None])
     outside = norm.square() * (1 + _SUM[a.dtype])  # of the complement, by Frobenius norms
     outside -= theta.square().sum(1) + 2 * lengths.square().sum(1)

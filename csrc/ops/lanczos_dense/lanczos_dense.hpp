@@ -13,10 +13,13 @@ struct LanczosDenseArgs {
   TensorView eigenvectors;  // (R, k, n) out
   TensorView errors;        // (R, k) out, bounds of the absolute errors
   TensorView steps;         // (R,) int64 out, products with the matrix
+  TensorView exact;         // CPU only, (R, k, 3) float64 out or null: eigenvalues, residual norms,
+                            // and the largest |Ritz value| met
   TensorView workspace;     // float64, at least lanczos_dense_workspace() entries
   double tol = 0.0;
   int64_t maxiter = 0;
   int64_t seed = 0;
+  bool confirm = true;  // a few steps more, for callers that prove nothing; false: CPU, k = 1 only
 };
 
 // Float64 entries of workspace for matrices of `dtype`.
@@ -27,5 +30,22 @@ void lanczos_dense(const LanczosDenseArgs& args, const Exec& exec);
 
 void lanczos_dense_cpu(const LanczosDenseArgs& args, const Exec& exec);
 void lanczos_dense_cuda(const LanczosDenseArgs& args, const Exec& exec);
+
+// The largest eigenvalue of each matrix with a proven error, on the CPU.
+struct CertifiedTopArgs {
+  TensorView a;          // (R, n, n)
+  TensorView vectors;    // (R, n) out, unit length
+  TensorView numbers;    // (R, 3) float64 out: eigenvalue, residual norm, error; NaN: not proved
+  TensorView products;   // (R,) int64 out, with the matrix
+  TensorView workspace;  // float64, at least certified_top_workspace() entries
+  double tol = 0.0;
+  int64_t maxiter = 0;
+  int64_t seed = 0;
+};
+
+// Float64 entries of workspace for matrices of `dtype`.
+int64_t certified_top_workspace(int64_t replicas, int64_t n, Dtype dtype, int threads);
+
+void certified_top(const CertifiedTopArgs& args, int threads);
 
 }  // namespace catapult

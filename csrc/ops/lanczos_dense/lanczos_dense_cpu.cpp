@@ -18,17 +18,7 @@ namespace {
 
 template <typename T>
 TensorView view_of(T* data, std::initializer_list<int64_t> sizes) {
-  TensorView v;
-  v.data = data;
-  v.dtype = DtypeOf<T>::value;
-  v.ndim = static_cast<int>(sizes.size());
-  int64_t stride = 1;
-  for (int i = v.ndim - 1; i >= 0; --i) {
-    v.size[i] = sizes.begin()[i];
-    v.stride[i] = stride;
-    stride *= v.size[i];
-  }
-  return v;
+  return dense_view(data, DtypeOf<T>::value, sizes);
 }
 
 // The solve of one matrix. Runs of Lanczos steps with full reorthogonalisation find the k largest
@@ -70,6 +60,7 @@ class DenseSolver {
       run.threshold = run.verify ? smallest_found() : 0.0;
       run.tol = args_.tol;
       run.eps = std::numeric_limits<T>::epsilon();
+      run.confirm = args_.confirm;
       run.next = run.want + (run.single ? 2 : 1);
       begin_run(have_start);
       have_start = false;
@@ -183,11 +174,22 @@ class DenseSolver {
       if (!finite_) return;
       const bool full = m_ == c_.room && !exact_;
       const bool out = out_of_products() && m_ >= run.want;
-      if (!exact_ && !full && !out && m_ < run.next) continue;
+      if (!exact_ && !full && !out && (m_ < run.next || !promising(run))) continue;
       find_ritz_values();
       if (exact_ || lanczos_may_stop(run, ritz_.values, ritz_.residuals, m_, norm_) || out) return;
       if (full) restart(run);
     }
+  }
+
+  // Whether a look at all Ritz values, at the price of several steps, may end the run: by the
+  // largest one alone, and a gap that further steps only narrow. It delays a look by a quarter,
+  // where the caller proves what it gets.
+  bool promising(const LanczosRun& run) {
+    if (run.confirm || run.seen < 2 || m_ > run.next + run.next / 4 + 2) return true;
+    const double second = ritz_.values[run.seen - 2];
+    const RitzTop top = ritz_.find_top(alpha_ + found_, beta_ + found_, m_);
+    const double goal = std::max(run.tol * std::fabs(top.value), lanczos_floor(run, norm_));
+    return !(lanczos_bound(top.last * beta_[found_ + m_ - 1], top.value - second) > goal);
   }
 
   void find_ritz_values() {
@@ -319,6 +321,12 @@ class DenseSolver {
       const double error = (gap > residual_[p] ? std::min(block, alone) : block) + rounding;
       values[out] = static_cast<T>(matrix_.unscaled(theta_[p]));
       errors[out] = static_cast<T>(matrix_.unscaled(error));
+      if (args_.exact.data != nullptr) {
+        double* exact = args_.exact.as<double>() + 3 * (replica_ * k_ + out);
+        exact[0] = matrix_.unscaled(theta_[p]);
+        exact[1] = matrix_.unscaled(residual_[p]);
+        exact[2] = matrix_.unscaled(norm_);
+      }
       std::copy(locked_ + p * n_, locked_ + (p + 1) * n_, vectors + out * n_);
     }
     args_.steps.as<int64_t>()[replica_] = matrix_.products();
@@ -332,6 +340,9 @@ class DenseSolver {
     fill(args_.eigenvalues, k_);
     fill(args_.errors, k_);
     fill(args_.eigenvectors, k_ * n_);
+    if (args_.exact.data != nullptr)
+      std::fill_n(args_.exact.as<double>() + 3 * replica_ * k_, 3 * k_,
+                  std::numeric_limits<double>::quiet_NaN());
     args_.steps.as<int64_t>()[replica_] = matrix_.products();
   }
 };

@@ -36,10 +36,11 @@ struct LanczosRun {
   bool single;   // k = 1: the quadratic bound decides
   double threshold;
   double tol;
-  double eps;         // of the dtype of the matrix
-  int64_t next = 1;   // steps at the next look
-  int64_t first = 0;  // steps at which the goal was first met
-  int64_t seen = 0;   // steps and worst ratio at the last look
+  double eps;           // of the dtype of the matrix
+  bool confirm = true;  // some steps more after the first success
+  int64_t next = 1;     // steps at the next look
+  int64_t first = 0;    // steps at which the goal was first met
+  int64_t seen = 0;     // steps and worst ratio at the last look
   double ratio = 0.0;
 };
 
@@ -90,7 +91,8 @@ CATAPULT_HOST_DEVICE inline bool lanczos_may_stop(LanczosRun& run, const double*
   run.ratio = ratio;
   if (ratio <= 1.0) {
     if (run.first == 0) run.first = m;
-    const int64_t confirmed = run.first + (run.first / 4 > 2 ? run.first / 4 : 2);
+    const int64_t more = run.first / 4 > 2 ? run.first / 4 : 2;
+    const int64_t confirmed = run.first + (run.confirm ? more : 0);
     run.next = confirmed;
     return m >= confirmed;
   }

@@ -10,6 +10,11 @@
 
 namespace catapult {
 
+// The largest Ritz value, and the last entry of its vector.
+struct RitzTop {
+  double value, last;
+};
+
 struct RitzPairs {
   double* values;     // (room) ascending
   double* residuals;  // (room)
@@ -39,6 +44,40 @@ struct RitzPairs {
       values[i] *= scale;
       residuals[i] = fabs(residuals[i]) * remainder;
     }
+  }
+
+  // By Laguerre's method from above on the pivots of x - T: an estimate, for the price of a few
+  // divisions a step.
+  template <typename T>
+  CATAPULT_HOST_DEVICE RitzTop find_top(const T* alpha, const T* beta, int64_t steps) const {
+    double x = alpha[0];  // above all eigenvalues (Gershgorin)
+    for (int64_t i = 0; i < steps; ++i) {
+      const double left = i > 0 ? fabs(beta[i - 1]) : 0.0;
+      const double right = i + 1 < steps ? fabs(beta[i]) : 0.0;
+      x = fmax(x, alpha[i] + left + right);
+    }
+    double last = 1.0;
+    const double count = static_cast<double>(steps);
+    for (int sweep = 0; sweep < 12; ++sweep) {
+      // pivot q_i = x - alpha_i - beta^2 / q_{i-1}, and its first two derivatives over it
+      double through = 0.0, slope = 0.0, bend = 0.0, sum = 0.0, squares = 0.0, first = 1.0;
+      for (int64_t i = 0; i < steps; ++i) {
+        const double inverse = 1.0 / (x - alpha[i] - through);
+        first = 1.0 + through * slope;
+        const double second = through * (bend - 2.0 * slope * slope);
+        slope = first * inverse;
+        bend = second * inverse;
+        through = i + 1 < steps ? inverse * beta[i] * beta[i] : 0.0;
+        sum += slope;
+        squares += slope * slope - bend;
+      }
+      last = 1.0 / sqrt(first);
+      const double spread = (count - 1.0) * (count * squares - sum * sum);
+      const double move = count / (sum + sqrt(spread > 0.0 ? spread : 0.0));
+      if (!(fabs(move) > 1e-10 * fabs(x))) break;
+      x -= move;
+    }
+    return {x, last};
   }
 
   // Eigenvectors of the `count` largest values, one row each; norm > 0: of the matrix.
