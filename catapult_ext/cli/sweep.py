@@ -12,7 +12,8 @@ from catapult_ext import _validate as v
 from catapult_ext import data, losses, models
 from catapult_ext.cli.console import launched_ranks, print_result, sweep_progress
 from catapult_ext.cli.options import DATA_DIR, STANDARDISE, Option
-from catapult_ext.experiments.sweep import SweepConfig, run
+from catapult_ext.experiments.sweep import run
+from catapult_ext.experiments.sweep_config import SweepConfig
 
 
 class ModelName(str, Enum):

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from catapult_ext.experiments.demo import DemoConfig, run_demo
-from catapult_ext.experiments.result import SweepResult
-from catapult_ext.experiments.sweep import Progress, run, sweep
+from catapult_ext.experiments.result import SeedSweeps, SweepResult
+from catapult_ext.experiments.sweep import run, sweep
 from catapult_ext.experiments.sweep_config import SweepConfig
+from catapult_ext.experiments.sweeping import Progress
 from catapult_ext.experiments.toy_phases import ToyConfig, ToyResult, run_toy
 
 __all__ = [
     "DemoConfig",
     "Progress",
+    "SeedSweeps",
     "SweepConfig",
     "SweepResult",
     "ToyConfig",

@@ -8,7 +8,9 @@ from pathlib import Path
 from catapult_ext import models
 from catapult_ext.data import digits
 from catapult_ext.experiments.result import SweepResult
-from catapult_ext.experiments.sweep import Progress, SweepConfig, run
+from catapult_ext.experiments.sweep import run
+from catapult_ext.experiments.sweep_config import SweepConfig
+from catapult_ext.experiments.sweeping import Progress
 
 TITLE = "The catapult: a ReLU network on handwritten digits"
 

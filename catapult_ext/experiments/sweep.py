@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 import torch
 from torch import Tensor, nn
@@ -17,56 +16,32 @@ from catapult_ext._model_call import Forward
 from catapult_ext._processes import Ranks
 from catapult_ext._store import RunFolder, environment, weights_digest
 from catapult_ext.data import Dataset, as_dataset
-from catapult_ext.experiments.descent import sweep_record
 from catapult_ext.experiments.indexed import indexed
-from catapult_ext.experiments.linearised import linearised_sweep
 from catapult_ext.experiments.parts import Parts
-from catapult_ext.experiments.result import SweepResult
-from catapult_ext.experiments.stacked_descent import chunks, descend_all
-from catapult_ext.experiments.start import Start, start
-from catapult_ext.experiments.summary import summarise, verdict_of
+from catapult_ext.experiments.result import SeedSweeps, SweepResult
 from catapult_ext.experiments.sweep_config import SweepConfig, check_problem, describe_loss
+from catapult_ext.experiments.sweeping import Progress, Sweeping
 from catapult_ext.figures.style import require_matplotlib
-from catapult_ext.figures.sweep import CAPTIONS, sweep_figures
-from catapult_ext.probes import hidden_width
+from catapult_ext.figures.sweep import CAPTIONS, seed_figures, sweep_figures
+from catapult_ext.linops.stacked.replicas import Replicas
 from catapult_ext.probes.problem import Problem
 from catapult_ext.runs import report
-from catapult_ext.training import Recipe
 
 _WHERE = "sweep"
 
 
-class Progress:
-    """Callbacks of a running sweep; override the ones of interest.
+@overload
+def sweep(model: nn.Module, data: Any, **settings: Any) -> SweepResult: ...
 
-    Examples:
-        >>> from catapult_ext.experiments import Progress
-        >>> class Phases(Progress):
-        ...     def done(self, index, c, phase):
-        ...         print(c, phase)
-        >>> data = torch.randn(8, 3), torch.randn(8, 1)
-        >>> _ = cx.sweep(nn.Linear(3, 1), data, c=[0.5], steps=8, progress=Phases())
-        0.5 lazy
-    """
 
-    def begin(self, rates: list[float], steps: int, finished: int) -> None:
-        """Rates in units of c, after lambda_0 is known; ``finished`` of them are done already."""
-
-    def rate(self, index: int, c: float) -> None:
-        """Learning rate number ``index`` starts; several in turn where they train together."""
-
-    def step(self, step: int, loss: float) -> None:
-        """A step of the present rates was made; the loss is that of the first one left."""
-
-    def done(self, index: int, c: float, phase: str) -> None:
-        """Learning rate number ``index`` ended in ``phase``."""
-
-    def stage(self, name: str) -> None:
-        """Something else starts: the initial kernel, the linearised net, the report."""
+@overload
+def sweep(
+    model: list[nn.Module] | tuple[nn.Module, ...], data: Any, **settings: Any
+) -> SeedSweeps: ...
 
 
 def sweep(
-    model: nn.Module,
+    model: Any,
     data: Any,
     *,
     c: Sequence[float] | None = None,
@@ -79,11 +54,13 @@ def sweep(
     group: Any = None,
     forward: Forward | None = None,
     **settings: Any,
-) -> SweepResult:
+) -> SweepResult | SeedSweeps:
     """Train ``model`` by full-batch gradient descent at each learning rate, from the same start.
 
     Args:
-        model: any module without active dropout; it is copied, not changed.
+        model: any module without active dropout; it is copied, not changed.  Or a list of them,
+            equal in all but the values of their tensors, such as one net of several seeds: each is
+            swept, in one run folder.
         data: a ``data.Dataset``, ``(x, y)`` or ``(x, y, x_test, y_test)``, y (N, O), one-hot for
             classes; or labels and batches in another form that
             :func:`~catapult_ext._batches.batch_of` takes, without a test set.
@@ -104,19 +81,21 @@ def sweep(
         **settings: the other fields of :class:`SweepConfig`.
 
     Returns:
-        :class:`SweepResult`, rates ascending.
+        :class:`SweepResult`, rates ascending; of a list of models
+        :class:`~catapult_ext.experiments.SeedSweeps`.
 
     Raises:
         TypeError: wrong types or dtypes, both or none of c and eta.
-        ValueError: rates <= 0, sizes that do not fit, a loss without a Gauss-Newton matrix.
+        ValueError: rates <= 0, sizes that do not fit, a loss without a Gauss-Newton matrix, models
+            that differ (named by index and parameter).
         RuntimeError: a rank that failed or was lost (named); a run folder that cannot be used
             (``runs.RunFolderError``), or matplotlib missing with ``out``.
 
     Cost:
         One forward and backward pass per step and rate, and a warm-started eigenvalue solve per
-        probe step (about log2(steps) of them).  Rates of a small chain of dense layers train as one
-        program, a chunk of them at once: as many as fit the cache of a core
-        (``experiments.stacked_chain``).
+        probe step (about log2(steps) of them).  Rates and seeds of a small chain of dense layers
+        train as one program, a chunk of them at once (``experiments.stacked_chain``), with their
+        curvature followed from probe to probe (``experiments.curvature.Followed``).
 
     Examples:
         >>> net = nn.Sequential(nn.Linear(3, 16), nn.ReLU(), nn.Linear(16, 1))
@@ -130,21 +109,27 @@ def sweep(
         steps=steps,
         **settings,
     )
-    v.module(_WHERE, model)
+    several = isinstance(model, (list, tuple))
+    models = list(Replicas(model, _WHERE)) if several else [model]
+    for one in models:
+        v.module(_WHERE, one)
     chosen, dropout = config.params, config.dropout
     found: Any
     if _plain(data) and forward is None and dropout is None:
         found = as_dataset(data, _WHERE)
-        model = Problem(_WHERE, losses.OWN_LOSS, None, params=chosen).trained_copy(model)
+        problem = Problem(_WHERE, losses.OWN_LOSS, None, params=chosen)
+        models = [problem.trained_copy(one) for one in models]
     else:
         data = data.train if isinstance(data, Dataset) else data
         problem = Problem.of(loss, data, _WHERE, forward=forward, params=chosen, dropout=dropout)
         needs = "loss must have a Gauss-Newton matrix (give loss=)"
         v.require(problem.loss.convex, _WHERE, needs, problem.loss.name)
-        model, found = indexed(problem.trained_copy(model), problem)
-    return run(
+        made = [indexed(problem.trained_copy(one), problem) for one in models]
+        models, found = [one for one, _ in made], made[0][1]
+    return _run(
         config,
-        model,
+        models,
+        several,
         found,
         loss,
         out=out,
@@ -171,39 +156,52 @@ def _rates(name: str, values: object) -> tuple[float, ...]:
 
 
 def run(
+    config: SweepConfig, model: nn.Module, data: Dataset, loss: Any = "half_mse", **options: Any
+) -> SweepResult:
+    """:func:`sweep` with its settings in a :class:`SweepConfig`.
+
+    Args:
+        config: the settings.
+        model: one module.
+        data: a data set.
+        loss: as in :func:`sweep`.
+        **options: ``out``, ``fresh``, ``progress`` and ``group`` of :func:`sweep`, and ``title`` of
+            the report.
+    """
+    found = _run(config, [model], False, data, loss, **options)
+    assert isinstance(found, SweepResult)
+    return found
+
+
+def _run(
     config: SweepConfig,
-    model: nn.Module,
+    models: list[nn.Module],
+    several: bool,
     data: Dataset,
-    loss: Any = "half_mse",
+    loss: Any,
     *,
     out: Path | str | None = None,
     fresh: bool = False,
     title: str = "Learning-rate sweep",
     progress: Progress | None = None,
     group: Any = None,
-) -> SweepResult:
-    """:func:`sweep` with its settings in a :class:`SweepConfig`.
-
-    Examples:
-        >>> from catapult_ext.experiments import SweepConfig, run
-        >>> data = cx.data.teacher(16, 8, in_features=3)
-        >>> result = run(SweepConfig(c=(0.5,), steps=2), nn.Linear(3, 1), data)
-        >>> len(result.records)
-        1
-    """
-    resolved = check_problem(model, data, loss, config.linearised, config.dropout)
-    progress = progress or Progress()
+) -> SweepResult | SeedSweeps:
+    for model in models:
+        resolved = check_problem(model, data, loss, config.linearised, config.dropout)
+    digests = [weights_digest(model) for model in models]
     identity = {
         "experiment": "sweep",
         "version": 1,
         **config.identity(),
         "loss": describe_loss(loss),
-        "model": str(model).splitlines(),
-        "weights": weights_digest(model),
+        "model": str(models[0]).splitlines(),
+        "weights": digests if several else digests[0],
         "data": data.name,
         "data_digest": data.fingerprint(),
     }
-    work = functools.partial(_Sweep, config, model, data, resolved, progress)
+    work = functools.partial(
+        Sweeping, config, models, several, data, resolved, progress or Progress()
+    )
     if group is not None:
         v.require(out is not None, _WHERE, "group needs out, a run folder that all ranks see", out)
         return _shared(group, identity, work, out, fresh, title)
@@ -211,17 +209,29 @@ def run(
         return work(Parts()).result()
     require_matplotlib()
     with RunFolder(out, identity, environment=environment(), fresh=fresh) as folder:
-        return work(Parts(folder)).reported(title)
+        return _reported(work(Parts(folder)), folder, title)
+
+
+def _reported(work: Sweeping, folder: RunFolder, title: str) -> SweepResult | SeedSweeps:
+    """The result, written to the folder."""
+    result = work.result()
+    work.progress.stage("writing the report")
+    if isinstance(result, SweepResult):
+        report.write(folder, title, result, sweep_figures(result.summary, result.records), CAPTIONS)
+        return result
+    pictures, captions = seed_figures([(one.summary, one.records) for one in result])
+    report.write(folder, title, result, pictures, captions)
+    return result
 
 
 def _shared(
     group: Any,
     identity: dict[str, Any],
-    work: Callable[[Parts], _Sweep],
+    work: Callable[[Parts], Sweeping],
     out: Any,
     fresh: bool,
     title: str,
-) -> SweepResult:
+) -> SweepResult | SeedSweeps:
     """One sweep on all ranks of ``group``: rank 0 opens the folder first, and reports last."""
     require_matplotlib()
     with Ranks.of(group, _WHERE) as ranks:
@@ -237,124 +247,6 @@ def _shared(
         ) as folder:
             ranks.tell("open")
             made = work(Parts(folder, ranks))
-            result = made.reported(title) if first else made.result()
+            result = _reported(made, folder, title) if first else made.result()
             ranks.meet("end")
     return result
-
-
-@dataclass
-class _Sweep:
-    """One sweep in progress: computes what the folder does not hold yet."""
-
-    config: SweepConfig
-    model: nn.Module
-    data: Dataset
-    loss: losses.Loss
-    progress: Progress
-    parts: Parts
-
-    @property
-    def recipe(self) -> Recipe:
-        """Full-batch descent of the model as it is."""
-        s = self.config
-        top = s.top or self.data.outputs
-        return Recipe(
-            s.steps,
-            probe_factor=s.probe_factor,
-            probe_every=s.probe_every,
-            batch_stats=s.batch_stats,
-            tol=s.tol,
-            top=top,
-        )
-
-    def reported(self, title: str) -> SweepResult:
-        """:meth:`result`, written to the folder."""
-        assert self.parts.folder is not None
-        result = self.result()
-        self.progress.stage("writing the report")
-        pictures = sweep_figures(result.summary, result.records)
-        report.write(self.parts.folder, title, result, pictures, CAPTIONS)
-        return result
-
-    def result(self) -> SweepResult:
-        """Compute what is missing, alone or with the other ranks, and read all of it."""
-        rates = self.config.c or self.config.eta or ()
-        names = [f"rate_{i:04d}" for i in range(len(rates))]
-        wanted = ["initial", *names, *(["linearised"] if self.config.linearised else [])]
-        missing = self.parts.missing(wanted)
-        if missing:
-            self._compute(names, missing)
-        if self.parts.ranks is not None:
-            self.progress.stage("waiting for the other ranks")
-        initial, *records = self.parts.collect(wanted)
-        linear = records.pop()["rates"] if self.config.linearised else None
-        summary = summarise(initial, records, linear, self.config.steps)
-        path = None if self.parts.folder is None else self.parts.folder.path
-        return SweepResult(self.config, summary, records, linear, path)
-
-    def _compute(self, names: list[str], missing: list[str]) -> None:
-        self.progress.stage("the kernel at the start")
-        problem, found = self._problem()
-        if "initial" in missing:
-            self.parts.compute({"initial": lambda: found})
-        (initial,) = self.parts.collect(["initial"])  # the same rates on all ranks
-        rates = dict(zip(names, self.config.rates(initial["lambda0"]), strict=True))
-
-        def job(chunk: list[int]) -> list[dict[str, Any]]:
-            chosen = [rates[names[index]] for index in chunk]
-            for index, (c, _) in zip(chunk, chosen, strict=True):
-                self.progress.rate(index, c)
-            etas = [eta for _, eta in chosen]
-            made = descend_all(problem, etas, self.recipe, on_step=self._step)
-            return [
-                {"c": c, **sweep_record(run, eta)}
-                for run, (c, eta) in zip(made, chosen, strict=True)
-            ]
-
-        def linearised() -> dict[str, Any]:
-            self.progress.stage("the net linearised at the start")
-            etas = [eta for _, eta in rates.values()]
-            return {"rates": linearised_sweep(problem, etas, self.config.steps)}
-
-        def done(name: str, record: dict[str, Any]) -> None:
-            if name in rates:
-                phase = verdict_of(record, initial).phase
-                self.progress.done(names.index(name), record["c"], phase)
-
-        left = [i for i, name in enumerate(names) if name in missing]
-        self.progress.begin(
-            [c for c, _ in rates.values()], self.config.steps, len(names) - len(left)
-        )
-        self.parts.done = done
-        for chunk in chunks(problem, len(names), self.recipe):
-            held = [names[i] for i in chunk]
-            self.parts.compute_together(held, functools.partial(job, chunk))
-        if "linearised" in missing:
-            self.parts.compute({"linearised": linearised})
-
-    def _step(self, step: int, loss: float) -> None:
-        if self.parts.ranks is not None:
-            self.parts.ranks.check()
-        self.progress.step(step, loss)
-
-    def _problem(self) -> tuple[Start, dict[str, Any]]:
-        config, data = self.config, self.data
-        options = {"dropout": config.dropout, "memory_budget": config.memory_budget}
-        options = {name: value for name, value in options.items() if value is not None}
-        problem = start(
-            self.model, data, self.loss, self.recipe, cut=config.cut, where=_WHERE, options=options
-        )
-        model, top = problem.model, problem.top
-        initial = {
-            "lambda0": top.lambda0,
-            "lambda0_error": top.error,
-            "top_ratios": list(top.ratios),
-            "loss0": problem.loss0,
-            "cut": problem.cut,
-            "squared": problem.loss.squared,
-            "width": hidden_width(model),
-            "parameters": sum(p.numel() for p in model.parameters()),
-            "samples": len(data.x_train),
-            "outputs": data.outputs,
-        }
-        return problem, initial

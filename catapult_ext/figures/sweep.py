@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from catapult_ext.figures import sweep_panels as panels
@@ -39,6 +39,15 @@ def sweep_figures(summary: Record, records: list[Record]) -> dict[str, bytes]:
             draw(figure.add_subplot())
             figures[name] = png(figure, 130)
     return figures
+
+
+def seed_figures(
+    sweeps: Sequence[tuple[Record, list[Record]]],
+) -> tuple[dict[str, bytes], dict[str, str]]:
+    """PNG bytes of the overview of each seed's (summary, records) by name, and their captions."""
+    names = [f"seed_{seed:04d}" for seed in range(len(sweeps))]
+    pictures = {n: png(overview(*one), 110) for n, one in zip(names, sweeps, strict=True)}
+    return pictures, {n: f"Overview of seed {seed}" for seed, n in enumerate(names)}
 
 
 def overview(summary: Record, records: list[Record]) -> Any:

@@ -1,14 +1,18 @@
 """Runs of several starts as one program, and what happens where memory does not suffice."""
 
+import importlib
+
 import pytest
 import torch
 from experiments.test_stacked_descent import NETS, SIZES, equal, numbers, teacher
 
 from catapult_ext import models
+from catapult_ext.experiments import sweep
 from catapult_ext.experiments.descent import descend
 from catapult_ext.experiments.stacked_chain import StackedChain
 from catapult_ext.experiments.stacked_descent import chunks, descend_all, descend_runs
 from catapult_ext.experiments.start import start
+from catapult_ext.runs import RunFolderError
 from catapult_ext.training import Recipe
 
 
@@ -71,3 +75,72 @@ def test_another_error_halves_nothing(monkeypatch):
     monkeypatch.setattr(StackedChain, "forward", broken)
     with pytest.raises(RuntimeError, match="broken"):
         descend_all(problem, [0.1, 0.2], recipe)
+
+
+SWEEP = {"c": [0.5, 2.5, 400.0], "steps": 6, "tol": 1e-7, "probe_every": 2}
+
+
+def nets(count=3):
+    return [
+        models.fully_connected(*SIZES, width=16, depth=2, seed=s, dtype=torch.float64)
+        for s in range(count)
+    ]
+
+
+def test_a_sweep_of_seeds_is_the_sweep_of_each():
+    found = sweep(nets(), teacher(), **SWEEP)
+    assert len(found) == 3
+    assert [(row["seed"], row["c"]) for row in found.rows] == [
+        (seed, c) for seed in range(3) for c in SWEEP["c"]
+    ]
+    for net, one in zip(nets(), found, strict=True):
+        alone = sweep(net, teacher(), **SWEEP)
+        assert one.phases == alone.phases
+        for a, b in zip(alone.records, one.records, strict=True):
+            assert a.keys() == b.keys()
+            for key in a.keys() - {"lambda_error"}:
+                assert equal(a[key], b[key], 1e-5), key
+    assert found.table()[3]["seed"] == "1"
+    assert "Seed 2" in found.closing()
+    assert "3 models at 3 learning rates" in repr(found)
+
+
+def test_an_interrupted_sweep_of_seeds_ends_with_the_same_bits(tmp_path, monkeypatch):
+    pytest.importorskip("matplotlib")
+    settings = SWEEP | {"out": tmp_path / "run", "linearised": True}
+    first = sweep(nets(2), teacher(), **settings)
+    parts = tmp_path / "run" / "parts"
+    held = {p.name: p.read_bytes() for p in parts.glob("*.json")}
+    assert len(held) == 2 * 5
+    for lost in ("seed_0000_rate_0002", "seed_0001_rate_0000", "seed_0001_initial"):
+        (parts / f"{lost}.json").unlink()
+    module = importlib.import_module("catapult_ext.experiments.sweep")
+    monkeypatch.setattr(module, "seed_figures", lambda _: ({}, {}))  # drawing takes the longest
+    again = sweep(nets(2), teacher(), **settings)
+    assert {p.name: p.read_bytes() for p in parts.glob("*.json")} == held
+    assert again.rows == first.rows
+    names = {p.name for p in (tmp_path / "run").iterdir()}
+    assert {"summary.json", "summary.csv", "report.html", "fig_seed_0001.png"} <= names
+    with pytest.raises(RunFolderError):
+        sweep(nets(3), teacher(), **settings)
+
+
+def test_models_of_a_sweep_must_be_alike():
+    other = models.fully_connected(*SIZES, width=8, depth=2, dtype=torch.float64)
+    with pytest.raises(ValueError, match=r"models\[1\].*weight"):
+        sweep([*nets(1), other], teacher(), **SWEEP)
+    with pytest.raises(ValueError, match="at least one model"):
+        sweep([], teacher(), **SWEEP)
+    with pytest.raises(TypeError, match=r"models\[1\] must be a torch.nn.Module"):
+        sweep([*nets(1), 3], teacher(), **SWEEP)
+
+
+def test_models_that_cannot_be_stacked_are_swept_one_after_the_other():
+    def net(seed):
+        torch.manual_seed(seed)
+        return torch.nn.Sequential(torch.nn.Linear(5, 8), torch.nn.PReLU(), torch.nn.Linear(8, 3))
+
+    pair = [net(seed).double() for seed in range(2)]
+    found = sweep(pair, teacher(), **SWEEP)
+    for one, model in zip(found, pair, strict=True):
+        assert one.rows == sweep(model, teacher(), **SWEEP).rows
