@@ -35,12 +35,16 @@ from catapult_ext.linops import (
 )
 from catapult_ext.losses import convert_lambda
 from catapult_ext.probes import (
+    ByLayer,
     CurvatureTracker,
     EdgeMeter,
     LearningRateWindow,
     StabilityThreshold,
+    Track,
+    by_layer,
     learning_rate_window,
     stability_threshold,
+    track,
 )
 from catapult_ext.systems import (
     CholeskyFactor,
@@ -62,6 +66,7 @@ __all__ = [
     "GGN",
     "NTK",
     "BatchedEigshResult",
+    "ByLayer",
     "CholeskyFactor",
     "CurvatureTracker",
     "EdgeMeter",
@@ -87,8 +92,10 @@ __all__ = [
     "StreamedNTK",
     "SweepResult",
     "TopTracker",
+    "Track",
     "__version__",
     "build_info",
+    "by_layer",
     "cholesky",
     "convert_lambda",
     "data",
@@ -108,6 +115,7 @@ __all__ = [
     "stability_threshold",
     "sweep",
     "toy",
+    "track",
     "xdiag",
     "xtrace",
 ]

@@ -17,7 +17,7 @@ def is_path_of_object(text: str) -> bool:
 
 
 def named_object(where: str, kind: str, spec: str) -> Any:
-    """The object ``package.module:object``; the working directory is importable.
+    """The object ``package.module:object`` or ``FILE.py:object``; the working folder is importable.
 
     Args:
         where: the function named in errors.
@@ -29,10 +29,13 @@ def named_object(where: str, kind: str, spec: str) -> Any:
             (the error names the fault and its line), or an object that is not there.
     """
     place, _, name = spec.partition(":")
+    folder = Path.cwd()
+    if place.endswith(".py"):
+        folder, place = (folder / place).parent, Path(place).stem
     named = all(part.isidentifier() for part in (*place.split("."), name))
     v.require(named, where, f"{kind} must be package.module:factory", spec)
-    if str(Path.cwd()) not in sys.path:
-        sys.path.insert(0, str(Path.cwd()))
+    if str(folder) not in sys.path:
+        sys.path.insert(0, str(folder))
     try:
         module = importlib.import_module(place)
     except Exception as error:  # whatever the user's module does
@@ -41,7 +44,8 @@ def named_object(where: str, kind: str, spec: str) -> Any:
         wanted = f"{kind}: module {place} must import without an error"
         raise ValueError(f"catapult_ext.{where}: {wanted}, got {fault(error)}") from error
     if not hasattr(module, name):
-        v.fail(where, f"{kind}: module {place} must have a function {name}", "no such name")
+        near = v.nearest(name, [n for n in vars(module) if not n.startswith("_")])
+        v.fail(where, f"{kind}: module {place} must have a function {name}", f"no such name{near}")
     return getattr(module, name)
 
 
@@ -54,7 +58,7 @@ def named_function(where: str, kind: str, spec: str) -> Any:
     found = named_object(where, kind, spec)
     if not callable(found):
         place, _, name = spec.partition(":")
-        text = f"{kind}: module {place} must have a function {name}"
+        text = f"{kind}: module {place.removesuffix('.py')} must have a function {name}"
         v.fail(where, text, type(found).__name__)
     return found
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import difflib
+from collections.abc import Iterable, Mapping, Sequence
 from numbers import Integral, Real
 from typing import Any, NoReturn
 
@@ -23,6 +24,12 @@ def fail(
 ) -> NoReturn:
     """Raise ``kind`` with the message ``catapult_ext.<where>: <requirement>, got <value>``."""
     raise kind(f"catapult_ext.{where}: {requirement}, got {value}")
+
+
+def nearest(value: object, known: Iterable[str]) -> str:
+    """`` (did you mean 'x'?)`` with the name most like ``value``; empty where none is."""
+    close = difflib.get_close_matches(str(value), list(known), 1)
+    return f" (did you mean {close[0]!r}?)" if close else ""
 
 
 def require(ok: bool, where: str, requirement: str, value: object) -> None:

@@ -99,6 +99,20 @@ CALLS = {
         cx.learning_rate_window,
         {"model": MODEL, "loss": "half_mse", "data": (X, Y), "tol": 1e-3},
     ),
+    "by_layer": (
+        cx.by_layer,
+        {"model": MODEL, "loss": "half_mse", "data": (X, Y), "k": 1, "blocks": "module"},
+    ),
+    "track": (
+        cx.track,
+        {
+            "model": MODEL,
+            "checkpoints": [MODEL.state_dict()],
+            "loss": "half_mse",
+            "data": (X, Y),
+            "k": 1,
+        },
+    ),
     "sweep": (
         cx.sweep,
         {"model": MODEL, "data": DATA, "c": [0.5, 1.0], "steps": 2, "loss": "half_mse"},

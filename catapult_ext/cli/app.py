@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Annotated, Any
 
 from catapult_ext import __version__
-from catapult_ext.cli import demo, info, probe, reproduce, sweep, toy, toy_figures
+from catapult_ext.cli import demo, info, probe, reproduce, sweep, toy, toy_figures, track
 from catapult_ext.cli.console import load
 from catapult_ext.cli.options import Option, as_command
 
@@ -14,6 +14,7 @@ COMMANDS: tuple[Callable[..., None], ...] = (
     demo.demo,
     probe.probe,
     probe.max_lr,
+    track.track,
     sweep.sweep,
     reproduce.reproduce,
     reproduce.compare,

@@ -91,7 +91,8 @@ def named(
         v.fail("data.named", "name must be a string", type(name).__name__, TypeError)
     own_function = is_path_of_object(name)
     known = name in (*BUILT_IN, *FROM_FILES) or name.endswith(".npz") or own_function
-    v.require(known, "data.named", f"name must be one of {', '.join(NAMES)}", repr(name))
+    shown = f"{name!r}{v.nearest(name, NAMES)}"
+    v.require(known, "data.named", f"name must be one of {', '.join(NAMES)}", shown)
     chosen = isinstance(classes, Sequence) or targets != "one-hot"
     shape: dict[str, Any] = {} if flatten is None else {"flatten": flatten}
     labels: dict[str, Any] = {"classes": classes, "targets": targets}

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import inspect
+import random
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -21,7 +24,7 @@ from catapult_ext._batches import (
     joined,
     map_tensors,
 )
-from catapult_ext._by_path import named_function
+from catapult_ext._by_path import fault, named_function, named_object
 from catapult_ext._model_call import fields_of
 from catapult_ext.data.files import read_pt, read_training_npz, training_named
 from catapult_ext.data.named import NAMES
@@ -35,16 +38,18 @@ from catapult_ext.probes.problem import Problem
 _WHERE = "probe"
 
 
-def load_model(spec: str, data: Any = None) -> nn.Module:
-    """A network by a name of ``models.build``, or of the factory ``package.module:factory``.
+def load_model(spec: str, data: Any = None, *, seed: int | None = None) -> nn.Module:
+    """A network by a name of ``models.build``, or what ``package.module:name`` is or returns.
 
     Args:
-        spec: name or factory, called without arguments (the working directory is importable).
+        spec: name; or module (the working directory is importable) or ``FILE.py``, and in it a
+            ``torch.nn.Module`` or a function that returns one without arguments.
         data: ``(x, y)``, whose shapes a network by name takes: x (N, ...), y (N, O) or labels (N,).
+        seed: of the generators of torch, NumPy and Python, set before it is made; None leaves them.
 
     Raises:
-        ValueError: an unknown name, a module or factory that is not there.
-        TypeError: the factory returns no ``torch.nn.Module``.
+        ValueError: an unknown name, a module or factory that is not there or fails.
+        TypeError: neither a ``torch.nn.Module`` nor a function that returns one.
     """
     if is_name(spec):
         wanted = f"MODEL {spec} must come with tensors (x, y)"
@@ -54,11 +59,25 @@ def load_model(spec: str, data: Any = None) -> nn.Module:
         ok = x.is_floating_point() == (spec != "gpt")
         v.require(ok, _WHERE, wanted, f"{spec} on {x.dtype} of shape {tuple(x.shape)}")
         labels = y.dim() == 1 and not y.is_floating_point()
-        return build(spec, x.shape[1:], int(y.max()) + 1 if labels else y[0].numel())
-    model = _made("MODEL", spec)
+        outputs = int(y.max()) + 1 if labels else y[0].numel()
+        return build(spec, x.shape[1:], outputs, seed=seed or 0)
+    _seed_all(seed)
+    found = named_object(_WHERE, "MODEL", spec)
+    if isinstance(found, nn.Module):
+        return found
+    _seed_all(seed)  # again, whatever the module has drawn, or another import of it before
+    model = _called(spec, _named("MODEL", spec))
     if not isinstance(model, nn.Module):
         v.fail(_WHERE, "the factory must return a torch.nn.Module", type(model).__name__, TypeError)
     return model
+
+
+def _seed_all(seed: int | None) -> None:
+    """Seed what a factory may draw from."""
+    if seed is not None:
+        torch.manual_seed(seed)
+        np.random.seed(seed % 2**32)
+        random.seed(seed)
 
 
 def load_function(option: str, spec: str | None) -> Any:
@@ -193,7 +212,24 @@ def _from_factory(source: str, samples: int | None) -> Any:
 
 def _made(kind: str, spec: str) -> Any:
     """Result of the factory ``package.module:factory``."""
-    return _named(kind, spec)()
+    return _called(spec, _named(kind, spec))
+
+
+def _called(spec: str, factory: Any) -> Any:
+    """What ``factory`` returns without arguments; a fault of its own is one line."""
+    try:
+        inspect.signature(factory).bind()
+    except TypeError as error:
+        v.fail(_WHERE, f"{spec} must be called without arguments", error, TypeError)
+    except ValueError:  # no signature to be had
+        pass
+    try:
+        return factory()
+    except Exception as error:
+        if str(error).startswith("catapult_ext."):
+            raise
+        wanted = f"{spec} must return without an error"
+        raise ValueError(f"catapult_ext.{_WHERE}: {wanted}, got {fault(error)}") from error
 
 
 def _named(kind: str, spec: str) -> Any:
@@ -207,6 +243,14 @@ def in_dtype_of(model: nn.Module, data: Any) -> Any:
     return map_tensors(data, lambda t: t.to(dtype) if t.is_floating_point() else t)
 
 
+def held(model: nn.Module, batch_stats: str | None, problem: Problem) -> Any:
+    """A context of the model and the policy of operators that stand for ``batch_stats``."""
+    if batch_stats is None:
+        return nullcontext((model, None))
+    drawn = problem.dropout is not None
+    return batch_stats_held(model, batch_stats, problem.outputs, drawn=drawn)
+
+
 @dataclass(frozen=True, eq=False)
 class ProbeResult:
     """Result of ``catapult-ext probe``.
@@ -216,11 +260,13 @@ class ProbeResult:
             ``index_check``, ``products``.
         window: learning rates.
         density: of the Hessian, or None.
+        vectors: eigenvectors by quantity, to start from at the next checkpoint.
     """
 
     rows: list[dict[str, Any]]
     window: LearningRateWindow
     density: SpectralDensity | None
+    vectors: dict[str, Tensor]
 
 
 def probe(
@@ -234,6 +280,7 @@ def probe(
     measure: int = 0,
     seed: int = 0,
     batch_stats: str | None = None,
+    start: dict[str, Tensor] | None = None,
     **options: Any,
 ) -> ProbeResult:
     """Top-k eigenvalues of NTK, GGN and Hessian, the learning-rate window and the density.
@@ -251,23 +298,22 @@ def probe(
         seed: of random vectors, and of a fixed mask.
         batch_stats: what batch normalisation means, ``models.BATCH_STATS``; None follows the
             model's mode, which operators refuse in training.
+        start: ``vectors`` of a probe of a similar model.
         **options: ``forward``, ``params``, ``dropout``, ``memory_budget``.
 
     Raises:
         TypeError, ValueError: what the operators and the window raise.
     """
     problem = Problem.of(loss, data, _WHERE, seed=seed, **options)
-    drawn = problem.dropout is not None
-    held: Any = nullcontext((model, None))
-    if batch_stats is not None:
-        held = batch_stats_held(model, batch_stats, problem.outputs, drawn=drawn)
-    with held as (still, policy):
+    with held(model, batch_stats, problem) as (still, policy):
         ggn = GGN(still, loss, problem.data, batch_stats=policy, **problem.options)
         hessian = Hessian(still, loss, problem.data, batch_stats=policy, **problem.options)
     operators = {"NTK": NTK.of(ggn.linearization), "GGN": ggn, "Hessian": hessian}
-    rows = []
+    rows, vectors = [], {}
     for name, operator in operators.items():
-        found = eigsh(operator, min(k, operator.shape[0]), tol=tol, seed=seed)
+        v0 = None if start is None else start[name]
+        found = eigsh(operator, min(k, operator.shape[0]), tol=tol, seed=seed, v0=v0)
+        vectors[name] = found.eigenvectors
         for rank in range(len(found.eigenvalues)):
             rows.append(
                 {
@@ -290,4 +336,4 @@ def probe(
         **options,
     )
     spectrum = spectral_density(hessian, 40, 4, seed=seed) if density else None
-    return ProbeResult(rows, window, spectrum)
+    return ProbeResult(rows, window, spectrum, vectors)

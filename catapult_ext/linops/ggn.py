@@ -113,7 +113,7 @@ class GGN(ModelOperator, TakesSeveral):
 
     def _matmat(self, vectors: Tensor) -> Tensor:
         return self.linearization.vjp(
-            _rows(self.linearization, self.linearization.jvp(vectors), self.factor.hessian)
+            weighed(self.linearization, self.linearization.jvp(vectors), self.factor.hessian)
         )
 
     def half_product(self, vectors: Tensor) -> Tensor | None:
@@ -121,7 +121,7 @@ class GGN(ModelOperator, TakesSeveral):
         if not isinstance(self.factor, OutputFactor):
             return None
         self.linearization.snapshot.require_unchanged()
-        return _rows(self.linearization, self.linearization.jvp(vectors), self.factor.apply_t)
+        return weighed(self.linearization, self.linearization.jvp(vectors), self.factor.apply_t)
 
     @property
     def lower_bound(self) -> float | None:
@@ -134,15 +134,17 @@ class GGN(ModelOperator, TakesSeveral):
 
         Rows cost about as much as O backward passes with gradients of every sample.
         """
+        known = self.known_diagonal()
+        return super().diagonal() if known is None else known
+
+    def known_diagonal(self) -> Tensor | None:
+        """The diagonal (P,) from rows of J; None where the engine has none."""
         self.linearization.snapshot.require_unchanged()
 
         def product(u: Tensor) -> Tensor:
-            shape = self.linearization.snapshot.output_shape
-            shaped = u.reshape(shape[0] if shape else 1, -1, u.shape[-1])
-            return self.factor.hessian(shaped).reshape(u.shape)
+            return weighed(self.linearization, u, self.factor.hessian).reshape(u.shape)
 
-        known = self.linearization.weighted_diagonal(product)
-        return super().diagonal() if known is None else known
+        return self.linearization.weighted_diagonal(product)
 
     def dual(self) -> Dual | None:
         """S' Theta S, (N*O, N*O), where that is the smaller space."""
@@ -174,8 +176,8 @@ class DualGGN(ModelOperator):
         return 0.0
 
     def _matmat(self, vectors: Tensor) -> Tensor:
-        inner = self.linearization.ntk(_rows(self.linearization, vectors, self.factor.apply))
-        return _rows(self.linearization, inner, self.factor.apply_t)
+        inner = self.linearization.ntk(weighed(self.linearization, vectors, self.factor.apply))
+        return weighed(self.linearization, inner, self.factor.apply_t)
 
     def coarse(self) -> DualGGN:
         """The same operator with products in bfloat16 (autocast), good to about 1 % of its norm."""
@@ -183,14 +185,15 @@ class DualGGN(ModelOperator):
 
     def lift(self, vectors: Tensor) -> Tensor:
         """J' S u: (N*O, K) to (P, K)."""
-        return self.linearization.vjp(_rows(self.linearization, vectors, self.factor.apply))
+        return self.linearization.vjp(weighed(self.linearization, vectors, self.factor.apply))
 
     def restrict(self, vectors: Tensor) -> Tensor:
         """S' J t: (P, K) to (N*O, K)."""
-        return _rows(self.linearization, self.linearization.jvp(vectors), self.factor.apply_t)
+        return weighed(self.linearization, self.linearization.jvp(vectors), self.factor.apply_t)
 
 
-def _rows(linearization: Linearization, u: Tensor, product: Any) -> Tensor:
+def weighed(linearization: Linearization, u: Tensor, product: Any) -> Tensor:
+    """A product with the outputs' Hessian or its factor, of u (N*O, K)."""
     shape = linearization.snapshot.output_shape
     shaped = u.reshape(shape[0] if shape else 1, -1, u.shape[-1])
     return product(shaped).reshape(linearization.rows, -1)

@@ -53,7 +53,8 @@ def resolve(loss: object) -> Loss:
         'MSELoss'
     """
     if isinstance(loss, str):
-        v.require(loss in NAMED, "losses", f"loss must be one of {', '.join(NAMED)}", repr(loss))
+        shown = f"{loss!r}{v.nearest(loss, NAMED)}"
+        v.require(loss in NAMED, "losses", f"loss must be one of {', '.join(NAMED)}", shown)
         loss = _BY_NAME[loss]
     loss = _OF_FUNCTION.get(loss, loss) if isinstance(loss, Hashable) else loss
     if loss is None:

@@ -235,5 +235,6 @@ def activation(name: str | Callable[[], nn.Module]) -> nn.Module:
             )
         return made
     if name not in ACTIVATIONS:
-        v.fail("models.activation", f"name must be one of {', '.join(ACTIVATIONS)}", repr(name))
+        shown = f"{name!r}{v.nearest(name, ACTIVATIONS)}"
+        v.fail("models.activation", f"name must be one of {', '.join(ACTIVATIONS)}", shown)
     return ACTIVATIONS[name]()

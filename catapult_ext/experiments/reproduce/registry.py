@@ -67,7 +67,7 @@ def experiment(name: str) -> Experiment:
         return _users(name)
     if name not in MODULES:
         held = f"{', '.join(MODULES)}, or package.module:experiment"
-        v.fail("reproduce", f"name must be one of {held}", repr(name))
+        v.fail("reproduce", f"name must be one of {held}", f"{name!r}{v.nearest(name, MODULES)}")
     module = importlib.import_module(f"{__package__}.{MODULES[name]}")
     usual = getattr(module, "USUAL", {})
     return Experiment(name, module.TITLE, module.SOURCE, module.SETTINGS, module.run, usual)

@@ -88,7 +88,7 @@ class DenseChainLinearization(Linearization):
             delta = masked(delta, layer.slope)  # (N, K, p)
             if layer.weight_at is not None:
                 rows = delta.reshape(self.n_samples, -1).T @ layer.input
-                out[:, layer.weight_at] = scaled_(rows, layer.sign * layer.root).view(k, -1)
+                out[:, layer.weight_at] = scaled_(rows, layer.sign * layer.root).reshape(k, -1)
             if layer.bias_at is not None:
                 out[:, layer.bias_at] = layer.bias_scale * delta.sum(0)
             if i:

@@ -52,17 +52,17 @@ class _Kernel(Sink):
 
     def wants_factors(self, use: int) -> bool:
         """Whether inner products of the factors take fewer flops than the rows."""
-        return _factors_pay(self._uses(use), self._n, self._outputs, self._trace)
+        return factors_pay(self._uses(use), self._n, self._outputs, self._trace)
 
     def factors(self, use: int, gradients: list[Tensor]) -> None:
         """Add the kernel of a use from inner products of its factors."""
-        _add_factors(self.theta, self._uses(use), gradients, self._trace, self._workspace)
+        add_factors(self.theta, self._uses(use), gradients, self._trace, self._workspace)
 
     def rows(self, blocks: list[Tensor], parameter: int, place: slice) -> None:
         """Add the inner products of rows (N, O, q)."""
         left = blocks[0].reshape(len(self.theta), -1)
         if self._symmetric:
-            _add_gram(self.theta, left)
+            add_gram(self.theta, left)
         else:
             self.theta.addmm_(left, blocks[1].reshape(self.theta.shape[1], -1).T)
 
@@ -106,7 +106,7 @@ def _inner(sides: list[list[Tensor]]) -> Tensor:
 def gram(rows: Tensor) -> Tensor:
     """Inner products of all rows, exactly symmetric."""
     theta = rows.new_zeros(len(rows), len(rows))
-    _add_gram(theta, rows)
+    add_gram(theta, rows)
     return mirror_(theta)
 
 
@@ -189,7 +189,7 @@ class _Jacobian(Sink):
         self.out[:, :, start + place.start : start + place.stop] = blocks[0]
 
 
-def _add_gram(theta: Tensor, rows: Tensor) -> None:
+def add_gram(theta: Tensor, rows: Tensor) -> None:
     """The lower triangle of theta += rows rows', and little of the upper one."""
     n, q = rows.shape
     if rows.device.type == "cpu" and n <= _NATIVE and q >= _NARROW:
@@ -200,11 +200,11 @@ def _add_gram(theta: Tensor, rows: Tensor) -> None:
         return
     half = n // 2
     theta[half:, :half].addmm_(rows[half:], rows[:half].T)
-    _add_gram(theta[:half, :half], rows[:half])
-    _add_gram(theta[half:, half:], rows[half:])
+    add_gram(theta[:half, :half], rows[:half])
+    add_gram(theta[half:, half:], rows[half:])
 
 
-def _factors_pay(uses: list[Use], n: list[int], o: int, trace: bool) -> bool:
+def factors_pay(uses: list[Use], n: list[int], o: int, trace: bool) -> bool:
     """Whether a use's kernel takes fewer flops from inner products of its factors."""
     use, (n1, n2) = uses[0], n
     if not isinstance(use, Positions) or use.target.grad_fn is not None:
@@ -220,7 +220,7 @@ def _factors_pay(uses: list[Use], n: list[int], o: int, trace: bool) -> bool:
     return inner + passes < plain
 
 
-def _add_factors(
+def add_factors(
     theta: Tensor, uses: list[Any], gradients: list[Tensor], trace: bool, workspace: int
 ) -> None:
     """Adds a use's kernel from inner products of its factors."""

@@ -123,12 +123,18 @@ class UseTracer(TorchFunctionMode):
 class Structured:
     """The uses of every parameter of a snapshot, checked against a plain backward pass.
 
-    ``why`` says what stands against it, empty where nothing does: then :meth:`gradients` and
-    :meth:`groups` serve the kernels below.
+    ``why`` says what stands against it, empty where nothing does: then :meth:`collect` and
+    :meth:`groups` serve the kernels below.  ``seeds`` (N, O, O) makes rows of combinations of a
+    sample's outputs, the columns of its matrix each, instead of the outputs themselves.
     """
 
+    seeds: Tensor | None = None
+
     def __init__(self, snapshot: FixedModel) -> None:
-        self.snapshot = snapshot
+        self.snapshot, self.why = snapshot, ""
+        if any(t.layout != torch.strided for t in tree_leaves(snapshot.x) if isinstance(t, Tensor)):
+            self.why = "its inputs are sparse"
+            return
         for constants in (False, True):
             tracer = UseTracer(snapshot, constants)
             self.graph = snapshot.forward(tracer)
@@ -251,7 +257,7 @@ class Structured:
         """The norm of the sums of absolute values that make the gradient by a parameter."""
         size = self.graph.new_zeros((), requires_grad=False)
         for use, g, total in zip(self.uses, gradients, totals, strict=True):
-            if g is None or total is None or leaf not in self._touched(use):
+            if g is None or total is None or leaf not in self.touched(use):
                 continue
             terms = use.absolute().total(g.abs()).norm()
             if self.is_derived(use):  # by what the way from the target to the parameter magnifies
@@ -279,7 +285,7 @@ class Structured:
     def groups(self) -> list[tuple[list[int], list[int]]]:
         """(parameters, uses) whose rows are to be summed before they are multiplied."""
         owner = list(range(len(self.leaves)))
-        touched = [self._touched(use) for use in self.uses]
+        touched = [self.touched(use) for use in self.uses]
         for parents in touched:
             first = owner[parents[0]]
             for other in {owner[i] for i in parents}:
@@ -292,7 +298,8 @@ class Structured:
                 out.append((members, uses))
         return out
 
-    def _touched(self, use: Use) -> list[int]:
+    def touched(self, use: Use) -> list[int]:
+        """Positions of the parameters that a use's target is or is made of."""
         if id(use) in self.parents:
             return self.parents[id(use)]
         return [next(i for i, p in enumerate(self.leaves) if p is use.target)]
@@ -325,10 +332,8 @@ class Structured:
         edges = list(dict.fromkeys(self.uses[k].edge for k in wanted))
         kept: dict[Any, Tensor] = {}
         for o in range(self.outputs):
-            seed = torch.zeros_like(self.graph)
-            seed[:, o] = 1
             found = torch.autograd.grad(
-                self.graph, edges, seed, retain_graph=True, allow_unused=True
+                self.graph, edges, self._seed(o), retain_graph=True, allow_unused=True
             )
             by_edge = dict(zip(edges, found, strict=True))
             for block, same in zip(blocks, direct, strict=True):
@@ -347,6 +352,13 @@ class Structured:
                     kept[edge] = self._room(g, out)
                 kept[edge][:, o] = 0 if g is None else g
         return blocks, {k: kept[self.uses[k].edge] for k in stored}
+
+    def _seed(self, o: int) -> Tensor:
+        if self.seeds is not None:
+            return self.seeds[:, :, o].contiguous()
+        seed = torch.zeros_like(self.graph)
+        seed[:, o] = 1
+        return seed
 
     @property
     def bytes(self) -> int:
