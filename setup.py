@@ -23,7 +23,8 @@ class CMakeExtension(Extension):
 class CMakeBuild(build_ext):
     """Configure, build and install into the place setuptools expects.
 
-    Options: CMAKE_ARGS, CATAPULT_CUDA=AUTO|ON|OFF, CATAPULT_WERROR=ON, CMAKE_BUILD_PARALLEL_LEVEL.
+    Options: CMAKE_ARGS, CATAPULT_CUDA=AUTO|ON|OFF, CATAPULT_CUDA_ARCHITECTURES=found|all|LIST,
+    CATAPULT_WERROR=ON, CMAKE_BUILD_PARALLEL_LEVEL.
     """
 
     def build_extension(self, ext: Extension) -> None:
@@ -50,7 +51,12 @@ class CMakeBuild(build_ext):
             f"-DCMAKE_MAKE_PROGRAM={shutil.which('ninja')}",
             f"-DCATAPULT_VERSION={version}",
         ]
-        for option in ("CATAPULT_CUDA", "CATAPULT_WERROR", "CATAPULT_SANITIZE"):
+        for option in (
+            "CATAPULT_CUDA",
+            "CATAPULT_CUDA_ARCHITECTURES",
+            "CATAPULT_WERROR",
+            "CATAPULT_SANITIZE",
+        ):
             if option in os.environ:
                 configure.append(f"-D{option}={os.environ[option]}")
         configure += os.environ.get("CMAKE_ARGS", "").split()

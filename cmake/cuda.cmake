@@ -1,5 +1,6 @@
 # CATAPULT_CUDA=AUTO|ON|OFF. AUTO falls back to the CPU module with one line that says why.
 set(CATAPULT_CUDA "AUTO" CACHE STRING "Build the CUDA kernels: AUTO, ON or OFF")
+include(cuda_architectures)
 set(CATAPULT_CUDA_ENABLED FALSE)
 set(CATAPULT_CUDA_ARCH_TEXT "")
 
@@ -7,8 +8,7 @@ if(NOT CATAPULT_CUDA STREQUAL "OFF")
   include(CheckLanguage)
   set(_why "")
   if(NOT DEFINED CMAKE_CUDA_ARCHITECTURES)
-    # Real code for sm_80 and sm_90; the PTX of 90 serves newer devices too.
-    set(CMAKE_CUDA_ARCHITECTURES "80-real;90")
+    catapult_cuda_architectures(CMAKE_CUDA_ARCHITECTURES)
   endif()
   if(NOT CMAKE_CUDA_COMPILER)
     unset(CMAKE_CUDA_COMPILER CACHE) # a search that found nothing is no reason not to look again

@@ -61,8 +61,8 @@ def toy_scalar(
 
     A lane diverges at the first step whose a^2 is not finite or exceeds
     1000 ((h_0^2 + k_0^2) / 2 + |b|)^2, the rule of ``toy_gd``. It stops there, costs nothing from
-    then on, and keeps the state of the step before. Values below the smallest normal number are
-    zero.
+    then on, and keeps the state of the step before. On the CPU values below the smallest normal
+    number are zero; a GPU keeps them.
 
     Args:
         h: (R,) float32 or float64, e.g. the larger root of v = h^2 + k^2, u = (h k)^2.

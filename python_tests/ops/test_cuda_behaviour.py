@@ -174,3 +174,29 @@ def test_unusable_nvcc_does_not_fail_the_install(tmp_path, mode, succeeds):
     said = done.stdout + done.stderr
     assert (done.returncode == 0) == succeeds, said
     assert ("building for the CPU only" in said) == succeeds, said
+
+
+@pytest.mark.skipif(shutil.which("cmake") is None, reason="needs cmake")
+@pytest.mark.parametrize(
+    ("asked", "gpus", "chosen"),
+    [
+        ("found", "9.0\n9.0\n", "90"),
+        ("found", "8.6\n12.0\n", "86;120"),
+        ("found", "No devices were found\n", "80-real;90"),
+        ("all", "9.0\n", "80-real;90-real;100-real;120"),
+        ("75;90-real", "9.0\n", "75;90-real"),
+    ],
+)
+def test_architectures_that_a_build_compiles_for(tmp_path, asked, gpus, chosen):
+    smi = tmp_path / "nvidia-smi"
+    smi.write_text(f"#!/bin/sh\ncat <<'E'\n{gpus}E\n")
+    smi.chmod(0o755)
+    script = tmp_path / "ask.cmake"
+    script.write_text(
+        f'include("{ROOT}/cmake/cuda_architectures.cmake")\n'
+        "catapult_cuda_architectures(chosen)\nmessage(STATUS \"${chosen}\")\n"
+    )
+    environment = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    command = ["cmake", f"-DCATAPULT_CUDA_ARCHITECTURES={asked}", "-P", str(script)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.stdout.strip() == f"-- {chosen}", done.stderr
