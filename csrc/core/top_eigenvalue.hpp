@@ -92,6 +92,19 @@ CATAPULT_HOST_DEVICE inline double top_of_piece(const double* d, const double* e
   return fmax(x, least);
 }
 
+// Largest eigenvalue of the tridiagonal matrix with diagonal d and off-diagonal e, n >= 2. Apart
+// from its couplings that vanish it has no repeated eigenvalues, at which the iteration would be
+// slow.
+CATAPULT_HOST_DEVICE inline double top_of_tridiagonal(const double* d, const double* e, int64_t n) {
+  double top = -DBL_MAX;
+  for (int64_t start = 0, i = 0; i < n; ++i) {
+    if (i < n - 1 && fabs(e[i]) > DBL_EPSILON * (fabs(d[i]) + fabs(d[i + 1]))) continue;
+    top = top_of_piece(d + start, e + start, i + 1 - start, top);
+    start = i + 1;
+  }
+  return top;
+}
+
 // a (n, n) is destroyed; work holds 4 n entries. NaN where a is not finite.
 CATAPULT_HOST_DEVICE inline double top_eigenvalue(double* a, int64_t n, double* work) {
   if (n == 1) return a[0];
@@ -107,15 +120,7 @@ CATAPULT_HOST_DEVICE inline double top_eigenvalue(double* a, int64_t n, double* 
   for (int64_t i = 0; i < n * n; ++i) a[i] *= inverse;  // squares stay far from overflow
   double *d = work, *e = work + n;
   tridiagonalise(a, n, d, e, work + 2 * n);
-  // Apart from its couplings that vanish, a tridiagonal matrix has no repeated eigenvalues, at
-  // which the iteration would be slow.
-  double top = -DBL_MAX;
-  for (int64_t start = 0, i = 0; i < n; ++i) {
-    if (i < n - 1 && fabs(e[i]) > DBL_EPSILON * (fabs(d[i]) + fabs(d[i + 1]))) continue;
-    top = top_of_piece(d + start, e + start, i + 1 - start, top);
-    start = i + 1;
-  }
-  return largest * top;
+  return largest * top_of_tridiagonal(d, e, n);
 }
 
 }  // namespace catapult

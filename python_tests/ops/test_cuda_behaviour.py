@@ -194,7 +194,7 @@ def test_architectures_that_a_build_compiles_for(tmp_path, asked, gpus, chosen):
     script = tmp_path / "ask.cmake"
     script.write_text(
         f'include("{ROOT}/cmake/cuda_architectures.cmake")\n'
-        "catapult_cuda_architectures(chosen)\nmessage(STATUS \"${chosen}\")\n"
+        'catapult_cuda_architectures(chosen)\nmessage(STATUS "${chosen}")\n'
     )
     environment = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}"}
     command = ["cmake", f"-DCATAPULT_CUDA_ARCHITECTURES={asked}", "-P", str(script)]

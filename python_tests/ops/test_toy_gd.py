@@ -63,6 +63,15 @@ def test_many_samples(backend, samples):
     assert_close(U.flatten(1), exact_U.flatten(1), 1e-12)
 
 
+@pytest.mark.parametrize("samples", [61, 45])
+def test_curvature_of_many_inputs(backend, dtype, samples):
+    """On a GPU: matrices of a record that do not fit in a warp's share of shared memory."""
+    problem = toy_problem([0.5, 2.5], width=20, inputs=60, samples=samples, dtype=dtype)
+    got, _, _ = run(backend, problem, 2, curvature_every=1)
+    want = oracle(problem, 2, curvature_every=1)[0].curvature
+    assert_close(got.curvature, want, 200 * torch.finfo(dtype).eps)
+
+
 def test_wide_inputs(backend):
     """Tiles too large for the nearest cache are taken fewer at a time."""
     for inputs in (70, 200):

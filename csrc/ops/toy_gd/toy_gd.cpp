@@ -42,11 +42,9 @@ void check_toy_records(const char* op, const ToyRecords& records, int64_t replic
              records.curvature_every > 0 ? records.steps / records.curvature_every + 1 : 0);
 }
 
-int64_t toy_curvature_threads(int64_t records, int64_t each) {
-  constexpr int64_t kWarp = 32;  // whole warps: no thread without scratch of its own
-  const int64_t wanted =
-      std::clamp<int64_t>((int64_t{1} << 25) / each, 1, std::min<int64_t>(records, 1 << 14));
-  return wanted < kWarp ? wanted : (wanted + kWarp - 1) / kWarp * kWarp;
+int64_t toy_curvature_warps(int64_t records, int64_t each) {
+  if (8 * each <= kToyCurvatureShared) return 0;
+  return std::clamp<int64_t>((int64_t{1} << 25) / each, 1, std::min<int64_t>(records, 1 << 12));
 }
 
 int64_t toy_curvature_workspace(int64_t records, int64_t blocks, int64_t samples, int64_t inputs,
@@ -54,7 +52,7 @@ int64_t toy_curvature_workspace(int64_t records, int64_t blocks, int64_t samples
   if (records == 0) return 0;
   const ToyCurvatureSizes sizes(samples, inputs, linear);
   return records * blocks * sizes.stored() + sizes.data +
-         toy_curvature_threads(records, sizes.each) * sizes.each;
+         toy_curvature_warps(records, sizes.each) * sizes.each;
 }
 
 int64_t toy_gd_workspace(const ToyGdSizes& sizes, const Exec& exec) {

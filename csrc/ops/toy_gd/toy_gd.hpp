@@ -72,9 +72,10 @@ struct ToyCurvatureArgs {
   bool linear = true;
 };
 
-// Threads that work on curvature records at once, each with `each` float64 entries of scratch: as
-// many as stay below 256 MiB.
-int64_t toy_curvature_threads(int64_t records, int64_t each);
+// A warp takes a curvature record, its `each` float64 entries of scratch in this much shared memory
+// where they fit. Else these many warps have theirs in the workspace, at most 256 MiB.
+constexpr int64_t kToyCurvatureShared = 48 * 1024;
+int64_t toy_curvature_warps(int64_t records, int64_t each);
 int64_t toy_curvature_workspace(int64_t records, int64_t blocks, int64_t samples, int64_t inputs,
                                 bool linear = true);
 void toy_curvature_cuda(const ToyCurvatureArgs& args, const Exec& exec);

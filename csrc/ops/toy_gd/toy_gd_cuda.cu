@@ -98,7 +98,8 @@ void toy_curvature_cuda(const ToyCurvatureArgs& a, const Exec& exec) {
   const int64_t samples = a.x.size[0], inputs = a.x.size[1];
   const int64_t records = r.curvature.numel();
   const ToyCurvatureSizes sizes(samples, inputs, a.linear);
-  const int64_t threads = toy_curvature_threads(records, sizes.each);
+  const int64_t limited = toy_curvature_warps(records, sizes.each), bytes = 8 * sizes.each;
+  const int64_t warps = limited > 0 ? 1 : std::min<int64_t>(kToyCurvatureShared / bytes, 4);
   double* const data = a.grams + records * a.blocks * sizes.stored();
   dispatch_float(a.x.dtype, kOp, [&](auto tag) {
     using T = typename decltype(tag)::type;
@@ -122,9 +123,13 @@ void toy_curvature_cuda(const ToyCurvatureArgs& a, const Exec& exec) {
                                                static_cast<int>(samples),
                                                static_cast<int>(a.blocks),
                                                a.linear};
-    const int64_t block = std::min<int64_t>(threads, 32);
-    device::launch(&device::toy_curvature_kernel<T>,
-                   {kOp, exec, blocks(threads, block), dim3(static_cast<unsigned>(block))}, params);
+    const auto kernel = limited > 0 ? &device::toy_curvature_kernel<T, false>
+                                    : &device::toy_curvature_kernel<T, true>;
+    device::launch(kernel,
+                   {kOp, exec, blocks(limited > 0 ? limited : records, warps),
+                    dim3(static_cast<unsigned>(device::kWarpSize * warps)),
+                    static_cast<size_t>(limited > 0 ? 0 : warps * bytes)},
+                   params);
   });
 }
 

@@ -7,7 +7,6 @@
 #include <cstdint>
 
 #include "core/host_device.hpp"
-#include "core/top_eigenvalue.hpp"
 #include "ops/toy_gd/toy_gd.hpp"
 
 namespace catapult {
@@ -138,90 +137,15 @@ CATAPULT_HOST_DEVICE inline int64_t toy_curvature_order(int64_t samples, int64_t
   return samples < inputs ? samples : inputs;
 }
 
-// Entries of the data matrix that toy_curvature_matrix reads: X / sqrt(N) itself (N < D), or C.
+// Entries of the data matrix that a curvature reads: X / sqrt(N) itself (N < D), or C.
 CATAPULT_HOST_DEVICE inline int64_t toy_curvature_data_size(int64_t samples, int64_t inputs) {
   return toy_curvature_order(samples, inputs) * inputs;
 }
 
-template <typename T>
-CATAPULT_HOST_DEVICE void toy_curvature_data(const T* x, int64_t samples, int64_t inputs,
-                                             double* data) {
-  if (samples < inputs) {
-    const double scale = 1.0 / sqrt(static_cast<double>(samples));
-    for (int64_t i = 0; i < samples * inputs; ++i) data[i] = scale * static_cast<double>(x[i]);
-    return;
-  }
-  for (int64_t i = 0; i < inputs; ++i) {
-    for (int64_t j = 0; j <= i; ++j) {
-      double sum = 0.0;
-      for (int64_t a = 0; a < samples; ++a)
-        sum += static_cast<double>(x[a * inputs + i]) * static_cast<double>(x[a * inputs + j]);
-      data[i * inputs + j] = data[j * inputs + i] = sum / static_cast<double>(samples);
-    }
-  }
-}
-
-// Doubles of workspace for toy_curvature_matrix.
+// Doubles beside S: the two products, and the tridiagonal matrix with its work.
 CATAPULT_HOST_DEVICE inline int64_t toy_curvature_work(int64_t samples, int64_t inputs) {
   const int64_t order = toy_curvature_order(samples, inputs);
   return order * inputs + order * order + 4 * order;
-}
-
-// Lower Cholesky factor in place of the symmetric positive semi-definite s (n, n); a pivot that
-// rounding made non-positive becomes a zero column.
-CATAPULT_HOST_DEVICE inline void cholesky_lower(double* s, int64_t n) {
-  for (int64_t k = 0; k < n; ++k) {
-    double pivot = s[k * n + k];
-    for (int64_t p = 0; p < k; ++p) pivot -= s[k * n + p] * s[k * n + p];
-    const double root = pivot > 0.0 ? sqrt(pivot) : 0.0;
-    const double inverse = root > 0.0 ? 1.0 / root : 0.0;
-    s[k * n + k] = root;
-    for (int64_t i = k + 1; i < n; ++i) {
-      double sum = s[i * n + k];
-      for (int64_t p = 0; p < k; ++p) sum -= s[i * n + p] * s[k * n + p];
-      s[i * n + k] = sum * inverse;
-      s[k * n + i] = 0.0;
-    }
-  }
-}
-
-// The matrix whose top eigenvalue is W times the curvature, (order, order) in work with 4 order
-// doubles behind it. gram (D, D) is S = U'U and is destroyed; it must be finite.
-CATAPULT_HOST_DEVICE inline double* toy_curvature_matrix(double* gram, double q, const double* data,
-                                                         int64_t samples, int64_t inputs,
-                                                         double* work) {
-  const int64_t order = toy_curvature_order(samples, inputs), d = inputs;
-  double *half = work, *matrix = work + order * d;
-  for (int64_t i = 0; i < d; ++i) gram[i * d + i] += q;
-  if (samples < inputs) {
-    for (int64_t a = 0; a < samples; ++a)
-      for (int64_t j = 0; j < d; ++j) {
-        double sum = 0.0;
-        for (int64_t k = 0; k < d; ++k) sum += data[a * d + k] * gram[k * d + j];
-        half[a * d + j] = sum;
-      }
-    for (int64_t a = 0; a < samples; ++a)
-      for (int64_t b = 0; b < samples; ++b) {
-        double sum = 0.0;
-        for (int64_t j = 0; j < d; ++j) sum += half[a * d + j] * data[b * d + j];
-        matrix[a * order + b] = sum;
-      }
-  } else {
-    cholesky_lower(gram, d);
-    for (int64_t i = 0; i < d; ++i)
-      for (int64_t j = 0; j < d; ++j) {
-        double sum = 0.0;
-        for (int64_t k = j; k < d; ++k) sum += data[i * d + k] * gram[k * d + j];
-        half[i * d + j] = sum;
-      }
-    for (int64_t i = 0; i < d; ++i)
-      for (int64_t j = 0; j < d; ++j) {
-        double sum = 0.0;
-        for (int64_t k = i; k < d; ++k) sum += gram[k * d + i] * half[k * d + j];
-        matrix[i * d + j] = sum;
-      }
-  }
-  return matrix;
 }
 
 template <typename T>
@@ -240,7 +164,7 @@ struct ToyCurvatureSizes {
 
   int64_t order;  // of the matrix stored at a record
   int64_t data;   // shared by all records
-  int64_t each;   // scratch of a thread
+  int64_t each;   // scratch of a warp
 
   // A record's matrix, and |v|^2.
   CATAPULT_HOST_DEVICE int64_t stored() const { return order * order + 1; }
