@@ -216,12 +216,16 @@ class LinearOperator(ABC):
     def _product(self, vectors: Tensor) -> Tensor:
         """The product with (n, K), ``columns`` at a time."""
         if vectors.shape[1] <= self.columns:
-            return self._matmat(vectors)
+            return self._at_once(vectors)
         out = vectors.new_empty(self.shape[0], vectors.shape[1])
         for start in range(0, vectors.shape[1], self.columns):
             some = slice(start, start + self.columns)
-            out[:, some] = self._matmat(vectors[:, some])
+            out[:, some] = self._at_once(vectors[:, some])
         return out
+
+    def _at_once(self, vectors: Tensor) -> Tensor:
+        """The product with at most ``columns`` vectors, as one CUDA graph where that is asked."""
+        return self._matmat(vectors)
 
     @no_autocast()
     def dense(self, *, progress: Progress = None) -> Tensor:

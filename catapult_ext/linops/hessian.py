@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import TYPE_CHECKING
 
 import torch
@@ -18,10 +19,12 @@ from catapult_ext.linops.engines.choose import (
     ENGINES,
     GENERAL,
     Options,
+    captured_products,
     checked,
     checked_options,
     linearize,
     planner_of,
+    require_captured,
     take_snapshot,
     within_budget,
 )
@@ -29,6 +32,7 @@ from catapult_ext.linops.engines.labels_inside import labels_as_trained
 from catapult_ext.linops.engines.loss_curvature import is_known, loss_sees_parameters
 from catapult_ext.linops.engines.plan import Plan
 from catapult_ext.linops.engines.planner import Planner
+from catapult_ext.linops.model.captured import CapturedProducts
 from catapult_ext.linops.model.channels_last import in_any_layout, set_plain_layout
 from catapult_ext.linops.model.keeps_graph import KeepsGraph
 from catapult_ext.linops.model.memory_meter import LIMITS
@@ -78,6 +82,7 @@ class Hessian(KeepsGraph, LinearOperator, TakesSeveral):
     """
 
     name = "Hessian"
+    _graphs: CapturedProducts | None = None
 
     @no_autocast()
     def __init__(
@@ -97,7 +102,9 @@ class Hessian(KeepsGraph, LinearOperator, TakesSeveral):
         else:
             batch = batch_of(data, self.name)
         snapshot = take_snapshot(model, batch.x, self.name, options, "hessian", known, batch.y)
-        in_any_layout(snapshot, lambda: self._set_up(snapshot, known, batch, hvp, options))
+        self._graphs = captured_products(options, self.name, snapshot.device)
+        with self._graphs.stream() if self._graphs else nullcontext():
+            in_any_layout(snapshot, lambda: self._set_up(snapshot, known, batch, hvp, options))
 
     def coarse(self) -> Hessian:
         """The same operator with products in bfloat16 (autocast), good to about 1 % of its norm."""
@@ -186,6 +193,7 @@ class Hessian(KeepsGraph, LinearOperator, TakesSeveral):
         engine = self._options.get("engine")
         linearization: Linearization
         if plan is not None and plan.samples < plan.n_samples:
+            require_captured(self._graphs, True, self.name)
             needs = "must be None where samples go in chunks"
             v.require(self._hvp is None, self.name, f"hvp {needs}", self._hvp)
             kind = GENERAL if engine is None else ENGINES[engine]
@@ -212,6 +220,11 @@ class Hessian(KeepsGraph, LinearOperator, TakesSeveral):
     def _read_labels(self, linearization: Linearization) -> None:
         self.outputs = linearization.outputs
         self.targets = labels_as_trained(self.snapshot, self.loss, self._batch, self.outputs)
+
+    def _at_once(self, vectors: Tensor) -> Tensor:
+        self.snapshot.require_unchanged()
+        graphs = self._graphs
+        return self._matmat(vectors) if graphs is None else graphs.product(self._matmat, vectors)
 
     def _matmat(self, vectors: Tensor) -> Tensor:
         self.snapshot.require_unchanged()

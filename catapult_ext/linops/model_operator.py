@@ -12,6 +12,7 @@ from catapult_ext._deprecated import warn_renamed
 from catapult_ext.linops.base import LinearOperator
 from catapult_ext.linops.engines.base import Linearization
 from catapult_ext.linops.engines.plan import Plan
+from catapult_ext.linops.model.captured import CapturedProducts
 from catapult_ext.linops.model.fixed_model import Probe
 from catapult_ext.linops.model.keeps_graph import KeepsGraph
 
@@ -31,15 +32,22 @@ class ModelOperator(KeepsGraph, LinearOperator):
     linearization: Linearization
     engine: str
     probe: ClassVar[Probe] = "parameter"
+    _graphs: CapturedProducts | None = None
 
     def _use(self, linearization: Linearization) -> None:
         self.linearization, self.engine = linearization, linearization.engine
         self.columns = linearization.columns
         self.dtype, self.device = linearization.dtype, linearization.device
+        asked = linearization.allowance.graphs
+        self._graphs = None if asked is None else asked.another()
 
     def _product(self, vectors: Tensor) -> Tensor:
         self.linearization.snapshot.require_unchanged()
         return super()._product(vectors)
+
+    def _at_once(self, vectors: Tensor) -> Tensor:
+        graphs = self._graphs
+        return self._matmat(vectors) if graphs is None else graphs.product(self._matmat, vectors)
 
     def _on(self, linearization: Linearization) -> Self:
         """The same operator made of other products of the same model."""

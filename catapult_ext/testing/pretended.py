@@ -12,6 +12,7 @@ torch gives C++ no CUDA device without CUDA, so that a pretended tensor is one o
 
 from __future__ import annotations
 
+import functools
 import traceback
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -101,7 +102,10 @@ class PretendedDevice(DispatchMode):
 
     def call_native(self, op: str, *args: Any) -> Any:
         """A native op on pretended tensors: its emulated CUDA code, on device 0 and stream 0."""
-        return self.native(self, op, *tree_map(held_of, args))
+        held = tree_map(held_of, args)
+        if self.capturing is not None:
+            self.capturing.record(functools.partial(self.native, self, op), held, {}, None)
+        return self.native(self, op, *held)
 
     def __torch_dispatch__(
         self,

@@ -12,6 +12,8 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import catapult_ext as cx
+from catapult_ext.linops.streamed.batches import crc, device_sum
+from catapult_ext.testing.pretended import moved, pretended_cuda, why_unavailable
 from catapult_ext.testing.tolerances import assert_close
 
 SIZES = [7, 1, 12, 3]
@@ -189,3 +191,33 @@ def peak_of_streaming(n):
 def test_memory_does_not_grow_with_the_samples(n):
     few, many = peak_of_streaming(1000), peak_of_streaming(n)
     assert many <= 1.05 * few, (few, many)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.int8])
+def test_the_sum_of_a_batch_on_a_gpu_shows_any_change(dtype):
+    """One entry, two that change places, one at the end of the last, incomplete word."""
+    torch.manual_seed(0)
+    values = (torch.randn(1003) * 50).to(dtype)
+
+    def total(t):
+        return int(device_sum(t.view(torch.uint8)))
+
+    for i in (0, 500, 1002):
+        changed = values.clone()
+        changed[i] += 1
+        assert total(changed) != total(values)
+    swapped = values.clone()
+    one, other = 3, int((values != values[3]).nonzero()[-1])
+    swapped[[one, other]] = values[[other, one]]
+    assert total(swapped) != total(values)
+    assert total(values.clone()) == total(values)
+
+
+@pytest.mark.skipif(bool(why_unavailable("cpu")), reason=why_unavailable("cpu"))
+def test_a_batch_on_a_gpu_is_summed_there():
+    with pretended_cuda("cpu") as device:
+        batch = moved(torch.arange(1000.0))
+        mark = crc(batch)
+        assert sum(device.waits.values()) == 1  # one number comes back
+        batch[7] = -1.0
+        assert crc(batch) != mark

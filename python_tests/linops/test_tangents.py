@@ -5,12 +5,13 @@ import threading
 import pytest
 import torch
 from linops import zoo
-from torch import nn
+from torch import Tensor, nn
 
 import catapult_ext as cx
 from catapult_ext.linops.engines.autograd import AutogradLinearization
 from catapult_ext.linops.model.policy import Policy
 from catapult_ext.linops.model.snapshot import Snapshot
+from catapult_ext.linops.tracing import tangent_rules
 from catapult_ext.linops.tracing.tangent_program import TangentTracer
 
 
@@ -254,3 +255,28 @@ def test_threads_replay_formulas_at_once():
     for t in threads:
         t.join()
     assert not wrong
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_batch_norm_of_cudnn_has_the_rule_of_the_native_one(training):
+    """torch takes it on CUDA: the same arguments, and a fourth result."""
+    aten = torch.ops.aten
+    x, w, b, mean, dx, dw, db = (
+        torch.randn(shape, dtype=torch.float64)
+        for shape in ((5, 3, 2, 2), 3, 3, 3, (5, 3, 2, 2), 3, 3)
+    )
+    args = (x, w, b, mean, torch.ones(3).double(), training, 0.1, 1e-5)
+    tensors = [t for t in args if isinstance(t, Tensor)]
+
+    def tangent(name, out):
+        rules = tangent_rules.TANGENT_RULES
+        call = tangent_rules.TensorCall(None, args, {}, out, tensors, [True] * 3 + [False] * 2)
+        rule = rules[getattr(aten, name)](call)[0]
+        call.forget()
+        return rule([dx, dw, db, None, None])
+
+    out = aten.native_batch_norm(*args[:3], *(t.clone() for t in args[3:5]), *args[5:])
+    want = tangent("native_batch_norm", out)
+    got = tangent("cudnn_batch_norm", (*out, torch.empty(0, dtype=torch.uint8)))
+    assert len(got) == 4
+    assert torch.equal(got[0], want[0])

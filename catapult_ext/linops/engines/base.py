@@ -19,6 +19,7 @@ from torch import Tensor
 
 from catapult_ext._progress import report_share
 from catapult_ext.linops.engines.plan import Plan
+from catapult_ext.linops.model.captured import CapturedProducts
 from catapult_ext.linops.model.fixed_model import FixedModel
 from catapult_ext.losses import Loss
 
@@ -43,6 +44,7 @@ class Allowance:
         room: bytes of the budget that are left while no product runs.
         budget: the budget as the caller wrote it; None where there was none.
         plan: makes the :class:`~catapult_ext.linops.engines.plan.Plan`.
+        graphs: captures the products of an operator; None: they are made one kernel at a time.
     """
 
     columns: int | None = None
@@ -50,6 +52,7 @@ class Allowance:
     room: int = 1 << 62
     budget: int | str | None = None
     plan: Callable[[], Plan] = _no_plan
+    graphs: CapturedProducts | None = None
 
 
 class KernelPart(Protocol):

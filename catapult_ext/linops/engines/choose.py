@@ -7,9 +7,10 @@ pass: ``dense-chain`` where the model is proven to be such a chain, and ``autogr
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any, TypedDict, TypeVar, cast
 
+import torch
 from torch import nn
 
 from catapult_ext import _validate as v
@@ -22,6 +23,7 @@ from catapult_ext.linops.engines.dense_chain import DenseChainLinearization
 from catapult_ext.linops.engines.loss_curvature import is_known
 from catapult_ext.linops.engines.plan import Plan, parse_budget
 from catapult_ext.linops.engines.planner import Planner
+from catapult_ext.linops.model.captured import CapturedProducts
 from catapult_ext.linops.model.channels_last import in_any_layout
 from catapult_ext.linops.model.fixed_model import FixedModel, Probe
 from catapult_ext.linops.model.memory_meter import OverBudget
@@ -65,6 +67,8 @@ class Options(TypedDict, total=False):
         samples_at_once: samples linearized together; where they are fewer than N, every product
             linearizes each chunk again.
         columns_at_once: right-hand sides multiplied together.
+        graphs: on a CUDA device, capture a product once for each number of columns and replay it as
+            one CUDA graph; a graph keeps the memory of a product.  Elsewhere nothing changes.
         copy: False takes the model's parameters as they lie in memory, without a second copy of
             them; products raise a RuntimeError once one has changed.
     """
@@ -79,6 +83,7 @@ class Options(TypedDict, total=False):
     memory_budget: int | str | None
     samples_at_once: int | None
     columns_at_once: int | None
+    graphs: bool
     copy: bool
 
 
@@ -209,9 +214,12 @@ def freeze(
             linearization = _within(linearization, planner.budget)
         return checked(linearization, check)
 
-    linearization, plan = in_any_layout(
-        snapshot, lambda: within_budget(snapshot, options, planner, planner.budget, build)
-    )
+    graphs = captured_products(options, where, snapshot.device)
+    with graphs.stream() if graphs else nullcontext():
+        linearization, plan = in_any_layout(
+            snapshot, lambda: within_budget(snapshot, options, planner, planner.budget, build)
+        )
+    require_captured(graphs, linearization.streamed, where)
     allowance = linearization.allowance
 
     def make_plan() -> Plan:
@@ -227,8 +235,25 @@ def freeze(
             room=allowance.room if plan is None else max(plan.budget - plan.kept, 0),
             budget=options.get("memory_budget"),
             plan=make_plan,
+            graphs=graphs,
         )
     )
+
+
+def captured_products(
+    options: Options, where: str, device: torch.device
+) -> CapturedProducts | None:
+    """The graphs of an operator's products where ``graphs=True`` asks for them."""
+    asked = options.get("graphs", False)
+    if not isinstance(asked, bool):
+        v.fail(where, "graphs must be True or False", asked, TypeError)
+    return CapturedProducts(where, device) if asked else None
+
+
+def require_captured(graphs: CapturedProducts | None, streamed: bool, where: str) -> None:
+    """Raise ValueError where every product linearizes the model again."""
+    needs = "graphs=True needs all samples linearized at once; give more memory or fewer samples"
+    v.require(graphs is None or not streamed, where, needs, "chunks of samples")
 
 
 def linearize(snapshot: FixedModel, engine: str | None) -> Linearization:

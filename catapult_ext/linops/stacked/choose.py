@@ -113,6 +113,8 @@ def stacked(
 def _require_alike(replicas: Replicas, inputs: Sequence[Any], options: Options) -> None:
     """Raise NotStacked unless the models differ in the values of their tensors alone."""
     asked = {k for k, value in options.items() if value is not None} - _TAKEN
+    if not options.get("graphs"):
+        asked.discard("graphs")
     if options.get("engine") == "dense-chain":
         asked.discard("engine")
     if asked:

@@ -46,6 +46,8 @@ class Streamed(LinearOperator):
         self.group = Group(group, self.name)
         self.passes = 0
         options = checked_options(options, self.name)
+        needs = "graphs=True needs one batch, which is linearized once"
+        v.require(not options.get("graphs"), self.name, needs, "batches that are read again")
         facts = self.group.built(lambda: self._read(model, data, loss, options))
         shared = ("last", "dtype", "parameters", "values", "loss")
         self.group.agree([{n: one[n] for n in shared} for one in facts])

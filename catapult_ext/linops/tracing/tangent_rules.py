@@ -212,11 +212,14 @@ def _convolution(call: TensorCall) -> Made:
 
 
 def _batch_norm(call: TensorCall) -> Made:
-    """Scale and shift of every channel; by batch statistics, also their derivatives."""
+    """Scale and shift of every channel; by batch statistics, also their derivatives.
+
+    cuDNN's takes and returns the same, and a workspace of its backward at the end.
+    """
     x, weight, bias, mean, var, training, _, eps = call.args
-    by_batch = training or mean is None
+    by_batch, without = training or mean is None, [None] * (len(call.out) - 1)
     if by_batch:
-        mean, root = (t.detach() for t in call.out[1:])
+        mean, root = (t.detach() for t in call.out[1:3])
         if mean.shape != (x.shape[1],) or mean.dtype != x.dtype:
             return by_formula(call)
         var = root.square().reciprocal() - eps
@@ -244,7 +247,7 @@ def _batch_norm(call: TensorCall) -> Made:
         if dx is not None:
             scale = factor.view(shape)
             out = dx * scale if out is None else torch.addcmul(out, dx, scale)
-        return out, None, None
+        return out, *without
 
     return rule, [x] if by_batch else [x, mean, var]
 
@@ -294,4 +297,5 @@ TANGENT_RULES |= {aten.cat: _cat, aten.stack: _cat, aten.add: _sum_of(1.0), aten
 TANGENT_RULES |= dict.fromkeys((aten.mul, aten.mm, aten.bmm), _product)
 TANGENT_RULES |= {aten.div: _quotient, aten.addmm: _addmm, aten.convolution: _convolution}
 TANGENT_RULES |= {aten.native_batch_norm: _batch_norm, aten.relu: _relu, aten.embedding: _embedding}
+TANGENT_RULES[aten.cudnn_batch_norm] = _batch_norm
 TANGENT_RULES |= {aten._weight_norm_interface: _weight_norm}
