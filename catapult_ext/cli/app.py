@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Annotated, Any
 
 from catapult_ext import __version__
-from catapult_ext.cli import demo, info, probe, reproduce, sweep, toy, toy_figures, track
+from catapult_ext.cli import demo, info, probe, reproduce, sweep, table, toy, toy_figures, track
 from catapult_ext.cli.console import load
 from catapult_ext.cli.options import Option, as_command
 
@@ -18,6 +18,7 @@ COMMANDS: tuple[Callable[..., None], ...] = (
     sweep.sweep,
     reproduce.reproduce,
     reproduce.compare,
+    table.table,
     info.info,
 )
 TOY_COMMANDS: tuple[Callable[..., None], ...] = (

@@ -56,8 +56,8 @@ def sums(
     Raises:
         ValueError: for sizes < 1.
 
-    Example:
-        >>> sums(4, 0, length=16).x_train.shape
+    Examples:
+        >>> cx.data.sums(4, 0, length=16).x_train.shape
         torch.Size([4, 16])
     """
     where = "data.sums"

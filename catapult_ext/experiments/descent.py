@@ -235,18 +235,19 @@ def sweep_record(run: Run, eta: float) -> dict[str, Any]:
     """A run as sweeps store it: every finite loss, and the rows turned into columns.
 
     Returns:
-        ``eta``, ``diverged_at``, ``loss``, ``projection`` and ``growth`` at every step, and the
+        ``eta``, ``diverged_at``, ``loss``, ``projection`` and ``growth`` at every step
+        (empty where not followed), and the
         columns of :func:`~catapult_ext.probes.record.columns` at ``probe_steps``; ``reasons`` by
         step where a curvature could not be measured.
     """
-    assert run.projection is not None
+    followed = run.projection  # None where no eigenspace was asked for
     reasons = {str(row["step"]): row["reason"] for row in run.rows if row.get("reason")}
     return {
         "eta": eta,
         "diverged_at": run.diverged_at,
         "loss": [value for value in run.losses if math.isfinite(value)],
-        "projection": run.projection.norm[0],
-        "growth": run.projection.growth[0],
+        "projection": [] if followed is None else followed.norm[0],
+        "growth": [] if followed is None else followed.growth[0],
         **columns(run.rows),
         **({"reasons": reasons} if reasons else {}),
     }

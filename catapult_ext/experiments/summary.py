@@ -17,7 +17,7 @@ def verdict_of(record: Record, initial: Record) -> Verdict:
         record["eta"],
         initial["lambda0"],
         record["loss"] or [float("inf")],
-        growth=record["growth"],
+        growth=record["growth"] or None,
         lambda_end=ends["lambda"],
         diverged_at=record["diverged_at"],
         inactive=ends["worst_inactive"],
@@ -42,14 +42,15 @@ def row_of(record: Record, initial: Record, linear: Record | None) -> Record:
         "loss_start": record["loss"][0] if record["loss"] else None,
         "loss_peak": e.loss_peak,
         "loss_end": None if diverged else record["loss"][-1],
-        "lambda_end": None if diverged else record["lambda"][-1],
+        "lambda_end": None if diverged or not record["lambda"] else record["lambda"][-1],
         "eta_lambda_end": None if diverged else e.eta_lambda_end,
         "diverged_at": e.diverged_at,
     }
     for name in ("train_accuracy", "test_accuracy", "test_loss", "inactive", "dead_units"):
         values = record[name]
         row[name] = None if diverged or not values else values[-1]
-    row["weight_norm_end"] = None if diverged else record["weight_norm"][-1]
+    norms = record["weight_norm"]
+    row["weight_norm_end"] = None if diverged or not norms else norms[-1]
     if linear is not None:
         start = initial["lambda0"]
         linear_e = classify(record["eta"], start, linear["loss"], growth=linear["growth"])
@@ -147,9 +148,13 @@ def closing(summary: Record) -> str:
     said = [
         f"At the start lambda_0 = {s['lambda0']:.4g}, so eta_crit = 2/lambda_0 = "
         f"{s['eta_crit']:.4g}.",
-        f"The residual's projection on the top eigenspace first grows at c_proj = "
-        f"{_between(s['c_proj'])}, the loss at c_loss = {_between(s['c_loss'])}.",
+        f"The loss first rises at c_loss = {_between(s['c_loss'])}.",
     ]
+    if any(row["projection_peak"] is not None for row in s["rates"]):
+        said[1] = (
+            "The residual's projection on the top eigenspace first grows at c_proj = "
+            f"{_between(s['c_proj'])}, the loss at c_loss = {_between(s['c_loss'])}."
+        )
     if s["c_linearised"] is not None:
         said.append(
             f"Linearised at the start, the net crosses at c = {_between(s['c_linearised'])}."

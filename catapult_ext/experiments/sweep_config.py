@@ -29,10 +29,12 @@ class SweepConfig:
         c: learning rates in units of 1 / lambda_0 (give these or ``eta``), > 0.
         eta: learning rates as they are, > 0.
         steps: full-batch gradient steps of every rate.
-        probe_factor: curvature is measured at steps 0, 1 and then at steps growing by this factor.
+        probe_factor: curvature is measured at steps 0, 1 and then at steps growing by this factor;
+            ``math.inf``: at the first and last step alone.
         probe_every: also measure at multiples of this number of steps; None for none.
         tol: relative error bound asked for along the way (lambda_0: a tenth of it, at most 1e-4).
-        top: dimension of the kernel's top eigenspace the residual is projected on; default O.
+        top: dimension of the kernel's top eigenspace the residual is projected on; default O, and
+            none without probes. 0 for none, which spares the solve for it.
         cut: loss above which a run is divergent; default ``probes.divergence_cut``.
         linearised: also run the model linearised at its start (squared losses only).
         params: names or patterns of the parameters that are trained; None for all.
@@ -40,6 +42,8 @@ class SweepConfig:
         batch_stats: what batch normalisation means, ``models.BATCH_STATS``: training then uses the
             statistics of the batch. None takes the model in the mode that it is in.
         memory_budget: of the operators.
+        probes: whether anything is measured along the runs; without, lambda_0 and all losses are
+            what is known, which is enough for the phases of a squared loss.
 
     Examples:
         >>> from catapult_ext.experiments import SweepConfig
@@ -60,6 +64,7 @@ class SweepConfig:
     batch_stats: str | None = None
     probe_every: int | None = None
     memory_budget: int | str | None = None
+    probes: bool = True
 
     def __post_init__(self) -> None:
         if (self.c is None) == (self.eta is None):
@@ -74,20 +79,30 @@ class SweepConfig:
         v.require(len(set(rates)) == len(rates), _WHERE, f"{name} must hold distinct rates", rates)
         v.integers(_WHERE, steps=self.steps)
         v.require(self.steps >= 1, _WHERE, "steps must be >= 1", self.steps)
-        ok = self.probe_factor > 1 and math.isfinite(self.probe_factor)
-        v.require(ok, _WHERE, "probe_factor must be > 1 and finite", self.probe_factor)
+        v.require(self.probe_factor > 1, _WHERE, "probe_factor must be > 1", self.probe_factor)
         v.integers(_WHERE, probe_every=self.probe_every, optional=True)
         ok = self.probe_every is None or self.probe_every >= 1
         v.require(ok, _WHERE, "probe_every must be >= 1", self.probe_every)
         v.require(0 < self.tol < 1, _WHERE, "tol must be in (0, 1)", self.tol)
-        v.require(self.top is None or self.top >= 1, _WHERE, "top must be >= 1", self.top)
+        v.require(self.top is None or self.top >= 0, _WHERE, "top must be >= 0", self.top)
+        followed = self.top != 0 and (self.probes or self.top is not None)
+        text = "linearised=True needs the top eigenspace: leave top and probes as they are"
+        v.require(followed or not self.linearised, _WHERE, text, f"top={self.top}")
         v.require(self.cut is None or self.cut > 0, _WHERE, "cut must be > 0", self.cut)
 
     def identity(self) -> dict[str, Any]:
         """The settings that tell one run from another; later ones count where they are given."""
         later = ("params", "dropout", "batch_stats", "probe_every", "memory_budget")
         held = dataclasses.asdict(self)
+        if held.pop("probes") is False:
+            held["probes"] = False
         return {k: a for k, a in held.items() if k not in later or a is not None}
+
+    def dimension(self, outputs: int) -> int:
+        """Eigenvectors whose share in the residual is followed, for a net of O outputs."""
+        if self.top is None:
+            return outputs if self.probes else 0
+        return self.top
 
     def rates(self, lambda0: float) -> list[tuple[float, float]]:
         """(c, eta) of every learning rate, ascending."""

@@ -72,14 +72,14 @@ class Sweeping:
     def recipe(self) -> Recipe:
         """Full-batch descent of the model as it is."""
         s = self.config
-        top = s.top or self.data.outputs
         return Recipe(
             s.steps,
             probe_factor=s.probe_factor,
             probe_every=s.probe_every,
             batch_stats=s.batch_stats,
             tol=s.tol,
-            top=top,
+            top=s.dimension(self.data.outputs),
+            probes=s.probes,
         )
 
     def result(self) -> SweepResult | SeedSweeps:

@@ -118,8 +118,8 @@ def char_gpt(
     Raises:
         ValueError: for sizes that do not fit or unknown names.
 
-    Example:
-        >>> net = char_gpt(8, 20)
+    Examples:
+        >>> net = cx.models.char_gpt(8, 20)
         >>> net(torch.zeros(3, 8, dtype=torch.int64)).shape
         torch.Size([3, 20])
     """
@@ -169,8 +169,8 @@ def small_vit(
     Raises:
         ValueError: for sizes that do not fit or unknown names.
 
-    Example:
-        >>> small_vit(8, 10)(torch.zeros(3, 1, 8, 8)).shape
+    Examples:
+        >>> cx.models.small_vit(8, 10)(torch.zeros(3, 1, 8, 8)).shape
         torch.Size([3, 10])
     """
     where = "models.small_vit"

@@ -104,6 +104,13 @@ class TorchSteps:
     Args:
         weights: parameters that the optimizer moves.
         optimizer: over these; not one whose step needs a closure.
+
+    Examples:
+        >>> from catapult_ext.training import TorchSteps
+        >>> weights = [torch.ones(2)]
+        >>> TorchSteps(weights, torch.optim.SGD(weights, lr=0.5))([torch.ones(2)])
+        >>> weights[0]
+        tensor([0.5000, 0.5000])
     """
 
     def __init__(self, weights: Sequence[Tensor], optimizer: torch.optim.Optimizer) -> None:
