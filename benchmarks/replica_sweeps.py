@@ -2,13 +2,16 @@
 
 ``--earlier FOLDER`` holds the package of the earlier build, which does the same work in processes
 of its own, in turns.  ``sweep``: 32 rates x 4 seeds of an MLP 64-128x3-10 on 512 digits, 200 steps,
-curvature every 10 steps, each build's ``cx.sweep`` on two processes.  ``plane``: every tenth row of
-``reproduce phase-plane`` over width and c, beside its runs one by one.
+curvature every 10 steps, each build's ``cx.sweep`` on ``--ranks`` processes, two seeds a turn: the
+earlier build takes one seed after the other, this one both in one call.  Then the eigenvalues of
+every fourth run are compared with cold solves in float64 at the same parameters.  ``plane``: every
+tenth row of ``reproduce phase-plane`` over width and c, beside its runs one by one.
 """
 
 from __future__ import annotations
 
 import argparse
+import copy
 import json
 import os
 import statistics
@@ -51,40 +54,51 @@ def every_ten_steps() -> None:
     module.probe_schedule = lambda steps, factor: tuple(range(0, steps + 1, EVERY))
 
 
-def one_rank(rank: int, store: str, out: str, seed: int) -> None:
-    """One of two processes of a sweep; tells its processor time."""
+def one_rank(rank: int, ranks: int, store: str, out: str, seeds: list[int]) -> None:
+    """One of the processes of a sweep; tells its processor time."""
     import torch
     import torch.distributed as dist
 
     torch.set_num_threads(1)
     every_ten_steps()
-    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
+    group = None
+    if ranks > 1:
+        group = "world"
+        dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=ranks)
     import catapult_ext as cx
 
-    model, digits = problem(128, seed)
+    nets = [problem(128, seed)[0] for seed in seeds]
+    digits = problem(128, 0)[1]
+    settings = {"c": RATES, "steps": STEPS, "group": group}
     began = time.process_time(), time.perf_counter()
-    found = cx.sweep(model, digits, c=RATES, steps=STEPS, out=out, group="world")
+    outs = [f"{out}-{i}" if ranks > 1 else None for i in range(len(nets))]  # reports take long
+    if hasattr(cx.TopTracker, "keep"):  # a build that takes several nets
+        found = list(cx.sweep(nets, digits, out=outs[0], **settings))
+    else:
+        found = [cx.sweep(n, digits, out=o, **settings) for n, o in zip(nets, outs, strict=True)]
     took = time.process_time() - began[0], time.perf_counter() - began[1]
     keys = ("c", "lambda", "lambda_error")
     told = {
         "processor": took[0],
         "wall": took[1],
-        "phases": found.phases,
-        "records": [{key: record[key] for key in keys} for record in found.records],
+        "phases": [one.phases for one in found],
+        "records": [{key: r[key] for key in keys} for one in found for r in one.records],
     }
     Path(f"{out}-{rank}.json").write_text(json.dumps(told))
-    dist.destroy_process_group()
+    if ranks > 1:
+        dist.destroy_process_group()
 
 
-def sweep_of(build: Path, seed: int) -> dict[str, Any]:
-    """One sweep by a build on two processes."""
+def sweep_of(build: Path, ranks: int, seeds: list[int]) -> dict[str, Any]:
+    """Sweeps of some seeds by a build."""
     with tempfile.TemporaryDirectory() as folder:
         out, store = f"{folder}/run", f"{folder}/store"
-        ranks = [_process(build, "rank", str(rank), store, out, str(seed)) for rank in range(2)]
-        for process in ranks:
+        words = [str(ranks), store, out, json.dumps(seeds)]
+        processes = [_process(build, "rank", str(rank), *words) for rank in range(ranks)]
+        for process in processes:
             if process.wait():
                 raise SystemExit("a rank failed")
-        told = [json.loads(Path(f"{out}-{rank}.json").read_text()) for rank in range(2)]
+        told = [json.loads(Path(f"{out}-{rank}.json").read_text()) for rank in range(ranks)]
     return {
         **told[0],
         "processor": sum(one["processor"] for one in told),
@@ -97,32 +111,66 @@ def _process(build: Path, *words: str) -> subprocess.Popen[bytes]:
     return subprocess.Popen([sys.executable, __file__, *words], env=environment)
 
 
-def compare_sweeps(earlier: Path) -> Iterator[dict[str, Any]]:
-    """Times of both builds, seed by seed in turns, and how their results agree; as it comes."""
-    seeds = []
-    for seed in range(4):
-        then, now = sweep_of(earlier, seed), sweep_of(HERE, seed)
-        seeds.append(
+def compare_sweeps(earlier: Path, ranks: int) -> Iterator[dict[str, Any]]:
+    """Times of both builds, two seeds a turn, and how their results agree; as it comes."""
+    turns = []
+    for seeds in ([0, 1], [2, 3]):
+        then, now = (sweep_of(build, ranks, seeds) for build in (earlier, HERE))
+        turns.append(
             {
-                "seed": seed,
+                "seeds": seeds,
                 "earlier": {key: then[key] for key in ("processor", "wall")},
                 "ours": {key: now[key] for key in ("processor", "wall")},
                 **agreement(then, now),
             }
         )
-        print(json.dumps(seeds[-1]), flush=True)
-        yield {
-            "work": f"{len(RATES)} rates x {len(seeds)} seeds, MLP 64-128x3-10, 512 digits, "
-            f"{STEPS} steps, curvature every {EVERY} steps, two processes of one thread",
-            "seeds": seeds,
-            **ratios(seeds),
+        print(json.dumps(turns[-1]), flush=True)
+        found = {
+            "work": f"{len(RATES)} rates x {2 * len(turns)} seeds, MLP 64-128x3-10, 512 digits, "
+            f"{STEPS} steps, curvature every {EVERY} steps; {ranks} process(es) of one thread",
+            "seeds": turns,
+            **ratios(turns),
         }
+        yield found
+    yield found | {"beside_cold_solves": beside_cold_solves()}
+
+
+def beside_cold_solves() -> dict[str, Any]:
+    """Eigenvalues of a sweep beside cold float64 solves at the parameters they were taken at."""
+    import torch
+
+    import catapult_ext as cx
+    from catapult_ext.experiments import curvature
+
+    torch.set_num_threads(1)
+    apart: list[float] = []
+    own = curvature.Followed.update
+
+    def compared(self: Any, chain: Any, x: Any, y: Any, check: bool) -> Any:
+        found = own(self, chain, x, y, check)
+        state = {name: p.double() for name, p in chain.parameters.items()}
+        stack: Any = (state, {}, copy.deepcopy(self.model).double())
+        kernels = cx.NTK(stack, x.double())
+        cold = cx.eigsh(kernels, tol=1e-8, confidence=0.999).eigenvalues[:, 0] / len(x)
+        for (value, error, _), exact in zip(found, cold.tolist(), strict=True):
+            apart.append(abs(value - exact) / error)
+        return found
+
+    curvature.Followed.update = compared  # type: ignore[method-assign]
+    for seed in range(4):
+        net, digits = problem(128, seed)
+        cx.sweep(net, digits, c=RATES[seed::4], steps=STEPS, probe_every=EVERY)
+    return {
+        "eigenvalues": len(apart),
+        "outside_their_errors": sum(value > 1 for value in apart),
+        "largest_distance_over_error": max(apart),
+    }
 
 
 def ratios(pairs: list[dict[str, Any]]) -> dict[str, float]:
-    """Medians over the pairs of the earlier build's time over ours."""
+    """Sums over the turns of the earlier build's time over ours."""
     return {
-        f"{key}_ratio": statistics.median(p["earlier"][key] / p["ours"][key] for p in pairs)
+        f"{key}_ratio": sum(p["earlier"][key] for p in pairs) / sum(p["ours"][key] for p in pairs)
         for key in ("processor", "wall")
     }
 
@@ -241,7 +289,8 @@ def processor() -> str:
 def main() -> None:
     """Run what the command line names and write it into the results."""
     if sys.argv[1] == "rank":
-        one_rank(int(sys.argv[2]), sys.argv[3], sys.argv[4], int(sys.argv[5]))
+        rank, ranks, store, out, seeds = sys.argv[2:]
+        one_rank(int(rank), int(ranks), store, out, json.loads(seeds))
         return
     if sys.argv[1] in ("alone", "together"):
         row = row_alone if sys.argv[1] == "alone" else row_together
@@ -251,11 +300,16 @@ def main() -> None:
     asked.add_argument("what", choices=("sweep", "plane"))
     asked.add_argument("--earlier", type=Path, required=True, help="folder of the earlier package")
     asked.add_argument("--out", type=Path, help="finished run folder of the whole plane")
+    asked.add_argument("--ranks", type=int, default=2, help="processes of a sweep")
     asked.add_argument("--json", type=Path, default=RESULTS)
     given = asked.parse_args()
     told = {"processor_name": processor(), "load_at_start": os.getloadavg()[0]}
     sweeps = given.what == "sweep"
-    made = compare_sweeps(given.earlier) if sweeps else compare_planes(given.earlier, given.out)
+    made = (
+        compare_sweeps(given.earlier, given.ranks)
+        if sweeps
+        else compare_planes(given.earlier, given.out)
+    )
     for found in made:
         _keep(given.json, given.what, found | told)
     print(json.dumps({k: v for k, v in found.items() if k not in ("seeds", "rows")}, indent=1))

@@ -18,6 +18,7 @@ import catapult_ext as cx
 from catapult_ext import ops, probes, toy
 
 MODEL = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.Tanh(), torch.nn.Linear(4, 2))
+PAIR = [MODEL, copy.deepcopy(MODEL)]
 X, Y = torch.linspace(-1, 1, 15).reshape(5, 3), torch.linspace(0, 1, 10).reshape(5, 2)
 A = torch.diag(torch.arange(1.0, 7.0))
 DATA = cx.data.Dataset("lines", X, Y, X[:2], Y[:2], False)
@@ -94,6 +95,16 @@ CALLS = {
     "CurvatureTracker": (
         curvature_tracker,
         {"model": MODEL, "loss": "half_mse", "data": (X, Y), "every": 1, "k": 1, "tol": 1e-2},
+    ),
+    "StackedCurvatureTracker": (
+        lambda **options: cx.StackedCurvatureTracker(**options).step(),
+        {
+            "models": [MODEL, copy.deepcopy(MODEL)],
+            "loss": "half_mse",
+            "data": (X, Y),
+            "every": 1,
+            "k": 1,
+        },
     ),
     "learning_rate_window": (
         cx.learning_rate_window,

@@ -89,7 +89,7 @@ class Followed:
     """Lambda of R replicas along their training, as :func:`top_curvature` has it of one.
 
     The first measurement, those that are asked for, every tenth and those of replicas that jumped
-    are checked solves; the others follow the eigenvectors, for about a quarter of the products
+    are checked solves; the others follow the eigenvectors, for about a third of the products
     (:class:`~catapult_ext.TopTracker`).  A replica that cannot be measured ends no other.
 
     Args:
@@ -105,7 +105,8 @@ class Followed:
         self._start()
 
     def _start(self) -> None:
-        self._top = TopTracker(1, tol=self.tol, confidence=CONFIDENCE)
+        # one guard more than for a change of one step: between probes lie many
+        self._top = TopTracker(1, tol=self.tol, guards=2, confidence=CONFIDENCE)
 
     def keep(self, replicas: Sequence[int]) -> None:
         """Follow these replicas alone from now on."""

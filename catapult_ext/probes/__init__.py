@@ -14,6 +14,7 @@ from catapult_ext.probes.observables import (
     weight_norm,
 )
 from catapult_ext.probes.phases import PHASES, Evidence, Verdict, classify, divergence_cut
+from catapult_ext.probes.stacked_tracker import StackedCurvatureTracker, StackedRow
 from catapult_ext.probes.threshold import StabilityThreshold, stability_threshold
 from catapult_ext.probes.track import Track, track
 from catapult_ext.probes.tracker import CurvatureTracker
@@ -30,6 +31,8 @@ __all__ = [
     "Evidence",
     "LearningRateWindow",
     "StabilityThreshold",
+    "StackedCurvatureTracker",
+    "StackedRow",
     "Track",
     "Verdict",
     "accuracy",
