@@ -206,6 +206,8 @@ def _in_notebook() -> bool:
 
 def for_people(seconds: float) -> str:
     """A time: two digits of seconds, else minutes or hours."""
+    if seconds < 1e-3:
+        return "under 1 ms"
     if seconds < 100:
         return f"{seconds:.2g} s" if seconds < 9.95 else f"{seconds:.0f} s"
     minutes, hours = seconds / 60, seconds / 3600

@@ -1,5 +1,6 @@
 """One protocol of progress for every long call: a function, a bar, lines, or nothing."""
 
+import _thread
 import io
 import sys
 import types
@@ -135,6 +136,71 @@ def test_a_function_that_raises_ends_the_call_by_its_own_error(name, tmp_path):
         assert f"{function}" in caught.value.__notes__[0]
         assert "progress=" in caught.value.__notes__[0]
     CALLS[name](None, tmp_path)  # and nothing is left half-made: a stored run resumes
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_ctrl_c_ends_every_call_within_a_chunk(name, tmp_path):
+    """The signal comes in the first chunk; nothing on the way may swallow it."""
+    chunks = []
+
+    def press(done, total):
+        chunks.append(done)
+        if len(chunks) == 1:
+            _thread.interrupt_main()
+
+    with pytest.raises(KeyboardInterrupt):
+        CALLS[name](press, tmp_path)
+    assert len(chunks) <= 2
+    CALLS[name](None, tmp_path)  # what was finished is kept, and nothing is left half-made
+
+
+def loop(log=None, **options):
+    optimizer = torch.optim.SGD(NET.parameters(), lr=0.0)
+    tracker = cx.CurvatureTracker(NET, "half_mse", DATA, optimizer=optimizer, every=1, **options)
+    with tracker:
+        for _ in range(3):
+            tracker.step(1.0)
+
+
+PRODUCTS = {
+    "diagonal": lambda: cx.Hessian(NET, "half_mse", DATA).diagonal(),
+    "trace": lambda: cx.Hessian(NET, "half_mse", DATA).trace(),
+    "TopTracker.update": lambda: cx.TopTracker().update(cx.Hessian(NET, "half_mse", DATA)),
+    "CurvatureTracker": lambda: loop(quantity="hessian"),
+}
+
+
+@pytest.mark.parametrize("name", PRODUCTS)
+def test_ctrl_c_ends_what_has_no_progress_within_a_product(name, monkeypatch):
+    products = []
+    plain = cx.Hessian._matmat
+
+    def product(self, vectors):
+        products.append(1)
+        if len(products) == 2:
+            _thread.interrupt_main()
+        return plain(self, vectors)
+
+    monkeypatch.setattr(cx.Hessian, "_matmat", product)
+    with pytest.raises(KeyboardInterrupt):
+        PRODUCTS[name]()
+    assert len(products) <= 3
+
+
+def test_ctrl_c_ends_a_sweep_within_a_step(tmp_path):
+    steps = []
+
+    class Pressed(cx.experiments.Progress):
+        def step(self, step, loss):
+            steps.append(step)
+            if len(steps) == 1:
+                _thread.interrupt_main()
+
+    given = {"c": [0.5, 1.0], "steps": 6, "out": tmp_path / "run"}
+    with pytest.raises(KeyboardInterrupt):
+        cx.sweep(NET, DATA, progress=Pressed(), **given)
+    assert len(steps) <= 2
+    assert len(cx.sweep(NET, DATA, **given).table()) == 2
 
 
 @pytest.mark.parametrize("name", CALLS)

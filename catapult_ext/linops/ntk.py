@@ -22,6 +22,7 @@ from catapult_ext.linops.model.several import TakesSeveral
 from catapult_ext.linops.model.snapshot import Inputs
 from catapult_ext.linops.model_operator import ModelOperator
 from catapult_ext.linops.tracing.parameter_kernel import gram
+from catapult_ext.linops.tracing.pieces import add_product
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -187,10 +188,14 @@ class NTK(ModelOperator, TakesSeveral):
         flat = known
         if flat is None:
             rows = linearization.jacobian()
-            flat = gram(rows) if self.symmetric else rows @ self.linearization2.jacobian().T
+            flat = gram(rows) if self.symmetric else self._across(rows)
         if outputs == "all":
             return flat
         return flat.view(-1, o, self.shape[1] // o, o).diagonal(dim1=1, dim2=3).sum(-1)
+
+    def _across(self, rows: Tensor) -> Tensor:
+        """J J2' for the rows of J."""
+        return add_product(rows.new_zeros(self.shape), rows, self.linearization2.jacobian().T)
 
     @no_autocast()
     def diagonal(self) -> Tensor:

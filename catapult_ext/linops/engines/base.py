@@ -241,6 +241,12 @@ class Linearization(ABC):
         """Bytes that native code takes for n samples and one column, unseen by a meter."""
         return 0.0
 
+    def kernel_flops(self, n: int, product: float) -> float:
+        """Flops of the kernel J J' of n samples, at most; ``product``: of one column."""
+        # rows by a backward pass for each output of a sample, and the inner products of a triangle
+        rows = float(self.rows // self.n_samples * n)
+        return self.n_outputs * product / 2 + rows * rows * self.n_params
+
     def native_flops(self, n: int) -> float | None:
         """Flops of native code for n samples and one column; None: the meter counts them all."""
         return None
@@ -328,6 +334,10 @@ class Linearization(ABC):
     def kernel(self, other: Linearization | None, outputs: str) -> Tensor | None:
         """J J2' as ``ops.gram`` lays it out, where the engine knows layer factors; else None."""
         return None
+
+    def kernel_room(self, n: int) -> int:
+        """Bytes that the kernel of n samples takes besides its result, at most."""
+        return self.workspace
 
     def kernel_bytes(self, outputs: str) -> int:
         """Bytes that :meth:`kernel` takes besides its result."""

@@ -151,6 +151,12 @@ class DenseChainLinearization(Linearization):
             total += 4.0 * n * p * d * (i > 0) + min(2.0 * n * n * p, 4.0 * n * p * d)
         return total
 
+    def kernel_flops(self, n: int, product: float) -> float:
+        """Flops of the kernel of n samples from the inner products of every layer's factors."""
+        rows = float(self.n_outputs * n)
+        widths = [layer.weight.shape for layer in self.layers]
+        return sum(float(n) * n * d + rows * rows * (p + 1) for p, d in widths)
+
     def product_bytes(self, graph: int) -> float:
         """Upper bound on the bytes of a product, which keeps no graph of its own."""
         return graph + 4 * self.snapshot.bytes + self.native_bytes(self.n_samples)
@@ -215,7 +221,11 @@ class DenseChainLinearization(Linearization):
         """Bytes that :meth:`kernel` takes besides its result."""
         if outputs == "trace":
             return self.workspace
-        return 2 * self.n_samples * self.part(slice(0, 1)).gradient_bytes(outputs)
+        return self.kernel_room(self.n_samples)
+
+    def kernel_room(self, n: int) -> int:
+        """Bytes of the derivatives of all outputs of n samples, on both sides."""
+        return 2 * n * self.part(slice(0, 1)).gradient_bytes("all")
 
     def part(self, samples: slice) -> DenseChainPart:
         """The inputs and derivatives of some samples."""

@@ -12,6 +12,8 @@ import torch
 
 from catapult_ext import _validate as v
 from catapult_ext._free_memory import free_bytes, show_bytes
+from catapult_ext._progress import for_people
+from catapult_ext.linops.engines.machine_rate import machine_rate
 
 SHARE = 0.5  # of the free memory, where no budget is given
 _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
@@ -31,7 +33,12 @@ class Plan:
             ``column`` more for each further one.
         kept: predicted bytes held between products.
         setup_flops: of freezing (check and probes not counted), ``product_flops`` and
-            ``product_bytes`` (memory traffic) of a product with one column; 1 multiply-add = 2.
+            ``product_bytes`` (memory traffic) and ``product_calls`` (of torch's operations) of a
+            product with one column; 1 multiply-add = 2.
+        side: n of an operator (n, n); 0 of one that is not square.
+        dense_flops, dense_calls: of ``dense()``, at most.
+        dense_room: bytes that ``dense()`` takes beside its result, at most.
+        device, dtype: of the operator.
 
     Examples:
         >>> plan = cx.NTK(nn.Linear(3, 2), torch.randn(4, 3)).plan
@@ -52,6 +59,37 @@ class Plan:
     setup_flops: float
     product_flops: float
     product_bytes: float
+    product_calls: float
+    side: int
+    dense_flops: float
+    dense_calls: float
+    dense_room: int
+    device: torch.device
+    dtype: torch.dtype
+
+    @property
+    def product_seconds(self) -> float:
+        """A forecast for a product with one column, from flops, bytes and this machine's rates.
+
+        The rates are measured once, in 50 ms.  Products took between 0.6 and 2.7 times the
+        forecast on one thread (``benchmarks/results/forecast.json``).
+        """
+        rate = machine_rate(self.device, self.dtype)
+        return rate.seconds(self.product_flops, self.product_bytes, self.product_calls)
+
+    @property
+    def dense_bytes(self) -> int:
+        """Of the matrix that ``dense()`` returns."""
+        return self.side**2 * self.dtype.itemsize
+
+    @property
+    def dense_seconds(self) -> float:
+        """A forecast for ``dense()``, likewise, which took between a fifth and three times as long.
+
+        The fifth is a kernel of convolutions, whose layers' factors save work.
+        """
+        rate = machine_rate(self.device, self.dtype)
+        return rate.seconds(self.dense_flops, self.dense_bytes, self.dense_calls)
 
     def room(self, columns: int) -> int:
         """Bytes of the budget that a product with ``columns`` columns leaves."""
@@ -69,10 +107,16 @@ class Plan:
             "columns": f"{self.columns} at a time, {show_bytes(self.column)} each",
             "set-up": f"{self.setup_flops / 1e9:.3g} GFLOP",
             "product": f"{self.product_flops / 1e9:.3g} GFLOP, "
-            f"{show_bytes(self.product_bytes)} moved, per column",
+            f"{show_bytes(self.product_bytes)} moved, about {for_people(self.product_seconds)}, "
+            "per column",
             "memory": f"{show_bytes(self.peak)} at the peak, {show_bytes(self.kept)} between "
             f"products, of a budget of {show_bytes(self.budget)}",
         }
+        if self.side:
+            rows["dense()"] = (
+                f"({self.side}, {self.side}), {show_bytes(self.dense_bytes)} and at most "
+                f"{show_bytes(self.dense_room)} beside it, about {for_people(self.dense_seconds)}"
+            )
         return "\n".join(f"{key:8s} {text}" for key, text in rows.items())
 
 

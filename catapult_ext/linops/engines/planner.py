@@ -240,11 +240,12 @@ class Planner:
         gains = streamed or self.linearization.gains_from_columns
         fitting = int((self.budget - peak) // max(column, 1)) + 1 if gains else 1
         columns = self.columns or max(1, min(fitting, _MOST_COLUMNS))
-        once = costs.setup if streamed else Usage(0, 0, 0, 0)
+        once = costs.setup if streamed else Usage(0, 0, 0, 0, 0)
         product = (costs.first + once * 2) if streamed else costs.following
         parts = self.n / samples
         native = None if streamed else self.linearization.native_flops(samples)
         flops = product.flops if native is None else native
+        side, dense_flops = self._dense(flops * parts)
         kept = 0.0 if streamed else costs.setup.kept + costs.first.kept
         return Plan(
             name=snapshot.where,
@@ -260,4 +261,30 @@ class Planner:
             setup_flops=costs.setup.flops * parts,
             product_flops=flops * parts,
             product_bytes=product.traffic * parts,
+            product_calls=product.calls * parts,
+            side=side,
+            dense_flops=dense_flops,
+            dense_calls=product.calls * parts * self._times(side, columns),
+            dense_room=self._dense_room(int(peak), int(column), columns),
+            device=self.linearization.device,
+            dtype=self.linearization.dtype,
         )
+
+    def _dense(self, product: float) -> tuple[int, float]:
+        """Side of the matrix, and the flops to write it out, from those of one column."""
+        of_few, snapshot = self.linearization, self.snapshot
+        if snapshot.where == "Jacobian":
+            return 0, 0.0
+        if snapshot.probe != "kernel":
+            return snapshot.n_params, snapshot.n_params * product
+        rows = of_few.rows // of_few.n_samples * self.n
+        return rows, min(rows * product, of_few.kernel_flops(self.n, product))
+
+    def _times(self, side: int, columns: int) -> int:
+        """Passes over the model to write a matrix out."""
+        return 1 if self.snapshot.probe == "kernel" else -(-side // columns)
+
+    def _dense_room(self, peak: int, column: int, columns: int) -> int:
+        if self.snapshot.probe == "kernel":
+            return max(self.linearization.kernel_room(self.n), peak)
+        return peak + (columns - 1) * column

@@ -30,12 +30,13 @@ LIMITS = (OverBudget, torch.OutOfMemoryError)  # of memory, not of what the mode
 
 @dataclass(frozen=True)
 class Usage:
-    """Use of one phase: bytes added and left, bytes at its peak, flops, bytes moved."""
+    """Use of one phase: bytes added and left, bytes at its peak, flops, bytes moved, operations."""
 
     kept: float
     peak: float
     flops: float
     traffic: float
+    calls: float
 
     def __sub__(self, other: Usage) -> Usage:
         return Usage(*(a - b for a, b in zip(_numbers(self), _numbers(other), strict=True)))
@@ -47,8 +48,8 @@ class Usage:
         return Usage(*(a * factor for a in _numbers(self)))
 
 
-def _numbers(usage: Usage) -> tuple[float, float, float, float]:
-    return usage.kept, usage.peak, usage.flops, usage.traffic
+def _numbers(usage: Usage) -> tuple[float, ...]:
+    return usage.kept, usage.peak, usage.flops, usage.traffic, usage.calls
 
 
 def _channels_last(t: Tensor) -> bool:
@@ -70,16 +71,23 @@ class Meter(DispatchMode):
         super().__init__()
         self.live = self.peak = 0
         self.flops = self.traffic = 0.0
+        self.calls = 0
         self._limit, self._work = limit, work
         self._known = {t.untyped_storage()._cdata for t in known if t.layout == torch.strided}
         self._seen: dict[int, Any] = {}
-        self._marked = (0, 0.0, 0.0)
+        self._marked = (0, 0.0, 0.0, 0)
 
     def phase(self) -> Usage:
         """Use since the last call."""
-        live, flops, traffic = self._marked
-        out = Usage(self.live - live, self.peak - live, self.flops - flops, self.traffic - traffic)
-        self._marked, self.peak = (self.live, self.flops, self.traffic), self.live
+        live, flops, traffic, calls = self._marked
+        out = Usage(
+            self.live - live,
+            self.peak - live,
+            self.flops - flops,
+            self.traffic - traffic,
+            self.calls - calls,
+        )
+        self._marked, self.peak = (self.live, self.flops, self.traffic, self.calls), self.live
         return out
 
     def note(self, func: Any, args: Any, out: Any) -> None:
@@ -112,6 +120,7 @@ class Meter(DispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         out = func(*args, **kwargs)
+        self.calls += 1
         self.take(out)
         if self._work:
             self._count(func, args, kwargs, out)

@@ -15,6 +15,7 @@ from catapult_ext.linops.model.memory_meter import LIMITS
 from catapult_ext.linops.tracing.parameter_rows import Sink, each_block, gradient_bytes
 from catapult_ext.linops.tracing.parameter_use_rules import Outer, Positions, Use
 from catapult_ext.linops.tracing.parameter_uses import Structured
+from catapult_ext.linops.tracing.pieces import add_product
 
 _WHOLE = 96  # rows whose square product is not worth splitting
 _NATIVE = 1024  # rows that ops.gram takes at once: it makes a tensor of its own for the result
@@ -64,7 +65,7 @@ class _Kernel(Sink):
         if self._symmetric:
             add_gram(self.theta, left)
         else:
-            self.theta.addmm_(left, blocks[1].reshape(self.theta.shape[1], -1).T)
+            add_product(self.theta, left, blocks[1].reshape(self.theta.shape[1], -1).T)
 
     def by_output(self, blocks: list[list[Tensor]], parameters: list[int]) -> None:
         """Add the inner products of rows (O, N, q); their sum is brought to the order (n, o)."""
@@ -199,7 +200,7 @@ def add_gram(theta: Tensor, rows: Tensor) -> None:
         theta.addmm_(rows, rows.T)
         return
     half = n // 2
-    theta[half:, :half].addmm_(rows[half:], rows[:half].T)
+    add_product(theta[half:, :half], rows[half:], rows[:half].T)
     add_gram(theta[:half, :half], rows[:half])
     add_gram(theta[half:, half:], rows[half:])
 
