@@ -16,7 +16,7 @@ from typing import Any
 HERE = Path(__file__).resolve().parent
 RESULTS = HERE.parent / "results"
 PINNED = ("torch", "scipy", "curvlinops-for-pytorch", "hessian-eigenthings", "pyhessian")
-PINNED += ("nngeometry",)
+PINNED += ("nngeometry", "scikit-learn", "gpytorch")
 
 
 def versions() -> dict[str, str]:
@@ -63,10 +63,11 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     import eigen
     import kernels
+    import solves
     import timing
     import toy
 
-    known = {**kernels.ROWS, **eigen.ROWS, **toy.ROWS}
+    known = {**kernels.ROWS, **eigen.ROWS, **toy.ROWS, **solves.ROWS}
     for name in options.rows or known:
         print(name, flush=True)
         record = timing.race(known[name](), options.seconds, options.check, options.only)

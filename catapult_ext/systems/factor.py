@@ -242,7 +242,7 @@ def _proved(matrix: Tensor, factor: CholeskyFactor, where: str) -> float | None:
     share = product_rounding(2 * n + 2)
     rounding = share / (1 - share) * trace + 4 * _UNIT * matrix.diagonal().abs().max().item()
     diagonal = matrix.diagonal().clone()
-    for part in (0.9, 0.5):
+    for part in (0.6, 0.25):
         if part * least <= rounding:
             return None
         matrix.diagonal().copy_(diagonal - part * least)
