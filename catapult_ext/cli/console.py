@@ -120,6 +120,29 @@ def launched_ranks() -> Iterator[tuple[str | None, bool]]:
     dist.destroy_process_group()
 
 
+@contextmanager
+def on_threads(count: int | None, *, talks: bool = True) -> Iterator[None]:
+    """Compute on ``count`` threads, and say on how many.
+
+    By default on one, as the workers of ``reproduce`` do: the nets are small, and a second thread
+    mostly waits; ``OMP_NUM_THREADS`` is followed where it is set.
+    """
+    import torch
+
+    v.require(count is None or count >= 1, "sweep", "--threads must be >= 1", count)
+    before = torch.get_num_threads()
+    chosen = count or (before if os.environ.get("OMP_NUM_THREADS") else 1)
+    if talks:
+        word = "thread" if chosen == 1 else "threads"
+        line = f"on {chosen} {word} (--threads N for another number)"
+        console(stderr=True).print(line, highlight=False, style="dim")
+    torch.set_num_threads(chosen)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
 def picture_path(command: str, path: Path) -> Path:
     """The PNG file to write, its folder made: to be called before the work for the picture."""
     ok = path.suffix.lower() == ".png" and not path.is_dir()

@@ -13,6 +13,7 @@ from typing import Annotated, Any, get_args, get_type_hints
 
 DATA_DIR = "Folder of data files; default $CATAPULT_DATA, then installed packages."
 STANDARDISE = "Of inputs: global, channel, pixel, image or none; default by the data."
+THREADS = "Threads to compute on; default $OMP_NUM_THREADS, else one: the nets are small."
 _CONTEXT = "context"  # the parameter in which typer passes what was typed
 
 

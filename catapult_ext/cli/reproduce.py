@@ -54,7 +54,7 @@ def _print_table(rows: list[dict[str, Any]], title: str, order: list[str]) -> No
         title=title, header_style="bold", box=load("rich.box").SIMPLE_HEAD
     )
     for name in order:
-        table.add_column(name, overflow="fold")
+        table.add_column(name, overflow="fold", no_wrap=name == "name")
     colours = {"holds": "green", "does not hold": "dark_orange", "no": "dark_orange"}
     for row in rows:
         mark = row.get("verdict", row.get("same"))
@@ -141,6 +141,6 @@ def compare(
     first: Annotated[Path, Argument("Run folder.")],
     second: Annotated[Path, Argument("Run folder.")],
 ) -> None:
-    """Set two finished reproductions side by side: settings and claims that differ."""
+    """Set two finished reproductions side by side: settings that differ, and every claim."""
     rows = experiments.compare(first, second)
     _print_table(rows, f"{first} and {second}", ["what", "first", "second", "same"])

@@ -10,8 +10,8 @@ from typing import Annotated, Any
 
 from catapult_ext import _validate as v
 from catapult_ext import data, losses, models
-from catapult_ext.cli.console import launched_ranks, print_result, sweep_progress
-from catapult_ext.cli.options import DATA_DIR, STANDARDISE, Option
+from catapult_ext.cli.console import launched_ranks, on_threads, print_result, sweep_progress
+from catapult_ext.cli.options import DATA_DIR, STANDARDISE, THREADS, Option
 from catapult_ext.experiments.sweep import run
 from catapult_ext.experiments.sweep_config import SweepConfig
 
@@ -70,6 +70,7 @@ def sweep(
     ] = "half_mse",
     linearised: Annotated[bool, Option("Also sweep the linearised net.", "--linearised")] = False,
     seed: Annotated[int, Option("Of weights and data.")] = 0,
+    threads: Annotated[int | None, Option(THREADS)] = None,
 ) -> None:
     """Train one network at many learning rates and follow its curvature.
 
@@ -102,7 +103,7 @@ def sweep(
     title = f"Learning-rate sweep: {kind} on {found.name}"
     with launched_ranks() as (group, talks):
         bars = sweep_progress() if talks else nullcontext(None)
-        with bars as progress:
+        with on_threads(threads, talks=talks), bars as progress:
             result = run(
                 config,
                 model,

@@ -17,22 +17,26 @@ def curvature_figure(
     Raises:
         RuntimeError: matplotlib is missing; the message names the extra.
     """
+    seen = [s for s in steps if s.get("loss") is not None]  # a Trainer tells none
     measured = [s for s in steps if s.get("zeta") is not None]
-    ratios = (2, 1, 1) if measured else (2, 1)
+    ratios = (2, *(1 for rows in (seen, measured) if rows))
     with styled():
         figure = new_figure(7.0, 1.2 + 2.0 * len(ratios))
-        top, middle, *rest = figure.subplots(len(ratios), 1, sharex=True, height_ratios=ratios)
+        panels = figure.subplots(len(ratios), 1, sharex=True, height_ratios=ratios, squeeze=False)
+        top, *rest = panels[:, 0]
         _draw_values(top, probes, quantity)
-        middle.plot([s["step"] for s in steps], [s["loss"] for s in steps], color=BLACK, lw=1)
-        if steps and min(s["loss"] for s in steps) > 0:
-            middle.set_yscale("log")
-        middle.set(ylabel="training loss")
+        if seen:
+            ax = rest.pop(0)
+            ax.plot([s["step"] for s in seen], [s["loss"] for s in seen], color=BLACK, lw=1)
+            if min(s["loss"] for s in seen) > 0:
+                ax.set_yscale("log")
+            ax.set(ylabel="training loss")
         for ax in rest:
             x, y = [s["step"] for s in measured], [s["zeta"] for s in measured]
             ax.plot(x, y, color=BLACK, lw=1)
             ax.axhline(1, color=ORANGE, ls="--", lw=1)
             ax.set(ylabel=r"realized edge $\zeta$")
-        (rest or [middle])[-1].set(xlabel="step")
+        panels[-1, 0].set(xlabel="step")
     return figure
 
 
@@ -51,6 +55,9 @@ def _draw_values(ax: Any, probes: list[dict[str, Any]], quantity: str) -> None:
         plain = all(p["threshold"] == 2 for p in compared)
         label = r"$2/\eta$" if plain else r"$k^*/\eta$"
         ax.plot(*zip(*edges, strict=True), color=ORANGE, ls="--", lw=1, label=label)
+    drawn = [value for p in probes for value in p["values"]]
+    if drawn and 0 < min(drawn) < max(drawn) / 100:
+        ax.set_yscale("log")
     ax.set_ylabel("eigenvalues")
     seen = "Preconditioned " if any(p.get("preconditioned") for p in probes) else ""
     ax.set_title(f"{seen}{_NAMES[quantity]} along training")
