@@ -88,6 +88,10 @@ def test_includes(path):
             pytest.fail(f"{path}: {name}; only core/cuda/runtime.cuh includes the CUDA runtime")
         if folder == "core" and name.startswith(("ops/", "bindings/")):
             pytest.fail(f"{path}: core knows no operation, but includes {name}")
+        if folder in ("core", "emulation", "bindings") or (op and not op.startswith("toy_")):
+            assert not name.startswith("toy/"), f"{path}: only ops of the toy model use {name}"
+        if folder == "toy" and name.startswith(("ops/", "bindings/")):
+            pytest.fail(f"{path}: what the toy ops share knows none of them, but includes {name}")
         if folder == "bindings" and name.startswith("ops/"):
             stem = name.split("/")[1]
             assert name == f"ops/{stem}/{stem}.hpp", f"{path}: bindings see contracts only: {name}"

@@ -40,6 +40,7 @@ def device_files() -> list[Path]:
     """The sources that hold device code."""
     csrc = ROOT / "csrc"
     found = [*csrc.glob("ops/*/*.cu"), *csrc.glob("ops/*/*.cuh"), *csrc.glob("core/cuda/*.cuh")]
+    found += csrc.glob("toy/*.cuh")
     return sorted(found)
 
 

@@ -35,7 +35,7 @@ class ToyRecord(NamedTuple):
     curvature: Tensor
 
 
-# The order of csrc/ops/toy_gd/toy_activation.hpp.
+# The order of csrc/toy/toy_activation.hpp.
 KINDS = ("linear", "leaky", "abs", "tanh", "erf", "gelu", "softplus", "silu")
 ACTIVATIONS = ("linear", "relu", "leaky(slope)", *KINDS[2:])
 

@@ -37,7 +37,7 @@ def _units(csrc: Path) -> list[list[Path]]:
     The bindings are one unit, as each costs seconds of pybind11.
     """
     ops = [*csrc.glob("ops/*/*.cu"), *csrc.glob("ops/*/*.cpp"), csrc / "ops" / "no_cuda.cpp"]
-    rest = [*csrc.glob("core/*.cpp"), *csrc.glob("emulation/*.cpp")]
+    rest = [*csrc.glob("core/*.cpp"), *csrc.glob("toy/*.cpp"), *csrc.glob("emulation/*.cpp")]
     singles = [p for p in [*ops, *rest] if not p.stem.endswith(("_cpu", "_simd"))]
     singles.sort(key=lambda p: (p.suffix != ".cu", str(p)))
     return [sorted(csrc.glob("bindings/*.cpp")), *([p] for p in singles)]

@@ -11,7 +11,7 @@
 
 #define CATAPULT_CONCAT_(a, b) a##_##b
 #define CATAPULT_CONCAT(a, b) CATAPULT_CONCAT_(a, b)
-// The name of this instruction set's copy of an exported table: toy_gd_simd -> toy_gd_simd_avx2.
+// The name of this instruction set's copy of an exported table: gram_simd -> gram_simd_avx2.
 #define CATAPULT_ISA_SYMBOL(op) CATAPULT_CONCAT(op, CATAPULT_ISA)
 
 #define CATAPULT_INLINE inline __attribute__((always_inline))

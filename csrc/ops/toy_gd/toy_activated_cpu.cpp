@@ -1,8 +1,8 @@
 // toy_gd with an activation: as toy_gd_cpu.cpp, with phi and phi' of every unit and sample kept
 // from one step to the next.
-#include "core/top_eigenvalue.hpp"
 #include "ops/toy_gd/toy_activated_simd.hpp"
 #include "ops/toy_gd/toy_gd_tiles.hpp"
+#include "toy/top_eigenvalue.hpp"
 
 namespace catapult {
 namespace {

@@ -2,8 +2,8 @@
 #pragma once
 
 #include "core/cpu_isa.hpp"
-#include "ops/toy_gd/toy_activation.hpp"
 #include "ops/toy_gd/toy_gd_simd.hpp"
+#include "toy/toy_activation.hpp"
 
 namespace catapult {
 

@@ -7,7 +7,7 @@
 #include "core/cuda/runtime.cuh"
 #include "core/cuda/staged_rows.cuh"
 #include "ops/toy_gd/toy_gd_config.hpp"
-#include "ops/toy_gd/toy_gd_math.hpp"
+#include "toy/toy_math.hpp"
 
 namespace catapult::device {
 

@@ -1,7 +1,7 @@
 // One replica per thread at a time, its weights copied into cache-resident tiles for all steps.
-#include "core/toy_curvature_cpu.hpp"
 #include "ops/toy_gd/toy_gd_config.hpp"
 #include "ops/toy_gd/toy_gd_tiles.hpp"
+#include "toy/toy_curvature_cpu.hpp"
 
 namespace catapult {
 namespace {

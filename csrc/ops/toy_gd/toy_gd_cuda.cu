@@ -4,11 +4,11 @@
 #include "core/cuda/launch.cuh"
 #include "core/dispatch.hpp"
 #include "ops/toy_gd/toy_activated_kernel.cuh"
-#include "ops/toy_gd/toy_curvature_kernel.cuh"
 #include "ops/toy_gd/toy_gd.hpp"
 #include "ops/toy_gd/toy_gd_config.hpp"
 #include "ops/toy_gd/toy_gd_kernel.cuh"
 #include "ops/toy_gd/toy_gd_registers.cuh"
+#include "toy/toy_curvature_kernel.cuh"
 
 namespace catapult {
 namespace {

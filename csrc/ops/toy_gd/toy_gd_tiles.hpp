@@ -11,8 +11,8 @@
 #include "core/interrupt.hpp"
 #include "core/parallel.hpp"
 #include "ops/toy_gd/toy_gd.hpp"
-#include "ops/toy_gd/toy_gd_math.hpp"
 #include "ops/toy_gd/toy_gd_simd.hpp"
+#include "toy/toy_math.hpp"
 
 namespace catapult {
 

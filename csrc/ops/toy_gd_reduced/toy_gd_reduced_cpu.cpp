@@ -8,10 +8,10 @@
 #include "core/denormals.hpp"
 #include "core/interrupt.hpp"
 #include "core/parallel.hpp"
-#include "core/toy_curvature_cpu.hpp"
-#include "ops/toy_gd/toy_gd_math.hpp"
 #include "ops/toy_gd_reduced/toy_gd_reduced.hpp"
 #include "ops/toy_gd_reduced/toy_gd_reduced_simd.hpp"
+#include "toy/toy_curvature_cpu.hpp"
+#include "toy/toy_math.hpp"
 
 namespace catapult {
 namespace {

@@ -6,8 +6,8 @@
 #include "core/cuda/reduce.cuh"
 #include "core/cuda/runtime.cuh"
 #include "core/cuda/staged_rows.cuh"
-#include "ops/toy_gd/toy_gd_math.hpp"
 #include "ops/toy_gd_reduced/toy_gd_reduced_config.hpp"
+#include "toy/toy_math.hpp"
 
 namespace catapult::device {
 

@@ -7,7 +7,8 @@
 #include <cstdint>
 
 #include "core/host_device.hpp"
-#include "ops/toy_gd/toy_gd.hpp"
+#include "toy/toy_activation.hpp"
+#include "toy/toy_records.hpp"
 
 namespace catapult {
 

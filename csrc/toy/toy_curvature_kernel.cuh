@@ -5,8 +5,8 @@
 
 #include "core/cuda/reduce.cuh"
 #include "core/cuda/runtime.cuh"
-#include "core/top_eigenvalue.hpp"
-#include "ops/toy_gd/toy_gd_math.hpp"
+#include "toy/top_eigenvalue.hpp"
+#include "toy/toy_math.hpp"
 
 namespace catapult::device {
 
@@ -68,7 +68,7 @@ __device__ inline void warp_congruence(const double* f, int rows, const double* 
   });
 }
 
-// As tridiagonalise() of core/top_eigenvalue.hpp.
+// As tridiagonalise() of toy/top_eigenvalue.hpp.
 __device__ inline void warp_tridiagonalise(double* a, int n, double* d, double* e, double* work) {
   double *u = work, *p = work + n;
   for (int k = 0; k + 2 < n; ++k) {
@@ -106,7 +106,7 @@ __device__ inline void warp_tridiagonalise(double* a, int n, double* d, double* 
   });
 }
 
-// As top_eigenvalue() of core/top_eigenvalue.hpp, to every lane.
+// As top_eigenvalue() of toy/top_eigenvalue.hpp, to every lane.
 __device__ inline double warp_top_eigenvalue(double* a, int n, double* work) {
   double largest = 0.0;
   bool finite = true;

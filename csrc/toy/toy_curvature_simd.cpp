@@ -1,6 +1,6 @@
-// core/top_eigenvalue.hpp with a matrix per lane: Householder tridiagonalisation, then Laguerre's
+// toy/top_eigenvalue.hpp with a matrix per lane: Householder tridiagonalisation, then Laguerre's
 // iteration from above. Only the lower triangle of the matrix is read and written.
-#include "core/toy_curvature_simd.hpp"
+#include "toy/toy_curvature_simd.hpp"
 
 #include <cfloat>
 #include <cmath>
@@ -93,7 +93,7 @@ void tridiagonalise(double* a, int64_t n, double* d, double* e, double* u, doubl
   if (n >= 2) put(e, n - 2, at(a, (n - 1) * n + n - 2));
 }
 
-// See laguerre_step in core/top_eigenvalue.hpp; 0 in a lane that has arrived. e2 holds e squared.
+// See laguerre_step in toy/top_eigenvalue.hpp; 0 in a lane that has arrived. e2 holds e squared.
 V step_down(const double* d, const double* e2, int64_t n, V x) {
   V pivot = at(d, 0) - x, first = splat(-1.0), second{}, sum1{}, sum2{};
   auto above = pivot < splat(-DBL_MIN);

@@ -7,7 +7,7 @@
 #include <vector>
 
 #include "core/aligned_buffer.hpp"
-#include "core/toy_curvature_simd.hpp"
+#include "toy/toy_curvature_simd.hpp"
 
 namespace catapult {
 
