@@ -184,6 +184,7 @@ DOORS = {
     "Jacobian": lambda m, x, y: cx.Jacobian(m, x) @ torch.ones(20),
     "streamed": lambda m, x, y: solve(cx.StreamedGGN(m, "half_mse", [(x, y)])),
     "trace": lambda m, x, y: cx.hutchinson_trace(cx.GGN(m, "half_mse", (x, y))),
+    "solve": lambda m, x, y: cx.solve(cx.NTK(m, x), torch.ones(12), shift=1.0),
     "window": lambda m, x, y: cx.learning_rate_window(m, "half_mse", (x, y)),
 }
 

@@ -39,6 +39,9 @@ ESTIMATES = {
     "trace": lambda a: cx.hutchinson_trace(a).value,
     "diagonal": lambda a: cx.hutchinson_diagonal(a).value.sum(),
     "density": lambda a: cx.spectral_density(a, steps=2).nodes.sum(),
+    "solve": lambda a: cx.solve(a, torch.ones(3), shift=9.0).x.sum(),
+    "function": lambda a: cx.matrix_function(a, torch.exp, torch.ones(3)).value.sum(),
+    "logdet": lambda a: cx.logdet(a, shift=9.0, lower=-1.0).value,
     "eigsh": lambda a: cx.eigsh(a).eigenvalues.sum(),
     "tracker": lambda a: cx.TopTracker().update(a).eigenvalues.sum(),
 }
@@ -152,7 +155,8 @@ def _scratch_by_numpy(v):
 @pytest.mark.parametrize("solve", [
     lambda a: cx.eigsh(a), lambda a: cx.eigsh(a, 3),
     cx.hutchinson_trace, cx.hutchinson_diagonal, cx.spectral_density,
-], ids=["k=1", "k=3", "trace", "diagonal", "density"])  # fmt: skip
+    lambda a: cx.solve(a, D[:, 0], shift=9.0), lambda a: cx.matrix_function(a, torch.exp, D[:, 0]),
+], ids=["k=1", "k=3", "trace", "diagonal", "density", "solve", "function"])  # fmt: skip
 def test_a_product_that_writes_into_its_argument_is_named(product, solve):
     with pytest.raises(ValueError, match="must leave v as it is"):
         solve(_operator(product))

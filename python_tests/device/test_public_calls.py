@@ -155,6 +155,26 @@ def test_settings_of_the_user_spoil_no_bound(device):
         torch.set_float32_matmul_precision(before)
 
 
+def test_solves_hold_their_bounds(device):
+    for name in NETS:
+        op, exact = operator("NTK", Problem(name, device))
+        shift = 1e-2 * float(torch.linalg.eigvalsh(exact)[-1])
+        right = torch.ones(op.shape[0], 2, dtype=torch.float64)
+        wanted = torch.linalg.solve(exact + shift * torch.eye(len(exact), dtype=exact.dtype), right)
+        matrix = op.dense()
+        for a, options in ((op, {}), (matrix, {"method": "cg", "lower": 0.0}), (matrix, {})):
+            found = cx.solve(a, right.to(device), shift=shift, tol=1e-5, **options)
+            assert found.x.device.type == device.type
+            # the explicit kernel is one rounded to float32
+            rounded = 0.0 if a is op else 1e-5 * float(wanted.norm()) / 1e-2
+            distance = (found.x.cpu().double() - wanted).norm(dim=0)
+            assert (distance <= found.errors.cpu() + rounded).all()
+        factor = cx.cholesky(matrix, shift=shift)
+        assert factor.logdet() == pytest.approx(
+            float(torch.logdet(exact + shift * torch.eye(len(exact), dtype=exact.dtype))), rel=1e-4
+        )
+
+
 def test_trace_and_density(device):
     op, exact = operator("GGN", Problem("chain", device))
     trace = cx.hutchinson_trace(op, samples=64)
