@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any, overload
 
@@ -103,6 +104,11 @@ def sweep(
         >>> len(result.records)
         2
     """
+    known = [field.name for field in fields(SweepConfig) if field.init]
+    for name in settings:
+        shown = f"{name!r}{v.nearest(name, known)}"
+        if name not in known:
+            v.fail(_WHERE, f"settings are {', '.join(known)}", shown, TypeError)
     config = SweepConfig(
         c=None if c is None else _rates("c", c),
         eta=None if eta is None else _rates("eta", eta),

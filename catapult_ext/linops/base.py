@@ -6,7 +6,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import torch
 from torch import Tensor
@@ -69,6 +69,7 @@ class LinearOperator(ABC):
     name: str = "LinearOperator"
     symmetric: bool = True
     columns: int = _DENSE_CHUNK  # right-hand sides multiplied at once
+    __array_ufunc__ = None  # numbers of NumPy leave sums and multiples to the operator
 
     @classmethod
     def _of(cls, *parts: Any) -> Self:
@@ -310,6 +311,14 @@ class LinearOperator(ABC):
         unit = torch.zeros(self.shape[1], stop - start, dtype=self.dtype, device=self.device)
         unit[start:stop] = torch.eye(stop - start, dtype=self.dtype, device=self.device)
         return unit
+
+    def __array__(self, *_: Any, **__: Any) -> NoReturn:
+        v.fail(
+            self.name,
+            "is no array: .dense() writes it out, and .to_scipy() is an operator on arrays",
+            f"one of shape {tuple(self.shape)} where an array is needed",
+            TypeError,
+        )
 
     def __repr__(self) -> str:
         return f"{self.name}(shape={self.shape}, dtype={self.dtype}, device={self.device})"

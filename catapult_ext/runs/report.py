@@ -86,7 +86,7 @@ def phase_cell(row: Mapping[str, Any]) -> str:
 
 
 def _table(rows: list[dict[str, str]]) -> str:
-    head = "".join(f"<th>{escape(name)}</th>" for name in rows[0])
+    head = "".join(f'<th scope="col">{escape(name)}</th>' for name in rows[0])
     lines = []
     for row in rows:
         kind = escape(row.get("phase", "").split(" ")[0])

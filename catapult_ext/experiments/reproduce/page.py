@@ -78,7 +78,8 @@ def _with_errors(row: Row) -> Row:
 def _table(rows: list[Row], kind: str = "") -> str:
     if not rows:
         return "<p>No rows.</p>"
-    head = "".join(f"<th>{escape(str(name).replace('_', ' '))}</th>" for name in rows[0])
+    names = [escape(str(name).replace("_", " ")) for name in rows[0]]
+    head = "".join(f'<th scope="col">{name}</th>' for name in names)
     lines = []
     for row in rows:
         cells = []
