@@ -22,6 +22,7 @@ from catapult_ext.linops.engines.difference_proof import (
 )
 from catapult_ext.linops.engines.freed_memory import return_freed_memory
 from catapult_ext.linops.engines.pullback import Blocks, OfLast, Pullback, halves
+from catapult_ext.linops.engines.recorded_hessian import RecordedHVP
 from catapult_ext.linops.engines.transpose_proof import Product, mismatch
 from catapult_ext.linops.model.fixed_model import FixedModel
 from catapult_ext.linops.model.graphs import nodes_of, require_second_derivatives
@@ -54,19 +55,16 @@ class AutogradLinearization(Linearization):
     ) -> None:
         if outputs is None:
             tangents = TangentTracer(list(snapshot.params.values()))
-            outputs = snapshot.forward(tangents)
-            tangents.finish(snapshot.take_raw_output())
+            outputs = tangents.forward(snapshot)
         if snapshot.composes():
-            tangents = None if tangents is None else TangentTracer(list(snapshot.params.values()))
-            outputs = snapshot.forward(tangents)
-            if tangents is not None:
-                tangents.finish(snapshot.take_raw_output())
+            outputs = snapshot.forward() if tangents is None else tangents.forward(snapshot)
         super().__init__(snapshot, outputs)
         self._graph = outputs
         self.why = why or self.why
         self._leaves = list(snapshot.params.values())
         self._uses: Structured | None = None
         self._program = None if tangents is None else tangents.program
+        self._tangents = tangents if snapshot.probe == "hessian" else None
         self._twice: tuple[list[int], list[Tensor], Tensor] | None = None
         self._seeded: tuple[list[int], list[Tensor], Tensor] | None = None
         self._jacobian: Tensor | None = None
@@ -368,9 +366,11 @@ class AutogradLinearization(Linearization):
         return AutogradLinearization(self.snapshot.in_bfloat16())
 
     def hessian(self, loss: Loss, y: Any, hvp: str | None) -> HessianProducts:
-        """Products with the Hessian, by ``hvp`` or by two backward passes."""
+        """Products with the Hessian, by ``hvp``, a recorded backward pass, or two of them."""
+        tracer, self._tangents = (self._tangents if hvp is None else None), None
+        recorded = RecordedHVP.of(self.snapshot, loss, y, self._graph, tracer)
         kind = ForwardHVP if hvp == "forward" else ReverseHVP
-        return kind(self.snapshot, loss, y, self._graph)
+        return recorded or kind(self.snapshot, loss, y, self._graph)
 
     def diagonal(self) -> Tensor:
         """Diagonal of J J', (N*O,): from parameter uses, else from rows per sample or per entry."""

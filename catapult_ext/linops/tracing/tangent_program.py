@@ -10,7 +10,7 @@ Source: forward-mode accumulation of a linearised program (Griewank and Walther 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,16 +23,16 @@ from catapult_ext.linops.model.dispatch_mode import DispatchMode
 from catapult_ext.linops.model.fixed_model import FixedModel
 from catapult_ext.linops.model.leaves import tensors_in
 from catapult_ext.linops.model.pass_context import draws
+from catapult_ext.linops.tracing.gradient_rules import GRADIENT_RULES
 from catapult_ext.linops.tracing.tangent_rules import (
     SHAPES,
     STOPS,
     TANGENT_RULES,
     WITHOUT_VALUE,
-    Rule,
-    TensorCall,
-    aten,
-    by_formula,
 )
+from catapult_ext.linops.tracing.tensor_call import Rule, TensorCall, aten, by_formula
+
+_RULES = {**TANGENT_RULES, **GRADIENT_RULES}
 
 
 @dataclass(eq=False)
@@ -50,11 +50,18 @@ class TangentTracer(DispatchMode):
     """Records a forward pass from ``leaves``; ``program`` replays it once :meth:`finish` ran.
 
     ``why`` says what stands against it; then ``program`` stays None.
+
+    Args:
+        leaves: the parameters.
+        gradients: record the backward pass as well (:meth:`finish_gradients`).  Autograd saves
+            results of operations as other tensors of the same memory: these are told by their
+            places in memory, all of which is then kept until the end.
     """
 
-    def __init__(self, leaves: Sequence[Tensor]) -> None:
+    def __init__(self, leaves: Sequence[Tensor], gradients: bool = False) -> None:
         super().__init__()
         self._leaves = list(leaves)
+        self._gradients = gradients
         self.restart()
 
     def restart(self) -> None:
@@ -67,18 +74,42 @@ class TangentTracer(DispatchMode):
         self._steps: list[Step] = []
         self._saved: list[tuple[Tensor, int]] = []
         self._viewed: set[int] = set()  # storages that views share: no writes in place
+        self._places: dict[tuple[Any, ...], int] = {}  # slots by place in memory
+        self._kept: list[Tensor] = []  # so that no place is taken twice
+        self.backward = False  # what runs now is no part of the forward pass
+        self.output: Any = None  # of the forward pass, until the backward pass has run
         for leaf in self._leaves:
             self._new(leaf)
 
+    def another(self) -> TangentTracer:
+        """A tracer of another pass from the same leaves."""
+        return TangentTracer(self._leaves, self._gradients)
+
+    def forward(self, snapshot: FixedModel) -> Tensor:
+        """Outputs of a forward pass that this tracer records, and nothing before it."""
+        self.restart()
+        outputs = snapshot.forward(self)
+        self.finish(snapshot.take_raw_output())
+        return outputs
+
     def _new(self, tensor: Tensor) -> int:
         self._slots[tensor] = self._count
+        if self._gradients and tensor.layout == torch.strided:
+            self._places[_place(tensor)] = self._count
+            self._kept.append(tensor)
         self._count += 1
         return self._count - 1
+
+    def _slot(self, tensor: Tensor) -> int | None:
+        known = self._slots.get(tensor)
+        if known is None and self.backward and tensor.layout == torch.strided:
+            return self._places.get(_place(tensor))
+        return known
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         tensors = tensors_in((args, kwargs))
-        slots = [self._slots.get(t) for t in tensors]
+        slots = [self._slot(t) for t in tensors]
         if self.why or all(s is None for s in slots) or func in STOPS:
             return func(*args, **kwargs)
         if not torch.is_grad_enabled():  # constants to autograd as well
@@ -128,7 +159,7 @@ class TangentTracer(DispatchMode):
             self.why = f"it draws random numbers in {call.func}"
             return
         try:
-            rule = TANGENT_RULES.get(call.func._overloadpacket)
+            rule = _RULES.get(call.func._overloadpacket)
             made, saved = by_formula(call) if rule is None else rule(call)
         except (TypeError, ValueError, IndexError) as error:  # a form of the call not foreseen
             self.why = f"it calls {call.func} with other arguments ({error})"
@@ -141,52 +172,80 @@ class TangentTracer(DispatchMode):
         self._own_rules = self._own_rules and rule is not None
 
     def finish(self, output: Any) -> None:
-        """Make ``program`` of the finished forward pass, whose result was ``output``."""
+        """Make ``program`` of the finished forward pass, whose result was ``output``.
+
+        Where gradients are to follow, it is ``output`` that they start from.
+        """
+        if self._gradients:
+            self.output, self.backward = output, True
+            return
         end = self._slots.get(output) if isinstance(output, Tensor) else None
         if not self.why and end is None:
             self.why = "its output was not seen to be made of its parameters"
         if not self.why and any(t._version != version for t, version in self._saved):
             self.why = "it changes a saved tensor in place"
         if not self.why and end is not None:
-            self.program = Program(len(self._leaves), self._steps, end)
-            self.program.signature = self._signature
-            self.program.own_rules = self._own_rules
+            self._make([end])
+
+    def finish_gradients(self, gradients: Sequence[Tensor | None]) -> None:
+        """Make ``program`` of the finished backward pass, which gave ``gradients`` of the leaves.
+
+        Its results are the tangents of these.
+        """
+        ends = [None if g is None else self._slots.get(g) for g in gradients]
+        if not self.why and all(end is None for end in ends):
+            self.why = "no gradient was seen to be made of its parameters"
+        if not self.why and any(t._version != version for t, version in self._saved):
+            self.why = "it changes a saved tensor in place"
+        if not self.why:
+            self._make(ends)
+        self._places, self._kept, self.output = {}, [], None
+
+    def _make(self, ends: Sequence[int | None]) -> None:
+        self.program = Program(len(self._leaves), self._steps, ends)
+        self.program.signature = self._signature
+        self.program.own_rules = self._own_rules
+
+
+def _place(tensor: Tensor) -> tuple[Any, ...]:
+    """Where a tensor lies in memory, and how."""
+    storage = tensor.untyped_storage()._cdata
+    return storage, tensor.storage_offset(), tensor.shape, tensor.stride(), tensor.dtype
 
 
 class TangentRecorder:
     """Records the tangent program of a forward pass, and accepts any model.
 
-    Hessians need no tangents: for them it records nothing.
+    For a Hessian it records for the backward pass that will follow.
     """
 
     why = ""
     altered = False
     likely = False
+    cheap = False
 
     def __init__(self, snapshot: FixedModel) -> None:
         leaves = list(snapshot.params.values())
-        self._tracer = None if snapshot.probe == "hessian" else TangentTracer(leaves)
-        self.cheap = self._tracer is None
+        self._tracer = TangentTracer(leaves, gradients=snapshot.probe == "hessian")
 
     def mode(self) -> AbstractContextManager[Any]:
-        """The tracer; no context where nothing is recorded."""
-        return self._tracer or nullcontext()
+        """The tracer."""
+        return self._tracer
 
-    def finished(self, raw: Any) -> TangentTracer | None:
+    def finished(self, raw: Any) -> TangentTracer:
         """The tracer with its program, of the pass that returned ``raw``."""
-        if self._tracer is not None:
-            self._tracer.finish(raw)
+        self._tracer.finish(raw)
         return self._tracer
 
 
 class Program:
-    """The tangent program of one forward pass: from leaf tangents to that of the result."""
+    """The tangent program of one pass: from leaf tangents to those of its results."""
 
     signature = 0  # of the operations in order
     own_rules = False  # no operation takes torch's formula
 
-    def __init__(self, leaves: int, steps: list[Step], end: int) -> None:
-        needed, kept = {end}, []
+    def __init__(self, leaves: int, steps: list[Step], ends: Sequence[int | None]) -> None:
+        needed, kept = {end for end in ends if end is not None}, []
         for step in reversed(steps):
             reads = {s for s in step.inputs if s is not None}
             if needed.isdisjoint(r for r in step.results if r is not None):
@@ -194,15 +253,21 @@ class Program:
             step.dying = sorted(reads - needed)
             needed |= reads
             kept.append(step)
-        self._leaves, self._end = leaves, end
+        self._leaves, self._ends = leaves, ends
         self._steps = kept[::-1]
 
     def __call__(self, tangents: Sequence[Tensor | None], graph: bool = False) -> Tensor | None:
-        """Tangents of the leaves, in their shapes, to the tangent of the result; None is zero.
+        """Tangents of the leaves, in their shapes, to that of the first result; None is zero.
 
         A leaf's tangent is read where the first operation takes it, once, and let go after the
         last.  With ``graph`` the result can be differentiated by the tangents.
         """
+        return self.results(tangents, graph)[0]
+
+    def results(
+        self, tangents: Sequence[Tensor | None], graph: bool = False
+    ) -> list[Tensor | None]:
+        """The same for all results."""
         with torch.inference_mode(False), torch.set_grad_enabled(graph):
             values: dict[int, Tensor | None] = {}
 
@@ -219,7 +284,7 @@ class Program:
                 del given
                 for slot in step.dying:
                     values.pop(slot, None)
-            return value(self._end)
+            return [value(end) for end in self._ends]
 
     @staticmethod
     def _keep(values: dict[int, Tensor | None], step: Step, out: Any) -> None:

@@ -1,107 +1,21 @@
-"""How the tangents of an operation's arguments become those of its results.
-
-A rule is made when the operation is recorded, and keeps what it needs of the values then.
-"""
+"""How the tangents of an operation's arguments become those of its results."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from collections.abc import Callable
 from typing import Any
 
 import torch
-import torch.autograd.forward_ad as forward_ad
 from torch import Tensor
-from torch.utils._pytree import tree_flatten, tree_map_only, tree_unflatten
 
 from catapult_ext.linops.model.pass_context import weight_norm
-from catapult_ext.linops.model.policy import SHARED_STATE
-
-aten: Any = torch.ops.aten
-Rule = Callable[[list[Tensor | None]], Any]  # tangents of tensor arguments to those of results
-Made = tuple[Rule, list[Tensor]]  # a rule, and the tensors whose values it keeps
-
-
-@dataclass(eq=False)
-class TensorCall:
-    """One operation as it ran; ``tensors`` are the tensor arguments in order."""
-
-    func: Any
-    args: Any
-    kwargs: Any
-    out: Any
-    tensors: list[Tensor]
-    active: list[bool]
-
-    @cached_property
-    def _places(self) -> list[int] | None:
-        """Where the tensors stand among ``args``; None where one lies deeper."""
-        places = [i for i, a in enumerate(self.args) if isinstance(a, Tensor)]
-        return places if len(places) == len(self.tensors) else None
-
-    def forget(self) -> None:
-        """Let go of the result, and of arguments that :meth:`again` replaces.
-
-        Rules keep the values that they need: what a rule does not need is not to stay in memory.
-        """
-        self.out = None
-        if self._places is not None:
-            held = set(self._places)
-            self.args = tuple(None if i in held else a for i, a in enumerate(self.args))
-            self.tensors = []
-
-    def again(self, values: Sequence[Any]) -> Any:
-        """The operation on other tensors."""
-        if self._places is not None:
-            given = list(self.args)
-            for place, value in zip(self._places, values, strict=True):
-                given[place] = value
-            return self.func(*given, **self.kwargs)
-        left = iter(values)
-        args, kwargs = tree_map_only(Tensor, lambda _: next(left), (self.args, self.kwargs))
-        return self.func(*args, **kwargs)
-
-
-def _dual(value: Tensor, tangent: Tensor) -> Tensor:
-    """``value`` with a tangent.
-
-    Torch lays a tangent out as its value.  Where elements of the value share memory (expanded, or
-    windows that overlap), it raises, or elements of the tangent overwrite each other.
-    """
-    overlap = torch._debug_has_internal_overlap(value)  # 0: none, 1: some, 2: not known
-    shared = overlap == 1 or (overlap == 2 and value.stride() != tangent.stride())
-    return forward_ad.make_dual(value.contiguous() if shared else value, tangent)
-
-
-def by_formula(call: TensorCall) -> Made:
-    """The forward-mode formula at the recorded inputs."""
-    linearization = [t.detach() for t in call.tensors]
-
-    def rule(tangents: list[Tensor | None]) -> Any:
-        with SHARED_STATE, forward_ad.dual_level():  # one level for all threads of a process
-            out = call.again(
-                [
-                    t if d is None else _dual(t, d)
-                    for t, d in zip(linearization, tangents, strict=True)
-                ]
-            )
-            flat, spec = tree_flatten(out)
-            found = [
-                forward_ad.unpack_dual(t).tangent if isinstance(t, Tensor) else None for t in flat
-            ]
-            return found[0] if isinstance(out, Tensor) else tree_unflatten(found, spec)
-
-    return rule, call.tensors
-
-
-def _linear(call: TensorCall) -> Made:
-    """An operation that is linear in its only tensor."""
-
-    def rule(tangents: list[Tensor | None]) -> Any:
-        return call.again(tangents)
-
-    return (rule, []) if len(call.tensors) == 1 else by_formula(call)
+from catapult_ext.linops.tracing.tensor_call import (
+    Made,
+    TensorCall,
+    aten,
+    by_formula,
+    linear_operation,
+)
 
 
 def _reshape(call: TensorCall) -> Made:
@@ -144,7 +58,7 @@ def _sum_of(sign: float) -> Callable[[TensorCall], Made]:
 def _product(call: TensorCall) -> Made:
     """Bilinear in two tensors."""
     if len(call.tensors) == 1:
-        return _linear(call)
+        return linear_operation(call)
     left, right = (t.detach() if call.active[1 - i] else None for i, t in enumerate(call.tensors))
 
     def rule(tangents: list[Tensor | None]) -> Tensor:
@@ -153,6 +67,8 @@ def _product(call: TensorCall) -> Made:
         if dr is not None:
             if out is not None and call.func._overloadpacket is aten.mm:
                 return out.addmm_(left, dr)  # no second result: logits may be the largest tensors
+            if out is not None and call.func._overloadpacket is aten.bmm:
+                return out.baddbmm_(left, dr)
             other = call.again([left, dr])
             out = other if out is None else out.add_(other)
         assert out is not None
@@ -165,7 +81,7 @@ def _quotient(call: TensorCall) -> Made:
     if len(call.tensors) == 2 and not call.active[1]:
         divisor = call.tensors[1].detach()
         return lambda tangents: call.again([tangents[0], divisor]), [divisor]
-    return _linear(call)
+    return linear_operation(call)
 
 
 def _addmm(call: TensorCall) -> Made:
@@ -279,19 +195,27 @@ def _relu(call: TensorCall) -> Made:
     return lambda tangents: aten.threshold_backward(tangents[0], out, 0), [call.out]
 
 
-STOPS = {aten.detach.default}
+STOPS = {aten.detach.default, aten.ones_like.default, aten.zeros_like.default}
 WITHOUT_VALUE = {aten.relu, aten.add, aten.sub, aten.mul, aten.div, aten.neg}
 SHAPES = {aten.transpose, aten.t, aten.squeeze, aten.unsqueeze}
 TANGENT_RULES: dict[Any, Callable[[TensorCall], Made]] = {}
 TANGENT_RULES |= dict.fromkeys(
-    (aten.t, aten.transpose, aten.permute, aten.alias, aten.expand), _linear
+    (aten.t, aten.transpose, aten.permute, aten.alias, aten.expand), linear_operation
 )
-TANGENT_RULES |= dict.fromkeys((aten.slice, aten.select, aten.squeeze, aten.unsqueeze), _linear)
-TANGENT_RULES |= dict.fromkeys((aten.split, aten.split_with_sizes, aten.unbind), _linear)
-TANGENT_RULES |= dict.fromkeys((aten.clone, aten._to_copy, aten.neg, aten.sum, aten.mean), _linear)
-TANGENT_RULES |= dict.fromkeys((aten.avg_pool1d, aten.avg_pool2d, aten.avg_pool3d), _linear)
-TANGENT_RULES |= dict.fromkeys((aten._adaptive_avg_pool2d, aten._adaptive_avg_pool3d), _linear)
-TANGENT_RULES[aten.constant_pad_nd] = _linear
+TANGENT_RULES |= dict.fromkeys(
+    (aten.slice, aten.select, aten.squeeze, aten.unsqueeze), linear_operation
+)
+TANGENT_RULES |= dict.fromkeys((aten.split, aten.split_with_sizes, aten.unbind), linear_operation)
+TANGENT_RULES |= dict.fromkeys(
+    (aten.clone, aten._to_copy, aten.neg, aten.sum, aten.mean), linear_operation
+)
+TANGENT_RULES |= dict.fromkeys(
+    (aten.avg_pool1d, aten.avg_pool2d, aten.avg_pool3d), linear_operation
+)
+TANGENT_RULES |= dict.fromkeys(
+    (aten._adaptive_avg_pool2d, aten._adaptive_avg_pool3d), linear_operation
+)
+TANGENT_RULES[aten.constant_pad_nd] = linear_operation
 TANGENT_RULES |= dict.fromkeys((aten.view, aten._unsafe_view, aten._reshape_alias), _reshape)
 TANGENT_RULES |= {aten.cat: _cat, aten.stack: _cat, aten.add: _sum_of(1.0), aten.sub: _sum_of(-1.0)}
 TANGENT_RULES |= dict.fromkeys((aten.mul, aten.mm, aten.bmm), _product)
