@@ -5,10 +5,14 @@ library does not write into a program's output unasked.  A function is called as
 ``progress(done, total)`` with whole numbers, ``total`` a limit or an estimate where the end is
 not known beforehand; an exception that it raises ends the call, as Ctrl-C does.  True shows a bar
 on stderr or in the notebook's cell, and a line every ten seconds where there is no terminal.
+
+The channel ``catapult_ext`` of :mod:`logging` gets a line at INFO when such a call has ended, and
+one for every probe of a tracker.
 """
 
 from __future__ import annotations
 
+import logging
 import shutil
 import sys
 import time
@@ -22,6 +26,7 @@ from catapult_ext import _validate as v
 Report = Callable[[int, int], None]
 Progress = bool | Report | None
 
+_CHANNEL = logging.getLogger("catapult_ext")
 _CELLS = 24  # of a bar
 _BETWEEN = {"terminal": 0.1, "notebook": 0.25, "lines": 10.0}  # seconds from one to the next
 
@@ -29,13 +34,9 @@ _BETWEEN = {"terminal": 0.1, "notebook": 0.25, "lines": 10.0}  # seconds from on
 class Counter:
     """Counts what is done of ``total``, and reports it where it is asked to."""
 
-    def __init__(self, report: Report | None, total: int) -> None:
+    def __init__(self, report: Report | None, total: int, *, wanted: bool = False) -> None:
         self._report, self.total, self.done = report, total, 0
-
-    @property
-    def wanted(self) -> bool:
-        """Whether anybody looks."""
-        return self._report is not None
+        self.wanted = wanted  # whether anybody looks
 
     def add(self, count: int = 1) -> None:
         """``count`` more are done."""
@@ -92,16 +93,21 @@ def counted(
         TypeError: ``progress`` is none of these.
     """
     check_progress(where, progress)
-    if progress is None or progress is False:
-        yield Counter(None, total)
-    elif progress is True:
-        bar = Bar(where, unit, of=of)
-        try:
-            yield Counter(bar.show, total)
-        finally:
+    logs = _CHANNEL.isEnabledFor(logging.INFO)
+    began = time.monotonic()
+    bar = Bar(where, unit, of=of) if progress is True else None
+    report = (
+        bar.show if bar is not None else _named(progress, where) if callable(progress) else None
+    )
+    counter = Counter(report, total, wanted=logs or report is not None)
+    try:
+        yield counter
+    finally:
+        if bar is not None:
             bar.close()
-    else:
-        yield Counter(_named(progress, where), total)
+    if logs:
+        seconds = for_people(time.monotonic() - began)
+        _CHANNEL.info("%s: %d %s in %s", where, counter.done, unit, seconds)
 
 
 def _named(progress: Report, where: str) -> Report:

@@ -81,6 +81,7 @@ CALLS = {
     "simulate, torch": lambda p, out: cx.toy.simulate(
         c=[1.0, 2.0], width=32, steps=9, l2=0.1, progress=p, **TOY
     ),
+    "sweep": lambda p, out: cx.sweep(NET, DATA, c=[0.5, 1.0], steps=2, out=out / "run", progress=p),
     "phase_diagram": lambda p, out: cx.toy.phase_diagram(
         resolution=4, steps=9, out=out / "run", progress=p
     ),
@@ -222,6 +223,20 @@ def test_nothing_is_written_unasked(capsys):
     for progress in (None, False):
         cx.hutchinson_trace(ggn(), 4, progress=progress)
     assert capsys.readouterr() == ("", "")
+
+
+def test_the_channel_of_logging_has_a_line_for_every_call(caplog):
+    with caplog.at_level("INFO", logger="catapult_ext"):
+        cx.hutchinson_trace(ggn(), 4)
+        loop()
+    lines = [record.getMessage() for record in caplog.records]
+    assert lines[0].startswith("hutchinson_trace: 4 products in ")
+    probes = [line for line in lines if line.startswith("CurvatureTracker at step ")]
+    assert len(probes) == 4
+    assert probes[0].startswith("CurvatureTracker at step 0: curvature/lambda_1 ")
+    caplog.clear()
+    cx.hutchinson_trace(ggn(), 4)
+    assert caplog.records == []  # not unless asked
 
 
 class Stream(io.StringIO):

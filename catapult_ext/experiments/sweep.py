@@ -11,8 +11,8 @@ from typing import Any, overload
 import torch
 from torch import Tensor, nn
 
+from catapult_ext import _progress, losses
 from catapult_ext import _validate as v
-from catapult_ext import losses
 from catapult_ext._model_call import Forward
 from catapult_ext._processes import Ranks
 from catapult_ext._store import RunFolder, environment, weights_digest
@@ -21,7 +21,7 @@ from catapult_ext.experiments.indexed import indexed
 from catapult_ext.experiments.parts import Parts
 from catapult_ext.experiments.result import SeedSweeps, SweepResult
 from catapult_ext.experiments.sweep_config import SweepConfig, check_problem, describe_loss
-from catapult_ext.experiments.sweeping import Progress, Sweeping
+from catapult_ext.experiments.sweeping import Progress, Sweeping, watched
 from catapult_ext.figures.style import require_matplotlib
 from catapult_ext.figures.sweep import CAPTIONS, seed_figures, sweep_figures
 from catapult_ext.linops.stacked.replicas import Replicas
@@ -51,7 +51,7 @@ def sweep(
     loss: Any = "half_mse",
     out: Path | str | None = None,
     fresh: bool = False,
-    progress: Progress | None = None,
+    progress: Progress | _progress.Progress = None,
     group: Any = None,
     forward: Forward | None = None,
     **settings: Any,
@@ -75,7 +75,8 @@ def sweep(
             was, and the summary, pictures and a report are written at the end (this needs the
             extra ``experiments``). None keeps the results in memory only.
         fresh: start again in a folder that holds an earlier run.
-        progress: called with what happens.
+        progress: True for a bar, a function of (learning rates done, all), or an
+            :class:`~catapult_ext.experiments.Progress`, which is called with all that happens.
         group: None, ``"world"`` or a torch.distributed group, whose ranks share out the rates;
             every rank makes the same call with the same ``out``, which all must see.
         forward: ``forward(model, x)`` returns the outputs; None calls the model.
@@ -189,7 +190,7 @@ def _run(
     out: Path | str | None = None,
     fresh: bool = False,
     title: str = "Learning-rate sweep",
-    progress: Progress | None = None,
+    progress: Progress | _progress.Progress = None,
     group: Any = None,
 ) -> SweepResult | SeedSweeps:
     for model in models:
@@ -205,17 +206,17 @@ def _run(
         "data": data.name,
         "data_digest": data.fingerprint(),
     }
-    work = functools.partial(
-        Sweeping, config, models, several, data, resolved, progress or Progress()
-    )
-    if group is not None:
-        v.require(out is not None, _WHERE, "group needs out, a run folder that all ranks see", out)
-        return _shared(group, identity, work, out, fresh, title)
-    if out is None:
-        return work(Parts()).result()
-    require_matplotlib()
-    with RunFolder(out, identity, environment=environment(), fresh=fresh) as folder:
-        return _reported(work(Parts(folder)), folder, title)
+    with watched(progress, _WHERE) as seen:
+        work = functools.partial(Sweeping, config, models, several, data, resolved, seen)
+        if group is not None:
+            needs = "group needs out, a run folder that all ranks see"
+            v.require(out is not None, _WHERE, needs, out)
+            return _shared(group, identity, work, out, fresh, title)
+        if out is None:
+            return work(Parts()).result()
+        require_matplotlib()
+        with RunFolder(out, identity, environment=environment(), fresh=fresh) as folder:
+            return _reported(work(Parts(folder)), folder, title)
 
 
 def _reported(work: Sweeping, folder: RunFolder, title: str) -> SweepResult | SeedSweeps:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 from torch import nn
 
-from catapult_ext import losses
+from catapult_ext import _progress, losses
+from catapult_ext._progress import Counter
 from catapult_ext.data import Dataset
 from catapult_ext.experiments.descent import sweep_record
 from catapult_ext.experiments.linearised import linearised_sweep
@@ -49,6 +52,30 @@ class Progress:
 
     def stage(self, name: str) -> None:
         """Something else starts: the initial kernel, the linearised net, the report."""
+
+
+class _Counted(Progress):
+    """Counts the learning rates that are done."""
+
+    def __init__(self, counter: Counter) -> None:
+        self.counter = counter
+
+    def begin(self, rates: list[float], steps: int, finished: int) -> None:
+        self.counter.total = len(rates)
+        self.counter.at(finished)
+
+    def done(self, index: int, c: float, phase: str) -> None:
+        self.counter.add()
+
+
+@contextmanager
+def watched(progress: Progress | _progress.Progress, where: str) -> Iterator[Progress]:
+    """What ``progress=`` of a sweep asks for, as callbacks; see :mod:`catapult_ext._progress`."""
+    if isinstance(progress, Progress):
+        yield progress
+        return
+    with _progress.counted(progress, where, 0, "learning rates") as counter:
+        yield _Counted(counter)
 
 
 @dataclass

@@ -11,6 +11,7 @@ zeta = chi varsigma / tau: spectral position, alignment of the step, and lag of 
 
 from __future__ import annotations
 
+import logging
 import math
 from typing import Any
 
@@ -142,7 +143,7 @@ class EdgeMeter:
         v.require(ranks == 1, _WHERE, "training must run in one process (losses are local)", ranks)
         self.model, self.optimizer = model, inner
         self.full_batch, self.every, self.curvature_every = full_batch, every, curvature_every
-        self._log = Logging(log, _WHERE)
+        self._log = Logging(log, _WHERE, logging.DEBUG)
         self._record: BoundedRecord[EdgeRow] = BoundedRecord()
         self.count = 0
         # no guards: a row then takes one product where S has moved little

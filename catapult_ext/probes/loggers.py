@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import logging
 import math
 import warnings
 from collections.abc import Callable, Mapping
@@ -13,6 +14,7 @@ from catapult_ext.probes.edge_row import EdgeRow
 from catapult_ext.probes.record import Row
 
 Log = Callable[[Mapping[str, float], int], Any]
+_CHANNEL = logging.getLogger("catapult_ext")
 _NAMED = {"wandb": "wandb", "trackio": "trackio", "tensorboard": "tensorboard"}
 _NEEDS = (
     "log must be a function of (numbers, step), an object with log, log_metrics or add_scalar, "
@@ -70,14 +72,18 @@ class Logging:
     Args:
         target: see :func:`logger_of`; None logs nothing.
         where: public function named in errors.
+        level: of the lines in the channel ``catapult_ext`` of :mod:`logging`.
     """
 
-    def __init__(self, target: Any, where: str) -> None:
+    def __init__(self, target: Any, where: str, level: int = logging.INFO) -> None:
         self._log = None if target is None else logger_of(target, where)
-        self._where, self._warned = where, False
+        self._where, self._level, self._warned = where, level, False
 
     def __call__(self, numbers: Mapping[str, float], step: int) -> None:
         """Hand over ``numbers`` of ``step``."""
+        if _CHANNEL.isEnabledFor(self._level):
+            shown = ", ".join(f"{name} {value:.5g}" for name, value in numbers.items())
+            _CHANNEL.log(self._level, "%s at step %d: %s", self._where, step, shown)
         if self._log is None:
             return
         try:
