@@ -33,6 +33,7 @@ class Solved:
     matvecs: int = 0
     converged: bool = False
     size: float = 0.0  # the largest |A q| / |q| met
+    noise: float = 0.0  # the largest |<u, A v> - <A u, v>| of unit vectors met
     history: list[float] = field(default_factory=list)
 
 
@@ -69,7 +70,7 @@ def block_cg(
     for _ in range(_ROUNDS):
         before, held = found.norms, found.x.clone()
         _round(system, found, r, precondition, tol * scale, scale, counter)
-        r, found.moved = system.residual(found.x, b, found.size, 0.0)
+        r, found.moved = system.residual(found.x, b, found.size, found.noise)
         found.matvecs += b.shape[1]
         worse = r.norm(dim=0) > before
         found.x[:, worse] = held[:, worse]
@@ -95,13 +96,19 @@ def _round(
     r = r.clone()
     left = r.norm(dim=0) > wanted
     p = _orthonormal(precondition(r[:, left]))
+    before: tuple[Tensor, Tensor] | None = None
     while bool(left.any()) and found.steps < counter.total and p.shape[1]:
         q = system.product(p)
         found.steps += 1
         counter.at(found.steps)
         found.matvecs += p.shape[1]
         found.size = max(found.size, (q - system.shift * p).norm(dim=0).max().item())
-        inverse = _inverse(p.T @ q, system, found.size)
+        gram = p.T @ q
+        found.noise = max(found.noise, _skew(gram, gram))
+        if before is not None:
+            found.noise = max(found.noise, _skew(before[0].T @ q, p.T @ before[1]))
+        before = p, q
+        inverse = _inverse(gram, system, found.size)
         if inverse is None:
             return
         alpha = inverse @ (p.T @ r)
@@ -112,6 +119,11 @@ def _round(
         left = norms > wanted
         z = precondition(r[:, left])
         p = _orthonormal(z - p @ (inverse @ (q.T @ z)))
+
+
+def _skew(one: Tensor, other: Tensor) -> float:
+    """Largest <u, A v> - <A u, v>, which exact products do not have."""
+    return (one - other.T).abs().max().item()
 
 
 def _orthonormal(block: Tensor) -> Tensor:

@@ -74,7 +74,7 @@ def solve(
             non-finite products, options out of range.
 
     Cost:
-        ``"cg"``: K products a step, 5 n K numbers in float64, besides the preconditioner.
+        ``"cg"``: K products a step, about 9 n K numbers in float64, besides the preconditioner.
         ``"cholesky"``: n^3/3 flops, and as much for the proof of ``lower``; 2 n^2 numbers.
 
     Example:

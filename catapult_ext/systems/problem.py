@@ -85,7 +85,9 @@ class System:
             moved = product_rounding(self.a.n) * total.norm(dim=0)
         else:
             ax = self.a.product(x.to(self.a.dtype)).double()
-            each = inexact(self.a.n, self.a.eps, size, noise, self.a.grain)
+            # <u, w> of a random w shows |w| / sqrt(n)
+            seen = 2 * math.sqrt(self.a.n) * noise
+            each = max(inexact(self.a.n, self.a.eps, size, 0.0, self.a.grain), seen)
             moved = each * x.norm(dim=0)
         r = b - ax - self.shift * x
         terms = b.norm(dim=0) + ax.norm(dim=0) + abs(self.shift) * x.norm(dim=0)

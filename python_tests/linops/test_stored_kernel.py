@@ -125,6 +125,9 @@ def test_refused(tmp_path, monkeypatch):
         cx.NTK(model, x).dense(file=tmp_path / "k.npy", progress=stop)
     with pytest.raises(KernelFileError, match="is not finished"):
         cx.StoredKernel(tmp_path / "k.npy")
+    cx.cholesky(torch.eye(4), file=tmp_path / "factor.npy")
+    with pytest.raises(KernelFileError, match="holds no symmetric kernel"):
+        cx.StoredKernel(tmp_path / "factor.npy")
     np.save(tmp_path / "other.npy", np.eye(3))
     with pytest.raises(KernelFileError, match=r"has no other\.npy\.json"):
         cx.StoredKernel(tmp_path / "other.npy")

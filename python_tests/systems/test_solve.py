@@ -191,6 +191,25 @@ def test_other_operators():
         assert known or "give lower=" in repr(found)
 
 
+def test_products_less_exact_than_their_dtype():
+    """The bound counts what products were seen to lack, not their dtype alone."""
+    draw = torch.Generator().manual_seed(0)
+    noise = torch.randn(200, 200, dtype=F64, generator=draw) * 1e-8
+
+    class Noisy(Wrapped):
+        def __matmul__(self, x):
+            return super().__matmul__(x) + (noise - noise.T) @ x
+
+    a = with_condition(200, 1e4, 7)
+    for k in (1, 4):
+        b = torch.randn(200, k, dtype=F64, generator=torch.Generator().manual_seed(k))
+        found = cx.solve(Noisy(a), b, lower=0.9e-4, tol=1e-11)
+        error, _ = true_errors(a, b, found.x)
+        assert (error <= found.errors.numpy()).all()
+        # the residual as products show it would promise far too much
+        assert (error > 10 * found.residuals.numpy() / 0.9e-4).any()
+
+
 def test_ggn_and_streams(kernel):
     x = torch.randn(12, 5, dtype=F64, generator=torch.Generator().manual_seed(0))
     y = torch.randn(12, 2, dtype=F64, generator=torch.Generator().manual_seed(1))

@@ -6,6 +6,7 @@ import json
 import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from io import FileIO
 from pathlib import Path
 from typing import Any
 
@@ -70,8 +71,9 @@ class StoredKernel(LinearOperator):
         if not record["complete"]:
             text = "is not finished; make the call of NTK.dense that began it once more"
             raise file_error(_WHERE, self.path, text)
-        layout, _, shape, kind = record["identity"]["layout"]
-        square = len(shape) == 2 and shape[0] == shape[1] and len(record["identity"]["data"]) == 1
+        layout, *_, shape, kind = record["identity"]["layout"]
+        one = len(record["identity"].get("data", [])) == 1  # no cross kernel, no factor
+        square = len(shape) == 2 and shape[0] == shape[1] and one
         if not square or kind not in _DTYPES or layout != "flat":
             text = f"holds no symmetric kernel in the layout 'flat': {layout}, {tuple(shape)}"
             raise file_error(_WHERE, self.path, text)
@@ -155,7 +157,7 @@ class StoredKernel(LinearOperator):
         buffers = [torch.empty(room * item, dtype=torch.uint8, device="cpu") for _ in range(2)]
         with open(self.path, "rb", buffering=0) as file, ThreadPoolExecutor(1) as reader:
             read = [
-                lambda at=at, held=buffers[i % 2]: self._read(file.fileno(), at, held)
+                lambda at=at, held=buffers[i % 2]: self._read(file, at, held)
                 for i, at in enumerate(starts)
             ]
             ahead = reader.submit(read[0])
@@ -175,25 +177,26 @@ class StoredKernel(LinearOperator):
         low = int((at**2 + 4 * _PANEL_BYTES // item) ** 0.5 - at) // 2
         return max(1, min(low, n - at))
 
-    def _read(self, descriptor: int, at: int, held: Tensor) -> Tensor:
+    def _read(self, file: FileIO, at: int, held: Tensor) -> Tensor:
         n, item = self.shape[0], self.storage.itemsize
         count = self._panel(at)
         width = at + count
         view = held.numpy().data
         for row in range(count):
             part = view[row * width * item : (row + 1) * width * item]
-            self._fill(descriptor, part, self._offset + (at + row) * n * item)
+            self._fill(file, part, self._offset + (at + row) * n * item)
         return held[: count * width * item].view(self.storage).view(count, width)
 
-    def _fill(self, descriptor: int, part: memoryview, offset: int) -> None:
+    def _fill(self, file: FileIO, part: memoryview, offset: int) -> None:
         done = 0
         while done < len(part):
             try:
-                got = os.preadv(descriptor, [part[done:]], offset + done)
+                file.seek(offset + done)
+                got = file.readinto(part[done:])
             except OSError as error:
                 text = f"cannot be read: {error.strerror}"
                 raise file_error(_WHERE, self.path, text) from error
-            if got == 0:
+            if not got:
                 raise file_error(_WHERE, self.path, "ends too early: it was cut since")
             done += got
 
@@ -214,7 +217,7 @@ class StoredKernel(LinearOperator):
         with open(self.path, "rb", buffering=0) as file:
             for i, column in enumerate(chosen.tolist()):
                 part = view[i * n * item : (i + 1) * n * item]
-                self._fill(file.fileno(), part, self._offset + column * n * item)
+                self._fill(file, part, self._offset + column * n * item)
         return out.T.to(self.dtype)
 
     def diagonal(self) -> Tensor:
@@ -225,7 +228,7 @@ class StoredKernel(LinearOperator):
         with open(self.path, "rb", buffering=0) as file:
             for i in range(n):
                 part = view[i * item : (i + 1) * item]
-                self._fill(file.fileno(), part, self._offset + i * (n + 1) * item)
+                self._fill(file, part, self._offset + i * (n + 1) * item)
         return out.to(self.dtype)
 
     def dense(self, *, progress: Progress = None) -> Tensor:
