@@ -28,6 +28,7 @@ MODULES = (
 SHOWN_ELSEWHERE = {
     "Activity",
     "AutogradHessian",
+    "CheckpointError",
     "DiagonalFactor",
     "EdgeRow",
     "Evidence",
@@ -41,6 +42,7 @@ SHOWN_ELSEWHERE = {
     "SoftmaxFactor",
     "StackedDual",
     "StackedOperator",
+    "StackedRow",
     "Step",
     "Verdict",
     "checked_reduction",
@@ -49,6 +51,7 @@ SHOWN_ELSEWHERE = {
     "lanczos_step",
     "ntk_matvec",
     "register_engine",
+    "run",
     "steps",
     "update_digest",
     "whole",

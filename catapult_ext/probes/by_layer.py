@@ -28,6 +28,12 @@ _VECTORS = 16  # random vectors of a norm, and of a trace that is not exact
 class ByLayer(Drawn, saved=True):
     """The diagonal blocks of a curvature matrix.
 
+    Examples:
+        >>> net = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 1))
+        >>> found = cx.by_layer(net, "half_mse", (torch.randn(8, 3), torch.randn(8, 1)))
+        >>> [row["block"] for row in found.rows], found["2"]["parameters"], found["0"]["trace"] > 0
+        (['0', '2'], 5, True)
+
     Attributes:
         rows: one dictionary a block, in the order of the model: ``block``, ``parameters`` (how many
             entries), ``values`` and ``errors`` (its k largest eigenvalues and their bounds, as

@@ -35,6 +35,13 @@ Source = Path | str | Mapping[str, Any]
 class Track(Drawn, saved=True):
     """Top eigenvalues by checkpoint.
 
+    Examples:
+        >>> net = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 1))
+        >>> data = torch.randn(8, 3), torch.randn(8, 1)
+        >>> found = cx.track(net, {key: 2 * t for key, t in net.state_dict().items()}, "mse", data)
+        >>> found.rows[0]["values"][0] > 0, found.steps
+        (True, [0])
+
     Attributes:
         rows: one dictionary a checkpoint: ``checkpoint`` (its name), ``values``, ``errors``,
             ``index_check``, ``products``, ``converged``, as :class:`~catapult_ext.TopTracker`
