@@ -178,21 +178,24 @@ def ratios(pairs: list[dict[str, Any]]) -> dict[str, float]:
 def agreement(then: dict[str, Any], now: dict[str, Any]) -> dict[str, Any]:
     """Whether the phases are the same, and how far eigenvalues lie apart in units of their errors.
 
-    Training in float32 takes other roundings, which a catapult multiplies; what remains apart from
-    the errors of the eigenvalues is counted.
+    Training in float32 takes other roundings, which a catapult multiplies: what lies further apart
+    than the errors is counted for runs below c = 2 and beyond.
     """
-    apart = []
+    apart: dict[bool, list[float]] = {False: [], True: []}
     for a, b in zip(then["records"], now["records"], strict=True):
         for x, y, e, f in zip(
             a["lambda"], b["lambda"], a["lambda_error"], b["lambda_error"], strict=False
         ):
             if x is not None and y is not None:
-                apart.append(abs(x - y) / (e + f))
+                apart[a["c"] < 2].append(abs(x - y) / (e + f))
+    every = apart[True] + apart[False]
     return {
         "same_phases": then["phases"] == now["phases"],
-        "eigenvalues": len(apart),
-        "within_their_errors": sum(value <= 1 for value in apart),
-        "median_distance_over_errors": statistics.median(apart),
+        "eigenvalues": len(every),
+        "within_their_errors": sum(value <= 1 for value in every),
+        "median_distance_over_errors": statistics.median(every),
+        "eigenvalues_below_c_2": len(apart[True]),
+        "of_these_within_their_errors": sum(value <= 1 for value in apart[True]),
     }
 
 

@@ -205,14 +205,13 @@ class _Stack:
 
     def _step(self, x: Tensor, y: Tensor) -> Tensor:
         """One step of all runs, as many at a time as fit the cache; the numbers before it."""
-        found = []
-        parts = (self.pieces, self.rates.split(self.size))
-        for i, (piece, rates) in enumerate(zip(*parts, strict=True)):
-            values, slope = self.batch_loss(piece.forward(x), y)
-            runs = self.held[i * self.size : (i + 1) * self.size]
-            found.append(self._numbers(values, slope, runs))
+        values, slopes = [], []
+        for piece, rates in zip(self.pieces, self.rates.split(self.size), strict=True):
+            value, slope = self.batch_loss(piece.forward(x), y)
+            values.append(value)
+            slopes.append(slope.clone() if self.joint else slope)
             piece.move(slope.mul_(rates), self._l2(rates))
-        return torch.cat(found, dim=1)
+        return self._numbers(torch.cat(values), torch.cat(slopes), self.held)
 
     def _l2(self, rates: Tensor) -> Tensor | None:
         return rates * self.recipe.l2 if self.recipe.l2 else None

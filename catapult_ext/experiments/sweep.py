@@ -32,12 +32,38 @@ _WHERE = "sweep"
 
 
 @overload
-def sweep(model: nn.Module, data: Any, **settings: Any) -> SweepResult: ...
+def sweep(
+    model: nn.Module,
+    data: Any,
+    *,
+    c: Sequence[float] | None = ...,
+    eta: Sequence[float] | None = ...,
+    steps: int = ...,
+    loss: Any = ...,
+    out: Path | str | None = ...,
+    fresh: bool = ...,
+    progress: Progress | None = ...,
+    group: Any = ...,
+    forward: Forward | None = ...,
+    **settings: Any,
+) -> SweepResult: ...
 
 
 @overload
 def sweep(
-    model: list[nn.Module] | tuple[nn.Module, ...], data: Any, **settings: Any
+    model: Sequence[nn.Module],
+    data: Any,
+    *,
+    c: Sequence[float] | None = ...,
+    eta: Sequence[float] | None = ...,
+    steps: int = ...,
+    loss: Any = ...,
+    out: Path | str | None = ...,
+    fresh: bool = ...,
+    progress: Progress | None = ...,
+    group: Any = ...,
+    forward: Forward | None = ...,
+    **settings: Any,
 ) -> SeedSweeps: ...
 
 
