@@ -65,6 +65,27 @@ def proved_tops(matrices: Tensor, o: Options) -> CertifiedTop | None:
     return found
 
 
+def top_pairs(matrix: Tensor, o: Options) -> Pairs | None:
+    """The wanted pair of one matrix (n, n) for the solvers, or None; residuals are norms only."""
+    found = proved_tops(matrix[None], o)
+    if found is None or math.isnan(found.numbers[0, 2].item()):
+        return None
+    value, residual, error = found.numbers[0].split(1)
+    x = found.vectors.double()
+    return Pairs(
+        values=value,
+        x=x,
+        rest=residual[:, None],
+        errors=error,
+        converged=True,
+        matvecs=int(found.products),
+        scale=1.0,
+        index="inertia",
+        guards=x[:0],
+        following=[],
+    )
+
+
 def proved_top(a: Tensor, o: Options) -> EigshResult | None:
     """The result of ``eigsh`` for one matrix (n, n); None where others must solve or refuse it."""
     v.constant(o.where, {"A": a})

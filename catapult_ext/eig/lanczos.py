@@ -12,13 +12,13 @@ from catapult_ext import _validate as v
 from catapult_ext._autocast import no_autocast
 from catapult_ext._progress import Counter, Progress, counted
 from catapult_ext.eig.certify import Inertia, rounding
-from catapult_ext.eig.dense import INERTIA_LIMIT, is_matrix, proved_top
+from catapult_ext.eig.dense import INERTIA_LIMIT, is_matrix, proved_top, top_pairs
 from catapult_ext.eig.operand import Operand, as_operand, coarse_operand
 from catapult_ext.eig.pairs import EigshResult, Options, Pairs
 from catapult_ext.eig.refine import refine
 from catapult_ext.eig.replicas.batch import is_batch
 from catapult_ext.eig.replicas.eigsh import eigsh_replicas
-from catapult_ext.eig.solve import lifted, package, solve, start_rows
+from catapult_ext.eig.solve import direct_from, lifted, package, solve, start_rows
 
 _COARSE_TOL = 0.02  # accuracy of the solve with bfloat16 products
 _WHERE = "eigsh"
@@ -129,13 +129,29 @@ def _solved(
             start = dual.restrict(start_rows(v0, a, _WHERE).T)
             start = start[:, start.abs().amax(0) > 0]  # what lies in the null space is no start
             start = start if start.shape[1] else None
-        other = as_operand(dual.operator, _WHERE).counted(counter)
-        small = _pairs(dual.operator, other, start, o, precision, counter)
+        small = _written_out(dual.operator, start, o, precision)
+        if small is None:
+            other = as_operand(dual.operator, _WHERE).counted(counter)
+            small = _pairs(dual.operator, other, start, o, precision, counter)
         # the null space of the large operator is not in the image of the small one
         floor = 10 * rounding(a.n, torch.finfo(a.dtype).eps) * small.values.abs().max()
         if small.values.abs().min() > floor:
             return package(lifted(small, dual, a), o, a)
-    return package(_pairs(A, a, v0, o, precision, counter), o, a)
+    pairs = _written_out(A, v0, o, precision)
+    return package(_pairs(A, a, v0, o, precision, counter) if pairs is None else pairs, o, a)
+
+
+def _written_out(A: Any, v0: Tensor | None, o: Options, precision: str) -> Pairs | None:
+    """Pairs of the matrix that a small operator is, where that is cheaper to solve."""
+    plain = v0 is None and precision == "full" and o.limit > A.shape[0]
+    matrix = A.written_out() if plain and hasattr(A, "written_out") else None
+    if matrix is None:
+        return None
+    found = top_pairs(matrix, o)
+    direct = o.k >= direct_from(len(matrix), matrix.device)
+    if found is None and direct and bool(torch.isfinite(matrix).all()):
+        found = solve(as_operand(matrix, o.where), None, o)
+    return found
 
 
 def _check_options(

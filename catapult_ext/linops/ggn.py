@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor, nn
 
 from catapult_ext import _validate as v
@@ -178,6 +179,15 @@ class DualGGN(ModelOperator):
     def _matmat(self, vectors: Tensor) -> Tensor:
         inner = self.linearization.ntk(weighed(self.linearization, vectors, self.factor.apply))
         return weighed(self.linearization, inner, self.factor.apply_t)
+
+    def written_out(self) -> Tensor | None:
+        """The matrix where a solve with it is cheaper than products; else None."""
+        if self.rounding_unit > torch.finfo(self.dtype).eps:
+            return None
+        self.linearization.snapshot.require_unchanged()
+        n, o = self.linearization.n_samples, self.linearization.n_outputs
+        eye = torch.eye(o, dtype=self.dtype, device=self.device).expand(n, -1, -1)
+        return self.linearization.written_out(self.factor.apply_t(eye))
 
     def coarse(self) -> DualGGN:
         """The same operator with products in bfloat16 (autocast), good to about 1 % of its norm."""

@@ -99,6 +99,13 @@ class NTK(ModelOperator, TakesSeveral):
         self.linearization.snapshot.require_unchanged()
         return self.linearization.vjp(vectors) if self.symmetric else None
 
+    def written_out(self) -> Tensor | None:
+        """The kernel where a solve with it is cheaper than products; else None."""
+        if not self.symmetric or self.rounding_unit > torch.finfo(self.dtype).eps:
+            return None
+        self.linearization.snapshot.require_unchanged()
+        return self.linearization.written_out(None)
+
     @property
     def lower_bound(self) -> float | None:
         """0: J J' is positive semi-definite; None for a kernel with ``x2``."""

@@ -121,9 +121,10 @@ def certified_top(a: Tensor, *, tol: float, maxiter: int, seed: int) -> Certifie
     """The largest eigenpairs of matrices (R, n, n) on the CPU, each with a proven error.
 
     Each matrix stays in cache for its norms, the steps of :func:`lanczos_dense` and the proof:
-    with theta = x'Ax, r = |Ax - theta x| and C the compression of A to the complement of x,
-    lambda <= theta + r^2 / (theta - |C|_F), where |C|_F^2 = |A|_F^2 - theta^2 - 2 r^2; or a
-    Cholesky factor of (theta + error) I - A.  Errors count rounding, and what A and A' differ by.
+    with T the tridiagonal matrix of the steps, beta what couples it to the rest and C the
+    compression of A to that rest, |C|_F^2 = |A|_F^2 - |T|_F^2 - 2 beta^2, and s > |C|_F is a bound
+    where s I - T - beta^2 / (s - |C|_F) e_m e_m' is positive definite; or a Cholesky factor of
+    s I - A.  Errors count rounding, and what A and A' differ by.
 
     Returns:
         NaN for what it cannot prove within ``max(tol |lambda|, 2 c_n eps |A|)``: a matrix that is

@@ -17,6 +17,8 @@ from catapult_ext.eig.replicas.lanczos import solve_replicas
 from catapult_ext.eig.replicas.pairs import BatchedEigshResult, Found
 from catapult_ext.eig.sums import row_norms
 
+_ENTRIES = 1 << 22  # of matrices that are written out together
+
 
 def eigsh_replicas(A: Any, v0: Tensor | None, o: Options, counter: Counter) -> BatchedEigshResult:
     """:func:`catapult_ext.eigsh` of an operator or tensor (R, n, n)."""
@@ -37,7 +39,24 @@ def eigsh_replicas(A: Any, v0: Tensor | None, o: Options, counter: Counter) -> B
 
 
 def _solved(a: Batch, start: Tensor | None, o: Options) -> Found:
-    return (solve_matrices if a.explicit else solve_replicas)(a, start, o)
+    if a.explicit:
+        return solve_matrices(a, start, o)
+    found = _written_out(a, o) if start is None and o.limit > a.n else None
+    return solve_replicas(a, start, o) if found is None else found
+
+
+def _written_out(a: Batch, o: Options) -> Found | None:
+    """The same of the matrices that small operators are, a few at a time; None: by products."""
+    if o.k > 1 or not hasattr(a.source, "written_out"):
+        return None
+    found = Found.nothing(a.replicas, a.n, o.k, a.dtype, a.device)
+    for some in torch.arange(a.replicas, device="cpu").split(max(1, _ENTRIES // a.n**2)):
+        part = a.select(some)
+        matrices = part.source.written_out()
+        if matrices is None:
+            return None
+        found.put(some, solve_matrices(part.of(matrices), None, o))
+    return found
 
 
 def batch_start(v0: Tensor | None, a: Batch) -> Tensor | None:

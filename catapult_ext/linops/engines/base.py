@@ -339,6 +339,14 @@ class Linearization(ABC):
         """Bytes that the kernel of n samples takes besides its result, at most."""
         return self.workspace
 
+    def written_out(self, seed: Tensor | None) -> Tensor | None:
+        """S' J J' S (N*O, N*O) where a solve with it is cheaper than products; else None.
+
+        Args:
+            seed: S' of each sample, (N, O, O); None: the identity.
+        """
+        return None
+
     def kernel_bytes(self, outputs: str) -> int:
         """Bytes that :meth:`kernel` takes besides its result."""
         return self.workspace

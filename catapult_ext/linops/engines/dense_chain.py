@@ -16,6 +16,7 @@ from catapult_ext import ops
 from catapult_ext.linops.engines.base import ForwardPass, Linearization
 from catapult_ext.linops.engines.dense_chain_hessian import DenseChainHVP
 from catapult_ext.linops.engines.dense_layers import covers_all, layers_of, masked, scaled_
+from catapult_ext.linops.engines.written_out import worth_writing_out
 from catapult_ext.linops.model.fixed_model import FixedModel
 from catapult_ext.linops.tracing.dense_chain import Chain, ChainTracer, plausible
 from catapult_ext.losses import Loss
@@ -217,6 +218,14 @@ class DenseChainLinearization(Linearization):
         theirs = None if other is None else other.part(slice(0, other.n_samples))
         return self.part(slice(0, self.n_samples)).kernel(theirs, outputs)
 
+    def written_out(self, seed: Tensor | None) -> Tensor | None:
+        """S' J J' S by ``ops.gram``, where the kernel is small."""
+        sizes = [layer.weight.shape for layer in self.layers]
+        flops, n = self.native_flops(self.n_samples), self.n_samples
+        if not worth_writing_out(n, self.n_outputs, sizes, flops, self.device):
+            return None
+        return self.part(slice(0, n)).kernel(None, "all", seed)
+
     def kernel_bytes(self, outputs: str) -> int:
         """Bytes that :meth:`kernel` takes besides its result."""
         if outputs == "trace":
@@ -269,10 +278,11 @@ class DenseChainPart:
         self._inputs = [layer.input[samples] for layer in linearization.layers]
         self._kept: list[Tensor] | None = None
 
-    def _derivatives(self, outputs: slice) -> list[Tensor]:
+    def _derivatives(self, outputs: slice, seed: Tensor | None = None) -> list[Tensor]:
+        """Of every output, or of the combinations ``seed`` (n, O, O) of them."""
         layers, like = self._linearization.layers, self.outputs
         eye = torch.eye(like.shape[1], dtype=like.dtype, device=like.device)[outputs]
-        delta = eye.expand(len(like), -1, -1)
+        delta = eye.expand(len(like), -1, -1) if seed is None else seed
         found: list[Tensor] = []
         for i in reversed(range(len(layers))):
             slope = layers[i].slope
@@ -287,8 +297,15 @@ class DenseChainPart:
             self._kept = self._derivatives(slice(0, self.outputs.shape[1]))
         return self._kept
 
-    def kernel(self, other: DenseChainPart | None, outputs: str) -> Tensor:
-        """J J2' with another part by ``ops.gram``; the trace takes some outputs at a time."""
+    def kernel(
+        self, other: DenseChainPart | None, outputs: str, seed: Tensor | None = None
+    ) -> Tensor:
+        """J J2' with another part by ``ops.gram``; the trace takes some outputs at a time.
+
+        With ``seed`` (n, O, O), S' of each sample, S' J J' S.
+        """
+        if seed is not None:
+            return self._gram(None, self._derivatives(slice(None), seed), None, outputs)
         if outputs != "trace":
             return self._gram(other, self._all(), None if other is None else other._all(), outputs)
         n = len(self.outputs) + (0 if other is None else len(other.outputs))

@@ -60,6 +60,10 @@ class StackedProducts(ABC):
         """The matrices (R, n, n) where there is a shorter way than n products; else None."""
         return None
 
+    def written_out(self) -> Tensor | None:
+        """The matrices (R, n, n) where solves with them are cheaper than products; else None."""
+        return None
+
     def diagonal(self) -> Tensor | None:
         """The diagonals (R, n) where there is a shorter way than n products; else None."""
         return None
@@ -250,6 +254,11 @@ class StackedOperator(KeepsGraph):
             unit = self._unit_columns(start)
             out[:, :, start : start + unit.shape[2]] = self._by_chunks(unit)
         return out
+
+    @no_autocast()
+    def written_out(self) -> Tensor | None:
+        """The matrices (R, n, n) where solves with them are cheaper than products; else None."""
+        return self.products.written_out()
 
     @no_autocast()
     def diagonal(self) -> Tensor:

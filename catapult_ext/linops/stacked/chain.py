@@ -17,6 +17,7 @@ from catapult_ext.linops.engines.dense_layers import (
     places_of,
     scaled_,
 )
+from catapult_ext.linops.engines.written_out import worth_writing_out
 from catapult_ext.linops.model.fixed_model import FixedModel
 from catapult_ext.linops.stacked.linearization import StackedLinearization, masked, some, times
 from catapult_ext.linops.tracing.dense_chain import Chain
@@ -219,18 +220,30 @@ class StackedChain(StackedLinearization):
             self._frozen = _Frozen.of(self.layers, self._n)
         return self._frozen
 
-    def kernel(self, outputs: str) -> Tensor | None:
-        """J J' by ``ops.gram`` from the derivatives of every output by every pre-activation."""
-        a, g = [layer.input for layer in self.layers], self._derivatives()
+    def kernel(self, outputs: str, seed: Tensor | None = None) -> Tensor | None:
+        """J J' by ``ops.gram`` from the derivatives of every output by every pre-activation.
+
+        With ``seed`` (R, N, O, O), S' of each sample, S' J J' S.
+        """
+        a, g = [layer.input for layer in self.layers], self._derivatives(seed)
         scale = [layer.scale for layer in self.layers]
         bias = [layer.bias for layer in self.layers]
         return ops.gram(a, g, scale=scale, bias=bias, outputs=outputs)
 
-    def _derivatives(self) -> list[Tensor]:
+    def written_out(self, seed: Tensor | None) -> Tensor | None:
+        """S' J J' S by ``ops.gram``, where the kernels are small."""
+        whole = self if self._of is None else self._of[0]
+        sizes = [layer.weight.shape[1:] for layer in whole.layers]
+        flops = sum(4.0 * self._n * p * d for p, d in sizes)
+        if not worth_writing_out(self._n, self._o, sizes, flops, self.outputs.device):
+            return None
+        return self.kernel("all", seed)
+
+    def _derivatives(self, seed: Tensor | None) -> list[Tensor]:
         """(R, N, O, p_l) for every layer."""
         o = self._o
         eye = torch.eye(o, dtype=self.outputs.dtype, device=self.outputs.device)
-        delta = eye.expand(self.replicas, self._n, o, o)
+        delta = eye.expand(self.replicas, self._n, o, o) if seed is None else seed
         found: list[Tensor] = []
         for i in reversed(range(len(self.layers))):
             delta = masked(delta, self.layers[i].slope)

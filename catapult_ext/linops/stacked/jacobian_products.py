@@ -24,6 +24,11 @@ class _JacobianProducts(StackedProducts):
             f"{len(f)} replicas at once, engine {linearization.engine} ({linearization.why})"
         )
 
+    @property
+    def _exact(self) -> bool:
+        """Whether products are good to the dtype's own rounding."""
+        return self.rounding_unit <= torch.finfo(self.dtype).eps
+
 
 class NTKProducts(_JacobianProducts):
     """J J'."""
@@ -38,6 +43,10 @@ class NTKProducts(_JacobianProducts):
     def select(self, index: Tensor) -> NTKProducts:
         """Those of some replicas."""
         return NTKProducts(self._j.select(index))
+
+    def written_out(self) -> Tensor | None:
+        """The kernels where solves with them are cheaper than products."""
+        return self._j.written_out(None) if self._exact else None
 
     def dense(self) -> Tensor | None:
         """The kernels from layer factors, where the engine knows them."""
@@ -87,6 +96,14 @@ class DualGGNProducts(_JacobianProducts):
         """Those of some replicas."""
         return DualGGNProducts(self._j.select(index), self._loss.select(index))
 
+    def written_out(self) -> Tensor | None:
+        """The matrices where solves with them are cheaper than products."""
+        r, n, o = self._j.outputs.shape
+        if not self._exact:
+            return None
+        eye = torch.eye(o, dtype=self.dtype, device=self.device).expand(r, n, o, o)
+        return self._j.written_out(self._loss.apply_t(eye.reshape(r, n * o, o)).view(r, n, o, o))
+
     def lift(self, vectors: Tensor) -> Tensor:
         """J' S u: (R, N*O, K) to (R, P, K)."""
         return self._j.vjp(self._loss.apply(vectors))
@@ -121,6 +138,11 @@ class WithoutBad(StackedProducts):
         kept = self._bad[index.to(self._bad.device)]
         some = self._products.select(index)
         return WithoutBad(some, kept) if bool(kept.any()) else some
+
+    def written_out(self) -> Tensor | None:
+        """The matrices (R, n, n), where solves with them are cheaper than products."""
+        known = self._products.written_out()
+        return None if known is None else self._spoil(known)
 
     def dense(self) -> Tensor | None:
         """The matrices (R, n, n)."""

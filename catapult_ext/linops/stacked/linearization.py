@@ -67,6 +67,14 @@ class StackedLinearization(ABC):
         """J J' (R, N*O, N*O) for ``"all"``, (R, N*O) for ``"diagonal"``; None: by products."""
         return None
 
+    def written_out(self, seed: Tensor | None) -> Tensor | None:
+        """S' J J' S (R, N*O, N*O) where solves with them are cheaper than products; else None.
+
+        Args:
+            seed: S' of each sample, (R, N, O, O); None: the identity.
+        """
+        return None
+
 
 def some(tensor: Tensor, index: Tensor) -> Tensor:
     """Rows of a tensor: a view where ``index`` counts up by one, else a copy."""

@@ -16,9 +16,10 @@ constexpr const char* kOp = "certified_top";
 // a hidden eigenvalue is met, a few more steps mostly find it.
 constexpr double kShares[] = {0.25, 1e-3};
 
-// Relative errors of sums of squares, and entries whose squares are normal numbers.
+// Relative errors of sums of squares, rounding of Lanczos steps included, and entries whose squares
+// are normal numbers.
 template <typename T>
-constexpr double kSum = sizeof(T) < 8 ? 1e-5 : 1e-11;
+constexpr double kSum = sizeof(T) < 8 ? 4e-5 : 1e-11;
 template <typename T>
 constexpr double kSafe = sizeof(T) < 8 ? 1e-12 : 1e-120;
 
@@ -31,9 +32,8 @@ double hidden_by_float32(int64_t n, double largest) {
 }
 
 // The proof of one matrix. From below, a Rayleigh quotient is at most the largest eigenvalue; from
-// above, by what works first: Frobenius norms (|C|_F^2 = |A|_F^2 - theta^2 - 2 r^2 for the
-// compression C to the complement of the vector, and lambda <= theta + r^2 / (theta - |C|_F)), or
-// a Cholesky factor of s I - A.
+// above, by what works first: Frobenius norms (LanczosComplement), for hardly more than the steps,
+// or a Cholesky factor of s I - A.
 template <typename T>
 class Certificate {
  public:
@@ -66,7 +66,7 @@ class Certificate {
   MatrixNorms norms_{};
   double frobenius_ = 0.0;
   struct {
-    double value, residual, norm, error;
+    double value, residual, norm, bound, error;
   } found_{};
 
   static constexpr double kEps = std::numeric_limits<T>::epsilon();
@@ -87,7 +87,7 @@ class Certificate {
     constexpr Dtype kType = DtypeOf<T>::value;
     T value, error;
     int64_t steps = 0;
-    double exact[3] = {};
+    double exact[4] = {};
     T* vector = args_.vectors.as<T>() + replica_ * n_;
     LanczosDenseArgs lanczos;
     lanczos.a = dense_view(const_cast<T*>(matrix()), kType, {1, n_, n_});
@@ -95,15 +95,16 @@ class Certificate {
     lanczos.eigenvectors = dense_view(vector, kType, {1, 1, n_});
     lanczos.errors = dense_view(&error, kType, {1, 1});
     lanczos.steps = dense_view(&steps, Dtype::kInt64, {1});
-    lanczos.exact = dense_view(exact, Dtype::kFloat64, {1, 1, 3});
+    lanczos.exact = dense_view(exact, Dtype::kFloat64, {1, 1, 4});
     lanczos.workspace = dense_view(work_, Dtype::kFloat64, {lanczos_work()});
     lanczos.tol = tol;
     lanczos.maxiter = args_.maxiter;
     lanczos.seed = args_.seed;
+    lanczos.squares = norms_.squares * (1.0 + kSum<T>);
     lanczos.confirm = confirm;
     lanczos_dense(lanczos, {-1, 0, threads_});
     args_.products.as<int64_t>()[replica_] += steps;
-    found_ = {exact[0], exact[1], exact[2], static_cast<double>(error)};
+    found_ = {exact[0], exact[1], exact[2], exact[3], static_cast<double>(error)};
   }
 
   int64_t lanczos_work() const {
@@ -117,10 +118,8 @@ class Certificate {
     const double share = (10.0 + std::pow(static_cast<double>(n_), 0.25)) * kEps;
     const double floor = share * std::min(frobenius_, 2.0 * found_.norm) + std::sqrt(norms_.skew);
     const double allowed = std::max(args_.tol * std::fabs(theta), 2.0 * floor);
-    const double outside = norms_.squares * (1.0 + kSum<T>)-theta * theta - 2.0 * r * r;
-    const double room = theta - std::sqrt(std::max(outside, 0.0));
-    const double error = r * r / room + floor;
-    if (room > 0.0 && error <= allowed) return error;
+    const double error = std::max(found_.bound - theta, 0.0) + floor;
+    if (error <= allowed) return error;
     return by_cholesky(std::min(std::max(found_.error, 0.0) + floor, allowed), allowed);
   }
 

@@ -13,13 +13,14 @@ struct LanczosDenseArgs {
   TensorView eigenvectors;  // (R, k, n) out
   TensorView errors;        // (R, k) out, bounds of the absolute errors
   TensorView steps;         // (R,) int64 out, products with the matrix
-  TensorView exact;         // CPU only, (R, k, 3) float64 out or null: eigenvalues, residual norms,
-                            // and the largest |Ritz value| met
+  TensorView exact;         // CPU only, (R, k, 4) float64 out or null: eigenvalues, residual norms,
+                            // the largest |Ritz value| met and a bound proved from above, or inf
   TensorView workspace;     // float64, at least lanczos_dense_workspace() entries
   double tol = 0.0;
   int64_t maxiter = 0;
   int64_t seed = 0;
-  bool confirm = true;  // a few steps more, for callers that prove nothing; false: CPU, k = 1 only
+  double squares = 0.0;  // CPU, k = 1: at least |A|_F^2, to prove a bound by; 0: no proof
+  bool confirm = true;   // a few steps more, for callers that prove nothing; false: CPU, k = 1 only
 };
 
 // Float64 entries of workspace for matrices of `dtype`.

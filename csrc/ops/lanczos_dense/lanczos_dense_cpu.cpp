@@ -7,6 +7,7 @@
 #include "core/dispatch.hpp"
 #include "core/parallel.hpp"
 #include "ops/lanczos_dense/lanczos_dense.hpp"
+#include "ops/lanczos_dense/lanczos_dense_complement.hpp"
 #include "ops/lanczos_dense/lanczos_dense_config.hpp"
 #include "ops/lanczos_dense/lanczos_dense_math.hpp"
 #include "ops/lanczos_dense/lanczos_dense_matrix.hpp"
@@ -90,7 +91,8 @@ class DenseSolver {
   int64_t randoms_ = 0;                                       // start vectors drawn
   double norm_ = 0.0;                                         // of A, from below
   double beyond_ = -std::numeric_limits<double>::infinity();  // Ritz values not returned
-  bool finite_ = true, exact_ = false;
+  double bound_ = std::numeric_limits<double>::infinity();    // of the eigenvalues, if asked for
+  bool finite_ = true, exact_ = false, restarted_ = false;
 
   T* row(int64_t i) { return basis_ + i * n_; }
   bool out_of_products() const { return matrix_.products() >= args_.maxiter; }
@@ -176,8 +178,31 @@ class DenseSolver {
       const bool out = out_of_products() && m_ >= run.want;
       if (!exact_ && !full && !out && (m_ < run.next || !promising(run))) continue;
       find_ritz_values();
-      if (exact_ || lanczos_may_stop(run, ritz_.values, ritz_.residuals, m_, norm_) || out) return;
+      if (exact_ || lanczos_may_stop(run, ritz_.values, ritz_.residuals, m_, norm_) || out) {
+        if (args_.squares > 0.0 && !restarted_) prove(run);
+        return;
+      }
       if (full) restart(run);
+    }
+  }
+
+  // A bound from above, for which some steps more are cheaper than a factorisation of the matrix:
+  // each takes a part off the Frobenius norm of what the basis leaves.
+  void prove(const LanczosRun& run) {
+    const double squares = matrix_.scaled_squares(args_.squares);
+    int64_t more = std::max<int64_t>(2, n_ / 40);
+    for (;; --more) {
+      const LanczosComplement<T> complement{alpha_, beta_, m_, squares};
+      const double value = ritz_.values[m_ - 1];
+      bound_ = complement.bound(
+          value, std::max(3.0 * run.tol * std::fabs(value), lanczos_floor(run, norm_)));
+      const double hoped = complement.left() - static_cast<double>(more) * complement.gain(m_ - 1);
+      const bool hopeless = value <= 0.0 || hoped > value * value;
+      if (std::isfinite(bound_) || hopeless || more == 0 || exact_ || m_ == c_.room) return;
+      if (out_of_products()) return;
+      step();
+      if (!finite_) return;
+      find_ritz_values();
     }
   }
 
@@ -214,6 +239,7 @@ class DenseSolver {
   // Thick restart: the best Ritz vectors and the next Lanczos vector become the first rows, in an
   // order and a basis that keep the projected matrix tridiagonal.
   void restart(LanczosRun& run) {
+    restarted_ = true;
     const int64_t p = c_.keep;
     double *g = small_, *theta = g + p * p, *s = theta + p, *alpha = s + p, *beta = alpha + p;
     double* mix = beta + p;  // (m)
@@ -322,10 +348,11 @@ class DenseSolver {
       values[out] = static_cast<T>(matrix_.unscaled(theta_[p]));
       errors[out] = static_cast<T>(matrix_.unscaled(error));
       if (args_.exact.data != nullptr) {
-        double* exact = args_.exact.as<double>() + 3 * (replica_ * k_ + out);
+        double* exact = args_.exact.as<double>() + 4 * (replica_ * k_ + out);
         exact[0] = matrix_.unscaled(theta_[p]);
         exact[1] = matrix_.unscaled(residual_[p]);
         exact[2] = matrix_.unscaled(norm_);
+        exact[3] = matrix_.unscaled(bound_);
       }
       std::copy(locked_ + p * n_, locked_ + (p + 1) * n_, vectors + out * n_);
     }
@@ -341,7 +368,7 @@ class DenseSolver {
     fill(args_.errors, k_);
     fill(args_.eigenvectors, k_ * n_);
     if (args_.exact.data != nullptr)
-      std::fill_n(args_.exact.as<double>() + 3 * replica_ * k_, 3 * k_,
+      std::fill_n(args_.exact.as<double>() + 4 * replica_ * k_, 4 * k_,
                   std::numeric_limits<double>::quiet_NaN());
     args_.steps.as<int64_t>()[replica_] = matrix_.products();
   }

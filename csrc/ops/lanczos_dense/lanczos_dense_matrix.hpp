@@ -36,6 +36,9 @@ class SymmetricMatrix {
   // What takes a number of the scaled matrix back, in two factors: one could overflow.
   double unscaled(double value) const { return value / half_ / half_; }
 
+  // A sum of squares of numbers of the matrix, of those of the scaled one.
+  double scaled_squares(double sum) const { return sum * half_ * half_ * half_ * half_; }
+
   // A x (n), valid until the next product; sums in T.
   T* multiply(const T* x) { return run(loops().product, x); }
   // The same with float64 sums.
