@@ -17,7 +17,7 @@ import torch
 KERNELS = ("outlier", "gap")
 SIZES = (128, 512)
 WIDTHS = (64, 128)
-SMALL = ("operator", "tensor")
+SMALL = (("operator", 64), ("tensor", 128), ("tensor", 512))
 GAP = 1e-2
 
 
@@ -154,14 +154,14 @@ else:
             )
         )
 
-    @pytest.mark.parametrize("problem", SMALL)
-    def test_a_small_one(measure, problem):
-        ours = one_by_one(problem, 64, 1)
+    @pytest.mark.parametrize(("problem", "size"), SMALL)
+    def test_a_small_one(measure, problem, size):
+        ours = one_by_one(problem, size, 1)
 
         def check():
             (found,) = ours()
             assert found.converged
 
         folder = os.environ.get("CATAPULT_EARLIER")
-        others = {"earlier build": Earlier(folder, problem, 64, 1)} if folder else {}
+        others = {"earlier build": Earlier(folder, problem, size, 1)} if folder else {}
         measure(Case(ours=ours, baselines=others, check=check, target={"earlier build": 2.0}))

@@ -26,11 +26,11 @@ class EigshResult(Drawn, saved=True):
         errors: (k,) bounds of |lambda_i - eigenvalues_i|; what they rest on is ``index_check``.
         matvecs: products with A (or its dual), in columns.
         converged: all errors within max(tol |lambda|, 2 c_n eps |A|, 2 noise).
-        index_check: ``"inertia"`` (a matrix: no eigenvalue lies beyond, by factors or norms) or
-            ``"random(p)"`` (the
-            start vectors exclude hidden eigenvalues with probability p over the seed; an estimate
-            for k > 1); ``"residual"`` (no check: an eigenvalue lies within ``residuals`` of each
-            value; larger ones may be missed, and errors, which trust the gaps seen, be too small);
+        index_check: ``"inertia"`` (a matrix: no eigenvalue lies beyond, by factors or norms);
+            ``"random(p)"`` (the start vectors exclude hidden eigenvalues with probability p over
+            the seed; an estimate for k > 1); ``"residual"`` (no check: an eigenvalue lies within
+            ``residuals`` of each value; larger ones may be missed, and errors, which trust the
+            gaps seen, be too small);
             ``"estimate(p)"`` (an operator in mixed precision: the coarse solve excludes hidden
             eigenvalues beyond its 2 % with probability p; nearer ones were not looked for, so that
             errors of a value with close neighbours may be too small).
