@@ -96,9 +96,9 @@ def counted(
     logs = _CHANNEL.isEnabledFor(logging.INFO)
     began = time.monotonic()
     bar = Bar(where, unit, of=of) if progress is True else None
-    report = (
-        bar.show if bar is not None else _named(progress, where) if callable(progress) else None
-    )
+    report: Report | None = None if bar is None else bar.show
+    if callable(progress):
+        report = _named(progress, where)
     counter = Counter(report, total, wanted=logs or report is not None)
     try:
         yield counter
