@@ -356,8 +356,19 @@ class DenseSolver {
     });
   }
 
+  // Pairs of different runs, and of a run that went on from rounding, overlap by some eps.
+  CATAPULT_CALL __device__ void orthogonalise_locked() {
+    for (int64_t i = 1; i < c_.k; ++i)
+      for (int64_t q = 0; q < i; ++q) {
+        T *const x = locked(i), *const other = locked(q);
+        const double overlap = column_dot(x, other) / column_dot(other, other);
+        for_columns([&](int64_t j) { x[j] = static_cast<T>(x[j] - overlap * other[j]); });
+      }
+  }
+
   // Rayleigh quotients and residuals from a product in float64, sorted, with their bounds.
   CATAPULT_CALL __device__ void report() {
+    orthogonalise_locked();
     double block = 0.0;
     for (int64_t i = 0; i < c_.k; ++i) block += measure(i);
     if (first()) write_pairs(sqrt(block));
