@@ -467,18 +467,17 @@ class CurvatureTracker(Drawn):
 
     def close(self) -> None:
         """Stop; completes the run folder where ``out`` was given."""
-        folder, self._folder = self._folder, None
         try:
-            if folder is not None:
+            if self._folder is not None:
                 times = {
                     "training": self.overhead.training,
                     "probing": self.overhead.probing,
                     "report": self.report(),
                 }
-                folder.finish(self.probes, self.steps_seen, times)
+                self._folder.finish(self.probes, self.steps_seen, times)
+                self._folder.close()
+                self._folder = None  # kept after an error: the next call writes what is missing
         finally:
-            if folder is not None:
-                folder.close()
             self._notes.close()
             self._probed.steps.close()
             self._open = False
