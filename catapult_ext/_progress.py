@@ -1,13 +1,13 @@
 """Progress of long calls: a function of yours, a bar in a terminal or notebook, lines elsewhere.
 
-Every ``progress=`` of the package means the same.  None or False, the default, shows nothing: a
-library does not write into a program's output unasked.  A function is called as
-``progress(done, total)`` with whole numbers, ``total`` a limit or an estimate where the end is
-not known beforehand; an exception that it raises ends the call, as Ctrl-C does.  True shows a bar
-on stderr or in the notebook's cell, and a line every ten seconds where there is no terminal.
+Every ``progress=`` of the package means the same.  None (the default) and False show nothing.  A
+function is called as ``progress(done, total)`` with two integers.  ``total`` is a limit or an
+estimate if the end is not known in advance.  An exception that the function raises stops the call,
+as Ctrl-C does.  True shows a bar on stderr or in the notebook's cell, and prints a line every ten
+seconds if there is neither.
 
-The channel ``catapult_ext`` of :mod:`logging` gets a line at INFO when such a call has ended, and
-one for every probe of a tracker.
+The logger ``catapult_ext`` of :mod:`logging` records one INFO line for every long call that has
+ended and for every probe of a tracker.
 """
 
 from __future__ import annotations
@@ -39,11 +39,11 @@ class Counter:
         self.wanted = wanted  # whether anybody looks
 
     def add(self, count: int = 1) -> None:
-        """``count`` more are done."""
+        """Add ``count`` to the number done."""
         self.at(self.done + count)
 
     def at(self, done: int) -> None:
-        """So many are done in all: never fewer than before, nor more than ``total``."""
+        """Set the number done; it never decreases and never exceeds ``total``."""
         self.done = min(max(done, self.done), self.total)
         if self._report is not None:
             self._report(self.done, self.total)
@@ -63,7 +63,7 @@ def shared(counter: Counter) -> Iterator[None]:
 
 
 def report_share(done: int, total: int) -> None:
-    """Part of the call that runs is done, where one asks."""
+    """Report the part of the running call that is done, if its caller asked for progress."""
     counter = _running.get()
     if counter is not None and total:
         counter.at(counter.total * done // total)

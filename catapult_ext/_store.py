@@ -35,7 +35,7 @@ class RunFolderError(RuntimeError):
 
 
 def clean(value: Any) -> Any:
-    """``value`` fit for strict JSON: tuples as lists, keys as text, non-finite floats as None."""
+    """Convert ``value`` to strict JSON: tuples to lists, keys to str, non-finite floats to None."""
     if isinstance(value, dict):
         return {str(k): clean(v) for k, v in value.items()}
     if isinstance(value, (list, tuple)):

@@ -209,9 +209,9 @@ def same_kind(where: str, tensors: dict[str, Tensor]) -> None:
 
 
 def no_grad_needed(where: str, tensors: dict[str, Tensor]) -> None:
-    """Ops are not differentiable: a derivative with respect to an input is an error.
+    """Refuse inputs that require a derivative, because ops are not differentiable.
 
-    Reverse mode counts under grad mode only; forward mode and ``torch.func`` always.
+    ``requires_grad`` is an error under grad mode only; forward mode and ``torch.func`` always are.
     """
     if torch.is_grad_enabled():
         for name, value in tensors.items():

@@ -109,7 +109,7 @@ def sweep_progress() -> Iterator[Progress]:
 
 @contextmanager
 def launched_ranks() -> Iterator[tuple[str | None, bool]]:
-    """Under torchrun its group, ``"world"``, and whether this rank talks; else None and True."""
+    """Yield the process group (``"world"`` under torchrun, else None), and whether to print."""
     import torch.distributed as dist
 
     if not (dist.is_available() and dist.is_torchelastic_launched()):

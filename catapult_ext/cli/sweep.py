@@ -74,7 +74,7 @@ def sweep(
 ) -> None:
     """Train one network at many learning rates and follow its curvature.
 
-    Started by torchrun, the ranks share out the rates.
+    Under torchrun, the ranks divide the rates.
     """
     chosen, plain = rates("sweep", "--c", c), rates("sweep", "--eta", eta)
     config = SweepConfig(c=chosen, eta=plain, steps=steps, linearised=linearised)

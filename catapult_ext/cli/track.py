@@ -38,10 +38,10 @@ def track(
     batch_stats: Annotated[str | None, Option("Batch normalisation: coupled or frozen.")] = None,
     memory_budget: Annotated[str | None, Option(probed.BUDGET)] = None,
 ) -> None:
-    """Follow the top eigenvalues through the checkpoints of a model, each from the last one's.
+    """Follow the top eigenvalues through the checkpoints of a model, with warm-started solves.
 
-    A line is printed for each as soon as it is there; one that does not fit the model ends the
-    command, and what came before is kept.
+    Each checkpoint prints its line at once. One that does not fit the model stops the command;
+    earlier results are kept.
     """
     v.require(checkpoint is not None, "track", "--checkpoint must name a file or a folder", None)
     problem = probed.problem_of(

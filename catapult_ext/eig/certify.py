@@ -52,7 +52,7 @@ def wanted(theta: Tensor, which: str, k: int) -> list[tuple[int, int]]:
 
 
 def bounds(theta: Tensor, r: Tensor, chosen: list[int], block_norm: float) -> Tensor:
-    """Min(|R|_2, r_i^2 / gap_i) of the chosen Ritz values; theta ascending, r residual norms."""
+    """Error bounds min(|R|_2, r_i^2 / gap_i); ``theta`` ascends, ``r`` holds residual norms."""
     values, lengths = theta.tolist(), r.tolist()  # numbers: few of them, and tensors are slow
     out = []
     for i in chosen:

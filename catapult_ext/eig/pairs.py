@@ -83,9 +83,9 @@ class EigshResult(Drawn, saved=True):
 
 @dataclass(frozen=True, eq=False)
 class Pairs:
-    """Scaled eigenpairs inside the solvers: rows of x and of the residuals, float64.
+    """Scaled eigenpairs inside the solvers, with vectors and residuals as float64 rows.
 
-    Pairs lifted from a dual have the operator's dtype, and bounds of the norms for residuals.
+    Pairs lifted from a dual have the operator's dtype, and their residuals are bounds of norms.
     """
 
     values: Tensor

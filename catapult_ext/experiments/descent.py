@@ -30,13 +30,13 @@ __all__ = ["Recipe", "Run", "Start", "descend", "start", "train"]
 
 @dataclass
 class Run:
-    """One training run as it happened.
+    """Record of one training run.
 
     Attributes:
-        losses: of the batches, one more than steps were made.
-        rows: what was measured at the probe steps.
-        projection: the residual's components along the kernel's eigenvectors, where followed.
-        diverged_at: step whose loss was not finite or above the cut; -1 for none.
+        losses: batch losses; their number is that of the steps plus one.
+        rows: measurements at the probe steps.
+        projection: components of the residual along the kernel's eigenvectors, if followed.
+        diverged_at: step whose loss was not finite or above the cut; -1 if there was none.
     """
 
     losses: list[float] = field(default_factory=list)

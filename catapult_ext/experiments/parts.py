@@ -51,7 +51,7 @@ class Parts:
         return [name for name in names if self.load(name) is None]
 
     def compute(self, jobs: Mapping[str, Callable[[], Record]]) -> None:
-        """Compute and store the parts of ``jobs``; with ranks, those that no other rank claimed."""
+        """Compute and store the parts of ``jobs``, except those that another rank has claimed."""
         for name, job in jobs.items():
             self.compute_together([name], functools.partial(_alone, job))
 

@@ -94,13 +94,14 @@ def descend_runs(
     seed: int = 0,
     on_step: OnStep | None = None,
 ) -> list[Run]:
-    """:func:`descend_all` of starts of one architecture on the same data, each with its rate.
+    """Train several starts of one architecture on the same data, each with its learning rate.
 
-    Where memory runs out, a chunk is halved once, with a RuntimeWarning; its runs stay the same.
+    If memory runs out, a chunk of runs is split once into two halves, with a RuntimeWarning.  The
+    results do not change.
 
     Args:
-        runs: starts (equal but for the values of their tensors, their curvature and their cut) and
-            learning rates; those of one start side by side.
+        runs: pairs of a start and a learning rate, grouped by start.  The starts may differ only in
+            the values of their tensors, their curvature and their cut.
         recipe: as in :func:`descend_all`.
         seed: as in :func:`descend_all`.
         on_step: as in :func:`descend_all`.
@@ -176,7 +177,7 @@ class _Stack:
         self.pieces = self.chain.pieces(self.size)
 
     def descend(self, on_step: OnStep | None) -> list[Run]:
-        """All runs, each with the losses, rows and divergence of a run alone."""
+        """Train all runs together; each :class:`Run` equals that of a separate training."""
         recipe = self.recipe
         marks, count = recipe.probe_steps(1.0), recipe.steps
         assert count is not None

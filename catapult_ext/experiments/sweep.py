@@ -86,44 +86,44 @@ def sweep(
 
     Args:
         model: any module without active dropout; it is copied, not changed.  Or a list of them,
-            equal in all but the values of their tensors, such as one net of several seeds: each is
-            swept, in one run folder.
-        data: a ``data.Dataset``, ``(x, y)`` or ``(x, y, x_test, y_test)``, y (N, O), one-hot for
-            classes; or labels and batches in another form that
-            :func:`~catapult_ext._batches.batch_of` takes, without a test set.
-        c: learning rates in units of 1 / lambda_0: under squared loss lazy below 2. Give these or
-            ``eta``.
+            equal in all but the values of their tensors, such as one network with several seeds.
+            Each is swept; all share one run folder.
+        data: a ``data.Dataset``, ``(x, y)`` or ``(x, y, x_test, y_test)`` with y (N, O), one-hot
+            for classes; or another form that :func:`~catapult_ext._batches.batch_of` takes, without
+            a test set.
+        c: learning rates in units of 1 / lambda_0; under squared loss a rate below 2 is lazy. Give
+            either ``c`` or ``eta``.
         eta: learning rates.
-        steps: gradient steps of every rate.
+        steps: number of gradient steps at every rate.
         loss: see :func:`catapult_ext.losses.resolve`; lambda is the
             top eigenvalue of its Gauss-Newton matrix.
-        out: run folder: every finished rate is stored at once, a killed sweep resumes where it
-            was, and the summary, pictures and a report are written at the end (this needs the
-            extra ``experiments``). None keeps the results in memory only.
+        out: run folder. Every rate is stored when it is finished, and an interrupted sweep resumes
+            from the last stored rate. Summary, pictures and a report are written at the end. Needs
+            the extra ``experiments``. None keeps the results in memory only.
         fresh: start again in a folder that holds an earlier run.
-        progress: True for a bar, a function of (learning rates done, all), or an
-            :class:`~catapult_ext.experiments.Progress`, which is called with all that happens.
-        group: None, ``"world"`` or a torch.distributed group, whose ranks share out the rates;
-            every rank makes the same call with the same ``out``, which all must see.
+        progress: True for a bar, a function of (rates done, rates), or a
+            :class:`~catapult_ext.experiments.Progress` with a callback for each kind of event.
+        group: None, ``"world"`` or a torch.distributed group, whose ranks divide the rates. Every
+            rank makes the same call with the same ``out``, a folder that all ranks can access.
         forward: ``forward(model, x)`` returns the outputs; None calls the model.
         **settings: the other fields of :class:`SweepConfig`.
 
     Returns:
-        :class:`SweepResult`, rates ascending; of a list of models
+        :class:`SweepResult`, with ascending rates; for a list of models
         :class:`~catapult_ext.experiments.SeedSweeps`.
 
     Raises:
         TypeError: wrong types or dtypes, both or none of c and eta.
-        ValueError: rates <= 0, sizes that do not fit, a loss without a Gauss-Newton matrix, models
-            that differ (named by index and parameter).
+        ValueError: rates <= 0, sizes that do not match, a loss without a Gauss-Newton matrix,
+            models that differ (named by index and parameter).
         RuntimeError: a rank that failed or was lost (named); a run folder that cannot be used
             (``runs.RunFolderError``), or matplotlib missing with ``out``.
 
     Cost:
-        One forward and backward pass per step and rate, and a warm-started eigenvalue solve per
-        probe step (about log2(steps) of them).  Rates and seeds of a small chain of dense layers
-        train as one program, a chunk of them at once (``experiments.stacked_chain``), with their
-        curvature followed from probe to probe (``experiments.curvature.Followed``).
+        One forward and backward pass per step and rate, and a warm-started eigenvalue solve at
+        each of about log2(steps) probe steps.  Rates and seeds of a small chain of dense layers are
+        trained together in chunks (``experiments.stacked_chain``), and their curvature is followed
+        from probe to probe (``experiments.curvature.Followed``).
 
     Examples:
         >>> net = nn.Sequential(nn.Linear(3, 16), nn.ReLU(), nn.Linear(16, 1))

@@ -39,13 +39,13 @@ class Progress:
     """
 
     def begin(self, rates: list[float], steps: int, finished: int) -> None:
-        """Rates in units of c, after lambda_0 is known; ``finished`` of them are done already."""
+        """The rates as c, once lambda_0 is known; ``finished`` of them are already stored."""
 
     def rate(self, index: int, c: float) -> None:
-        """Learning rate number ``index`` starts; several in turn where they train together."""
+        """Learning rate number ``index`` starts; called for each of the rates trained together."""
 
     def step(self, step: int, loss: float) -> None:
-        """A step of the present rates was made; the loss is that of the first one left."""
+        """A step of the current rates is done; the loss is that of the first rate still running."""
 
     def done(self, index: int, c: float, phase: str) -> None:
         """Learning rate number ``index`` ended in ``phase``."""

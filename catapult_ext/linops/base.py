@@ -413,17 +413,17 @@ class Combination(LinearOperator):
 
     @property
     def parameter_names(self) -> tuple[str, ...] | None:
-        """Those of the first term."""
+        """Parameter names of the first term."""
         return self.terms[0][1].parameter_names
 
     @property
     def parameter_shapes(self) -> tuple[torch.Size, ...] | None:
-        """Those of the first term."""
+        """Parameter shapes of the first term."""
         return self.terms[0][1].parameter_shapes
 
     @property
     def skew_is_rounding(self) -> bool:
-        """Whether this holds for every term."""
+        """Whether the property holds for every term."""
         return all(a.skew_is_rounding for _, a in self.terms)
 
     @property

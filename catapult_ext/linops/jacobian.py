@@ -64,13 +64,13 @@ class Jacobian(ModelOperator):
 
     @no_autocast()
     def dense(self, *, progress: Progress = None) -> Tensor:
-        """J (N*O, P), row by row: one backward pass per row.
+        """The explicit matrix J (N*O, P), by one backward pass per row.
 
         Args:
             progress: True for a bar, or a function of (rows done, rows).
 
         Raises:
-            ValueError: a matrix larger than the memory budget, or than the free memory.
+            ValueError: the matrix exceeds the memory budget or the free memory.
         """
         where, rows = f"{self.name}.dense", self.shape[0]
         self._check_room(where)

@@ -402,7 +402,7 @@ class CallableLoss(Loss):
         return AutogradHessian(lambda outputs: self.value(outputs, y), f, self.name)
 
     def value(self, f: Tensor, y: Tensor) -> Tensor:
-        """The function's value, a scalar; anything else raises a ValueError."""
+        """The scalar value of the function; other results raise a ValueError."""
         try:
             out = self.fn(f, y)
         except AttributeError as error:  # written for the object that a model returns

@@ -122,12 +122,12 @@ def wide_resnet(
         depth: d = 6 n + 4: 10, 16, 22, 28, ...
         width: k >= 1.
         out_features: outputs O; inputs are (N, in_channels, S, S), the model returns (N, O).
-        in_channels: of the images.
-        norm: ``"batch"`` (statistics as the module's mode says) or ``"none"``.
+        in_channels: channels of the images.
+        norm: ``"batch"`` (batch or running statistics, by the module's mode) or ``"none"``.
         activation_name: name in ``models.ACTIVATIONS``, or a factory.
         parameterisation: ``"standard"`` or ``"ntk"``.
-        init: see ``models.initialise``; default ``lecun`` in standard parameterisation. Without
-            norm a ``he`` start doubles the variance in every block.
+        init: see ``models.initialise``; default ``lecun`` in standard parameterisation. With
+            ``norm="none"``, ``he`` doubles the variance in every block.
         sigma_w: NTK parameterisation only.
         seed: of the initial values.
         dtype: of the parameters; drawn in float32 and converted.

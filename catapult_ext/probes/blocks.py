@@ -3,7 +3,7 @@
 The block of parameters b of a kernel or Gauss-Newton matrix has the non-zero eigenvalues of
 S' J_b J_b' S, (N*O, N*O), with H_L = S S'.  One pass over the samples gives the rows of J_b of all
 blocks (:mod:`catapult_ext.linops.tracing.block_rows`), so that no block needs products with the
-whole model.  Where that structure is not known, a block is known by the products of the whole.
+whole model.  Where that structure is unknown, a block is applied by products of the whole.
 """
 
 from __future__ import annotations
@@ -42,8 +42,8 @@ class Block:
     """One diagonal block.
 
     Attributes:
-        name: of the block.
-        size: entries of its parameters, P_b.
+        name: name of the block.
+        size: number of its parameters, P_b.
         operator: the block, (P_b, P_b), or a smaller or larger matrix with the same non-zero
             eigenvalues.
         trace: exact; None where it is not known.
@@ -90,12 +90,12 @@ class BlockOfProducts(LinearOperator):
 
     @property
     def rounding_unit(self) -> float:
-        """That of the whole."""
+        """Rounding unit of the whole operator."""
         return self._operator.rounding_unit
 
     @property
     def skew_is_rounding(self) -> bool:
-        """As of the whole."""
+        """The same property of the whole operator."""
         return self._operator.skew_is_rounding
 
     def _widened(self, vectors: Tensor) -> Tensor:
@@ -110,7 +110,7 @@ class BlockOfProducts(LinearOperator):
         return torch.cat([found[place] for place in self._places])
 
     def half_product(self, vectors: Tensor) -> Tensor | None:
-        """That of the whole, with zeros elsewhere."""
+        """Half product of the whole operator, for vectors padded with zeros."""
         return self._operator.half_product(self._widened(vectors))
 
 
@@ -214,7 +214,7 @@ def _from_rows(
     places: Mapping[str, slice],
     take: Callable[[Block], None],
 ) -> bool:
-    """Blocks from rows of J; False where these are not to be had, or cost more than products."""
+    """Make blocks from rows of J; False if rows are not available or cost more than products."""
     if not isinstance(operator, (NTK, GGN)):
         return False
     factor = operator.factor if isinstance(operator, GGN) else None
@@ -254,7 +254,7 @@ def _from_rows(
 
 
 def _workspace(linearization: Linearization) -> int:
-    """Bytes for the rows of a block and what they are made of."""
+    """Bytes for the rows of a block and their intermediate results."""
     known = linearization.workspace
     if linearization.allowance.budget is not None or linearization.device.type != "cpu":
         return known
@@ -268,7 +268,7 @@ def _columns(factor: OutputFactor, one: Structured) -> Tensor:
 
 
 def _structured(linearization: Linearization) -> Structured | None:
-    """Where parameters meet data, by one forward pass; None where that is not known."""
+    """The uses of every parameter, from one forward pass; None if they cannot be traced."""
     policy = linearization.snapshot.policy
     if policy.batch_stats is not None or policy.dropout is not None:
         return None
@@ -282,7 +282,7 @@ def _structured(linearization: Linearization) -> Structured | None:
 
 
 def _block(name: str, size: int, rows: Rows) -> Block:
-    """The block of some rows: written out where that is cheaper than products with them."""
+    """The block of some rows, as an explicit matrix if that is cheaper than products."""
     if rows.kernel is not None:
         return Block(name, size, rows.kernel, float(rows.kernel.diagonal().double().sum()))
     norms = [torch.linalg.vector_norm(part, dtype=torch.float64) for part in rows.parts]

@@ -112,32 +112,33 @@ def by_layer(
     """Top eigenvalues, trace and norm of the diagonal block of every layer.
 
     Args:
-        model: any module; or an operator (NTK, GGN, Hessian, ...) that is there already, without
-            ``loss`` and ``data``.
+        model: any module; or an existing operator (NTK, GGN, Hessian, ...), without ``loss``,
+            ``data`` and ``options``.
         loss: see :func:`catapult_ext.losses.resolve`.
         data: ``(x, y)``, or another form that the operators take.
         k: eigenvalues of each block.
         quantity: ``"ggn"`` (J' H_L J), ``"hessian"``, or ``"ntk"`` (J J' restricted to the block's
             parameters, sum convention).
         blocks: ``"module"`` (a block for each module that holds parameters), ``"parameter"``, an
-            int (so many leading parts of the names: 1 gives the model's direct children), or a
-            mapping from names of blocks to names, patterns or modules as ``params=`` takes them.
-        tol: relative error asked of the eigenvalues.
-        confidence: of their index checks, as in :func:`catapult_ext.eigsh`.
-        seed: of random vectors.
-        **options: of the operator: ``params``, ``forward``, ``batch_stats``, ``memory_budget``, ...
+            int (number of leading name parts: 1 gives the model's direct children), or a mapping
+            from block names to names, patterns or modules, as in ``params=``.
+        tol: relative error of the eigenvalues.
+        confidence: confidence of their index checks, as in :func:`catapult_ext.eigsh`.
+        seed: seed of the random vectors.
+        **options: options of the operator: ``params``, ``forward``, ``memory_budget``, ...
 
     Returns:
         :class:`ByLayer`.
 
     Raises:
-        TypeError, ValueError: what the operators and :func:`catapult_ext.eigsh` raise; loss or data
-            beside an operator; another quantity; blocks that fit no parameter.
+        TypeError, ValueError: as the operators and :func:`catapult_ext.eigsh`; loss, data or
+            options together with an operator; unknown quantity; a block without parameters.
 
     Cost:
         Kernels and Gauss-Newton matrices: one forward pass, O backward passes for the rows of all
-        blocks together, and products with the rows of one block at a time.  A Hessian, a batch norm
-        on batch statistics, or more than 16 outputs a block: products of the whole for every block.
+        blocks together, and products with the rows of each block in turn.  A Hessian, a batch norm
+        on batch statistics, chunks of samples, or O above 16 times the number of blocks: products
+        of the whole operator for every block.
 
     Example:
         >>> import catapult_ext as cx

@@ -82,7 +82,7 @@ class CurvatureProbe:
         return row
 
     def state_dict(self) -> dict[str, Any]:
-        """What later rows depend on, besides ``top``."""
+        """The state on which later rows depend, except that of ``top``."""
         return attributes(self, _STATE)
 
     def load_state_dict(self, state: dict[str, Any]) -> None:

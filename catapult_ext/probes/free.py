@@ -26,7 +26,7 @@ def is_plain_descent(optimizer: Any) -> bool:
 
 
 def squared_gradient(model: nn.Module) -> Tensor | None:
-    """|g|^2 of the gradients held by the parameters, a float64 scalar; None if there are none."""
+    """Sum of squares of the parameters' ``.grad``, a float64 scalar; None if no gradient is set."""
     held = [p.grad for p in model.parameters() if p.grad is not None]
     if not held:
         return None

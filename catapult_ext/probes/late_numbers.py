@@ -22,7 +22,7 @@ class LateNumbers:
         self._waiting: deque[tuple[Tensor, torch.cuda.Event, tuple[Any, ...]]] = deque()
 
     def put(self, numbers: list[Tensor], *facts: Any) -> None:
-        """Scalars on one GPU; their copies to the host are under way from here on."""
+        """Start copying scalars of one GPU to the host."""
         with torch.cuda.device(numbers[0].device):
             there = torch.stack([number.detach().double() for number in numbers])
             here = there.to("cpu", non_blocking=True)  # into memory that is pinned
@@ -31,12 +31,12 @@ class LateNumbers:
         self._waiting.append((here, event, facts))
 
     def take_arrived(self) -> None:
-        """Hand over what is there by now."""
+        """Deliver the numbers that have arrived, without waiting."""
         while self._waiting and self._waiting[0][1].query():
             self._hand_over()
 
     def take_all(self) -> None:
-        """Hand over everything; waits for the GPU where something is still under way."""
+        """Deliver all numbers, waiting for copies from the GPU that have not finished."""
         while self._waiting:
             if not self._waiting[0][1].query():
                 self._waiting[0][1].synchronize()

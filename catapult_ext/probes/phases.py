@@ -17,17 +17,17 @@ DEAD_FRACTION = 0.95  # above it a layer is called dead: the net no longer sees 
 
 @dataclass(frozen=True)
 class Evidence:
-    """Measurements behind a verdict; None where one was not made.
+    """Measurements behind a verdict; None for a measurement that was not made.
 
     Attributes:
         c: eta * lambda_0.
-        loss_rose_at: first step whose loss exceeds the initial one.
-        loss_peak: largest loss over the initial one.
-        loss_end: last finite loss over the initial one.
-        projection_grew_at: first step at which the residual's projection exceeds its start.
-        projection_peak: largest projection over its start.
+        loss_rose_at: first step whose loss exceeds the initial loss.
+        loss_peak: largest loss, divided by the initial loss.
+        loss_end: last finite loss, divided by the initial loss.
+        projection_grew_at: first step at which the residual's projection exceeds its initial value.
+        projection_peak: largest projection, divided by its initial value.
         eta_lambda_end: eta * lambda at the end of the run.
-        diverged_at: step at which the run was given up.
+        diverged_at: step at which the run was stopped as divergent.
         inactive: largest fraction, over the layers, of inactive units at the end.
     """
 

@@ -113,7 +113,7 @@ class Problem:
         return self.read_as(read_as(f, value, slice(None), self.loss, self.y, self.where))
 
     def called(self, model: nn.Module, x: Any) -> Tensor:
-        """The outputs of ``model`` on inputs ``x`` of this problem's form, with graph."""
+        """Outputs of ``model`` for inputs ``x`` in the form of this problem, with their graph."""
         pick = own_loss if self.loss is OWN_LOSS else output_tensor
         return pick(self._returned(model, x), self.where)
 

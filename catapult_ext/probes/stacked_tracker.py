@@ -56,40 +56,41 @@ class StackedRow(TypedDict):
 class StackedCurvatureTracker(Shown):
     """Top-k eigenvalues of R models of one architecture while they train together.
 
-    The sibling of :class:`~catapult_ext.CurvatureTracker` for seeds, rates or other replicas: one
-    batched operator a probe, followed by a :class:`~catapult_ext.TopTracker`.  Call :meth:`step`
-    once after every step of all models.  A model with non-finite values has rows of NaN and touches
-    no other; a probe that fails as a whole is a row of NaN with its reason, and a RuntimeWarning.
+    The counterpart of :class:`~catapult_ext.CurvatureTracker` for seeds, rates or other replicas:
+    each probe builds one batched operator, which a :class:`~catapult_ext.TopTracker` follows.  Call
+    :meth:`step` once after every step of all models.  A model with non-finite values has NaN in its
+    rows and does not affect the others.  A probe that fails gives a row of NaN with the reason, and
+    a RuntimeWarning.
 
     Args:
         models: a list of modules, equal in all but the values of their tensors, or ``(params,
             buffers, module)`` with the dictionaries of ``torch.func.stack_module_state``.  They are
-            read at every probe; where steps make new dictionaries, hand these to :meth:`step`.
+            read at every probe.  If a step makes new dictionaries, pass them to :meth:`step`.
         loss: the loss trained (:func:`catapult_ext.losses.resolve`).
-        data: fixed probe set ``(x, y)`` of all models, or a list of R of them, of one shape.
+        data: fixed probe set ``(x, y)`` for all models, or a list of R such sets of equal shapes.
         quantity: ``"ggn"``, ``"hessian"`` or ``"ntk"`` (sum convention).
-        k: eigenvalues followed.
-        every: steps from probe to probe.
-        tol: relative error asked for.
+        k: number of eigenvalues.
+        every: number of steps between probes.
+        tol: relative error of the eigenvalues.
         rates: R learning rates, for ``eta_lambda``, or None.
-        check_every: see :class:`~catapult_ext.TopTracker`.  Where the loss of a model exceeds twice
-            the largest value since the probe before the last one, all are probed and checked at
-            once.
-        seed: of random vectors.
-        **options: of the operators: ``forward``, ``params``, ``batch_stats``, ``dropout``,
+        check_every: see :class:`~catapult_ext.TopTracker`.  If the loss of a model exceeds twice
+            its largest value since the probe before the last one, all models are probed and checked
+            at once.
+        seed: seed of the random vectors.
+        **options: options of the operators: ``forward``, ``params``, ``batch_stats``, ``dropout``,
             ``memory_budget``.
 
     Attributes:
-        probes: a :class:`StackedRow` a probe; the first 4096, and at most as many later ones.
+        probes: one :class:`StackedRow` per probe: the first 4096 and at most 4096 later ones.
 
     Raises:
         ValueError: bad options, models that differ (named by index and parameter).
         TypeError: arguments of other types.
 
     Cost:
-        Of each model about 3 forward passes a probe and, for slow drift, k + guards + 1 products;
-        every ``check_every``-th probe a checked solve.  Models that cannot be multiplied together
-        take turns (``plan`` of :class:`~catapult_ext.linops.StackedGGN`).
+        Per model and probe: about 3 forward passes and, for slow drift, k + guards + 1 products.
+        Every ``check_every``-th probe is a checked solve.  Models whose products cannot be batched
+        are multiplied one by one (``plan`` of :class:`~catapult_ext.linops.StackedGGN`).
 
     Examples:
         >>> nets = [nn.Sequential(nn.Linear(3, 8), nn.Tanh(), nn.Linear(8, 1)) for _ in range(4)]

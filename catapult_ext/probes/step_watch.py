@@ -242,7 +242,7 @@ class _Displacement:
 
 
 def dot(one: Sequence[Tensor], two: Sequence[Tensor]) -> Tensor:
-    """Sum of the products of all real entries, in float64 over pieces of the tensors."""
+    """Inner product of two lists of tensors as real vectors; pieces are summed in float64."""
     parts = []
     for a, b in zip(one, two, strict=True):
         a, b = as_real(a.to_dense() if a.layout != torch.strided else a), as_real(b)

@@ -109,33 +109,33 @@ def track(
     """Follow the k largest eigenvalues through the checkpoints of one model.
 
     Args:
-        model: of the checkpoints' architecture, in the mode in which it is to be looked at; left
-            as it is.
+        model: module of the checkpoints' architecture, in train or eval mode as it is to be
+            evaluated; it is not changed.
         checkpoints: a file (``torch.save`` or safetensors), a folder of them (natural order of
             the names), a state dict, or an iterable of these.
         loss: see :func:`catapult_ext.losses.resolve`.
-        data: ``(x, y)``, or another form that the operators take; the same for all.
-        k: eigenvalues.
+        data: ``(x, y)``, or another form that the operators take; the same for all checkpoints.
+        k: number of eigenvalues.
         quantity: ``"ggn"``, ``"hessian"`` or ``"ntk"``.
-        tol: relative error asked for.
-        check_every: checkpoints from one checked solve to the next (``index_check``
-            ``"random(0.99)"``); those between are warm-started and ``"inherited"``, unless values
-            have moved by a quarter: see :class:`~catapult_ext.TopTracker`.
-        seed: of random vectors.
-        tell: called with each row as soon as it is there.
-        **options: of the operator: ``params``, ``forward``, ``batch_stats``, ``memory_budget``, ...
+        tol: relative error of the eigenvalues.
+        check_every: every how many checkpoints a solve is checked (``index_check``
+            ``"random(0.99)"``).  Solves in between are warm-started (``"inherited"``), unless an
+            eigenvalue has moved by a quarter: see :class:`~catapult_ext.TopTracker`.
+        seed: seed of the random vectors.
+        tell: called with each row as soon as it is measured.
+        **options: options of the operator: ``params``, ``forward``, ``memory_budget``, ...
 
     Returns:
         :class:`Track`.
 
     Raises:
-        CheckpointError: a ValueError: a checkpoint of another model (missing and unexpected keys
-            and shapes are named) or a file that cannot be read; its ``found`` holds the results
-            of those before.
-        TypeError, ValueError: what the operators and the tracker raise.
+        CheckpointError: a checkpoint of another model (the message lists missing and unexpected
+            keys and shapes), or a file that cannot be read.  It is a ValueError; its ``found``
+            holds the results of earlier checkpoints.
+        TypeError, ValueError: as the operators and the tracker.
 
     Cost:
-        A linearization, and some 3 products for each checkpoint, 15 for a checked one.
+        Per checkpoint one linearization and about 3 products, or 15 for a checked solve.
 
     Example:
         >>> import catapult_ext as cx

@@ -22,18 +22,18 @@ SUFFIXES = (".csv", ".parquet")
 
 
 def steps_table(folder: Path | str) -> list[Row]:
-    """Every stored step of a run folder, of a sweep or an experiment, in the order of its parts.
+    """All stored steps in the run folder of a sweep or experiment, in the order of its parts.
 
-    A row holds ``part``, ``seed`` (number of the model; 0 of one alone), ``c``, ``eta``, ``step``,
-    ``time`` = eta * step and ``loss``; then ``projection`` and ``growth`` of the residual and
-    whatever was measured along the way, None at steps where it was not. Losses that are not finite
+    A row holds ``part``, ``seed`` (index of the model; 0 for a single model), ``c``, ``eta``,
+    ``step``, ``time`` = eta * step and ``loss``. ``projection`` and ``growth`` of the residual and
+    all other measurements follow, with None at steps where they were not made. Non-finite losses
     are None.
 
     Args:
-        folder: of a run; parts of other kinds than training runs are left out.
+        folder: run folder; only its training runs are included.
 
     Raises:
-        ValueError: no run folder, or one without training runs.
+        ValueError: not a run folder, or a run folder without training runs.
 
     Examples:
         >>> import tempfile

@@ -32,29 +32,29 @@ def logdet(
     """Log-determinant of a symmetric positive definite A + shift I, with its error.
 
     Args:
-        A: see :func:`catapult_ext.solve`.  An explicit matrix of at most 16384 rows that fits the
+        A: see :func:`catapult_ext.solve`.  An explicit matrix of at most 16384 rows that fits in
             memory is factorised.
         shift: added to the diagonal.
-        samples: random vectors for other operators, >= 2.
-        steps: Lanczos steps of a vector at most.
-        lower: a number that you know no eigenvalue of A to be below, if not even A knows.
-        seed: of the vectors.
+        samples: number of random vectors for other operators, >= 2.
+        steps: maximal number of Lanczos steps per vector.
+        lower: a known lower bound on the eigenvalues of A, for an A without ``lower_bound``.
+        seed: seed of the vectors.
         progress: True for a bar, or a function of (vectors done, ``samples``).
 
     Returns:
-        :class:`Estimate`.  Factorised: ``samples`` is 0 and ``error`` bounds what rounding may have
-        done.  Else ``error`` is the standard error of the mean of z' log(A + shift I) z over random
-        signs z, plus half the width of a bracket of each (Gauss and Gauss-Radau rules; exact
-        arithmetic): Golub, Meurant 2010, "Matrices, Moments and Quadrature"; Ubaru, Chen, Saad
-        2017.
+        :class:`Estimate`.  For a factorised matrix, ``samples`` is 0 and ``error`` bounds the
+        rounding.  For other operators, ``error`` is the standard error of the mean of
+        z' log(A + shift I) z over random sign vectors z, plus half the mean width of the brackets
+        from Gauss and Gauss-Radau rules (in exact arithmetic).  See Golub, Meurant 2010, "Matrices,
+        Moments and Quadrature"; Ubaru, Chen, Saad 2017.
 
     Raises:
-        TypeError, ValueError: as :func:`catapult_ext.solve`; an operator of which no ``lower`` is
-            known, or none that is positive with the shift.
+        TypeError, ValueError: as :func:`catapult_ext.solve`; no positive lower bound on the
+            eigenvalues of A + shift I is known.
 
     Cost:
-        n^3/3 multiply-adds, twice; or at most ``samples * steps`` products, fewer once brackets
-        are narrow beside the scatter.
+        Two or three factorisations of n^3/3 flops; or at most ``samples * steps`` products, fewer
+        if the brackets become narrow relative to the scatter.
 
     Example:
         >>> value, error = cx.logdet(torch.eye(8), shift=1.0)

@@ -118,7 +118,7 @@ class CholeskyFactor(Shown):
 
     @no_autocast()
     def inverse_diagonal(self) -> Tensor:
-        """Diagonal (n,) of (A + shift I)^-1 in float64, by n^3/3 multiply-adds."""
+        """Diagonal (n,) of (A + shift I)^-1 in float64, by n^3/3 flops."""
         n = len(self.lower)
         out = torch.empty(n, dtype=torch.float64, device=self.lower.device)
         for rows in self._panels(0):
@@ -161,25 +161,25 @@ def cholesky(
         A: positive definite with its shift: a dense tensor or array, or, with ``file``, a
             :class:`~catapult_ext.StoredKernel`.
         shift: added to the diagonal.
-        lower: a number that you know no eigenvalue of A to be below.
-        file: where to write L, as ``.npy``, panel by panel.  A call that was interrupted goes on
-            where it stopped when it is made again; a finished file is only opened.
-        dtype: of L in a file; in memory it is float64.
-        progress: True for a bar, or a function of (panels done, panels), of a factor in a file.
+        lower: a known lower bound on the eigenvalues of A.
+        file: ``.npy`` file to which L is written, panel by panel.  After an interruption the same
+            call resumes; a finished file is only opened.
+        dtype: dtype of L in a file; in memory it is float64.
+        progress: for a factor in a file: True for a bar, or a function of (panels done, panels).
 
     Returns:
-        :class:`CholeskyFactor`: ``.solve(b)``, ``.logdet()``, ``.inverse_diagonal()``, and what
-        :func:`catapult_ext.leave_one_out` takes.
+        :class:`CholeskyFactor`, with ``.solve(b)``, ``.logdet()`` and ``.inverse_diagonal()``.
+        :func:`catapult_ext.leave_one_out` accepts it.
 
     Raises:
-        TypeError, ValueError: as :func:`catapult_ext.solve`; A not explicit; larger than the
-            memory, and no ``file``.
-        KernelFileError: a file that holds another factor or something else, is damaged, in use or
-            cannot be written; it is left as it is.
+        TypeError, ValueError: as :func:`catapult_ext.solve`; A is not explicit; the factor exceeds
+            the memory and there is no ``file``.
+        KernelFileError: the file holds another factor or other data, is damaged or in use, or
+            cannot be written.  The file is not changed.
 
     Cost:
-        n^3/3 multiply-adds, as much again for the proof of the smallest eigenvalue where nothing is
-        known of it (in memory); into a file each panel reads what stands before it once.
+        n^3/3 flops.  In memory, proving an unknown smallest eigenvalue takes one or two more
+        factorisations.  In a file, each panel reads all earlier panels once.
 
     Example:
         >>> factor = cx.cholesky(torch.eye(4), shift=0.5, file="factor.npy")

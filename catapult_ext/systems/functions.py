@@ -77,23 +77,23 @@ def matrix_function(
     Args:
         A: see :func:`catapult_ext.solve`.
         f: maps a float64 tensor of eigenvalues to one of the same shape: ``torch.sqrt``,
-            ``lambda x: torch.exp(-t * x)``.  It must be finite on the spectrum; where A says that
-            no eigenvalue is below a number, f is not asked below it.
-        vectors: (n,) or (n, K).  A column that is not finite gives NaN and touches no other.
+            ``lambda x: torch.exp(-t * x)``.  It must be finite on the spectrum.  If A has a
+            ``lower_bound``, f is not evaluated below it.
+        vectors: (n,) or (n, K).  A column that is not finite gives NaN and does not affect others.
         shift: added to the diagonal.
-        tol: stop once five steps moved a column by less than ``tol`` times its length.
-        maxiter: steps of a column at most.
+        tol: stop once five steps changed a column by less than ``tol`` times its norm.
+        maxiter: maximal number of steps per column.
         progress: True for a bar, or a function of (columns done, columns).
 
     Returns:
         :class:`FunctionResult`.
 
     Raises:
-        TypeError, ValueError: as :func:`catapult_ext.solve`; f that is no such function, or not
-            finite at a Ritz value (the message says which).
+        TypeError, ValueError: as :func:`catapult_ext.solve`; f is not such a function, or not
+            finite at a Ritz value, which the message names.
 
     Cost:
-        One product a step and column; steps * n numbers in float64 for each of 8 columns.
+        One product per step and column; memory for 8 * steps * n float64 numbers.
 
     Example:
         >>> kernel = torch.diag(torch.tensor([0.5, 1.0, 2.0]))

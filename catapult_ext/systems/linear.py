@@ -44,38 +44,39 @@ def solve(
     Args:
         A: dense tensor or array, an operator of this package (NTK, GGN, streamed, a
             :class:`~catapult_ext.StoredKernel`), a SciPy LinearOperator, any object with ``shape``
-            and ``@``, float32 or float64; or a :class:`CholeskyFactor`, which has a shift already.
+            and ``@``, float32 or float64; or a :class:`CholeskyFactor`, which includes its shift.
         b: (n,), or (n, K) of K right-hand sides, float32 or float64, on the device of A.  A column
-            with a NaN or an infinity gets NaN and touches no other.
+            with a NaN or an infinity gives NaN and does not affect the others.
         shift: added to the diagonal: the ridge of a kernel regression.
-        tol: of |b - (A + shift I) x| / |b| of every column.
+        tol: bound on |b - (A + shift I) x| / |b| for every column.
         method: ``"cg"``: block conjugate gradients, in which the columns share one search space;
-            ``"cholesky"``: a factorisation in float64, refined; ``"auto"``: the second for an
-            explicit matrix of at most 16384 rows that fits the memory, else the first.
-        preconditioner: of ``"cg"``.  An :class:`EigshResult` (``cx.eigsh(A, k=50)``), a
-            :class:`PivotedCholesky`, either made once for all shifts; a rank, of which a pivoted
-            Cholesky factor is made here; a function M^-1 of (n, k) float64 tensors; None; or
-            ``"auto"``: rank min(200, n / 8) where entries of A can be read, else None.
-        x0: (n,) or (n, K) a start, as the solution at another shift.
-        maxiter: block steps of ``"cg"``, of K products each, at most.
-        lower: a number that you know no eigenvalue of A to be below, if not even A knows.
-        seed: of random pivots.
-        progress: True for a bar, or a function of (steps done, ``maxiter``), of ``"cg"``.
+            ``"cholesky"``: a factorisation in float64, refined; ``"auto"``: ``"cholesky"`` for an
+            explicit matrix of at most 16384 rows that fits in memory, else ``"cg"``.
+        preconditioner: for ``"cg"``.  An :class:`EigshResult` (``cx.eigsh(A, k=50)``) or a
+            :class:`PivotedCholesky`, both reusable for all shifts; the rank of a pivoted Cholesky
+            factor to compute; a function M^-1 of (n, k) float64 tensors; None; or ``"auto"``: rank
+            min(200, n / 8) if entries of A can be read, else None.
+        x0: (n,) or (n, K) initial guess, such as the solution at another shift.
+        maxiter: maximal number of block steps of ``"cg"``, each of K products.
+        lower: a known lower bound on the eigenvalues of A, for an A without ``lower_bound``.
+        seed: seed of the random pivots.
+        progress: for ``"cg"``: True for a bar, or a function of (steps done, ``maxiter``).
 
     Returns:
-        :class:`SolveResult`; ``errors`` hold where ``lower`` does, in exact arithmetic and with all
-        rounding counted: of explicit matrices and stored kernels by rigorous bounds in float64, of
-        other operators by c_n eps |A| |x| as :func:`catapult_ext.eigsh` counts it.  Explicit
-        matrices of ``"cholesky"`` have ``lower`` proved by a second factorisation.
+        :class:`SolveResult`.  Its ``errors`` are valid if ``lower`` is, and include all rounding.
+        For explicit matrices and stored kernels rounding is bounded rigorously in float64; for
+        other operators it is estimated as c_n eps |A| |x|, as in :func:`catapult_ext.eigsh`.
+        ``"cholesky"`` proves ``lower`` by a second or third factorisation if it is unknown.
 
     Raises:
-        TypeError: A without shape or @, another dtype of A or b, an unknown preconditioner.
-        ValueError: shapes that do not fit, A not symmetric, A + shift I not positive definite,
+        TypeError: A has no ``shape`` or ``@``; wrong dtype of A or b; unknown preconditioner.
+        ValueError: shapes that do not match, A not symmetric, A + shift I not positive definite,
             non-finite products, options out of range.
 
     Cost:
-        ``"cg"``: K products a step, about 9 n K numbers in float64, besides the preconditioner.
-        ``"cholesky"``: n^3/3 flops, and as much for the proof of ``lower``; 2 n^2 numbers.
+        ``"cg"``: K products per step and memory for about 9 n K float64 numbers, besides the
+        preconditioner.  ``"cholesky"``: n^3/3 flops, once or twice more to prove an unknown
+        ``lower``; memory for 3 n^2 float64 numbers.
 
     Example:
         >>> data = cx.data.gaussian(64)

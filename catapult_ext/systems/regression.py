@@ -46,25 +46,25 @@ class LeaveOneOut(Shown, saved=True):
 def leave_one_out(
     factor: CholeskyFactor | PivotedCholesky, y: Tensor, *, shift: float | None = None
 ) -> LeaveOneOut:
-    """Errors of the kernel ridge regressions that leave one sample out, without making any.
+    """Leave-one-out errors of kernel ridge regression in closed form, from one factor.
 
     Args:
-        factor: of K + shift I (:func:`catapult_ext.cholesky`), or a :class:`PivotedCholesky` of K,
-            which stands for the kernel F F'.
+        factor: factor of K + shift I (:func:`catapult_ext.cholesky`), or a :class:`PivotedCholesky`
+            F of K, which gives the errors of the kernel F F'.
         y: (n,) or (n, K) targets; for residual regression y - f0.  A column that is not finite
-            gives NaN and touches no other.
-        shift: of a :class:`PivotedCholesky`, > 0; a factor of :func:`catapult_ext.cholesky` has it.
+            gives NaN and does not affect the others.
+        shift: > 0, for a :class:`PivotedCholesky` only; a :class:`CholeskyFactor` has its own.
 
     Returns:
         :class:`LeaveOneOut`: errors alpha_i / [(K + shift I)^-1]_ii, where alpha is
         (K + shift I)^-1 y.
 
     Raises:
-        TypeError: another factor, y of another dtype.
-        ValueError: y of another size; a shift that is missing, <= 0, or given twice.
+        TypeError: factor of another type; wrong dtype of y.
+        ValueError: wrong size of y; shift missing, <= 0, or given for a :class:`CholeskyFactor`.
 
     Cost:
-        n^3/3 multiply-adds for the diagonal of the inverse; n r (r + K) of a pivoted factor.
+        n^3/3 flops for the diagonal of the inverse; about n r (r + K) for a factor of rank r.
 
     Source:
         Allen 1974 (PRESS); Rasmussen, Williams 2006, "Gaussian Processes for Machine Learning",

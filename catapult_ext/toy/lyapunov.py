@@ -232,7 +232,7 @@ class _Sampler(NamedTuple):
         return max(LEAST_STEPS, 2 * self.burn_in)
 
     def exponent(self, eta: Tensor, case: NoisyMomentum, steps: int) -> tuple[Tensor, Tensor]:
-        """Exponents at rates ``eta`` and two standard errors."""
+        """Lyapunov exponents at rates ``eta``, and twice their standard errors."""
         parameters = torch.stack([eta * case.mean, eta * case.variance.sqrt(), case.beta])
         means, errors = [], []
         for part in parameters.split(max(1, AT_ONCE // self.paths), dim=1):

@@ -17,7 +17,7 @@ PHASE_NAMES = ("lazy", "catapult", "divergent", "unsettled")
 def uv_step(u: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
     """One step for label 0: u = eta^2 |x|^2 f^2 / W, v = eta * lambda (Lewkowycz et al. 2020).
 
-    u' = (1 - v + u)^2 u,  v' = v - u (4 - v): neither eta nor the width is left in it.
+    u' = (1 - v + u)^2 u,  v' = v - u (4 - v).  The map depends on neither eta nor the width.
 
     Examples:
         >>> u, v = cx.toy.uv_step(torch.tensor(0.01), torch.tensor(1.5))

@@ -74,7 +74,7 @@ SETTINGS = {
 
 
 def run(settings: Settings, context: Context) -> Outcome:
-    """Train every pair of rate and seed, linearise twice (start, after the catapult), judge."""
+    """Train each rate and seed, linearise at start and after the catapult, judge the claims."""
     s = settings
     data = context.data(s.data, train=s.train, test=s.test, flatten=True)
     before = math.ceil(s.logs * math.log(s.width))

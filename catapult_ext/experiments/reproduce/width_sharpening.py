@@ -76,7 +76,7 @@ SETTINGS = {
 
 
 def run(settings: Settings, context: Context) -> Outcome:
-    """Find c_proj and c_loss for every width and seed, the gap to the Hessian, and judge."""
+    """Find c_proj, c_loss and the gap to the Hessian for every width and seed; judge the claims."""
     s = settings
     data = context.data(s.data, train=s.train, test=0, flatten=True)
     recipe = Recipe(steps=s.steps, top=data.outputs, probes=False)

@@ -179,10 +179,10 @@ class Linearization(ABC):
 
     @classmethod
     def build(cls, snapshot: FixedModel) -> Linearization:
-        """This engine for a snapshot, with one forward pass where one is enough.
+        """Build this engine for a snapshot, with a single forward pass if that is enough.
 
         Raises:
-            ValueError: the engine cannot take the model.
+            ValueError: the engine cannot handle the model.
         """
         return cls(snapshot, snapshot.forward())
 
@@ -295,7 +295,7 @@ class Linearization(ABC):
         raise NotImplementedError(f"catapult_ext.{type(self).__name__}: no second derivatives")
 
     def hessian(self, loss: Loss, y: Any, hvp: str | None) -> HessianProducts:
-        """Products with the Hessian of ``loss`` at targets ``y``; ``hvp`` of ``hvp_modes``."""
+        """Products with the Hessian of ``loss`` at ``y``; ``hvp`` is one of ``hvp_modes``."""
         raise NotImplementedError(f"catapult_ext.{type(self).__name__}: no Hessian")
 
     def coarse(self) -> Linearization | None:

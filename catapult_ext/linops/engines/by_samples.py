@@ -151,7 +151,7 @@ class LinearizationBySamples(Linearization):
         return self._rows(self.n_params, lambda piece: piece.jacobian())
 
     def part(self, samples: slice) -> KernelPart | None:
-        """A part of the engine that the chunks use."""
+        """The kernel part of some samples, by the engine that handles the chunks."""
         return self._kind.part_of(self.snapshot.part(samples), self.workspace)
 
     def _rows(self, columns: int, of: Callable[[Linearization], Tensor]) -> Tensor:

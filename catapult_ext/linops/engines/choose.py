@@ -58,19 +58,19 @@ class Options(TypedDict, total=False):
         forward: ``forward(model, x)`` picks or makes the outputs (N, ...); None calls the model.
         batch_stats: ``"frozen"`` or ``"coupled"`` for batch norms on batch statistics.
         dropout: ``"fixed"`` for one fixed draw of every random number.
-        seed: of that draw.
-        check: compare with a second forward pass, of up to eight samples or an eighth of more (of
-            all where samples depend on each other), and derivatives behind Python code of the model
-            with central differences; on by default.
-        memory_budget: bytes, or a text like ``"512 MiB"``, that the operator may take besides the
-            model and data given to it; None: half of what is free.
-        samples_at_once: samples linearized together; where they are fewer than N, every product
-            linearizes each chunk again.
+        seed: seed of that draw.
+        check: compare outputs with a second forward pass, and derivatives of the model's own Python
+            code with central differences; on by default.  The pass takes at most eight samples or
+            an eighth of all, whichever is more; all of them if samples depend on each other.
+        memory_budget: memory that the operator may use in addition to model and data: bytes, or
+            text like ``"512 MiB"``; None: half of the free memory.
+        samples_at_once: samples linearized together; if fewer than N, every product linearizes
+            each chunk again.
         columns_at_once: right-hand sides multiplied together.
         graphs: on a CUDA device, capture a product once for each number of columns and replay it as
-            one CUDA graph; a graph keeps the memory of a product.  Elsewhere nothing changes.
-        copy: False takes the model's parameters as they lie in memory, without a second copy of
-            them; products raise a RuntimeError once one has changed.
+            one CUDA graph.  Each graph keeps the memory of a product.  No effect on other devices.
+        copy: False shares the parameters with the model instead of copying them; products raise a
+            RuntimeError once a parameter has changed.
     """
 
     engine: str | None
@@ -176,13 +176,12 @@ def freeze(
     """Linearize ``model`` at its parameters on inputs ``x``, within a memory budget.
 
     Args:
-        model: module; :class:`~catapult_ext.linops.model.snapshot.Snapshot` says what is refused.
+        model: module; :class:`~catapult_ext.linops.model.snapshot.Snapshot` lists what is refused.
         x: inputs, a tensor, tuple or mapping.
-        where: the public function named in errors.
-        probe: the product by which a plan predicts costs: ``"kernel"`` J J' u or ``"parameter"``
-            J' J t.
-        loss: the loss that :class:`~catapult_ext.GGN` will take the second derivative of.
-        y: labels, which tell N where inputs differ in their leading size.
+        where: name of the public function, for error messages.
+        probe: product whose cost the plan predicts: ``"kernel"`` J J' u or ``"parameter"`` J' J t.
+        loss: loss whose second derivative :class:`~catapult_ext.GGN` will use.
+        y: labels, which determine N if inputs have different leading sizes.
         **options: see :class:`Options`.
 
     Raises:
@@ -317,7 +316,7 @@ def coarse(linearization: Linearization) -> Linearization:
 
 
 def planned(options: Options) -> bool:
-    """Whether the caller asks for a plan before anything runs."""
+    """Whether the caller set an option that needs a plan before the first pass."""
     names = ("memory_budget", "samples_at_once", "columns_at_once")
     return any(options.get(name) is not None for name in names)
 

@@ -237,7 +237,7 @@ class DenseChainLinearization(Linearization):
         return 2 * n * self.part(slice(0, 1)).gradient_bytes("all")
 
     def part(self, samples: slice) -> DenseChainPart:
-        """The inputs and derivatives of some samples."""
+        """Inputs and derivatives of the layers for a slice of the samples."""
         return DenseChainPart(self, samples)
 
 

@@ -97,5 +97,5 @@ def scaled_(x: Tensor, factor: float) -> Tensor:
 
 
 def masked(delta: Tensor, slope: Tensor | None) -> Tensor:
-    """Rows (N, K, p) times a slope (N, p)."""
+    """Multiply rows (N, K, p) by a slope (N, p); None is a slope of 1."""
     return delta if slope is None else delta * slope.unsqueeze(1)

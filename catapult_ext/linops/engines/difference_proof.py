@@ -122,15 +122,15 @@ def check_second(
     gradient: Callable[[Blocks], Blocks],
     product: Callable[[Tensor], Tensor],
 ) -> None:
-    """Raise ValueError where ``product`` is not the derivative of ``gradient``.
+    """Raise ValueError if ``product`` is not the derivative of ``gradient``.
 
     Cost: a product and four gradients.
 
     Args:
         snapshot: the frozen model.
-        suspected: the Python code in question.
-        gradient: blocks of the gradient at given blocks of parameters.
-        product: the second derivative times (P, 1).
+        suspected: Python code of the model that may have a wrong second derivative.
+        gradient: maps blocks of parameters to blocks of the gradient.
+        product: multiplies the second derivative by (P, 1).
     """
     if not suspected.below:
         return

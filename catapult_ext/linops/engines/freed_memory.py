@@ -23,7 +23,7 @@ def _malloc_trim() -> Callable[[int], int] | None:
 
 
 def return_freed_memory() -> None:
-    """Return free fragments to the system where the C library can; nothing happens elsewhere."""
+    """Return free memory fragments to the system, if the C library has a function for it."""
     trim = _malloc_trim()
     if trim is not None:
         trim(0)

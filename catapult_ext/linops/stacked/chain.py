@@ -255,12 +255,12 @@ class StackedChain(StackedLinearization):
 
 @dataclass(frozen=True)
 class ChainParts:
-    """Description of a traced chain, enough to run it on other parameters.
+    """Description of a traced chain that suffices to run it with other parameters.
 
     Attributes:
-        chain: of one replica.
+        chain: the chain of one replica.
         weights: the name of each layer's weight, trainable or not.
-        biases: the name of each layer's bias; None where there is none.
+        biases: the name of each layer's bias; None for a layer without bias.
     """
 
     chain: Chain

@@ -184,7 +184,7 @@ class StackedAutogradHVP(StackedProducts):
         self._used = [g for g in grads if g is not None and g.requires_grad]
 
     def select(self, index: Tensor) -> StackedAutogradHVP:
-        """The Hessians of some replicas."""
+        """The same operator restricted to some replicas."""
         return StackedAutogradHVP(self._j.select(index), self._loss.select(index))
 
     def matmat(self, vectors: Tensor) -> Tensor:

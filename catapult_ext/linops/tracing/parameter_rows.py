@@ -28,15 +28,15 @@ class Sink(ABC):
         return False
 
     def factors(self, use: int, gradients: list[Tensor]) -> None:
-        """Derivatives (N, O, ...) by the results of a use, one tensor per side."""
+        """Receive derivatives (N, O, ...) by the results of a use, one tensor per side."""
         raise NotImplementedError(f"catapult_ext.{type(self).__name__}: takes no factors")
 
     @abstractmethod
     def rows(self, blocks: list[Tensor], parameter: int, place: slice) -> None:
-        """Rows (N, O, q), one tensor per side, by some entries of one parameter."""
+        """Receive rows (N, O, q) by some entries of one parameter, one tensor per side."""
 
     def by_output(self, blocks: list[list[Tensor]], parameters: list[int]) -> None:
-        """Rows (O, N, q) by whole parameters: a list per side with a tensor per parameter."""
+        """Receive rows (O, N, q): per side a list, with a tensor for each whole parameter."""
         for i, parameter in enumerate(parameters):
             block = [side[i].transpose(0, 1) for side in blocks]
             self.rows(block, parameter, slice(0, block[0].shape[2]))

@@ -61,7 +61,7 @@ class Use(ABC):
         return total
 
     def scratch(self) -> int:
-        """Values per sample that :meth:`rows` makes in addition to g and its result."""
+        """Scratch values per sample that :meth:`rows` allocates, besides g and its result."""
         return 0
 
     def saved(self) -> list[Tensor]:
@@ -113,7 +113,7 @@ class Outer(Positions):
         return rows.reshape(n, o, -1)
 
     def add_rows(self, g: Tensor, out: Tensor, first: bool) -> None:
-        """Write or add g_s x_s' summed over s (N, p * d), without a copy of ``g``."""
+        """Write or add the sum of g_s x_s' over s (N, p * d) to ``out``, without copying ``g``."""
         g = g.reshape(len(g), self.positions, -1)
         pair = (self.x.mT, g) if self.transposed else (g.mT, self.x)
         place = out.view(len(g), *self.target.shape)
@@ -292,7 +292,7 @@ class Broadcast(Use):
         return [] if self.other is None else [self.other]
 
     def absolute(self) -> Use:
-        """This use with the absolute value of the other factor."""
+        """The same use with the other factor replaced by its absolute value."""
         return self if self.other is None else replace(self, other=self.other.abs())
 
 
