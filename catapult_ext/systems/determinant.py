@@ -37,7 +37,7 @@ def logdet(
         shift: added to the diagonal.
         samples: number of random vectors for other operators, >= 2.
         steps: maximal number of Lanczos steps per vector.
-        lower: a known lower bound on the eigenvalues of A, for an A without ``lower_bound``.
+        lower: a lower bound on the eigenvalues of A that you know; default ``A.lower_bound``.
         seed: seed of the vectors.
         progress: True for a bar, or a function of (vectors done, ``samples``).
 

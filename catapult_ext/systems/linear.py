@@ -58,7 +58,7 @@ def solve(
             min(200, n / 8) if entries of A can be read, else None.
         x0: (n,) or (n, K) initial guess, such as the solution at another shift.
         maxiter: maximal number of block steps of ``"cg"``, each of K products.
-        lower: a known lower bound on the eigenvalues of A, for an A without ``lower_bound``.
+        lower: a lower bound on the eigenvalues of A that you know; default ``A.lower_bound``.
         seed: seed of the random pivots.
         progress: for ``"cg"``: True for a bar, or a function of (steps done, ``maxiter``).
 
