@@ -29,20 +29,21 @@ class SolveResult(Drawn, saved=True):
 
     Attributes:
         x: (n,) or (n, K) as b, dtype of the operator.
-        errors: (K,) bounds of |x - x*|_2, float64: |r| / (lower + shift) with the rounding of the
-            residual added to |r|, and that of x to its dtype; inf where no bound is known.
-        energy_errors: (K,) bounds of the error in the norm of A + shift I, |r| / sqrt(lower +
-            shift), of x before it is rounded to its dtype.
-        residuals: (K,) |b - (A + shift I) x|_2 as it was computed, of x before that rounding.
-        lower: the bound of the smallest eigenvalue of A + shift I that the errors rest on; None.
-        bound: where it is from: ``"operator"`` (A says so: an NTK is positive semi-definite),
-            ``"given"`` (``lower=``), ``"cholesky"`` (proved by a factorisation), ``"none"``.
-        shift: of the solve.
+        errors: (K,) bounds on |x - x*|_2, float64: |r| / ``lower``, with the rounding of the
+            residual added to |r|, plus the rounding of x to its dtype; inf if no bound is known.
+        energy_errors: (K,) bounds on the error in the norm of A + shift I, |r| / sqrt(``lower``),
+            for x before rounding to its dtype.
+        residuals: (K,) |b - (A + shift I) x|_2 as computed, for x before that rounding.
+        lower: lower bound on the eigenvalues of A + shift I, used for the errors; None: unknown.
+        bound: origin of ``lower``: ``"operator"`` (a property of A: an NTK is positive
+            semi-definite), ``"given"`` (``lower=``), ``"cholesky"`` (proved by a factorisation) or
+            ``"none"``.
+        shift: shift of the solve.
         method: ``"cg"`` or ``"cholesky"``.
-        steps: block steps of conjugate gradients; of refinement for ``"cholesky"``.
-        matvecs: products with A, in columns, those of a preconditioner made here included.
-        converged: every residual (of a finite b) within max(tol |b|, its rounding).
-        history: largest |r| / |b| after each step, as the recurrence has it.
+        steps: block steps of conjugate gradients; refinement steps for ``"cholesky"``.
+        matvecs: products with A, in columns, including those for a preconditioner made in the call.
+        converged: whether every residual of a finite b is within max(tol |b|, its rounding).
+        history: largest |r| / |b| after each step, as computed by the recurrence.
     """
 
     x: Tensor
