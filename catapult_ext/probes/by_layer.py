@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -55,6 +55,10 @@ class ByLayer(Drawn, saved=True):
 
     def __len__(self) -> int:
         return len(self.rows)
+
+    def __iter__(self) -> Iterator[str]:
+        """The names of the blocks, as a dictionary gives its keys."""
+        return iter([row["block"] for row in self.rows])
 
     def __getitem__(self, block: str) -> dict[str, Any]:
         """The row of a block, by its name.

@@ -18,7 +18,7 @@ _SHOWN = 3  # keys of each kind that an error names
 
 
 class CheckpointError(ValueError):
-    """A file that is no checkpoint of the model.
+    """A file that is no checkpoint of the model, or one of a run that diverged.
 
     Attributes:
         found: results of the checkpoints before it, a :class:`~catapult_ext.Track`; or None.

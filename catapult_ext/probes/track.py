@@ -130,8 +130,8 @@ def track(
 
     Raises:
         CheckpointError: a checkpoint of another model (the message lists missing and unexpected
-            keys and shapes), or a file that cannot be read.  It is a ValueError; its ``found``
-            holds the results of earlier checkpoints.
+            keys and shapes), a file that cannot be read, or a checkpoint whose model or loss is
+            not finite.  It is a ValueError; its ``found`` holds the results of earlier checkpoints.
         TypeError, ValueError: as the operators and the tracker.
 
     Cost:
@@ -155,7 +155,15 @@ def track(
         except CheckpointError as error:
             error.found = found
             raise
-        top = tracker.update(operator_of(still, loss, data, quantity, {**options, "seed": seed}))
+        try:
+            operator = operator_of(still, loss, data, quantity, {**options, "seed": seed})
+            top = tracker.update(operator)
+        except v.NotFinite as error:  # a run that diverged: what was found before it is kept
+            need = "must be of a run that is finite (leave it out, and those after)"
+            text = f"catapult_ext.{_WHERE}: checkpoint {name} {need}, got {error}"
+            refused = CheckpointError(text)
+            refused.found = found
+            raise refused from error
         row = {
             "checkpoint": name,
             "values": top.eigenvalues.tolist(),

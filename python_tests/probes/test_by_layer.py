@@ -235,3 +235,11 @@ def test_it_prints_draws_and_is_saved(tmp_path):
     assert "<img" in found._repr_html_()
     found.plot(tmp_path / "layers.svg")
     assert "0.weight" not in (tmp_path / "layers.svg").read_text()[:20]
+
+
+def test_blocks_are_looped_over_by_their_names():
+    model, loss, data = PROBLEMS["conv"]()
+    found = cx.by_layer(model, loss, data)
+    assert list(found) == [row["block"] for row in found.rows]
+    assert "nine" not in found
+    assert found.rows[0]["block"] in found

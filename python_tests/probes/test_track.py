@@ -160,3 +160,12 @@ def test_it_prints_and_draws(tmp_path):
     pytest.importorskip("matplotlib")
     found.plot(tmp_path / "track.pdf")
     assert (tmp_path / "track.pdf").read_bytes().startswith(b"%PDF")
+
+
+def test_a_checkpoint_of_a_run_that_diverged_is_named_and_results_are_kept():
+    states = [net().state_dict(), net(1).state_dict(), net(2).state_dict()]
+    states[1]["0.weight"][0, 0] = float("nan")
+    text = r"track: checkpoint 1 must be of a run that is finite .*, got catapult_ext\.GGN: .* NaN"
+    with pytest.raises(CheckpointError, match=text) as error:
+        cx.track(net(), states, "half_mse", (X, Y))
+    assert [row["checkpoint"] for row in error.value.found.rows] == ["0"]
