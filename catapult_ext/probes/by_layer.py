@@ -35,13 +35,13 @@ class ByLayer(Drawn, saved=True):
         (['0', '2'], 5, True)
 
     Attributes:
-        rows: one dictionary a block, in the order of the model: ``block``, ``parameters`` (how many
-            entries), ``values`` and ``errors`` (its k largest eigenvalues and their bounds, as
+        rows: one dictionary per block, in the order of the model: ``block``, ``parameters`` (their
+            number), ``values`` and ``errors`` (its k largest eigenvalues and their bounds, as
             :func:`catapult_ext.eigsh` gives them), ``trace`` and ``trace_error``, ``norm`` and
-            ``norm_error`` (Frobenius), ``index_check`` and ``converged``.  Errors of 0 are those of
-            exact sums; others of traces and norms are standard errors.
+            ``norm_error`` (Frobenius), ``index_check`` and ``converged``.  The error of
+            an exact trace or norm is 0; other errors of traces and norms are standard errors.
         quantity: ``"GGN"``, ``"Hessian"``, ``"NTK"``, or the name of the operator.
-        k: eigenvalues of each block (fewer where it has fewer parameters).
+        k: number of eigenvalues of each block (fewer if it has fewer parameters).
     """
 
     rows: list[dict[str, Any]]
@@ -50,7 +50,7 @@ class ByLayer(Drawn, saved=True):
 
     @property
     def trace(self) -> float:
-        """Of the whole matrix: the sum over the blocks."""
+        """Trace of the whole matrix: the sum over the blocks."""
         return math.fsum(row["trace"] for row in self.rows)
 
     def __len__(self) -> int:

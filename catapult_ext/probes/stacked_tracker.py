@@ -36,7 +36,7 @@ class StackedRow(TypedDict):
         values: the k top eigenvalues of each model, descending; NaN where there are none.
         errors: their error bounds.
         index_check: see :class:`~catapult_ext.BatchedEigshResult`.
-        products: with each operator.
+        products: number of products with each operator.
         flags: of each model: ``checked``, ``missed``, ``diverged`` or ``failed``, as in
             :class:`~catapult_ext.probes.record.Row`.
         eta_lambda: each learning rate times the top eigenvalue; None without rates.
@@ -163,11 +163,11 @@ class StackedCurvatureTracker(Shown):
     def step(
         self, losses: Tensor | Sequence[float] | None = None, *, models: Models | None = None
     ) -> StackedRow | None:
-        """To be called after every step of all models; returns the row if a probe was made.
+        """Count a step of all models, and return the row if a probe was made.
 
         Args:
-            losses: (R,) losses that this step used: a jump of one calls for a checked probe.
-            models: where they are from now on, in the form of the argument ``models``.
+            losses: (R,) losses of this step; a jump in any of them triggers a checked probe.
+            models: the models after this step, in the form of the argument ``models``.
         """
         if models is not None:
             self.models = models
@@ -187,10 +187,10 @@ class StackedCurvatureTracker(Shown):
     __call__ = step
 
     def keep(self, replicas: Sequence[int]) -> None:
-        """Follow these models alone from now on, and hand their ``models`` to the next step.
+        """Follow only these models from now on; pass their ``models`` to the next :meth:`step`.
 
         Args:
-            replicas: their numbers among those of the last probe, in their later order.
+            replicas: indices of the models in the last probe, in their new order.
         """
         self._top.keep(replicas)
         self._jumps = [self._jumps[r] for r in replicas] if self._jumps else []
@@ -289,13 +289,13 @@ class StackedCurvatureTracker(Shown):
         return {"format": f"catapult_ext {_WHERE} 1", "quantity": self.quantity}
 
     def state_dict(self) -> dict[str, Any]:
-        """What is carried from probe to probe, rows included, for ``torch.save``."""
+        """State carried from probe to probe, including rows, for ``torch.save``."""
         parts = {name.lstrip("_"): getattr(self, name).state_dict() for name in _PARTS}
         jumps = [one.state_dict() for one in self._jumps]
         return {**self._identity(), **attributes(self, _STATE), **parts, "jumps": jumps}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Resume from a :meth:`state_dict`, before the first step, after those of the models.
+        """Resume from a :meth:`state_dict`; call it after loading the models and before any step.
 
         Raises:
             TypeError, ValueError: the state of something else or of another quantity.

@@ -43,11 +43,11 @@ class Track(Drawn, saved=True):
         (True, [0])
 
     Attributes:
-        rows: one dictionary a checkpoint: ``checkpoint`` (its name), ``values``, ``errors``,
+        rows: one dictionary per checkpoint: ``checkpoint`` (its name), ``values``, ``errors``,
             ``index_check``, ``products``, ``converged``, as :class:`~catapult_ext.TopTracker`
             gives them.
-        quantity: of which operator: ``"ggn"``, ``"hessian"`` or ``"ntk"``.
-        k: eigenvalues followed.
+        quantity: operator: ``"ggn"``, ``"hessian"`` or ``"ntk"``.
+        k: number of eigenvalues.
     """
 
     rows: list[dict[str, Any]]
@@ -56,7 +56,7 @@ class Track(Drawn, saved=True):
 
     @property
     def steps(self) -> list[int]:
-        """The last number in each checkpoint's name, where these grow; else 0, 1, 2, ..."""
+        """The last number in each checkpoint's name, if these increase; else 0, 1, 2, ..."""
         found = [re.findall(r"\d+", row["checkpoint"]) for row in self.rows]
         steps = [int(numbers[-1]) for numbers in found if numbers]
         grows = all(a < b for a, b in itertools.pairwise(steps))

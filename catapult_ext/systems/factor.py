@@ -27,7 +27,7 @@ _UNIT = 2.0**-53
 
 @dataclass(frozen=True, eq=False, repr=False)
 class CholeskyFactor(Shown):
-    """L with L L' = A + shift I, and the system that it belongs to.
+    """Cholesky factor L with L L' = A + shift I, and its system.
 
     Example:
         >>> factor = cx.cholesky(torch.eye(4), shift=1.0)
@@ -36,9 +36,9 @@ class CholeskyFactor(Shown):
         0.50 2.7726
 
     Attributes:
-        lower: L (n, n), zero above the diagonal; a tensor that maps its file where it has one.
+        lower: L (n, n), zero above the diagonal; memory-mapped if it has a file.
         shift: added to the diagonal of A.
-        least: no eigenvalue of A + shift I is below it; None where that is not known.
+        least: lower bound on the eigenvalues of A + shift I; None if unknown.
     """
 
     lower: Tensor
@@ -47,7 +47,7 @@ class CholeskyFactor(Shown):
 
     @property
     def least(self) -> float | None:
-        """No eigenvalue of A + shift I is below it; None where that is not known."""
+        """Lower bound on the eigenvalues of A + shift I; None if unknown."""
         return self.system.lower
 
     @no_autocast()
@@ -60,7 +60,7 @@ class CholeskyFactor(Shown):
         return self.solve_columns(self.system.right_hand_sides(b), tol)
 
     def solve_columns(self, sides: RightHandSides, tol: float) -> SolveResult:
-        """The same of checked right-hand sides."""
+        """Solve for right-hand sides that are already checked."""
         b, history = sides.columns, []
         scale = b.norm(dim=0).clamp_min(1e-300)
         x = self.substitute(b)

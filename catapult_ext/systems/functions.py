@@ -29,11 +29,11 @@ class FunctionResult(Shown, saved=True):
 
     Attributes:
         value: (n,) or (n, K) as v, dtype of the operator.
-        estimates: (K,) by how much the last steps still moved it, float64: an estimate of the
-            error, no bound.
-        steps: Lanczos steps of the column that took most.
+        estimates: (K,) change of the value in the last steps, float64: an estimate of the error,
+            not a bound.
+        steps: Lanczos steps of the slowest column.
         matvecs: products with A, in columns.
-        converged: every estimate within tol |f(A) v|, or a Krylov space that ended.
+        converged: whether every estimate is within tol |f(A) v|, or its Krylov space is exhausted.
     """
 
     value: Tensor

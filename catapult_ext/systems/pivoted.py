@@ -18,7 +18,7 @@ _AT_ONCE = 32  # pivots drawn together
 
 @dataclass(frozen=True, eq=False, repr=False)
 class PivotedCholesky(Shown, saved=True):
-    """A positive semi-definite A as F F' and a positive semi-definite rest.
+    """Low-rank factor F of a positive semi-definite A = F F' + rest; the rest is semi-definite too.
 
     Example:
         >>> cx.pivoted_cholesky(torch.ones(5, 5), 3).factor.shape
@@ -26,10 +26,10 @@ class PivotedCholesky(Shown, saved=True):
 
     Attributes:
         factor: F (n, r), dtype of A.
-        pivots: (r,) the columns of A that it is made of, in their order.
-        left: trace of A - F F', float64 arithmetic; 0 where A has no larger rank.
-        trace: of A.
-        matvecs: products with A; 0 where its columns could be read.
+        pivots: (r,) indices of the chosen columns of A, in order.
+        left: trace of A - F F' in float64; 0 if A has no larger rank.
+        trace: trace of A.
+        matvecs: number of products with A; 0 if its columns could be read.
     """
 
     factor: Tensor
@@ -46,24 +46,24 @@ class PivotedCholesky(Shown, saved=True):
 
 @no_autocast()
 def pivoted_cholesky(A: Any, rank: int, *, tol: float = 0.0, seed: int = 0) -> PivotedCholesky:
-    """Factor A = F F' + rest from at most ``rank`` of its columns, which are drawn at random.
+    """Factor A = F F' + rest from at most ``rank`` random columns of A.
 
-    A pivot is drawn with the probability that the diagonal of the rest gives it, which finds the
-    large part of A nearly as well as its eigenvectors do, whatever the order of the rows.
+    Pivots are drawn with probabilities proportional to the diagonal of the rest.  This approximates
+    A nearly as well as its top eigenvectors, for any order of the rows.
 
     Args:
         A: positive semi-definite: a dense tensor or array, a :class:`~catapult_ext.StoredKernel`,
             or an operator with ``diagonal()``, whose columns are products.
-        rank: columns at most.
+        rank: maximal number of columns.
         tol: stop once the trace of the rest is at most ``tol`` times that of A.
-        seed: of the pivots.
+        seed: seed of the random pivots.
 
     Returns:
         :class:`PivotedCholesky`, also a preconditioner of :func:`catapult_ext.solve`.
 
     Raises:
         TypeError, ValueError: as :func:`catapult_ext.eigsh`; A without entries or ``diagonal()``;
-            a diagonal or a column that is not finite, or that shows A not to be semi-definite.
+            a diagonal or column that is not finite, or from which A is not semi-definite.
 
     Cost:
         ``rank`` columns of A, O(n rank^2) operations and n rank numbers.

@@ -18,7 +18,7 @@ from catapult_ext.systems.pivoted import PivotedCholesky
 
 @dataclass(frozen=True, eq=False, repr=False)
 class LeaveOneOut(Shown, saved=True):
-    """What a kernel ridge regression predicts for each sample from all others.
+    """Predictions of kernel ridge regression for each sample from all others.
 
     Example:
         >>> cx.leave_one_out(cx.cholesky(torch.eye(3)), torch.ones(3))
@@ -27,7 +27,7 @@ class LeaveOneOut(Shown, saved=True):
     Attributes:
         predictions: (n,) or (n, K) as y, float64.
         errors: y - predictions.
-        mean_squares: (K,) of the errors.
+        mean_squares: (K,) mean squared errors.
     """
 
     predictions: Tensor

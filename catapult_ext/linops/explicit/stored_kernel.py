@@ -31,24 +31,24 @@ _DTYPES = {str(t): t for t in (torch.float32, torch.float64, torch.bfloat16)}
 
 
 class StoredKernel(LinearOperator):
-    """The kernel that :meth:`NTK.dense` wrote to a file, known by its products with vectors.
+    """Operator on a kernel file that :meth:`NTK.dense` wrote.
 
-    A product reads the lower triangle once, whatever the number of columns, the next rows while
+    A product with any number of columns reads the lower triangle once; the next rows are read while
     the last ones are multiplied.  The first product checks every tile against its checksum.
 
     Args:
-        file: of a finished symmetric kernel in the layout ``"flat"``, or of ``outputs="trace"``.
+        file: finished symmetric kernel with layout ``"flat"``, or with ``outputs="trace"``.
 
     Attributes:
-        path: of the file.
-        passes: readings of the triangle so far.
+        path: path of the file.
+        passes: number of passes over the triangle so far.
         storage: dtype of the entries in the file; products of bfloat16 are made in float32.
-        identity: whose kernel it is, as JSON values; equal ones are the same kernel.
+        identity: identifies the kernel by JSON values; equal values mean the same kernel.
 
     Raises:
-        KernelFileError: no such file, an unfinished, damaged, truncated or rectangular one, one
-            that this package did not write; during a product a tile that was changed since.
-        TypeError: ``file`` is no path.
+        KernelFileError: the file is missing, unfinished, damaged, truncated or rectangular, or was
+            not written by this package; during a product: a tile has changed since.
+        TypeError: ``file`` is not a path.
 
     Example:
         >>> model, data = cx.models.fully_connected(50, 1), cx.data.gaussian(32)
