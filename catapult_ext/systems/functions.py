@@ -29,11 +29,12 @@ class FunctionResult(Shown, saved=True):
 
     Attributes:
         value: (n,) or (n, K) as v, dtype of the operator.
-        estimates: (K,) change of the value in the last steps, float64: an estimate of the error,
-            not a bound.
+        estimates: (K,) float64, estimates of the error and not bounds: how much the last steps
+            changed each column, and what rounding of the products may have done.
         steps: Lanczos steps of the slowest column.
         matvecs: products with A, in columns.
-        converged: whether every estimate is within tol |f(A) v|, or its Krylov space is exhausted.
+        converged: whether the last steps changed every column by at most tol |f(A) v|, or its
+            Krylov space is exhausted.
     """
 
     value: Tensor
@@ -145,7 +146,8 @@ def _function_of(
     k = start.shape[1]
     before: list[Tensor | None] = [None] * k
     coefficients = [start.new_zeros(0)] * k
-    moved = start.new_zeros(k)
+    moved, rounding = start.new_zeros(k), start.new_zeros(k)
+    eps = torch.finfo(system.a.dtype).eps * len(start) ** 0.5
     left = [i for i in range(k) if not bool(space.ended[i])]
     while left and space.m < space.most:
         space.step()
@@ -156,6 +158,8 @@ def _function_of(
                 continue
             values, s = space.ritz(i, space.m)
             found = s @ (_applied(f, values, system) * s[0])
+            nearby = s @ (_applied(f, _inwards(values, eps), system) * s[0])
+            rounding[i] = (nearby - found).norm()
             old, before[i], coefficients[i] = before[i], found, found
             moved[i] = found.norm()
             if old is not None:
@@ -170,7 +174,14 @@ def _function_of(
     for i, c in enumerate(coefficients):
         if len(c):
             value[:, i] = space.sizes[i] * (c @ space.v[i, : len(c)])
-    return _Found(value, moved * space.sizes, space.m, space.matvecs, not left)
+    return _Found(value, (moved + rounding) * space.sizes, space.m, space.matvecs, not left)
+
+
+def _inwards(values: Tensor, eps: float) -> Tensor:
+    """Ritz values moved by eps |A|, as rounding may have, yet not out of the spectrum."""
+    middle = (values.max() + values.min()) / 2
+    step = torch.minimum((values - middle).abs(), eps * values.abs().max())
+    return values + step * torch.sign(middle - values)
 
 
 def _applied(f: Callable[[Tensor], Tensor], values: Tensor, system: System) -> Tensor:

@@ -117,3 +117,13 @@ def test_refused():
         cx.matrix_function(a, lambda x: x[:0], torch.ones(5))
     with pytest.raises(ValueError, match="samples must be >= 2"):
         cx.logdet(a, samples=1)
+
+
+@pytest.mark.parametrize("dtype", [F64, torch.float32])
+def test_estimates_count_the_rounding_of_products(dtype):
+    a = with_condition(60, 1e4, 0, dtype)
+    vectors = torch.randn(60, 2, dtype=F64, generator=torch.Generator().manual_seed(3)).to(dtype)
+    value, estimates = cx.matrix_function(Positive(a), lambda x: (x + 1e-6) ** -0.5, vectors)
+    w, u = torch.linalg.eigh(a.double())
+    wanted = u @ ((w.clamp_min(0) + 1e-6) ** -0.5 * (u.T @ vectors.double()).T).T
+    assert bool(((value.double() - wanted).norm(dim=0) <= estimates).all())
