@@ -1,6 +1,7 @@
 """Shared fixtures: `backend` runs a test on every way an op can be executed."""
 
 import os
+import signal
 import sys
 from pathlib import Path
 
@@ -73,3 +74,11 @@ def dtype(request):
 @pytest.fixture
 def generator():
     return torch.Generator().manual_seed(0)
+
+
+@pytest.fixture
+def interruptible():
+    """A shell starts background jobs with SIGINT ignored, and then Python installs no handler."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)

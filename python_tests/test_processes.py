@@ -179,14 +179,6 @@ ENTRIES = {
 }
 
 
-@pytest.fixture
-def interruptible():
-    """A shell starts background jobs with SIGINT ignored, and then Python installs no handler."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
-
-
 @pytest.mark.parametrize("name", ENTRIES)
 @pytest.mark.usefixtures("interruptible")
 def test_an_interrupt_leaves_model_and_modes_alone(name):

@@ -29,7 +29,7 @@ def blind(monkeypatch):
 
     monkeypatch.setattr(descent, "top_curvature", refuses)
     monkeypatch.setattr(curvature, "top_curvature", refuses)  # of stacked runs
-    monkeypatch.setattr(curvature, "_together", refuses)
+    monkeypatch.setattr(curvature.Followed, "_together", refuses)
 
 
 def test_an_overflow_in_one_step_has_a_verdict(tmp_path):

@@ -347,7 +347,7 @@ def test_page_merges_errors_into_their_column():
     rows = [{"c": 1.0, "accuracy": 0.5, "accuracy_se": 0.01, "free_se": 2.0}]
     text = page("t", ["a < b"], "run it", [], {"p": b"png"}, {"rates": rows}, {"Facts": {"c": [1]}})
     assert "0.5 \u00b1 0.01" in text
-    assert "<th>free se</th>" in text
+    assert '<th scope="col">free se</th>' in text
     assert "accuracy se" not in text
     assert "a &lt; b" in text
 

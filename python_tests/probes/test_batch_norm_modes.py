@@ -85,10 +85,14 @@ def test_the_mode_at_the_step_counts():
 
 def test_a_trainer_trains_a_model_that_comes_in_evaluation_mode(monkeypatch):
     stand_in = types.SimpleNamespace(TrainerCallback=object)
-    monkeypatch.setitem(__import__("sys").modules, "transformers", stand_in)
+    handlers = types.SimpleNamespace(CallbackHandler=type("CallbackHandler", (), {}))
+    modules = __import__("sys").modules
+    monkeypatch.setitem(modules, "transformers", stand_in)
+    monkeypatch.setitem(modules, "transformers.trainer_callback", handlers)
     model = net("evaluation")
     tracker = cx.CurvatureTracker(model, "half_mse", (X, Y), tol=1e-6)
     callback = trainer_callback(tracker)
-    callback.on_train_begin(None, None, None, model=model)
+    state = types.SimpleNamespace(log_history=[], global_step=0)
+    callback.on_train_begin(None, state, None, model=model)
     assert not any(m.training for m in model.modules())
     assert tracker.probes[-1]["values"][0] == pytest.approx(dense(model.train()), rel=1e-5)

@@ -55,6 +55,22 @@ def test_sparse_inputs(layout):
         cx.StreamedGGN(model, CE, Loader()) @ torch.ones(32).double()
 
 
+Y = torch.randn(6, 2, generator=torch.Generator().manual_seed(1)).double()
+
+
+@pytest.mark.parametrize("make", [cx.NTK, lambda m, x: cx.Hessian(m, "half_mse", (x, Y))])
+def test_chains_of_sparse_inputs(make):
+    """One model and several: dense layers multiply them, native kernels do not."""
+    torch.manual_seed(0)
+    models = [nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2)).double() for _ in "ab"]
+    x = torch.randn(6, 3).double()
+    for model in (models[0], models):
+        sparse, dense = make(model, x.to_sparse()), make(model, x)
+        assert torch.allclose(sparse.dense(), dense.dense(), rtol=1e-12, atol=1e-14)
+        found, wanted = cx.eigsh(sparse).eigenvalues, cx.eigsh(dense).eigenvalues
+        assert torch.allclose(found, wanted, rtol=1e-3)
+
+
 def net():
     torch.manual_seed(0)
     return nn.Sequential(nn.Linear(4, 6), nn.Tanh(), nn.Linear(6, 3)).double()
@@ -164,7 +180,7 @@ def _forward_mode():
 
 
 LEFT = {
-    "a generator of its own": (
+    "a model with its own random generator": (
         lambda: cx.NTK(Seeded(4, 3).double(), data()[0]),
         ValueError,
         r"catapult_ext.NTK: the forward pass draws random .*: pass dropout='fixed'",

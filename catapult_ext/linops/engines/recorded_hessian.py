@@ -180,13 +180,13 @@ def _proven_on_few(
         return None
     if not y.dim() or len(y) != n or snapshot.output_shape[:1] != (n,):
         return None
-    part = snapshot.part(slice(0, _FEW))
     few = tracer.another()
     try:
+        part = snapshot.part(slice(0, _FEW))
         recorded = _Recorded(part, loss, y[:_FEW], few.forward(part), few)
     except LIMITS:
         raise
-    except Exception:  # the model needs more samples
+    except Exception:  # the model needs more samples, or sparse inputs have no parts
         return None
     if recorded.program is None or recorded.program.signature != signature:
         return None

@@ -202,6 +202,9 @@ class ChainTracer(TorchFunctionMode):
         return out
 
     def _linear(self, x: Tensor, weight: Tensor, bias: Tensor | None, out: Tensor) -> bool:
+        if x.layout != torch.strided:
+            self.why = "its inputs are sparse"
+            return False
         follows = x is self._chain.output
         first = not self._chain.layers and not x.requires_grad
         if x.dim() != 2 or not (follows or first) or not out.dtype == x.dtype == weight.dtype:
