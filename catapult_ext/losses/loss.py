@@ -131,6 +131,12 @@ _unlooked: ContextVar[bool] = ContextVar("_unlooked", default=False)
 def _finite(name: str, y: Tensor) -> None:
     if _unlooked.get():
         return
+    v.require(
+        y.layout == torch.strided,
+        f"losses.{name}",
+        "targets must be dense (y.to_dense())",
+        y.layout,
+    )
     v.finite(bool(torch.isfinite(y).all()), f"losses.{name}", "targets")
 
 

@@ -106,7 +106,9 @@ def _depends(value: Tensor) -> bool:
 
 def _square(value: Tensor) -> float:
     with torch.no_grad(), torch._C.DisableTorchFunction():
-        return float(value.detach().abs().double().square().mean())
+        value = value.detach()
+    value = value if value.layout == torch.strided else value.to_dense()
+    return float(value.abs().double().square().mean())
 
 
 def _adds_bias(args: tuple[Any, ...]) -> bool:
