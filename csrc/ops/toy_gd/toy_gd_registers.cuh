@@ -284,8 +284,10 @@ __device__ void toy_gd_begin(const ToyGdParams<T>& p, ToyGdShared<T, kInputs>& s
   }
   rows.norms(u2, v2);
   // also of the warps that are not there
-  for (int i = threadIdx.x; i < Shared::kWarps * kInputs; i += threads) s.sums[0][i] = T(0);
-  for (int i = threadIdx.x; i < Shared::kWarps * Shared::kParts; i += threads) s.v2[0][i] = 0.0;
+  T* const sums = s.sums[0];
+  double* const norms_of_v = s.v2[0];
+  for (int i = threadIdx.x; i < Shared::kWarps * kInputs; i += threads) sums[i] = T(0);
+  for (int i = threadIdx.x; i < Shared::kWarps * Shared::kParts; i += threads) norms_of_v[i] = 0.0;
   if (threadIdx.x < kInputs) s.zeta[threadIdx.x] = T(0);
   const ToyDataNorms norms{block_sum(xx, s.losses), block_sum(yy, s.losses)};
   u2 = block_sum(u2, s.losses);
