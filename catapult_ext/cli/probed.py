@@ -78,6 +78,8 @@ class Problem:
         for file in self.checkpoints:
             if file is not None:
                 load_checkpoint(self.net, file, self.command)
+                for key, p in self.net.named_parameters():
+                    v.finite(bool(p.isfinite().all()), self.command, f"{key} of {file}")
             yield None if file is None else name_of(file)
 
 

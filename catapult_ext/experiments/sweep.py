@@ -219,8 +219,13 @@ def _run(
     progress: Progress | _progress.Progress = None,
     group: Any = None,
 ) -> SweepResult | SeedSweeps:
-    for model in models:
-        resolved = check_problem(model, data, loss, config.linearised, config.dropout)
+    for at, model in enumerate(models):
+        try:
+            resolved = check_problem(model, data, loss, config.linearised, config.dropout)
+        except (TypeError, ValueError) as error:
+            if several:
+                raise type(error)(f"{error} (models[{at}])") from error
+            raise
     digests = [weights_digest(model) for model in models]
     identity = {
         "experiment": "sweep",

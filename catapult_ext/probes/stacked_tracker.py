@@ -133,6 +133,7 @@ class StackedCurvatureTracker(Shown):
         self.quantity, self.every = quantity, every
         self.options = options
         self.rates = None if rates is None else _numbers("rates", rates)
+        v.finite(all(map(math.isfinite, self.rates or ())), _WHERE, "rates")
         self._record: BoundedRecord[StackedRow] = BoundedRecord()
         self._jumps: list[Jumps] = []
         self.count = self._last_probe = self._made = 0

@@ -110,6 +110,17 @@ def test_probe_of_a_folder_takes_each_in_turn(capsys, trained):
         assert rows["Hessian"] == pytest.approx(exact(state, "hessian"), rel=2e-3)
 
 
+@pytest.mark.parametrize("command", ["probe", "max-lr"])
+def test_a_checkpoint_that_is_not_finite_is_named(command, capsys, trained):
+    broken = dict(trained["step9"])
+    broken["0.weight"] = torch.full_like(broken["0.weight"], float("nan"))
+    torch.save(broken, "run/step99.pt")
+    code, out, err = run(capsys, command, "drawn_net:drawn", *FEW, "--checkpoint", "run", "--json")
+    assert code != 0
+    assert len(out.splitlines()) == len(trained)  # those before it are kept
+    assert "0.weight of run/step99.pt must be finite" in err
+
+
 def test_track_follows_a_folder_in_natural_order(capsys, trained, folder):
     out_file = folder / "new" / "track.png"
     code, out, err = run(

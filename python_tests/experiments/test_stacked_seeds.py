@@ -129,6 +129,11 @@ def test_models_of_a_sweep_must_be_alike():
     other = models.fully_connected(*SIZES, width=8, depth=2, dtype=torch.float64)
     with pytest.raises(ValueError, match=r"models\[1\].*weight"):
         sweep([*nets(1), other], teacher(), **SWEEP)
+    broken = nets(1)[0]
+    with torch.no_grad():
+        broken[0].weight[0] = float("nan")
+    with pytest.raises(ValueError, match=r"weight must be finite.*models\[1\]"):
+        sweep([*nets(1), broken], teacher(), **SWEEP)
     with pytest.raises(ValueError, match="at least one model"):
         sweep([], teacher(), **SWEEP)
     with pytest.raises(TypeError, match=r"models\[1\] must be a torch.nn.Module"):

@@ -153,6 +153,7 @@ def test_bad_input():
         ({"every": 0}, "every must be >= 1"),
         ({"k": 0}, "k must be >= 1"),
         ({"rates": [[0.1]]}, "rates must be a list of numbers"),
+        ({"rates": [0.1, float("nan"), 0.1]}, "rates must be finite"),
     ):
         with pytest.raises(ValueError, match=text):
             make(nets(), "half_mse", (x, y), **wrong)
