@@ -83,28 +83,50 @@ def test_sound_kernel_passes_and_is_counted():
     assert " instructions issued" in done.stdout
 
 
-def test_instructions_of_a_step_of_toy_gd(monkeypatch):
-    """1024 rows of 16 inputs, 32 samples: at most 430 a warp, the first's own included."""
+def issued_a_step(monkeypatch, op, run, fewer, more):
+    """Instructions that ``run(steps)`` issues for each step."""
     monkeypatch.syspath_prepend(ROOT / "tools")
     from ptx_check import sources
     from ptx_check.interpreter import Interpreter
 
-    interpreter = Interpreter(sources.all_ptx(ROOT / "csrc", ["toy_gd"]))
-    problem = toy_problem([0.5], width=1024, inputs=16, samples=32, dtype=torch.float32)
+    interpreter = Interpreter(sources.all_ptx(ROOT / "csrc", [op]))
 
     def issued(steps):
         before = sum(interpreter.issued(name) for name in interpreter.bound)
         with _native.emulated(interpreter.proxy()):
-            ops.toy_gd(*(t.clone() for t in problem), steps, record_every=steps)
+            run(steps)
         return sum(interpreter.issued(name) for name in interpreter.bound) - before
 
     interpreter.take_over()
     try:
-        fewer, more = issued(2), issued(6)
+        return (issued(more) - issued(fewer)) / (more - fewer)
     finally:
         interpreter.hand_back()
+
+
+@pytest.mark.parametrize(
+    ("activation", "least", "most"), [("linear", 350, 430), ("relu", 30_000, 37_500)]
+)
+def test_instructions_of_a_step_of_toy_gd(monkeypatch, activation, least, most):
+    """A warp's, at 1024 rows of 16 inputs, 32 samples; the first warp's own are included."""
+    problem = toy_problem([0.5], width=1024, inputs=16, samples=32, dtype=torch.float32)
+
+    def run(steps):
+        copies = (t.clone() for t in problem)
+        ops.toy_gd(*copies, steps, record_every=steps, activation=activation)
+
     warps = 8
-    assert 350 <= (more - fewer) / 4 / warps <= 430
+    assert least <= issued_a_step(monkeypatch, "toy_gd", run, 2, 6) / warps <= most
+
+
+def test_instructions_of_a_step_of_toy_lyapunov(monkeypatch):
+    """A warp's: 32 paths of four cases, normal draws."""
+    cases = torch.full((4,), 0.5, dtype=torch.float64)
+
+    def run(steps):
+        ops.toy_lyapunov(cases, 0.3 * cases, 0.8 * cases, steps, paths=32)
+
+    assert 180 <= issued_a_step(monkeypatch, "toy_lyapunov", run, 16, 48) <= 225
 
 
 def test_unknown_opcode_is_named_with_its_line(tmp_path):
