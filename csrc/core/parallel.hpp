@@ -33,6 +33,10 @@ inline int thread_index() {
 #endif
 }
 
+// Which of `team` pieces of scratch memory belongs to this thread: the only one of a call on one
+// thread, whichever thread of an outer loop made that call.
+inline int piece_index(int team) { return team <= 1 ? 0 : thread_index(); }
+
 inline bool in_team() {
 #ifdef _OPENMP
   return omp_in_parallel() != 0;

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import catapult_ext as cx
-from catapult_ext import ops
+from catapult_ext import _native, ops
 from catapult_ext.eig.replicas import cholesky
 from catapult_ext.ops.lanczos_dense import certified_top
 from catapult_ext.testing import backends, spectra
@@ -121,6 +121,30 @@ def test_any_number_of_threads_and_views_give_the_same_bits(dtype):
     finally:
         torch.set_num_threads(threads)
     assert solve(a[:0]).numbers.shape == (0, 3)
+
+
+def test_threads_keep_to_the_memory_they_are_given(dtype, monkeypatch):
+    """Each matrix is a call of lanczos_dense, by one thread of a team."""
+    a = torch.stack([spectra.matrix(name, dtype, 70) for name in NAMES] * 4)
+    call, room, threads = _native.call, 64, torch.get_num_threads()
+    ends = []
+
+    def guarded(name, device, *arguments):
+        if name == "certified_top":
+            *before, work, tol, maxiter, seed = arguments
+            held = work.new_full((len(work) + room,), 0.5)
+            ends.append(held[len(work) :])
+            arguments = *before, held[: len(work)], tol, maxiter, seed
+        return call(name, device, *arguments)
+
+    monkeypatch.setattr(_native, "call", guarded)
+    try:
+        torch.set_num_threads(2)
+        for _ in range(20):
+            solve(a)
+    finally:
+        torch.set_num_threads(threads)
+    assert all(bool((end == 0.5).all()) for end in ends)
 
 
 @pytest.mark.parametrize("n", [1, 2, 3])

@@ -60,7 +60,7 @@ void run_blocks(const GramProblem<T>& problem, const GramKernels<T>& kernels, in
       gram_scratch(config, kernels.tile_rows, kernels.tile_cols, kernels.slack);
   const Scratch scratch(team, elements * static_cast<int64_t>(sizeof(T)));
   parallel_for(count, team, [&](int64_t i) {
-    const int piece = team == 1 ? 0 : thread_index();
+    const int piece = piece_index(team);
     kernels.block(problem, config, blocks[i].first, blocks[i].second, scratch.piece<T>(piece));
   });
 }

@@ -177,7 +177,7 @@ void certified_top(const CertifiedTopArgs& args, int threads) {
     double* work = args.workspace.as<double>();
     if (replicas >= threads) {
       parallel_for(replicas, threads, [&](int64_t r) {
-        Certificate<T>(args, r, work + thread_index() * each, 1).run();
+        Certificate<T>(args, r, work + piece_index(threads) * each, 1).run();
       });
     } else {  // threads share the products with each
       for (int64_t r = 0; r < replicas; ++r) Certificate<T>(args, r, work, threads).run();

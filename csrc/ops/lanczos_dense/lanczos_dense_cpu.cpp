@@ -385,7 +385,8 @@ void lanczos_dense_cpu(const LanczosDenseArgs& args, const Exec& exec) {
     double* memory = args.workspace.as<double>();
     if (replicas >= exec.threads || config.slabs == 1) {
       parallel_for(replicas, exec.threads, [&](int64_t r) {
-        DenseSolver<T>(args, config, memory + thread_index() * config.total, r, 1).solve();
+        double* const mine = memory + piece_index(exec.threads) * config.total;
+        DenseSolver<T>(args, config, mine, r, 1).solve();
       });
     } else {
       for (int64_t r = 0; r < replicas; ++r)

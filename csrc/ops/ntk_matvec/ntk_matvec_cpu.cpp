@@ -79,7 +79,7 @@ class Chain {
       const int64_t block = i % (down * across);
       kernels_.block(step.product, config, block / across * config.rows,
                      block % across * config.cols, step.rows, step.cols,
-                     scratch.piece<T>(team == 1 ? 0 : thread_index()));
+                     scratch.piece<T>(piece_index(team)));
     });
   }
 

@@ -140,7 +140,7 @@ void run_replicas(const ToyGdProblem<T>& p, const Shared& shared, int threads) {
   std::vector<std::unique_ptr<Run>> runs(team);
   Interrupts interrupts;
   parallel_for(replicas, team, [&](int64_t replica) {
-    auto& mine = runs[team > 1 ? thread_index() : 0];
+    auto& mine = runs[piece_index(team)];
     if (!mine) mine = std::make_unique<Run>(shared);
     run_replica(p, replica, *mine, interrupts);
   });
