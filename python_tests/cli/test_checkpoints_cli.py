@@ -4,9 +4,9 @@ import json
 
 import pytest
 import torch
+from cli.command_line import run
 
 import catapult_ext as cx
-from catapult_ext import cli
 
 SOURCE = """
 import torch
@@ -24,13 +24,6 @@ def broken():
     return {}["absent"]
 """
 FEW = ("--samples", "24")
-
-
-def run(capsys, *arguments):
-    with pytest.raises(SystemExit) as stop:
-        cli.main([str(a) for a in arguments])
-    captured = capsys.readouterr()
-    return stop.value.code or 0, captured.out, captured.err
 
 
 @pytest.fixture

@@ -7,20 +7,13 @@ import subprocess
 import sys
 
 import pytest
+from cli.command_line import run
 
 import catapult_ext as cx
-from catapult_ext import build_info, cli
+from catapult_ext import build_info
 from catapult_ext.cli import console
 
 SMALL = ["--samples", "24", "--width", "12", "--depth", "1", "--steps", "4"]
-
-
-def run(capsys, *arguments):
-    """Exit code, stdout and stderr of the command line, in this process."""
-    with pytest.raises(SystemExit) as stop:
-        cli.main([str(a) for a in arguments])
-    captured = capsys.readouterr()
-    return stop.value.code or 0, captured.out, captured.err
 
 
 def test_help_names_the_commands(capsys):

@@ -5,9 +5,9 @@ import io
 import numpy as np
 import pytest
 import torch
+from cli.command_line import run
 
 import catapult_ext as cx
-from catapult_ext import cli
 from catapult_ext.experiments import probing
 
 SOURCE = """
@@ -33,13 +33,6 @@ def loader():
     for i in range(0, 24, 10):
         yield data.x_train[i : i + 10], data.y_train[i : i + 10]
 """
-
-
-def run(capsys, *arguments):
-    with pytest.raises(SystemExit) as stop:
-        cli.main([str(a) for a in arguments])
-    captured = capsys.readouterr()
-    return stop.value.code or 0, captured.out, captured.err
 
 
 @pytest.fixture

@@ -3,17 +3,7 @@ from __future__ import annotations
 import json
 
 import pytest
-
-from catapult_ext import cli
-
-
-def run(capsys, *arguments):
-    """Exit code, stdout and stderr of the command line, in this process."""
-    with pytest.raises(SystemExit) as stop:
-        cli.main([str(a) for a in arguments])
-    captured = capsys.readouterr()
-    return stop.value.code or 0, captured.out, captured.err
-
+from cli.command_line import run
 
 SMALL = ("--scale", "smoke", "--set", "activations=relu,tanh", "--set", "seeds=1")
 

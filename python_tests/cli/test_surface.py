@@ -2,17 +2,10 @@
 
 import pytest
 import torch
+from cli.command_line import run
 
-from catapult_ext import cli
 from catapult_ext.cli import console, demo
 from catapult_ext.experiments import reproduce as rp
-
-
-def run(capsys, *arguments):
-    with pytest.raises(SystemExit) as stop:
-        cli.main([str(a) for a in arguments])
-    captured = capsys.readouterr()
-    return stop.value.code or 0, captured.out, captured.err
 
 
 @pytest.fixture
