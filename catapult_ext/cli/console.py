@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from catapult_ext import _validate as v
-from catapult_ext.experiments import Progress, SweepResult, ToyResult
+from catapult_ext.experiments import Progress, SeedSweeps, SweepResult, ToyResult
 
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 _WIDTH = 80  # of a terminal that says it has no columns
@@ -182,8 +182,11 @@ class _Bars(Progress):
         self.bars.console.print(f"[dim]{name} ...[/dim]", highlight=False)
 
 
-def print_result(result: SweepResult | ToyResult, title: str) -> None:
-    """The table of an experiment, the closing paragraph and where the files are, on stdout."""
+def print_result(result: SweepResult | SeedSweeps | ToyResult, title: str) -> None:
+    """The table of an experiment, the closing paragraph and where the files are, on stdout.
+
+    Several seeds share a table with one row per learning rate.
+    """
     shown = console()
     colours = {
         "lazy": "blue",
@@ -195,7 +198,7 @@ def print_result(result: SweepResult | ToyResult, title: str) -> None:
     table = load("rich.table").Table(
         title=title, header_style="bold", box=box, padding=(0, 1, 0, 0)
     )
-    rows = result.table()
+    rows = result.by_rate() if isinstance(result, SeedSweeps) else result.table()
     hidden = (
         () if shown.width >= 120 else ("eta", "lambda end", "train acc.", "|theta|", "inactive")
     )

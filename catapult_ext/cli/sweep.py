@@ -12,7 +12,8 @@ from catapult_ext import _validate as v
 from catapult_ext import data, losses, models
 from catapult_ext.cli.console import launched_ranks, on_threads, print_result, sweep_progress
 from catapult_ext.cli.options import DATA_DIR, STANDARDISE, THREADS, Option
-from catapult_ext.experiments.sweep import run
+from catapult_ext.experiments import SeedSweeps, SweepResult
+from catapult_ext.experiments.sweep import run, run_seeds
 from catapult_ext.experiments.sweep_config import SweepConfig
 
 
@@ -70,12 +71,16 @@ def sweep(
     ] = "half_mse",
     linearised: Annotated[bool, Option("Also sweep the linearised net.", "--linearised")] = False,
     seed: Annotated[int, Option("Of weights and data.")] = 0,
+    seeds: Annotated[
+        int, Option("Networks to sweep on the same data, with weights of --seed, --seed + 1, ...")
+    ] = 1,
     threads: Annotated[int | None, Option(THREADS)] = None,
 ) -> None:
     """Train one network at many learning rates and follow its curvature.
 
     Under torchrun, the ranks divide the rates.
     """
+    v.require(seeds >= 1, "sweep", "--seeds must be >= 1", seeds)
     chosen, plain = rates("sweep", "--c", c), rates("sweep", "--eta", eta)
     config = SweepConfig(c=chosen, eta=plain, steps=steps, linearised=linearised)
     image = model_name in (ModelName.cnn, ModelName.vit)
@@ -92,28 +97,28 @@ def sweep(
     wanted = "--model gpt and data of characters, such as --data sums, go together"
     v.require(tokens == (kind == "gpt"), "sweep", wanted, f"{kind} on {shape}")
     usual_width, usual_depth = USUAL[kind]
-    settings: dict[str, Any] = {"parameterisation": parameterisation, "init": init, "seed": seed}
+    settings: dict[str, Any] = {"parameterisation": parameterisation, "init": init}
     settings |= {} if activation is None else {"activation_name": activation}
     settings["channels" if kind == "cnn" else "width"] = usual_width if width is None else width
     if usual_depth is not None:
         settings["depth"] = usual_depth if depth is None else depth
     name_of = "small-cnn" if kind == "cnn" else kind
-    model = models.build(name_of, found.x_train.shape[1:], found.outputs, **settings)
+    nets = [
+        models.build(name_of, found.x_train.shape[1:], found.outputs, seed=each, **settings)
+        for each in range(seed, seed + seeds)
+    ]
     folder = out if out is not None else Path("catapult-runs") / name
     title = f"Learning-rate sweep: {kind} on {found.name}"
+    title += f", seeds {seed} to {seed + seeds - 1}" if seeds > 1 else ""
     with launched_ranks() as (group, talks):
         bars = sweep_progress() if talks else nullcontext(None)
         with on_threads(threads, talks=talks), bars as progress:
-            result = run(
-                config,
-                model,
-                found,
-                loss,
-                out=folder,
-                fresh=fresh,
-                title=title,
-                progress=progress,
-                group=group,
-            )
+            options: dict[str, Any] = {"out": folder, "fresh": fresh, "title": title}
+            options |= {"progress": progress, "group": group}
+            result: SweepResult | SeedSweeps
+            if seeds == 1:
+                result = run(config, nets[0], found, loss, **options)
+            else:
+                result = run_seeds(config, nets, found, loss, first_seed=seed, **options)
     if talks:
         print_result(result, title)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from catapult_ext.experiments.demo import DemoConfig, run_demo
-from catapult_ext.experiments.result import SeedSweeps, SweepResult
+from catapult_ext.experiments.result import SweepResult
+from catapult_ext.experiments.seed_sweeps import SeedSweeps
 from catapult_ext.experiments.sweep import run, sweep
 from catapult_ext.experiments.sweep_config import SweepConfig
 from catapult_ext.experiments.sweeping import Progress

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -87,71 +86,6 @@ class SweepResult(Drawn):
         kinds = ", ".join(f"{count} {phase}" for phase, count in counts.items())
         place = "" if self.path is None else f", kept in {self.path}"
         return f"sweep of {len(self.c)} learning rates, lambda_0 {self.lambda0:.4g}: {kinds}{place}"
-
-    def _table(self) -> list[dict[str, Any]]:
-        return self.rows
-
-
-@dataclass(frozen=True, repr=False)
-class SeedSweeps(Drawn):
-    """The sweeps of several models of one architecture; ``found[i]`` is that of model i.
-
-    Attributes:
-        sweeps: a :class:`SweepResult` a model, in the order of the models.
-
-    Examples:
-        >>> nets = [nn.Sequential(nn.Linear(3, 16), nn.ReLU(), nn.Linear(16, 1)) for _ in range(2)]
-        >>> found = cx.sweep(nets, (torch.randn(8, 3), torch.randn(8, 1)), c=[0.5, 1.0], steps=4)
-        >>> [(row["seed"], row["c"]) for row in found.rows]
-        [(0, 0.5), (0, 1.0), (1, 0.5), (1, 1.0)]
-    """
-
-    sweeps: list[SweepResult]
-
-    def __len__(self) -> int:
-        return len(self.sweeps)
-
-    def __getitem__(self, seed: int) -> SweepResult:
-        return self.sweeps[seed]
-
-    def __iter__(self) -> Iterator[SweepResult]:
-        return iter(self.sweeps)
-
-    @property
-    def path(self) -> Path | None:
-        """The run folder, or None."""
-        return self.sweeps[0].path
-
-    @property
-    def rows(self) -> list[dict[str, Any]]:
-        """One dictionary per seed and rate (summary.csv): ``seed``, the model's number, first."""
-        return [{"seed": i, **row} for i, one in enumerate(self.sweeps) for row in one.rows]
-
-    @property
-    def summary(self) -> dict[str, Any]:
-        """``seeds``, the summary of each sweep, and ``rates``, all rows (summary.json)."""
-        return {"seeds": [one.summary for one in self.sweeps], "rates": self.rows}
-
-    @property
-    def phases(self) -> list[list[str]]:
-        """Per seed those of :attr:`SweepResult.phases`."""
-        return [one.phases for one in self.sweeps]
-
-    def table(self) -> list[dict[str, str]]:
-        """The rows as short text, for people."""
-        return [{"seed": str(i), **row} for i, one in enumerate(self.sweeps) for row in one.table()]
-
-    def closing(self) -> str:
-        """The findings of each seed."""
-        return " ".join(f"Seed {i}: {one.closing()}" for i, one in enumerate(self.sweeps))
-
-    def _figure(self, seed: int = 0) -> Any:
-        """Overview of the sweep of model ``seed``."""
-        return self.sweeps[seed]._figure()
-
-    def _line(self) -> str:
-        place = "" if self.path is None else f", kept in {self.path}"
-        return f"sweeps of {len(self)} models at {len(self.sweeps[0].c)} learning rates{place}"
 
     def _table(self) -> list[dict[str, Any]]:
         return self.rows

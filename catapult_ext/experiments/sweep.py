@@ -19,7 +19,8 @@ from catapult_ext._store import RunFolder, environment, weights_digest
 from catapult_ext.data import Dataset, as_dataset
 from catapult_ext.experiments.indexed import indexed
 from catapult_ext.experiments.parts import Parts
-from catapult_ext.experiments.result import SeedSweeps, SweepResult
+from catapult_ext.experiments.result import SweepResult
+from catapult_ext.experiments.seed_sweeps import SeedSweeps
 from catapult_ext.experiments.sweep_config import SweepConfig, check_problem, describe_loss
 from catapult_ext.experiments.sweeping import Progress, Sweeping, watched
 from catapult_ext.figures.style import require_matplotlib
@@ -206,6 +207,28 @@ def run(
     return found
 
 
+def run_seeds(
+    config: SweepConfig,
+    models: list[nn.Module],
+    data: Dataset,
+    loss: Any = "half_mse",
+    **options: Any,
+) -> SeedSweeps:
+    """:func:`run` of several models of one architecture.
+
+    Args:
+        config: the settings.
+        models: equal in all but the values of their tensors.
+        data: a data set.
+        loss: as in :func:`sweep`.
+        **options: as of :func:`run`, and ``first_seed``, the number of the first model in tables,
+            pictures and file names.
+    """
+    found = _run(config, models, True, data, loss, **options)
+    assert isinstance(found, SeedSweeps)
+    return found
+
+
 def _run(
     config: SweepConfig,
     models: list[nn.Module],
@@ -218,6 +241,7 @@ def _run(
     title: str = "Learning-rate sweep",
     progress: Progress | _progress.Progress = None,
     group: Any = None,
+    first_seed: int = 0,
 ) -> SweepResult | SeedSweeps:
     for at, model in enumerate(models):
         try:
@@ -238,7 +262,8 @@ def _run(
         "data_digest": data.fingerprint(),
     }
     with watched(progress, _WHERE) as seen:
-        work = functools.partial(Sweeping, config, models, several, data, resolved, seen)
+        numbered = first_seed if several else None
+        work = functools.partial(Sweeping, config, models, numbered, data, resolved, seen)
         if group is not None:
             needs = "group needs out, a run folder that all ranks see"
             v.require(out is not None, _WHERE, needs, out)
@@ -257,7 +282,9 @@ def _reported(work: Sweeping, folder: RunFolder, title: str) -> SweepResult | Se
     if isinstance(result, SweepResult):
         report.write(folder, title, result, sweep_figures(result.summary, result.records), CAPTIONS)
         return result
-    pictures, captions = seed_figures([(one.summary, one.records) for one in result])
+    pictures, captions = seed_figures(
+        [(one.summary, one.records) for one in result], result.first_seed
+    )
     report.write(folder, title, result, pictures, captions)
     return result
 

@@ -16,7 +16,8 @@ from catapult_ext.data import Dataset
 from catapult_ext.experiments.descent import sweep_record
 from catapult_ext.experiments.linearised import linearised_sweep
 from catapult_ext.experiments.parts import Parts
-from catapult_ext.experiments.result import SeedSweeps, SweepResult
+from catapult_ext.experiments.result import SweepResult
+from catapult_ext.experiments.seed_sweeps import SeedSweeps
 from catapult_ext.experiments.stacked_descent import chunks, descend_runs
 from catapult_ext.experiments.start import Start, start
 from catapult_ext.experiments.summary import summarise, verdict_of
@@ -84,11 +85,14 @@ class Sweeping:
 
     Parts are ``initial``, ``rate_0000`` and so on, and ``linearised``; of several models each has
     the prefix ``seed_0000_``, the number of its model.
+
+    Attributes:
+        first_seed: number of the first of several models; None for a single one.
     """
 
     config: SweepConfig
     models: list[nn.Module]
-    several: bool
+    first_seed: int | None
     data: Dataset
     loss: losses.Loss
     progress: Progress
@@ -117,7 +121,7 @@ class Sweeping:
         if self.parts.ranks is not None:
             self.progress.stage("waiting for the other ranks")
         found = [self._one(seed) for seed in range(len(self.models))]
-        return SeedSweeps(found) if self.several else found[0]
+        return found[0] if self.first_seed is None else SeedSweeps(found, self.first_seed)
 
     def _one(self, seed: int) -> SweepResult:
         initial, *records = self.parts.collect(self._all(seed))
@@ -127,7 +131,7 @@ class Sweeping:
         return SweepResult(self.config, summary, records, linear, path)
 
     def _name(self, seed: int, part: str) -> str:
-        return f"seed_{seed:04d}_{part}" if self.several else part
+        return part if self.first_seed is None else f"seed_{self.first_seed + seed:04d}_{part}"
 
     def _rates(self, seed: int) -> list[str]:
         count = len(self.config.c or self.config.eta or ())

@@ -8,6 +8,7 @@ from typing import Any
 from catapult_ext.figures import sweep_panels as panels
 from catapult_ext.figures.style import new_figure, png, styled
 from catapult_ext.figures.sweep_panels import Record
+from catapult_ext.figures.sweep_seeds import seeds_overview
 
 CAPTIONS = {
     "overview": "Overview of the sweep",
@@ -42,12 +43,20 @@ def sweep_figures(summary: Record, records: list[Record]) -> dict[str, bytes]:
 
 
 def seed_figures(
-    sweeps: Sequence[tuple[Record, list[Record]]],
+    sweeps: Sequence[tuple[Record, list[Record]]], first: int = 0
 ) -> tuple[dict[str, bytes], dict[str, str]]:
-    """PNG bytes of the overview of each seed's (summary, records) by name, and their captions."""
-    names = [f"seed_{seed:04d}" for seed in range(len(sweeps))]
-    pictures = {n: png(overview(*one), 110) for n, one in zip(names, sweeps, strict=True)}
-    return pictures, {n: f"Overview of seed {seed}" for seed, n in enumerate(names)}
+    """PNG bytes by name, and captions: all seeds together, then the overview of each.
+
+    Args:
+        sweeps: summary and records of every seed.
+        first: number of the first seed.
+    """
+    pictures = {"seeds": png(seeds_overview([summary for summary, _ in sweeps]), 110)}
+    captions = {"seeds": f"All {len(sweeps)} seeds: medians, with bars from lowest to highest"}
+    for seed, one in enumerate(sweeps, first):
+        pictures[f"seed_{seed:04d}"] = png(overview(*one), 110)
+        captions[f"seed_{seed:04d}"] = f"Overview of seed {seed}"
+    return pictures, captions
 
 
 def overview(summary: Record, records: list[Record]) -> Any:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import importlib
 import importlib.metadata
 import json
 import shlex
@@ -106,6 +107,54 @@ def test_sweep_prints_the_table_and_writes_the_folder(capsys, tmp_path, monkeypa
     ]
 
 
+def test_sweep_of_several_seeds(capsys, tmp_path, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    folder = tmp_path / "run"
+    given = ["sweep", "--c", "0.5,2.5", "--seed", "3", "--out", folder, *SMALL]
+    code, out, err = run(capsys, *given, "--seeds", "2")
+    assert code == 0, err
+    assert "seeds 3 to 4" in out
+    assert "lazy 2" in out
+    assert "catapult 2" in out
+    assert "Over 2 seeds" in out
+    assert "4/4" in err
+    assert all(len(line) <= 80 for line in out[: out.index("Report:")].splitlines())
+    rows = json.loads((folder / "summary.json").read_text())["rates"]
+    assert [(row["seed"], row["c"]) for row in rows] == [(3, 0.5), (3, 2.5), (4, 0.5), (4, 2.5)]
+    pictures = {path.name for path in folder.glob("*.png")}
+    assert pictures == {"fig_seeds.png", "fig_seed_0003.png", "fig_seed_0004.png"}
+    assert run(capsys, "table", folder, tmp_path / "steps.csv")[0] == 0
+    lines = (tmp_path / "steps.csv").read_text().splitlines()
+    at = lines[0].split(",").index("seed")
+    assert {line.split(",")[at] for line in lines[1:]} == {"3", "4"}
+    # each network is that of its own seed, on the same data
+    alone = ["sweep", "--c", "0.5,2.5", "--seed", "4", "--out", tmp_path / "alone", *SMALL]
+    assert run(capsys, *alone)[0] == 0
+    own = json.loads((tmp_path / "alone" / "summary.json").read_text())["rates"]
+    for one, other in zip(rows[2:], own, strict=True):
+        assert one["loss_end"] == pytest.approx(other["loss_end"], rel=1e-4)
+
+
+def test_sweep_of_several_seeds_resumes(capsys, tmp_path, monkeypatch):
+    module = importlib.import_module("catapult_ext.experiments.sweep")
+    monkeypatch.setattr(module, "seed_figures", lambda *_: ({}, {}))  # drawing takes the longest
+    folder = tmp_path / "run"
+    given = ["sweep", "--c", "0.5,2.5", "--out", folder, *SMALL]
+    assert run(capsys, *given, "--seeds", "2")[0] == 0
+    table = (folder / "summary.csv").read_bytes()
+    lost = folder / "parts" / "seed_0001_rate_0000.json"
+    held = lost.read_bytes()
+    lost.unlink()
+    code, _, err = run(capsys, *given, "--seeds", "2")
+    assert code == 0, err
+    assert "3 of 4 learning rates are done already" in err
+    assert lost.read_bytes() == held
+    assert (folder / "summary.csv").read_bytes() == table
+    code, _, err = run(capsys, *given, "--seeds", "3")  # another run
+    assert code == 1
+    assert "--fresh" in err
+
+
 def test_toy_bifurcation_leaves_picture_and_array(capsys, tmp_path):
     out = tmp_path / "run"
     code, text, _ = run(
@@ -170,6 +219,7 @@ def test_sweep_of_other_nets_and_data(capsys, tmp_path, arguments):
         (["--c", ","], "catapult_ext.sweep: --c must be numbers separated by commas, got ','"),
         (["--c", "1", "--data", "teacher", "--seed", "-1"], "seed must be from 0 to 2^32 - 1, got"),
         (["--c", "1", "--data", "teacher", "--loss", "bce"], "targets must be in [0, 1], got"),
+        (["--c", "1", "--seeds", "0"], "catapult_ext.sweep: --seeds must be >= 1, got 0"),
         (["--c", "1", "--samples", "5000"], "train must be in 1..1796, got 5000"),
         (["--c", "1", "--activation", "sine"], "name must be one of linear"),
         (["--c", "1", "--loss", "mae"], "loss must be one of half_mse, "),
@@ -238,6 +288,7 @@ def test_foreign_folder_is_refused_untouched(capsys, tmp_path):
     [
         (["demo"], "cli.demo.run_demo", ["--seed", "3"]),
         (["sweep"], "cli.sweep.run", ["--c", "1", *SMALL]),
+        (["sweep"], "cli.sweep.run_seeds", ["--c", "1", "--seeds", "2", *SMALL]),
         (["toy", "diagram"], "toy.phase_diagram", ["--axis", "b"]),
         (["toy", "bifurcation"], "toy.bifurcation", ["--keep", "300"]),
         (["toy", "noise"], "toy.noise_plane", ["--seed", "3"]),

@@ -101,7 +101,17 @@ def test_a_sweep_of_seeds_is_the_sweep_of_each():
             for key in a.keys() - {"lambda_error"}:
                 assert equal(a[key], b[key], 1e-5), key
     assert found.table()[3]["seed"] == "1"
-    assert "Seed 2" in found.closing()
+    assert "Over 3 seeds, lambda_0 = " in found.closing()
+    rates = found.by_rate()
+    assert [row["c"] for row in rates] == ["0.5", "2.5", "400"]
+    for at, row in enumerate(rates):
+        counts = {phase: 0 for one in found for phase in [one.phases[at]]}
+        for one in found:
+            counts[one.phases[at]] += 1
+        assert sorted(row["phase"].split(", ")) == sorted(f"{p} {n}" for p, n in counts.items())
+    ends = [one.rows[0]["loss_end"] for one in found]
+    assert rates[0]["loss end"] == f"{min(ends):.2g}..{max(ends):.2g}"
+    assert rates[2]["loss end"] == ""
     assert "3 models at 3 learning rates" in repr(found)
 
 
@@ -115,12 +125,18 @@ def test_an_interrupted_sweep_of_seeds_ends_with_the_same_bits(tmp_path, monkeyp
     for lost in ("seed_0000_rate_0002", "seed_0001_rate_0000", "seed_0001_initial"):
         (parts / f"{lost}.json").unlink()
     module = importlib.import_module("catapult_ext.experiments.sweep")
-    monkeypatch.setattr(module, "seed_figures", lambda _: ({}, {}))  # drawing takes the longest
+    monkeypatch.setattr(module, "seed_figures", lambda *_: ({}, {}))  # drawing takes the longest
     again = sweep(nets(2), teacher(), **settings)
     assert {p.name: p.read_bytes() for p in parts.glob("*.json")} == held
     assert again.rows == first.rows
     names = {p.name for p in (tmp_path / "run").iterdir()}
-    assert {"summary.json", "summary.csv", "report.html", "fig_seed_0001.png"} <= names
+    assert {
+        "summary.json",
+        "summary.csv",
+        "report.html",
+        "fig_seed_0001.png",
+        "fig_seeds.png",
+    } <= names
     with pytest.raises(RunFolderError):
         sweep(nets(3), teacher(), **settings)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from catapult_ext.experiments.summary import closing, summarise
-from catapult_ext.figures import style, sweep, sweep_panels
+from catapult_ext.figures import style, sweep, sweep_panels, sweep_seeds
 
 
 def record(c, *, diverged_at=-1, growth=(1.0, 0.5), loss=(1.0, 0.5), lam=(1.0, 0.3), acc=0.8):
@@ -112,3 +112,20 @@ def test_the_cross_of_a_divergent_run_stands_in_the_picture():
     x, y = cross.get_xdata()[0], cross.get_ydata()[0]
     assert x == 3  # the first step beyond the top
     assert y == ax.get_ylim()[1] == 30.0
+
+
+def test_the_picture_of_seeds_has_medians_ranges_and_phases():
+    pytest.importorskip("matplotlib")
+    other = record(4.0, growth=(1.0, 4.0), loss=(1.0, 9.0, 0.4), lam=(1.0, 0.0))
+    kinds = [[LAZY, RISEN, OUT], [LAZY, other, record(9.0, acc=0.5)]]
+    found = [summarise(INITIAL, records, None, 10) for records in kinds]
+    figure = sweep_seeds.seeds_overview(found)
+    phases, curvature, peaks, performance = figure.axes
+    assert [bar.get_height() for bar in phases.patches] == [2, 0, 0, 0, 2, 1, 0, 0, 1]
+    # a network without curvature has no place on a logarithmic axis
+    assert list(curvature.containers[0].lines[0].get_ydata()) == pytest.approx([0.45, 0.4, 2.7])
+    assert list(peaks.containers[1].lines[0].get_ydata()) == pytest.approx([1, 6, 1])
+    low, high = peaks.containers[1].lines[2][0].get_segments()[1][:, 1]
+    assert (low, high) == pytest.approx((3, 9))
+    assert "After 10 steps" in performance.get_title(loc="left")
+    assert style.png(figure, 40).startswith(b"\x89PNG")
