@@ -37,6 +37,27 @@ def by_products():
     return cx.GGN(net, "half_mse", (x, torch.zeros(6, 2)))
 
 
+SEEDS = [cx.models.fully_connected(64, 10, width=8, depth=1, seed=seed) for seed in range(3)]
+
+
+class Scaled(torch.nn.Module):
+    """A setting that is no tensor: such models are multiplied one by one."""
+
+    def __init__(self, factor):
+        super().__init__()
+        self.layer, self.factor = torch.nn.Linear(4, 3), factor
+
+    def forward(self, x):
+        return self.factor * self.layer(x)
+
+
+def one_by_one():
+    torch.manual_seed(0)
+    kernel = cx.NTK([Scaled(factor) for factor in (1.0, 2.0, 3.0)], torch.randn(5, 4))
+    assert "one by one" in kernel.plan
+    return kernel
+
+
 class Batch:
     """Two operators at once."""
 
@@ -79,6 +100,18 @@ CALLS = {
     ).dense(progress=p),
     "NTK.dense, file": lambda p, out: cx.NTK(*convolution()).dense(
         file=out / "kernel.npy", progress=p
+    ),
+    "StackedGGN.dense": lambda p, out: cx.GGN(SEEDS, "half_mse", DATA).dense(progress=p),
+    "StackedNTK.dense": lambda p, out: cx.NTK(SEEDS, DATA[0]).dense(progress=p),
+    "StackedNTK.dense, one by one": lambda p, out: one_by_one().dense(progress=p),
+    "run_scalar": lambda p, out: cx.toy.run_scalar(
+        torch.linspace(0.5, 5.0, 3000), steps=50, progress=p
+    ),
+    "lyapunov_exponent": lambda p, out: cx.toy.lyapunov_exponent(
+        torch.linspace(0.1, 1.0, 40), 0.0, 0.1, steps=99, progress=p
+    ),
+    "lyapunov_edge": lambda p, out: cx.toy.lyapunov_edge(
+        torch.tensor([0.0, 0.5]), 0.1, tolerance=0.5, paths=8, progress=p
     ),
     "learning_rate_window": lambda p, out: cx.learning_rate_window(
         NET, "half_mse", DATA, trial_steps=0, measure=3, progress=p
@@ -226,6 +259,42 @@ def test_results_do_not_depend_on_who_looks():
     toy = {"c": [1.0, 2.6] * 15, "width": 32, "steps": 9, **TOY}
     quiet, watched = (cx.toy.simulate(**toy, progress=p) for p in (None, lambda *_: None))
     assert torch.equal(quiet.loss, watched.loss)
+    kernels = cx.NTK(SEEDS, DATA[0])
+    assert torch.equal(kernels.dense(), kernels.dense(progress=lambda *_: None))
+
+
+@pytest.mark.parametrize("record_every", [0, 10])
+def test_lanes_do_not_depend_on_who_looks(record_every):
+    given = {"c": torch.linspace(0.5, 5.0, 3000), "steps": 50, "record_every": record_every}
+    given["momentum"] = torch.linspace(0.0, 0.5, 3000)
+    seen = []
+    watched = cx.toy.run_scalar(**given, progress=lambda done, total: seen.append((done, total)))
+    assert seen == [(1024, 3000), (2048, 3000), (3000, 3000)]
+    for name, value in vars(cx.toy.run_scalar(**given)).items():
+        assert torch.equal(value, getattr(watched, name)), name
+    assert cx.toy.run_scalar(torch.zeros(0), steps=3, progress=lambda *_: None).c.shape == (0,)
+
+
+def test_sampled_paths_do_not_depend_on_who_looks():
+    rates, momenta = torch.linspace(0.1, 3.0, 40), torch.tensor([[0.0], [0.5]])
+    seen = []
+
+    def look(done, total):
+        seen.append((done, total))
+
+    given = {"steps": 200, "paths": 16}
+    quiet = cx.toy.lyapunov_exponent(rates, momenta, 0.3, **given)
+    watched = cx.toy.lyapunov_exponent(rates, momenta, 0.3, **given, progress=look)
+    assert torch.equal(quiet.value, watched.value)
+    assert torch.equal(quiet.error, watched.error)
+    assert seen == [(done, 80) for done in (16, 32, 40, 56, 72, 80)]
+    noise = torch.linspace(0.05, 1.0, 20)
+    given = {"tolerance": 0.3, "paths": 8}
+    quiet = cx.toy.lyapunov_edge(0.5, noise, **given)
+    watched = cx.toy.lyapunov_edge(0.5, noise, **given, progress=look)
+    assert torch.equal(quiet.value, watched.value)
+    assert torch.equal(quiet.error, watched.error)
+    assert seen[-2:] == [(16, 20), (20, 20)]
 
 
 def test_nothing_is_written_unasked(capsys):

@@ -61,6 +61,7 @@ def probe(
             problem.data,
             batch_stats=batch_stats,
             start=start,
+            progress=True,
             **options,
         )
         start = result.vectors
@@ -129,6 +130,7 @@ def max_lr(
             trial_steps=trial_steps,
             measure=measure,
             seed=seed,
+            progress=True,
             **options,
         )
         if as_json:

@@ -26,6 +26,7 @@ from catapult_ext._batches import (
 )
 from catapult_ext._by_path import fault, named_function, named_object
 from catapult_ext._model_call import fields_of
+from catapult_ext._progress import Progress, check_progress
 from catapult_ext.data.files import read_pt, read_training_npz, training_named
 from catapult_ext.data.named import NAMES
 from catapult_ext.eig import SpectralDensity, eigsh, spectral_density
@@ -281,6 +282,7 @@ def probe(
     seed: int = 0,
     batch_stats: str | None = None,
     start: dict[str, Tensor] | None = None,
+    progress: Progress = None,
     **options: Any,
 ) -> ProbeResult:
     """Top-k eigenvalues of NTK, GGN and Hessian, the learning-rate window and the density.
@@ -299,11 +301,14 @@ def probe(
         batch_stats: what batch normalisation means, ``models.BATCH_STATS``; None follows the
             model's mode, which operators refuse in training.
         start: ``vectors`` of a probe of a similar model.
+        progress: True for a bar of each solve, of the window's trials and of the density, or a
+            function of (done, total), which each of them calls from 0 on.
         **options: ``forward``, ``params``, ``dropout``, ``memory_budget``.
 
     Raises:
         TypeError, ValueError: what the operators and the window raise.
     """
+    check_progress(_WHERE, progress)
     problem = Problem.of(loss, data, _WHERE, seed=seed, **options)
     with held(model, batch_stats, problem) as (still, policy):
         ggn = GGN(still, loss, problem.data, batch_stats=policy, **problem.options)
@@ -312,7 +317,9 @@ def probe(
     rows, vectors = [], {}
     for name, operator in operators.items():
         v0 = None if start is None else start[name]
-        found = eigsh(operator, min(k, operator.shape[0]), tol=tol, seed=seed, v0=v0)
+        found = eigsh(
+            operator, min(k, operator.shape[0]), tol=tol, seed=seed, v0=v0, progress=progress
+        )
         vectors[name] = found.eigenvectors
         for rank in range(len(found.eigenvalues)):
             rows.append(
@@ -333,7 +340,10 @@ def probe(
         measure=measure,
         seed=seed,
         batch_stats=cast(Any, batch_stats),  # checked there
+        progress=progress,
         **options,
     )
-    spectrum = spectral_density(hessian, 40, 4, seed=seed) if density else None
+    spectrum = None
+    if density:
+        spectrum = spectral_density(hessian, 40, 4, seed=seed, progress=progress)
     return ProbeResult(rows, window, spectrum, vectors)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -10,12 +11,15 @@ import torch
 from torch import Tensor
 
 from catapult_ext import _validate, ops
+from catapult_ext._progress import Counter, Progress, check_progress, counted
 from catapult_ext.ops.toy_lyapunov import NOISES, Noise
 from catapult_ext.toy.mean_square import NoisyMomentum, Real, mean_square_edge, noisy_momentum
 
 SCAN = 1.25  # ratio of the rates among which the first sign change is looked for
 LEAST_STEPS = 256
 LARGEST_BETA = 1 - 1e-6  # a burn-in of 2e7 steps
+REPORTS = 20  # of progress, of some cases each
+LEAST_CASES = 16  # of one call: fewer leave vectors empty
 AT_ONCE = 1 << 20  # growths of one call: 8 MB
 LARGEST_RATE = 1e30  # times |h|: what ``ops.toy_lyapunov`` can follow
 
@@ -48,6 +52,7 @@ def lyapunov_exponent(
     steps: int = 10_000,
     paths: int = 64,
     seed: int = 0,
+    progress: Progress = None,
 ) -> LyapunovEstimate:
     """Growth rate per step of a typical path of heavy ball with a random curvature.
 
@@ -68,6 +73,8 @@ def lyapunov_exponent(
         steps: number of steps per path, without the burn-in.
         paths: independent paths, at least 8.
         seed: of the draws.
+        progress: True for a bar, or a function of (cases done, cases), which is called after every
+            16 cases or a twentieth of them; see :mod:`catapult_ext._progress`.
 
     Returns:
         A :class:`LyapunovEstimate` of the broadcast shape: exponents, and two standard errors over
@@ -86,16 +93,18 @@ def lyapunov_exponent(
         True
     """
     where = "toy.lyapunov_exponent"
+    check_progress(where, progress)
     case = noisy_momentum(where, eta=eta, beta=beta, variance=variance, mean=mean)
     _check_sampling(where, case, noise, paths, seed, steps=steps)
     shape = case.eta.shape
     flat = NoisyMomentum(*(t.flatten() for t in case))
     value, error = torch.empty_like(flat.eta), torch.empty_like(flat.eta)
-    for momentum in flat.beta.unique().tolist():
-        mine = flat.beta == momentum
-        sampler = _Sampler(momentum, noise, paths, seed)
-        some = NoisyMomentum(*(t[mine] for t in flat))
-        value[mine], error[mine] = sampler.exponent(some.eta, some, steps)
+    with counted(progress, where, len(value), "cases") as counter:
+        for momentum, mine in _parts(flat.beta, counter):
+            sampler = _Sampler(momentum, noise, paths, seed)
+            some = NoisyMomentum(*(t[mine] for t in flat))
+            value[mine], error[mine] = sampler.exponent(some.eta, some, steps)
+            counter.add(len(mine))
     return LyapunovEstimate(value.reshape(shape), error.reshape(shape))
 
 
@@ -109,6 +118,7 @@ def lyapunov_edge(
     paths: int = 64,
     max_steps: int = 1 << 20,
     seed: int = 0,
+    progress: Progress = None,
 ) -> LyapunovEstimate:
     """The learning rate below which almost every path of heavy ball converges, by sampling.
 
@@ -134,6 +144,7 @@ def lyapunov_edge(
         paths: independent paths, at least 8.
         max_steps: longest path, without a burn-in of 20 / -log beta steps.
         seed: of the draws.
+        progress: as in :func:`lyapunov_exponent`.
 
     Returns:
         A :class:`LyapunovEstimate` of the broadcast shape: edges and bars, as learning rates.
@@ -152,20 +163,30 @@ def lyapunov_edge(
         True
     """
     where = "toy.lyapunov_edge"
+    check_progress(where, progress)
     case = noisy_momentum(where, beta=beta, variance=variance, mean=mean)
     check_edges(where, case, noise, tolerance, paths, max_steps, seed)
     # the edge scales as 1 / mean, and depends on variance / mean^2 alone
     relative = (case.variance.sqrt() / case.mean).square().flatten()
     flat, ones = case.beta.flatten(), torch.ones_like(relative)
     value, error = torch.empty_like(relative), torch.empty_like(relative)
-    for momentum in flat.unique().tolist():
-        mine = flat == momentum
-        sampler = _Sampler(momentum, noise, paths, seed)
-        some = NoisyMomentum(ones[mine], flat[mine], relative[mine], ones[mine])
-        value[mine], error[mine] = _edges(sampler, some, float(tolerance), max_steps)
+    with counted(progress, where, len(flat), "cases") as counter:
+        for momentum, mine in _parts(flat, counter):
+            sampler = _Sampler(momentum, noise, paths, seed)
+            some = NoisyMomentum(ones[mine], flat[mine], relative[mine], ones[mine])
+            value[mine], error[mine] = _edges(sampler, some, float(tolerance), max_steps)
+            counter.add(len(mine))
     scale = case.mean.flatten()
     shape = case.beta.shape
     return LyapunovEstimate((value / scale).reshape(shape), (error / scale).reshape(shape))
+
+
+def _parts(beta: Tensor, counter: Counter) -> Iterator[tuple[float, Tensor]]:
+    """Each momentum with the indices of its cases, in parts where somebody looks."""
+    size = max(LEAST_CASES, -(-len(beta) // REPORTS)) if counter.wanted else max(1, len(beta))
+    for momentum in beta.unique().tolist():
+        for mine in (beta == momentum).nonzero().flatten().split(size):
+            yield momentum, mine
 
 
 def check_edges(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -9,8 +10,12 @@ import torch
 from torch import Tensor
 
 from catapult_ext import _validate, ops
+from catapult_ext._progress import Counter, Progress, check_progress, counted
+from catapult_ext.ops.toy_scalar import ScalarRecord
 
 Real = float | Tensor
+_REPORTS = 20  # of progress, of some lanes each
+_LEAST_LANES = 1024  # of one call: fewer leave vectors and threads empty
 PHASE_NAMES = ("lazy", "catapult", "divergent", "unsettled")
 
 
@@ -128,6 +133,7 @@ def run_scalar(
     lambda0: Real = 2.0,
     record_every: int = 0,
     dtype: torch.dtype = torch.float64,
+    progress: Progress = None,
 ) -> ScalarRuns:
     """Train f(x) = W^-1/2 v . U x on one sample with |x| = 1, exactly, at any width.
 
@@ -141,6 +147,8 @@ def run_scalar(
         lambda0: curvature at the start, (|u|^2 + |v|^2) / W; 2 is its mean for N(0, 1) weights.
         record_every: record loss and curvature at steps 0, s, 2s, ...; 0 records nothing.
         dtype: float32 or float64.
+        progress: True for a bar, or a function of (lanes done, lanes), which is called after every
+            1024 lanes or a twentieth of them; see :mod:`catapult_ext._progress`.
 
     Raises:
         TypeError: dtype is not float32 or float64.
@@ -155,6 +163,7 @@ def run_scalar(
         ([-1, -1], True)
     """
     where = "toy.run_scalar"
+    check_progress(where, progress)
     if dtype not in _validate.FLOAT_DTYPES:
         _validate.fail(where, "dtype must be torch.float32 or torch.float64", dtype, TypeError)
     named = {"c": c, "width": width, "f0": f0, "label": label, "momentum": momentum}
@@ -170,7 +179,8 @@ def run_scalar(
         _validate.fail(where, "arguments must broadcast", [tuple(value.shape) for value in values])
     runs = _Start(*given)
     _check(where, runs)
-    return _run(runs, steps, record_every)
+    with counted(progress, where, runs.c.numel(), "lanes") as counter:
+        return _run(runs, steps, record_every, counter)
 
 
 class _Start(NamedTuple):
@@ -198,12 +208,28 @@ def _check(where: str, s: _Start) -> None:
     all_of(s.f0.abs() <= bound, "|f0| must be at most sqrt(width) * lambda0 / 2", s.f0)
 
 
-def _run(s: _Start, steps: int, record_every: int) -> ScalarRuns:
+def _descended(
+    lanes: Sequence[Tensor], beta: Tensor | None, steps: int, record_every: int, counter: Counter
+) -> ScalarRecord:
+    """``ops.toy_scalar`` of the lanes (h, k, b), in parts where somebody looks."""
+    count = counter.total
+    size = max(_LEAST_LANES, -(-count // _REPORTS)) if counter.wanted else max(1, count)
+    ends = []
+    for start in range(0, max(1, count), size):
+        some = slice(start, start + size)
+        h, k, b = (values[some] for values in lanes)
+        own = None if beta is None else beta[some]
+        ends.append(ops.toy_scalar(h, k, steps, b=b, beta=own, record_every=record_every))
+        counter.at(some.stop)
+    return ends[0] if len(ends) == 1 else ScalarRecord(*map(torch.cat, zip(*ends, strict=True)))
+
+
+def _run(s: _Start, steps: int, record_every: int, counter: Counter) -> ScalarRuns:
     root, eta = s.width.sqrt(), s.c / s.lambda0
     h, k = state_of(s.c, eta * s.f0 / root)
     b = (eta * s.label / root).flatten()
     beta = s.momentum.flatten() if bool((s.momentum > 0).any()) else None
-    end = ops.toy_scalar(h.flatten(), k.flatten(), steps, b=b, beta=beta, record_every=record_every)
+    end = _descended((h.flatten(), k.flatten(), b), beta, steps, record_every, counter)
     # At c = 0 nothing moves: the loss is that of the start.
     moves, zero = eta > 0, torch.zeros_like(eta)
     scale = torch.where(moves, s.width / (2 * eta.square()), zero)

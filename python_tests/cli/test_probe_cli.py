@@ -8,6 +8,7 @@ import torch
 from cli.command_line import run
 
 import catapult_ext as cx
+from catapult_ext import _progress
 from catapult_ext.experiments import probing
 
 SOURCE = """
@@ -41,6 +42,26 @@ def folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
     return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("command", "calls"),
+    [
+        (["probe", "--json"], ["eigsh", "learning_rate_window"]),
+        (["probe", "--out", "picture.png"], ["eigsh", "learning_rate_window", "spectral_density"]),
+        (["max-lr", "--measure", "3"], ["learning_rate_window"]),
+    ],
+)
+def test_long_commands_show_their_progress_on_stderr(capsys, folder, monkeypatch, command, calls):
+    given = [command[0], "probed_net:net", *command[1:], "--samples", 24]
+    code, quiet, err = run(capsys, *given)
+    assert code == 0, err
+    monkeypatch.setitem(_progress._BETWEEN, "lines", 0.0)
+    code, out, err = run(capsys, *given)
+    assert code == 0, err
+    assert out == quiet
+    named = [line.split(":")[0].removeprefix("catapult_ext.") for line in err.splitlines()]
+    assert list(dict.fromkeys(named)) == calls
 
 
 def test_probe_prints_every_operator_and_the_window(capsys, folder):

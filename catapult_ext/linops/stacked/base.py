@@ -15,6 +15,7 @@ from torch import Tensor
 from catapult_ext import _validate as v
 from catapult_ext._autocast import no_autocast
 from catapult_ext._free_memory import ran_out
+from catapult_ext._progress import Progress, counted, shared
 from catapult_ext.linops.model.keeps_graph import KeepsGraph
 
 if TYPE_CHECKING:
@@ -244,15 +245,25 @@ class StackedOperator(KeepsGraph):
         return self._parts[key]
 
     @no_autocast()
-    def dense(self) -> Tensor:
-        """The matrices (R, n, n); by n products of each replica where there is no shorter way."""
-        known = self.products.dense()
-        if known is not None:
-            return known
-        out = torch.empty(self.shape, dtype=self.dtype, device=self.device)
-        for start in range(0, self.shape[1], self.columns):
-            unit = self._unit_columns(start)
-            out[:, :, start : start + unit.shape[2]] = self._by_chunks(unit)
+    def dense(self, *, progress: Progress = None) -> Tensor:
+        """The matrices (R, n, n); by n products of each replica where there is no shorter way.
+
+        Args:
+            progress: True for a bar, or a function of (columns done, columns), each of all
+                replicas; see :mod:`catapult_ext._progress`.
+        """
+        n = self.shape[1]
+        with counted(progress, f"{self.name}.dense", n, "columns") as counter, shared(counter):
+            out = self.products.dense()
+            if out is None:
+                out = torch.empty(self.shape, dtype=self.dtype, device=self.device)
+                for start in range(0, n, self.columns):
+                    unit = self._unit_columns(start)
+                    stop = start + unit.shape[2]
+                    out[:, :, start:stop] = self._by_chunks(unit)
+                    counter.at(stop)
+            elif counter.done < n:
+                counter.at(n)
         return out
 
     @no_autocast()

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from catapult_ext import _validate as v
+from catapult_ext._progress import report_share
 from catapult_ext.linops.base import LinearOperator
 from catapult_ext.linops.stacked.base import StackedDual, StackedOperator, StackedProducts
 
@@ -53,7 +54,12 @@ class Loop(StackedProducts):
 
     def dense(self) -> Tensor:
         """The matrices, each by the shortest way of its operator."""
-        return self._each(lambda a, _: a.dense(), self.n, self.n)
+
+        def matrix(operator: LinearOperator, r: int) -> Tensor:
+            report_share(r, self.replicas)
+            return operator.dense()
+
+        return self._each(matrix, self.n, self.n)
 
     def diagonal(self) -> Tensor:
         """The diagonals, each by the shortest way of its operator."""
