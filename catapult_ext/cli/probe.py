@@ -10,9 +10,15 @@ from catapult_ext.cli import probed
 from catapult_ext.cli.console import console, picture_path
 from catapult_ext.cli.options import DATA_DIR, STANDARDISE, Argument, Option
 from catapult_ext.experiments import probing
+from catapult_ext.experiments.named_optimizer import load_optimizer
 from catapult_ext.probes import by_layer as layers_of
 from catapult_ext.probes import learning_rate_window
 from catapult_ext.probes.problem import Problem
+
+OPTIMIZER = (
+    "A class of torch.optim, with settings: adamw or 'SGD(lr=0.1, momentum=0.9)'; or "
+    "package.module:function of the model. Default: gradient descent."
+)
 
 
 def probe(
@@ -99,6 +105,11 @@ def max_lr(
     loss: Annotated[str, Option(", ".join(losses.NAMED))] = "half_mse",
     checkpoint: Annotated[Path | None, Option(probed.CHECKPOINT)] = None,
     samples: Annotated[int, Option("First so many samples.")] = 512,
+    optimizer: Annotated[str | None, Option(OPTIMIZER)] = None,
+    burn_in: Annotated[
+        int,
+        Option("Steps of the optimizer before curvature is taken; Adam and the like need some."),
+    ] = 0,
     measure: Annotated[
         int, Option("Steps of training runs that measure eta_max; 0: short trials.")
     ] = 0,
@@ -119,7 +130,8 @@ def max_lr(
             *(standardise, forward, params, dropout, memory_budget),
         )
     )
-    options = dict(problem.options)
+    trained_by = load_optimizer(optimizer, problem.net)
+    options = problem.options | {"burn_in": burn_in}
     if batch_stats is not None:
         options["batch_stats"] = batch_stats
     for name in problem.each():
@@ -127,6 +139,7 @@ def max_lr(
             problem.net,
             problem.loss,
             problem.data,
+            trained_by,
             trial_steps=trial_steps,
             measure=measure,
             seed=seed,
@@ -134,7 +147,7 @@ def max_lr(
             **options,
         )
         if as_json:
-            found = {"model": model, "checkpoint": name, "seed": seed}
+            found = {"model": model, "checkpoint": name, "seed": seed, "optimizer": optimizer}
             probed.print_json(found | {"window": probed.window_facts(window)})
             continue
         if name is not None:

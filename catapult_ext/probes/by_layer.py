@@ -117,7 +117,7 @@ def by_layer(
 
     Args:
         model: any module; or an existing operator (NTK, GGN, Hessian, ...), without ``loss``,
-            ``data`` and ``options``.
+            ``data``, ``quantity`` and ``options``.
         loss: see :func:`catapult_ext.losses.resolve`.
         data: ``(x, y)``, or another form that the operators take.
         k: eigenvalues of each block.
@@ -135,8 +135,9 @@ def by_layer(
         :class:`ByLayer`.
 
     Raises:
-        TypeError, ValueError: as the operators and :func:`catapult_ext.eigsh`; loss, data or
-            options together with an operator; unknown quantity; a block without parameters.
+        TypeError, ValueError: as the operators and :func:`catapult_ext.eigsh`; loss, data,
+            another quantity or options together with an operator; unknown quantity; a block without
+            parameters.
 
     Cost:
         Kernels and Gauss-Newton matrices: one forward pass, O backward passes for the rows of all
@@ -170,8 +171,10 @@ def _operator(
     model: Any, loss: object, data: Any, quantity: str, options: dict[str, Any], seed: int
 ) -> LinearOperator:
     if isinstance(model, LinearOperator):
-        given = loss is not None or data is not None or options
-        wanted = "loss, data and options belong to a module, and must be left out for an operator"
+        given = loss is not None or data is not None or bool(options)
+        given = given or quantity not in ("ggn", model.name.lower())
+        wanted = "loss, data, quantity and options belong to a module, "
+        wanted += "and must be left out for an operator"
         v.require(not given, _WHERE, wanted, model.name)
         return model
     v.module(_WHERE, model)

@@ -287,7 +287,9 @@ class StackedCurvatureTracker(Shown):
         self._warned = True
 
     def _identity(self) -> dict[str, Any]:
-        return {"format": f"catapult_ext {_WHERE} 1", "quantity": self.quantity}
+        """What the state of another tracker may differ in."""
+        own = {"quantity": self.quantity, "models": _count(self.models), "k": self.k}
+        return {"format": f"catapult_ext {_WHERE} 1", **own}
 
     def state_dict(self) -> dict[str, Any]:
         """State carried from probe to probe, including rows, for ``torch.save``."""
@@ -299,7 +301,8 @@ class StackedCurvatureTracker(Shown):
         """Resume from a :meth:`state_dict`; call it after loading the models and before any step.
 
         Raises:
-            TypeError, ValueError: the state of something else or of another quantity.
+            TypeError, ValueError: the state of something else, of another quantity, or of another
+                number of models or eigenvalues.
         """
         where = f"{_WHERE}.load_state_dict"
         check_state(where, state, self._identity(), (*_STATE, *_PARTS, "jumps"))

@@ -57,3 +57,5 @@ def check_options(
     v.require(truth, WHERE, text, repr(preconditioned))
     preconditions = preconditioned is not True or quantity != "ntk"
     v.require(preconditions, WHERE, "the NTK has no preconditioner", "preconditioned=True")
+    serves = preconditioned is not True or optimizer is not None
+    v.require(serves, WHERE, "preconditioned=True needs the optimizer", None)

@@ -96,7 +96,8 @@ def learning_rate_window(
 
     Raises:
         ValueError: no Gauss-Newton factor, dropout on, an adaptive optimizer without state and
-            ``burn_in=0``, a model whose curvature is zero, parameters that are not the model's.
+            ``burn_in=0``, ``burn_in`` without an optimizer, a model whose curvature is zero,
+            parameters that are not the model's.
         TypeError: no optimizer, or one whose step needs a closure.
 
     Cost:
@@ -117,6 +118,8 @@ def learning_rate_window(
     v.numbers(_WHERE, tol=tol)
     for name, value in (("burn_in", burn_in), ("trial_steps", trial_steps), ("measure", measure)):
         v.require(value >= 0, _WHERE, f"{name} must be >= 0", value)
+    needs = "burn_in must be 0 without an optimizer, whose steps it makes"
+    v.require(burn_in == 0 or optimizer is not None, _WHERE, needs, burn_in)
     problem = Problem.of(
         loss,
         data,

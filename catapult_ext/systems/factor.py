@@ -164,7 +164,7 @@ def cholesky(
         lower: a known lower bound on the eigenvalues of A.
         file: ``.npy`` file to which L is written, panel by panel.  After an interruption the same
             call resumes; a finished file is only opened.
-        dtype: dtype of L in a file; in memory it is float64.
+        dtype: dtype of L in a file; in memory it is float64, and no other can be asked for.
         progress: for a factor in a file: True for a bar, or a function of (panels done, panels).
 
     Returns:
@@ -172,8 +172,8 @@ def cholesky(
         :func:`catapult_ext.leave_one_out` accepts it.
 
     Raises:
-        TypeError, ValueError: as :func:`catapult_ext.solve`; A is not explicit; the factor exceeds
-            the memory and there is no ``file``.
+        TypeError, ValueError: as :func:`catapult_ext.solve`; A is not explicit; another dtype
+            without ``file``; the factor exceeds the memory and there is no ``file``.
         KernelFileError: the file holds another factor or other data, is damaged or in use, or
             cannot be written.  The file is not changed.
 
@@ -191,6 +191,8 @@ def cholesky(
     system = System.of(A, shift, lower, where)
     if file is not None:
         return CholeskyFactor(tiled_cholesky(system, file, dtype, progress), system.shift, system)
+    in_memory = "dtype must be torch.float64 without file="
+    v.require(dtype == torch.float64, where, in_memory, dtype)
     needs = "A must be a dense tensor, or a StoredKernel and file='factor.npy'"
     v.require(system.a.explicit is not None, where, needs, type(A).__name__)
     return factorised(system)

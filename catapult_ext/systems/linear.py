@@ -52,11 +52,12 @@ def solve(
         method: ``"cg"``: block conjugate gradients, in which the columns share one search space;
             ``"cholesky"``: a factorisation in float64, refined; ``"auto"``: ``"cholesky"`` for an
             explicit matrix of at most 16384 rows that fits in memory, else ``"cg"``.
-        preconditioner: for ``"cg"``.  An :class:`EigshResult` (``cx.eigsh(A, k=50)``) or a
+        preconditioner: for ``"cg"`` alone.  An :class:`EigshResult` (``cx.eigsh(A, k=50)``) or a
             :class:`PivotedCholesky`, both reusable for all shifts; the rank of a pivoted Cholesky
             factor to compute; a function M^-1 of (n, k) float64 tensors; None; or ``"auto"``: rank
             min(200, n / 8) if entries of A can be read, else None.
-        x0: (n,) or (n, K) initial guess, such as the solution at another shift.
+        x0: (n,) or (n, K) initial guess of ``"cg"``, such as the solution at another shift;
+            ``"auto"`` has no use for it where it factorises.
         maxiter: maximal number of block steps of ``"cg"``, each of K products.
         lower: a lower bound on the eigenvalues of A that you know; default ``A.lower_bound``.
         seed: seed of the random pivots.
@@ -71,7 +72,8 @@ def solve(
     Raises:
         TypeError: A has no ``shape`` or ``@``; wrong dtype of A or b; unknown preconditioner.
         ValueError: shapes that do not match, A not symmetric, A + shift I not positive definite,
-            non-finite products, options out of range.
+            non-finite products, options out of range; x0 or a preconditioner with
+            ``"cholesky"``, and also ``"cg"`` or ``lower`` with a factor.
 
     Cost:
         ``"cg"``: K products per step and memory for about 9 n K float64 numbers, besides the
@@ -94,9 +96,15 @@ def solve(
     check_kind(preconditioner, _WHERE)
     if isinstance(A, CholeskyFactor):
         v.require(shift == 0, _WHERE, "shift must be 0: the factor has its own", shift)
+        v.require(lower is None, _WHERE, "lower must be None: the factor has its own", lower)
+        v.require(method != "cg", _WHERE, "method='cg' needs A itself and not its factor", method)
+        _only_direct("a CholeskyFactor", x0, preconditioner)
         return A.solve(b, tol=tol)
+    if method == "cholesky":
+        _only_direct("method='cholesky'", x0, preconditioner)
     system = System.of(A, shift, lower, _WHERE)
     sides = system.right_hand_sides(b)
+    start = _start(x0, system, sides)
     direct = method == "cholesky" or (method == "auto" and _fits(system.a))
     if direct:
         v.require(
@@ -106,7 +114,6 @@ def solve(
             type(A).__name__,
         )
         return factorised(system).solve_columns(sides, tol)
-    start = _start(x0, system, sides)
     apply, size, spent = made_preconditioner(preconditioner, system, len(sides.scale), seed)
     with counted(progress, _WHERE, int(maxiter), "steps", of="of at most") as counter:
         found = block_cg(system, sides.columns, start, apply, float(tol), counter, size)
@@ -122,6 +129,14 @@ def solve(
         converged=found.converged,
         history=found.history,
     )
+
+
+def _only_direct(way: str, x0: Any, preconditioner: Any) -> None:
+    """Raise where a direct solve is given what belongs to conjugate gradients."""
+    v.require(x0 is None, _WHERE, f"x0 must be None with {way}", type(x0).__name__)
+    usual = isinstance(preconditioner, str) or preconditioner is None
+    kind = type(preconditioner).__name__
+    v.require(usual, _WHERE, f"preconditioner must be 'auto' or None with {way}", kind)
 
 
 def _fits(a: Operand) -> bool:

@@ -1,6 +1,7 @@
 """catapult-ext probe and max-lr, in this process."""
 
 import io
+import json
 
 import numpy as np
 import pytest
@@ -22,6 +23,12 @@ SIZE = 3
 
 def number():
     return SIZE
+
+def heavy_ball(model):
+    return torch.optim.SGD(model.parameters(), lr=0.2, momentum=0.5)
+
+def same(model):
+    return model
 
 def numbers():
     return [1, 2, 3]
@@ -110,6 +117,60 @@ def test_max_lr_measures(capsys, folder):
     code, out, err = run(capsys, "max-lr", "probed_net:net", "--samples", 24, "--trial-steps", 0)
     assert code == 0, err
     assert "(estimate: ReLU, one hidden layer)" in out
+
+
+SMALL = ["probed_net:net", "--samples", 24, "--trial-steps", 0]
+
+
+@pytest.mark.parametrize(
+    ("given", "make"),
+    [
+        (["SGD(lr=0.1, momentum=0.9)"], lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9)),
+        (["sgd"], lambda p: torch.optim.SGD(p, lr=1e-3)),
+        (["probed_net:heavy_ball"], lambda p: torch.optim.SGD(p, lr=0.2, momentum=0.5)),
+        (["Adam(lr=1e-2, betas=(0.8, 0.99))", "--burn-in", 3], None),
+    ],
+)
+def test_max_lr_of_an_optimizer(capsys, folder, given, make):
+    code, out, err = run(capsys, "max-lr", *SMALL, "--json", "--optimizer", *given)
+    assert code == 0, err
+    found = json.loads(out)
+    assert found["optimizer"] == given[0]
+    data = cx.data.digits()
+    batch = data.x_train[:24], data.y_train[:24]
+    model = cx.models.fully_connected(64, 10, width=12, depth=1)
+    options = {"trial_steps": 0}
+    if make is None:
+        options["burn_in"] = 3
+        optimizer = torch.optim.Adam(model.parameters(), lr=1e-2, betas=(0.8, 0.99))
+    else:
+        optimizer = make(model.parameters())
+    window = cx.learning_rate_window(model, "half_mse", batch, optimizer, **options)
+    assert found["window"]["rule"] == window.rule
+    assert found["window"]["eta_crit"] == pytest.approx(window.eta_crit, rel=1e-5)
+    assert found["window"]["evidence"]["burn_in"] == options.get("burn_in", 0)
+
+
+@pytest.mark.parametrize(
+    ("spec", "text"),
+    [
+        ("adamm", "must be a class of torch.optim or package.module:function, got 'adamm' (did"),
+        ("SGD(lr=-1)", "--optimizer SGD(lr=-1) must return without an error, got ValueError"),
+        ("SGD(0.1)", "--optimizer must be a name with settings, such as 'SGD(lr=0.1, momentum"),
+        ("SGD(lr=open)", "--optimizer must be a name with settings"),
+        ("SGD(speed=1)", "unexpected keyword argument 'speed'"),
+        ("Adam", "burn_in"),
+        ("LBFGS", "needs no closure"),
+        ("probed_net:numbers", "--optimizer probed_net:numbers must return without an error"),
+        ("probed_net:same", "must return a torch.optim.Optimizer, got Sequential"),
+    ],
+)
+def test_wrong_optimizers_are_one_line(capsys, folder, spec, text):
+    code, out, err = run(capsys, "max-lr", *SMALL, "--optimizer", spec)
+    assert code == 1
+    assert text in err
+    assert len(err.strip().splitlines()) == 1
+    assert out == ""
 
 
 def test_data_sources_agree(folder):

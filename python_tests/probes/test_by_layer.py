@@ -210,6 +210,8 @@ def test_an_operator_brings_its_own_loss_and_acts_on_parameters():
     torch.manual_seed(0)
     model, loss, data = PROBLEMS["chain"]()
     with pytest.raises(ValueError, match="must be left out for an operator, got GGN"):
+        cx.by_layer(cx.GGN(model, loss, data), quantity="hessian")
+    with pytest.raises(ValueError, match="must be left out for an operator, got GGN"):
         cx.by_layer(cx.GGN(model, loss, data), loss)
     cross = cx.NTK(model, data[0], data[0][:2])
     with pytest.raises(ValueError, match="the operator must act on parameters"):

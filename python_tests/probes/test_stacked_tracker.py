@@ -67,6 +67,29 @@ def test_each_model_is_followed_as_alone(quantity):
     assert (table[4]["step"], table[4]["replica"]) == (3, 1)
 
 
+@pytest.mark.parametrize(
+    ("other", "message"),
+    [
+        ({"count": 2}, "state must have models = 2, got 3"),
+        ({"k": 1}, "state must have k = 1, got 2"),
+        ({"quantity": "hessian"}, "state must have quantity = 'hessian', got 'ggn'"),
+    ],
+)
+def test_the_state_of_other_models_is_refused(other, message):
+    x, y = problem()
+    with cx.StackedCurvatureTracker(nets(), "half_mse", (x, y), k=2) as tracker:
+        state = tracker.state_dict()
+    given = {"count": 3, "k": 2, "quantity": "ggn"} | other
+    fresh = cx.StackedCurvatureTracker(nets(given.pop("count")), "half_mse", (x, y), **given)
+    with pytest.raises(ValueError, match=f"load_state_dict: {message}"):
+        fresh.load_state_dict(state)
+    assert fresh.probes == []
+    kept = nets(2)
+    tracker.keep([0, 2])
+    fresh = cx.StackedCurvatureTracker(kept, "half_mse", (x, y), k=2)
+    fresh.load_state_dict(tracker.state_dict())  # of the models that are left
+
+
 def test_stacked_state_that_every_step_makes_new():
     x, y = problem()
     module = nets(1)[0].to("meta")

@@ -340,6 +340,7 @@ def test_run_folder_and_plot(tmp_path):
         ({"samples": 0}, ValueError, "samples must be"),
         ({"k": 3, "max_k": 2}, ValueError, "max_k must be"),
         ({"grow_at": 1.5}, ValueError, "grow_at needs the optimizer"),
+        ({"preconditioned": True}, ValueError, "preconditioned=True needs the optimizer"),
         ({"data": None, "quantity": "ntk"}, ValueError, "fixed probe set"),
         ({"data": None, "kernel_samples": 4}, ValueError, "drift needs data"),
         ({"data": torch.ones(3)}, TypeError, "pair"),

@@ -247,6 +247,7 @@ def test_chosen_parameters_keep_their_groups_and_state(kind):
     ("change", "error", "text"),
     [
         ({"burn_in": -1}, ValueError, "burn_in"),
+        ({"burn_in": 3}, ValueError, "burn_in must be 0 without an optimizer"),
         ({"measure": -1}, ValueError, "measure"),
         ({"trial_steps": -1}, ValueError, "trial_steps"),
         ({"data": X}, TypeError, "data must be a pair"),

@@ -255,6 +255,15 @@ WRONG = {
         r"preconditioner\(r\) must be",
     ),
     "an x0": ({"x0": torch.ones(5, dtype=F64), "method": "cg"}, r"x0 must be \(6,\)"),
+    "an x0 of another size": ({"x0": torch.ones(5, dtype=F64)}, r"x0 must be \(6,\)"),
+    "an x0 of a factorisation": (
+        {"x0": torch.ones(6, dtype=F64), "method": "cholesky"},
+        "x0 must be None with method='cholesky', got Tensor",
+    ),
+    "a preconditioner of a factorisation": (
+        {"preconditioner": 3, "method": "cholesky"},
+        "preconditioner must be 'auto' or None with method='cholesky', got int",
+    ),
     "no shift": ({"shift": float("nan")}, "shift must be finite"),
 }
 
@@ -265,6 +274,29 @@ def test_wrong_arguments(name):
     good = {"A": 2 * torch.eye(6, dtype=F64), "b": torch.ones(6, dtype=F64)}
     with pytest.raises((TypeError, ValueError), match=rf"catapult_ext\.solve: .*{message}"):
         cx.solve(**{**good, **options})
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"shift": 1.0}, "shift must be 0: the factor has its own, got 1.0"),
+        ({"lower": 0.5}, "lower must be None: the factor has its own, got 0.5"),
+        ({"method": "cg"}, "method='cg' needs A itself and not its factor"),
+        ({"x0": torch.ones(6, dtype=F64)}, "x0 must be None with a CholeskyFactor, got Tensor"),
+        ({"preconditioner": 2}, "preconditioner must be 'auto' or None with a CholeskyFactor"),
+    ],
+)
+def test_a_factor_takes_no_option_that_it_would_ignore(options, message):
+    factor = cx.cholesky(2 * torch.eye(6, dtype=F64))
+    with pytest.raises(ValueError, match=rf"catapult_ext\.solve: {message}"):
+        cx.solve(factor, torch.ones(6, dtype=F64), **options)
+    again = cx.solve(factor, torch.ones(6, dtype=F64), method="cholesky", preconditioner=None)
+    assert torch.allclose(again.x, torch.full((6,), 0.5, dtype=F64))
+
+
+def test_a_factor_in_memory_has_one_dtype():
+    with pytest.raises(ValueError, match=r"cholesky: dtype must be torch.float64 without file="):
+        cx.cholesky(torch.eye(3), dtype=torch.float32)
 
 
 def test_products_that_are_not_finite():
