@@ -181,6 +181,8 @@ def closing(summary: Record) -> str:
             f"The largest stable c is {top['c']:.4g} (the limit lies between {top['c']:.4g} and "
             f"{top['above']:.4g}); divergent: c = {named or 'none'}."
         )
+    if all(row["lambda_end"] is None for row in s["rates"]):
+        said.append("No curvature was measured along the runs, so there is no picture of it.")
     if s["catapult_bound_holds"] is not None:
         claim = "stays at or below 2" if s["catapult_bound_holds"] else "does NOT stay below 2"
         said.append(f"Throughout the catapult phase, eta*lambda at the end {claim}.")

@@ -21,7 +21,9 @@ CAPTIONS = {
 
 
 def sweep_figures(summary: Record, records: list[Record]) -> dict[str, bytes]:
-    """PNG bytes by name; the names are the keys of ``CAPTIONS``.
+    """PNG bytes by name; the names are keys of ``CAPTIONS``.
+
+    Without a curvature along the runs (``probes=False``) there is no picture of it.
 
     Raises:
         RuntimeError: matplotlib is missing; the message names the extra.
@@ -33,6 +35,8 @@ def sweep_figures(summary: Record, records: list[Record]) -> dict[str, bytes]:
         "thresholds": lambda ax: panels.draw_thresholds(ax, summary),
         "performance": lambda ax: panels.draw_performance(ax, summary),
     }
+    if not panels.followed(records):
+        del drawers["curvature"], drawers["flatness"]
     figures = {"overview": png(overview(summary, records), 110)}
     for name, draw in drawers.items():
         with styled():
@@ -65,7 +69,11 @@ def overview(summary: Record, records: list[Record]) -> Any:
         figure = new_figure(10.5, 7.2)
         axes = figure.subplots(2, 2)
         panels.draw_loss(axes[0, 0], summary, records)
-        panels.draw_flatness(axes[0, 1], summary)
+        if panels.followed(records):
+            panels.draw_flatness(axes[0, 1], summary)
+        else:
+            axes[0, 1].set_axis_off()
+            axes[0, 1].text(0.5, 0.5, "no curvature was measured along the runs", ha="center")
         panels.draw_thresholds(axes[1, 0], summary)
         panels.draw_performance(axes[1, 1], summary)
     return figure

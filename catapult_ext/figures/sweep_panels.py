@@ -86,6 +86,11 @@ def draw_loss(ax: Any, summary: Record, records: list[Record]) -> None:
     ax.set_title(f"Loss: $L_0={records[0]['loss'][0]:.3g}$")
 
 
+def followed(records: list[Record]) -> bool:
+    """Whether any run has a curvature."""
+    return any(value is not None for record in records for value in record["lambda"])
+
+
 def _eta_lambda(record: Record) -> list[float]:
     """Eta * lambda at the probe steps, NaN (a gap in the curve) where it could not be measured."""
     return [math.nan if value is None else record["eta"] * value for value in record["lambda"]]

@@ -84,13 +84,28 @@ def files(folder):
     return {name: p.read_bytes() for name, p in found.items() if name not in TIMES}
 
 
-@pytest.mark.parametrize("work", [a_sweep, an_experiment])
-def test_killed_at_the_nth_write(work, killing, tmp_path, monkeypatch):
+def an_overflow(out):
+    """From below the cut to infinity in one step: the loss is stored as null."""
+    rp.reproduce("fc-phases", "smoke", out=out, seeds=1, steps=2, c=(1.0, 3.0, 1e12))
+
+
+def a_sure_softmax(out):
+    """Cross entropy beyond its edge: a softmax that leaves nothing to the other classes."""
+    found, net = data.digits(train=24, test=8), models.fully_connected(64, 10, width=32, depth=3)
+    cx.sweep(net, found, c=(1.0, 64.0, 96.0), steps=6, loss="cross_entropy", out=out)
+
+
+# a softmax so sure has no curvature that float32 can hold: the sweep says so, and ends
+@pytest.mark.filterwarnings("ignore:.*no curvature at step")
+@pytest.mark.parametrize(
+    ("work", "kills"), [(a_sweep, 99), (an_experiment, 99), (an_overflow, 10), (a_sure_softmax, 10)]
+)
+def test_killed_at_the_nth_write(work, kills, killing, tmp_path, monkeypatch):
     pictures(monkeypatch)
     work(tmp_path / "whole")
     wanted = files(tmp_path / "whole")
     tried = 0
-    for n in range(1, 100):
+    for n in range(1, kills + 1):
         out = tmp_path / str(n)
         killing(n)
         try:

@@ -30,7 +30,12 @@ def test_without_probes_the_losses_and_phases_are_the_same(tmp_path, loss):
         assert one["probe_steps"] == one["lambda"] == one["growth"] == []
     assert bare.rows[0]["lambda_end"] is None
     assert "projection" not in bare.closing()
-    assert out is None or (out / "fig_curvature.png").exists()
+    assert "No curvature was measured along the runs" in bare.closing()
+    assert "No curvature" not in whole.closing()
+    if out is not None:
+        drawn = {path.name for path in out.glob("fig_*.png")}
+        assert "fig_loss.png" in drawn
+        assert not drawn & {"fig_curvature.png", "fig_flatness.png"}
 
 
 def test_start_and_end_alone(tmp_path, monkeypatch):

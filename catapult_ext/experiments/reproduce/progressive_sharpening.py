@@ -198,10 +198,8 @@ def _claim_sharpens(rows: list[Row]) -> Claim:
         "progressive sharpening",
         "gradient descent raises the sharpness until it reaches 2/eta",
         text,
-        len(reached) == len(rows),
-        ""
-        if len(reached) == len(rows)
-        else "it still rises when the steps end: higher edges take longer",
+        len(reached) == len(rows) if rows else None,
+        "it still rises when the steps end: higher edges take longer" if rows else "no run",
     )
 
 
