@@ -9,6 +9,8 @@ from catapult_ext.experiments.reproduce.outcome import Row, line
 from catapult_ext.figures.line_panel import Panel, Series
 
 C_LABEL = r"$c = \eta\,\lambda_0$"
+ETA_CRIT = r"$\eta_{crit}$"
+LAMBDA = r"$\eta\,\lambda$"
 LAZY = r"$\eta\,\lambda = c$: $\lambda$ stays"
 
 
@@ -16,7 +18,7 @@ def marks(rows: list[Row], edge: float = 2.0) -> dict[str, float]:
     """Vertical lines of every picture against c: the transition and where runs are lost."""
     lost = [r["c"] for r in rows if r["diverged"]]
     dead = [r["c"] for r in rows if r["dead"]]
-    found = {"$\\eta_{crit}$": edge}
+    found = {ETA_CRIT: edge}
     found |= {"first divergence": min(lost)} if lost else {}
     return found | ({"first dead net": min(dead)} if dead else {})
 
@@ -38,7 +40,7 @@ def panel_lambda(rows: list[Row], key: str, title: str, edge: float = 2.0) -> Pa
     return Panel(
         title,
         C_LABEL,
-        r"$\eta\,\lambda$",
+        LAMBDA,
         [series, *lines],
         xlog=True,
         vlines=marks(rows, edge),

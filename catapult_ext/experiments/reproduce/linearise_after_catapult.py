@@ -14,6 +14,7 @@ from catapult_ext.experiments.curvature import top_curvature
 from catapult_ext.experiments.descent import Recipe, Start, start, train
 from catapult_ext.experiments.reproduce.context import Context
 from catapult_ext.experiments.reproduce.grid import last
+from catapult_ext.experiments.reproduce.grid_panels import C_LABEL
 from catapult_ext.experiments.reproduce.outcome import (
     Claim,
     Outcome,
@@ -104,7 +105,7 @@ def run(settings: Settings, context: Context) -> Outcome:
     ]
     panel = Panel(
         f"Test accuracy {s.steps} steps after the linearisation",
-        "c = eta * lambda_0",
+        C_LABEL,
         "test accuracy",
         both,
     )

@@ -11,12 +11,12 @@ import torch
 
 from catapult_ext.data import Dataset
 from catapult_ext.experiments.reproduce.context import Context
+from catapult_ext.experiments.reproduce.grid_panels import C_LABEL, ETA_CRIT, LAMBDA, by_c
 from catapult_ext.experiments.reproduce.outcome import (
     Claim,
     Outcome,
     Row,
     averages,
-    line,
     mean,
     show,
     slope,
@@ -105,9 +105,9 @@ def run(settings: Settings, context: Context) -> Outcome:
         _claim_pure(pure),
     ]
     panels = {
-        "sparsity": _panel(s, rows, "inactive", "negative pre-activations", "share"),
-        "norm": _panel(s, rows, "norm_ratio", "|theta|^2 at the end over the start", "ratio"),
-        "curvature": _panel(s, rows, "eta_lambda", "eta * lambda at the end", "eta * lambda"),
+        "sparsity": _panel(s, rows, "inactive", "Negative pre-activations", "share"),
+        "norm": _panel(s, rows, "norm_ratio", r"$|\theta|^2$ at the end over the start", "ratio"),
+        "curvature": _panel(s, rows, "eta_lambda", r"$\eta\,\lambda$ at the end", LAMBDA),
     }
     notes = [
         "Diverged runs are left out of the means, and dead nets of the claims too; "
@@ -290,15 +290,15 @@ def _panel(s: Settings, rows: list[Row], key: str, title: str, ylabel: str) -> P
     series = []
     for depth in s.depths:
         name = f"{depth} hidden layer" + ("s" if depth > 1 else "")
-        series.append(line(name, [r for r in rows if r["depth"] == depth], key))
-    lines = {"2": 2.0} if key == "eta_lambda" else {}
+        series.append(by_c(name, [r for r in rows if r["depth"] == depth], key))
+    lines = {r"$\lambda = 2/\eta$": 2.0} if key == "eta_lambda" else {}
     return Panel(
-        title[0].upper() + title[1:],
-        "c = eta * lambda_0",
+        title,
+        C_LABEL,
         ylabel,
         series,
         xlog=True,
         ylog=key == "norm_ratio",
-        vlines={"eta_crit": 2.0},
+        vlines={ETA_CRIT: 2.0},
         hlines=lines,
     )

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from catapult_ext.experiments.reproduce import gated
 from catapult_ext.experiments.reproduce.context import Context
+from catapult_ext.experiments.reproduce.grid_panels import C_LABEL, ETA_CRIT
 from catapult_ext.experiments.reproduce.outcome import (
     Claim,
     Outcome,
@@ -388,10 +389,10 @@ def _panel_test(rows: list[Row]) -> Panel:
     ]
     return Panel(
         "Best test loss",
-        "c = eta * lambda_0",
+        C_LABEL,
         "half squared error",
         series,
         xlog=True,
         ylog=True,
-        vlines={"eta_crit": 2.0},
+        vlines={ETA_CRIT: 2.0},
     )

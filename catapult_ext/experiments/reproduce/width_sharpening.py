@@ -13,6 +13,7 @@ from catapult_ext.experiments.curvature import top_sharpness
 from catapult_ext.experiments.descent import Recipe, Start, start, train
 from catapult_ext.experiments.linearised import linearised_sweep
 from catapult_ext.experiments.reproduce.context import Context
+from catapult_ext.experiments.reproduce.grid_panels import C_LABEL
 from catapult_ext.experiments.reproduce.outcome import (
     Claim,
     Outcome,
@@ -237,7 +238,7 @@ def _claim_gap(rows: list[Row]) -> Claim:
 def _panel_thresholds(rows: list[Row]) -> Panel:
     series = [line(f"{key} (median)", rows, key, "width") for key in ("c_proj", "c_loss")]
     title = "Where the residual's top components and the loss begin to rise"
-    return Panel(title, "width", "c = eta * lambda_0", series, xlog=True, hlines={"c = 2": 2.0})
+    return Panel(title, "width", C_LABEL, series, xlog=True, hlines={"c = 2": 2.0})
 
 
 def _panel_gap(rows: list[Row]) -> Panel:
