@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
+
+from catapult_ext.experiments.reproduce import outcome, registry, transformers
 from catapult_ext.experiments.reproduce import transformers_claims as judged
 
 
@@ -64,3 +67,21 @@ def test_the_realized_edge():
     assert judged.claim_edge("n", [row]).holds is True
     assert judged.claim_edge("n", [row, row | {"zeta": 0.6}]).holds is False
     assert judged.claim_edge("n", [row | {"readings": 2}]).holds is None
+
+
+def test_claims_name_the_data_of_either_net():
+    both = transformers.Settings()
+    said = "gpt on sums and vit on digits, 256 samples, width 32, 2 blocks, cross_entropy, 2 seeds"
+    assert outcome.described(registry.experiment("transformers"), both) == said
+    alone = dataclasses.replace(both, nets=("gpt",), seeds=3)
+    assert outcome.described(registry.experiment("transformers"), alone).startswith(
+        "gpt on sums, 256"
+    )
+
+
+def test_points_of_some_seeds_are_hollow():
+    usual = {"net": "gpt", "optimizer": "gd", "runs": 2, "loss_end": 0.1, "loss_end_se": None}
+    rows = [usual | {"rate": 4.0, "work": 2}, usual | {"rate": 8.0, "work": 1}]
+    rows.append(usual | {"rate": 12.0, "work": 0, "loss_end": None})
+    (series,) = transformers._panel("gpt", rows).series
+    assert (series.x, series.hollow) == ([0.5, 1.0], [False, True])

@@ -81,7 +81,12 @@ class Experiment:
 
 
 def described(experiment: Experiment, settings: Any) -> str:
-    """Data, net, loss and seeds of a run in one line, as claims and pictures state them."""
+    """Data, net, loss and seeds of a run in one line, as claims and pictures state them.
+
+    Settings with an attribute ``described`` say it themselves.
+    """
+    if hasattr(settings, "described"):
+        return settings.described
     held = dict(experiment.usual) | dataclasses.asdict(settings)
     forms = {
         "data": "{}",

@@ -5,7 +5,8 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -72,6 +73,16 @@ class Settings:
     edge_steps: int = 150
     every: int = 10
     probe_samples: int = 128
+
+    @property
+    def described(self) -> str:
+        """What claims and pictures state: the two nets read different data."""
+        read = {"gpt": "gpt on sums", "vit": f"vit on {Path(self.data).name}"}
+        nets = " and ".join(read[net] for net in self.nets)
+        return (
+            f"{nets}, {self.train} samples, width {self.width}, {self.depth} blocks, "
+            f"cross_entropy, {self.seeds} seeds"
+        )
 
 
 SETTINGS = {
@@ -212,7 +223,9 @@ def _panel(net: str, rows: list[Row]) -> Panel:
         largest = max((r["rate"] for r in own if r["work"]), default=None)
         if largest is not None:
             shown = [r | {"share": r["rate"] / largest} for r in own]
-            series.append(line(f"{name} (1 is {largest:g})", shown, "loss_end", "share"))
+            drawn = line(f"{name} (1 is {largest:g})", shown, "loss_end", "share")
+            lost = [r["work"] < r["runs"] for r in shown if r["loss_end"] is not None]
+            series.append(replace(drawn, hollow=lost))
     return Panel(
         f"Loss at the end, {net}",
         "rate / largest working rate",
