@@ -9,7 +9,11 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import os
+import resource
 import statistics
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -28,6 +32,8 @@ NETS: dict[str, tuple[int, tuple[int, ...], Callable[[], torch.nn.Module], float
     "fc 784-512x3-10, N = 2048": (2048, (784,), lambda: models.fully_connected(784, 10), 1.5),
     "small CNN, N = 256": (256, (1, 28, 28), lambda: models.small_cnn(28, 10, channels=16), 2.0),
 }
+# glibc neither gives freed memory back to the system nor takes 32 MiB and less from it singly
+KEEP = {"MALLOC_TRIM_THRESHOLD_": str(1 << 30), "MALLOC_MMAP_THRESHOLD_": str(1 << 25)}
 
 
 def plain(
@@ -52,38 +58,67 @@ def plain(
     return found
 
 
-def seconds(call: Callable[[], Any]) -> tuple[float, Any]:
-    """Processor time of a call, and its result."""
-    began = time.process_time()
-    made = call()
-    return time.process_time() - began, made
-
-
-def measure(name: str, rates: int, rounds: int) -> dict[str, Any]:
-    """Sweep and loop in turns; their losses must agree."""
-    count, shape, make, most = NETS[name]
+def problem(name: str) -> tuple[torch.nn.Module, torch.Tensor, torch.Tensor]:
+    """The network and its data."""
+    count, shape, make, _ = NETS[name]
     x = torch.randn(count, *shape, generator=torch.Generator().manual_seed(0))
     y = torch.nn.functional.one_hot(torch.arange(count) % 10, 10).float()
-    model, found = make(), data.Dataset("random", x, y, x[:0], y[:0])
+    return make(), x, y
+
+
+def side(name: str, rates: int, etas: list[float] | None) -> dict[str, Any]:
+    """The sweep, or the loop at the rates ``etas``, measured in this process."""
+    small = models.fully_connected(3, 1, width=4), torch.randn(8, 3), torch.randn(8, 1)
+    model, x, y = problem(name)
     cs = [0.2 + 1.7 * i / max(1, rates - 1) for i in range(rates)]
+    faults = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    if etas is None:
+        cx.sweep(small[0], small[1:], c=[1.0], **SETTINGS)  # imports what a first call imports
+        found = data.Dataset("random", x, y, x[:0], y[:0])
+        began = time.process_time()
+        done = cx.sweep(model, found, c=cs, **SETTINGS)
+        took = time.process_time() - began
+        etas, losses = done.eta, [record["loss"] for record in done.records]
+    else:
+        plain(*small, [1e-3])
+        began = time.process_time()
+        losses = plain(model, x, y, etas)
+        took = time.process_time() - began
+    faults = resource.getrusage(resource.RUSAGE_SELF).ru_minflt - faults
+    return {"seconds": took, "page faults": faults, "etas": etas, "losses": losses}
+
+
+def alone(name: str, rates: int, etas: list[float] | None, env: dict[str, str]) -> dict[str, Any]:
+    """:func:`side` in a new process."""
+    asked = json.dumps({"name": name, "rates": rates, "etas": etas})
+    command = [sys.executable, "-m", "benchmarks.sweep_cost", "--side", asked]
+    told = subprocess.run(command, stdout=subprocess.PIPE, check=True, env={**os.environ, **env})
+    return json.loads(told.stdout)
+
+
+def measure(name: str, rates: int, rounds: int, env: dict[str, str]) -> dict[str, Any]:
+    """Sweep and loop in turns; their losses must agree."""
     ours, theirs = [], []
     for _ in range(rounds):
-        took, done = seconds(lambda: cx.sweep(model, found, c=cs, **SETTINGS))
-        ours.append(took)
-        took, wanted = seconds(lambda etas=done.eta: plain(model, x, y, etas))
-        theirs.append(took)
-        for record, losses in zip(done.records, wanted, strict=True):
-            apart = max(abs(a / b - 1) for a, b in zip(record["loss"], losses, strict=True))
+        ours.append(alone(name, rates, None, env))
+        theirs.append(alone(name, rates, ours[-1]["etas"], env))
+        for found, wanted in zip(ours[-1]["losses"], theirs[-1]["losses"], strict=True):
+            apart = max(abs(a / b - 1) for a, b in zip(found, wanted, strict=True))
             assert apart < 1e-3, apart
-    ratios = [a / b for a, b in zip(ours, theirs, strict=True)]
+    ratios = [a["seconds"] / b["seconds"] for a, b in zip(ours, theirs, strict=True)]
+    steps = rates * (STEPS + 1)
     return {
         "rates": rates,
         "rounds": rounds,
-        "sweep, processor seconds": statistics.median(ours),
-        "plain torch loop, processor seconds": statistics.median(theirs),
+        "sweep, processor seconds": statistics.median(one["seconds"] for one in ours),
+        "plain torch loop, processor seconds": statistics.median(one["seconds"] for one in theirs),
         "sweep over loop": statistics.median(ratios),
         "largest and smallest": [max(ratios), min(ratios)],
-        "asked for, at most": most,
+        "page faults by step, sweep and loop": [
+            round(statistics.median(one["page faults"] for one in side) / steps)
+            for side in (ours, theirs)
+        ],
+        "asked for, at most": NETS[name][3],
     }
 
 
@@ -94,14 +129,21 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--net", choices=list(NETS), action="append")
     parser.add_argument("--json", type=Path, default=Path("sweep-cost.json"))
+    parser.add_argument("--keep", action="store_true", help="both keep freed memory")
+    parser.add_argument("--side", type=json.loads, help=argparse.SUPPRESS)
     chosen = parser.parse_args()
     torch.set_num_threads(1)
+    if chosen.side:
+        print(json.dumps(side(**chosen.side)))
+        return
+    env = KEEP if chosen.keep else {}
     held = json.loads(chosen.json.read_text()) if chosen.json.exists() else {}
     for name in chosen.net or NETS:
-        held[name] = measure(name, chosen.rates, chosen.rounds)
+        label = f"{name}, freed memory kept" if chosen.keep else name
+        held[label] = measure(name, chosen.rates, chosen.rounds, env)
         held["machine"] = {"processor": processor(), "torch": torch.__version__, "threads": 1}
         chosen.json.write_text(json.dumps(held, indent=1) + "\n")
-        print(name, json.dumps(held[name]))
+        print(label, json.dumps(held[label]))
 
 
 if __name__ == "__main__":
