@@ -196,7 +196,7 @@ def map_tensors(value: Any, change: Callable[[Tensor], Any], other: Any = None) 
 def one_pass(call: Callable[[], Any]) -> Any:
     """Result of ``call``, without a graph where gradients are off.
 
-    There a pass that needs one, for derivatives by its inputs, runs again with gradients.
+    A pass that needs a graph, for derivatives by its inputs, is repeated with gradients on.
     """
     try:
         return call()

@@ -411,7 +411,7 @@ _outside: weakref.WeakKeyDictionary[nn.Module, list[nn.Module]] = weakref.WeakKe
 
 
 def origins(model: nn.Module) -> list[nn.Module]:
-    """The living modules of which ``model`` is an :func:`own_copy`, one of another."""
+    """Modules that still exist and from which ``model`` descends by :func:`own_copy`."""
     found = []
     while (ref := _origins.get(model)) is not None and (origin := ref()) is not None:
         found.append(origin)

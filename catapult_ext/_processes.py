@@ -80,7 +80,7 @@ class Group:
         return torch.cat([part[:n] for part, n in zip(parts, counts, strict=True)])
 
     def everyone(self, mine: Any) -> list[Any]:
-        """A small picklable object of every rank."""
+        """Collect a small picklable object from every rank."""
         if self.size == 1:
             return [mine]
         out: list[Any] = [None] * self.size
@@ -135,7 +135,7 @@ class Group:
             ) from error
 
     def _lost(self) -> str:
-        """Who did not reach this collective, as the store knows it."""
+        """Ranks that did not reach this collective, according to the store."""
         missing: list[int] = []
         end = time.monotonic() + NOTICE
         while time.monotonic() < end:
@@ -157,7 +157,7 @@ class Group:
 
 
 class Ranks:
-    """Who takes which part, who is alive; use as a context manager on every rank.
+    """Shares parts out over ranks and watches that all are alive; a context manager on each.
 
     A part goes to the rank that asks first. Every rank gives signs of life from a thread of its
     own; an error on one rank, or its silence, ends the work of the others.

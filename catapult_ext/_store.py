@@ -331,7 +331,7 @@ class RunFolder:
                 path.unlink()
 
     def _sweep_temporaries(self) -> None:
-        """Remove what a killed process left half-written; only we hold the lock."""
+        """Remove half-written files of killed processes; the caller holds the folder's lock."""
         for path in [*self.path.glob(".*.tmp"), *(self.path / "parts").glob(".*.tmp")]:
             path.unlink(missing_ok=True)
 

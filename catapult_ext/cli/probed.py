@@ -1,4 +1,4 @@
-"""What probe, max-lr and track share: the model with its checkpoints, data, and what is printed."""
+"""Shared by probe, max-lr and track: the model with its checkpoints, the data, the output."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ DEVICE = "Where to compute, such as cuda."
 
 @dataclass(frozen=True)
 class Given:
-    """What was typed about a model and its data, as the commands' options name it."""
+    """Arguments about a model and its data, named as the options of the commands."""
 
     command: str
     model: str

@@ -50,7 +50,7 @@ def is_matrix(a: Any) -> bool:
 def proved_tops(matrices: Tensor, o: Options) -> CertifiedTop | None:
     """The wanted pair of each of (R, n, n) by one native call; None where it does not apply.
 
-    NaN for matrices that are left to others: see :func:`ops.lanczos_dense.certified_top`.
+    NaN for matrices that need another solver: see :func:`ops.lanczos_dense.certified_top`.
     """
     n, device = matrices.shape[1], matrices.device
     one = o.k == 1 and o.which != "LM" and o.guards is None

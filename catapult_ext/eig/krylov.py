@@ -319,7 +319,7 @@ class Krylov:
 
     @property
     def _least(self) -> float:
-        """The size from which numbers near the largest of a vector have all their bits."""
+        """Smallest vector norm at which entries near the largest one keep all their bits."""
         kind = torch.finfo(self.a.dtype)
         return kind.tiny / kind.eps
 

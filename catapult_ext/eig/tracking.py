@@ -105,7 +105,7 @@ class TopTracker:
         self._since = self.check_every  # the next is checked
 
     def state_dict(self) -> dict[str, Any]:
-        """What is carried from update to update: copies of tensors, numbers, lists of them."""
+        """State carried from update to update: copies of tensors, numbers, lists of them."""
         replicas = None if self._replicas is None else self._replicas.state_dict()
         return {**_KIND, **attributes(self, _STATE), "replicas": replicas}
 

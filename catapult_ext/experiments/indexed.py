@@ -75,7 +75,7 @@ class IndexedData:
 
     @property
     def train(self) -> tuple[Tensor, Any]:
-        """(x_train, y_train)."""
+        """The training set, (x_train, y_train)."""
         return self.x_train, self.y_train
 
     @property

@@ -217,7 +217,7 @@ def _made(kind: str, spec: str) -> Any:
 
 
 def _called(spec: str, factory: Any) -> Any:
-    """What ``factory`` returns without arguments; a fault of its own is one line."""
+    """Result of ``factory()``; an exception inside it becomes an error of one line."""
     try:
         inspect.signature(factory).bind()
     except TypeError as error:

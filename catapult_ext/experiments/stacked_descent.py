@@ -128,7 +128,7 @@ def _halved(
     seed: int,
     on_step: OnStep | None,
 ) -> list[Run]:
-    """A chunk that memory did not suffice for, from its start again in two halves."""
+    """Repeat a chunk that ran out of memory, from its start, in two halves."""
     half = (len(runs) + 1) // 2
     text = f"{len(runs)} runs do not fit into memory together, {half} at a time are tried"
     warnings.warn(f"catapult_ext.experiments: {text}", RuntimeWarning, stacklevel=3)

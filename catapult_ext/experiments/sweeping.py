@@ -71,7 +71,7 @@ class _Counted(Progress):
 
 @contextmanager
 def watched(progress: Progress | _progress.Progress, where: str) -> Iterator[Progress]:
-    """What ``progress=`` of a sweep asks for, as callbacks; see :mod:`catapult_ext._progress`."""
+    """Callbacks for ``progress=`` of a sweep; see :mod:`catapult_ext._progress`."""
     if isinstance(progress, Progress):
         yield progress
         return

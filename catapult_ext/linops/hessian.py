@@ -135,7 +135,7 @@ class Hessian(KeepsGraph, LinearOperator, TakesSeveral):
 
     @property
     def output_shape(self) -> tuple[int, ...]:
-        """(N, d1, ..., dk) of the outputs as the model returns them."""
+        """Shape (N, d1, ..., dk) of the outputs as the model returns them."""
         return self.snapshot.output_shape
 
     @property

@@ -121,5 +121,5 @@ def _name(convention: object, argument: str) -> str:
 
 
 def _curvature(loss: SquaredLoss, n: int, o: int) -> float:
-    """Second derivative of the loss by one output."""
+    """Second derivative of the loss with respect to one output."""
     return 2.0 * loss.weight / {"samples": n, "entries": n * o, "none": 1}[loss.per]

@@ -16,11 +16,11 @@ _WAY_OUT = (
 
 @dataclass(frozen=True)
 class ClassRows:
-    """Where outputs (N, d1, ..., dk) hold their classes; a row is one position of all the others.
+    """Class dimension of outputs (N, d1, ..., dk); a row is one position in all other dimensions.
 
     Attributes:
-        shape: of the outputs.
-        dim: of the classes.
+        shape: shape of the outputs.
+        dim: dimension of the classes.
     """
 
     shape: tuple[int, ...]

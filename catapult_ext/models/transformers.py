@@ -195,7 +195,7 @@ def small_vit(
 
 
 class _Parts:
-    """What both transformers are made of, in one parameterisation."""
+    """Layers of both transformers, in one parameterisation."""
 
     def __init__(
         self,

@@ -110,7 +110,7 @@ class BlockOfProducts(LinearOperator):
         return torch.cat([found[place] for place in self._places])
 
     def half_product(self, vectors: Tensor) -> Tensor | None:
-        """Half product of the whole operator, for vectors padded with zeros."""
+        """Half product of the whole operator with vectors that are padded with zeros."""
         return self._operator.half_product(self._widened(vectors))
 
 

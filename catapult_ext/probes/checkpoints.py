@@ -58,7 +58,7 @@ def natural(path: Path) -> list[tuple[int, str]]:
 
 
 def name_of(file: Path) -> str:
-    """What a checkpoint is called: its file, or the folder of one that trainers name alike."""
+    """Name of a checkpoint: its file, or its folder if trainers give all files the same name."""
     return file.parent.name if file.name in _OF_A_FOLDER else file.stem
 
 

@@ -161,7 +161,7 @@ class EdgeMeter:
 
     @property
     def rows(self) -> list[EdgeRow]:
-        """See the class."""
+        """One row per measured step; see the class."""
         return self._record.rows
 
     def __enter__(self) -> EdgeMeter:

@@ -1,4 +1,4 @@
-"""A batch's loss once more: same random numbers, same buffers, at parameters of one's choice."""
+"""Loss of a batch at chosen parameters, with the same random numbers and buffers as before."""
 
 from __future__ import annotations
 

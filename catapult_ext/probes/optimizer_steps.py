@@ -44,7 +44,7 @@ class OptimizerSteps:
 
     @property
     def rates(self) -> list[float]:
-        """Each group's rate at the last step; at present where none was made."""
+        """Rate of each group at the last step, or the present one before any step."""
         return self._present() if self._taken is None else self._taken
 
     @property

@@ -141,7 +141,7 @@ class StackedCurvatureTracker(Shown):
 
     @property
     def probes(self) -> list[StackedRow]:
-        """See the class."""
+        """One :class:`StackedRow` per probe."""
         return self._record.rows
 
     @property
@@ -287,7 +287,7 @@ class StackedCurvatureTracker(Shown):
         self._warned = True
 
     def _identity(self) -> dict[str, Any]:
-        """What the state of another tracker may differ in."""
+        """Facts that a loaded state must share with this tracker."""
         own = {"quantity": self.quantity, "models": _count(self.models), "k": self.k}
         return {"format": f"catapult_ext {_WHERE} 1", **own}
 

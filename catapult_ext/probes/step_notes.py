@@ -1,4 +1,4 @@
-"""What a loop says at every step by itself: loss, gradient, zeta, and whether they have jumped."""
+"""Numbers that a loop has at every step: loss, gradient, zeta, and whether they have jumped."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ class StepNotes:
         self.jumped = False
 
     def last_zeta(self) -> float | None:
-        """Of the last step that has one by now; None without ``edge``."""
+        """Zeta of the last step that has one; None without ``edge``."""
         found = [row["zeta"] for row in self._free.rows[-2:] if row.get("zeta") is not None]
         return found[-1] if found else None
 
@@ -123,7 +123,7 @@ class StepNotes:
 
 
 def _zeta(edge: EdgeRow | None) -> dict[str, Any]:
-    """What the meter has completed of the last step."""
+    """Zeta of the last step, as far as the meter has completed it."""
     if edge is None:
         return {}
     zeta = edge["zeta"] if math.isfinite(edge["zeta"]) else None

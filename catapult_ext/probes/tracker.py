@@ -247,12 +247,12 @@ class CurvatureTracker(Drawn):
 
     @property
     def probes(self) -> list[Row]:
-        """See the class."""
+        """One row per probe; the class lists its keys."""
         return self._record.rows
 
     @property
     def steps_seen(self) -> list[dict[str, Any]]:
-        """See the class."""
+        """One dictionary per step with a loss; the class lists its keys."""
         return self._notes.rows
 
     @property
@@ -402,7 +402,7 @@ class CurvatureTracker(Drawn):
         self._warned = True
 
     def numbers(self, row: Row) -> dict[str, float]:
-        """What loggers get of a probe: eigenvalues, errors, eta lambda over k*, zeta, overhead."""
+        """Numbers of a probe to log: eigenvalues, errors, eta lambda over k*, zeta, overhead."""
         return probe_numbers(row, self._notes.last_zeta(), self.overhead.share)
 
     def _line(self) -> str:
@@ -415,7 +415,7 @@ class CurvatureTracker(Drawn):
         return self.plot() if self.probes else None
 
     def report(self) -> str:
-        """What was probed, what it cost, and what was chosen, in one sentence."""
+        """One sentence on the probes made, their cost, and the settings chosen."""
         where = "the current batch" if self.data is None else "the probe set"
         number = "all" if self.samples is None else str(self.samples)
         what = f"the {self.quantity} in {self.count} steps, on {number} samples of {where}"
@@ -423,7 +423,7 @@ class CurvatureTracker(Drawn):
         return sentence(what, self.probes, made, missed, self.every, self.overhead)
 
     def _identity(self) -> dict[str, Any]:
-        """What the state of another tracker may differ in."""
+        """Facts that a loaded state must share with this tracker."""
         parameters = sum(p.numel() for p in self.model.parameters())
         return {"format": _FORMAT, "quantity": self.quantity, "parameters": parameters}
 

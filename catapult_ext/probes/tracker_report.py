@@ -1,4 +1,4 @@
-"""What a tracker says of itself, in sentences."""
+"""Sentences in which a tracker reports its probes and their cost."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def last_probe(quantity: str, probes: Sequence[Row], made: int, count: int) -> s
 def sentence(
     what: str, probes: Sequence[Row], made: int, missed: int, every: int, overhead: Overhead
 ) -> str:
-    """What was probed and what it cost.
+    """One sentence on the probes made and their cost.
 
     Args:
         what: the quantity, in how many steps, on what.

@@ -78,7 +78,7 @@ def _rows(part: str, record: Mapping[str, Any]) -> Iterator[Row]:
 
 
 def _probes(record: Mapping[str, Any]) -> list[Row]:
-    """What was measured along a run, by step: rows of experiments, columns of sweeps."""
+    """Measurements along a run, by step: rows of experiments, columns of sweeps."""
     rows = record.get("probes")
     if isinstance(rows, list):
         return [row for row in rows if isinstance(row, dict) and "step" in row]

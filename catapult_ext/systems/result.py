@@ -1,4 +1,4 @@
-"""What :func:`catapult_ext.solve` returns."""
+"""Results of :func:`catapult_ext.solve`."""
 
 from __future__ import annotations
 

@@ -62,7 +62,7 @@ def tiled_cholesky(
 
 
 def _identity(system: System) -> Any:
-    """What tells this matrix from every other one."""
+    """Facts that identify this matrix."""
     if isinstance(system.source, StoredKernel):
         return system.source.identity
     digest = hashlib.sha256()

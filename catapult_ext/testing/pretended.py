@@ -87,7 +87,7 @@ class PretendedDevice(DispatchMode):
         self.places.clear()
 
     def wait(self, kind: str) -> None:
-        """The host waits for all that the device was given."""
+        """Block the host until the device has finished its queue."""
         if self.capturing is not None:
             raise RuntimeError(f"operation not permitted when stream is capturing ({kind})")
         self.waits[kind] += 1

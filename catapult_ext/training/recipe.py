@@ -107,7 +107,7 @@ class Recipe:
         v.require(ok, where, "top needs full-batch steps without augmentation", self.top)
 
     def mover(self, weights: list[Tensor], eta: float) -> Descent | TorchSteps:
-        """What makes the steps of a run at ``eta``, with the attribute ``rate``."""
+        """Stepper of a run at ``eta``, whose attribute ``rate`` is the learning rate."""
         if self.optimizer is None:
             return Descent(weights, eta, self.momentum, self.l2)
         made = self.optimizer(weights, eta)

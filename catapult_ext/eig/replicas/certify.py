@@ -100,7 +100,7 @@ class Overlaps:
         self._ranked = [ranked(c.theta, o.which, o.k)[0] for c in cycles]
 
     def excluded(self, rank: int, side: int, value: Tensor) -> Tensor:
-        """Whether no eigenvalue is hidden beyond ``value`` (R,), with probability p, by replica."""
+        """Mask (R,) of replicas with no eigenvalue beyond ``value`` (R,), with probability p."""
         same = self._earlier(rank)
         level = _chi_quantile(max(1, self.columns - len(same)), (1 - self.p) / self.o.k)
         least = self.share * level / math.sqrt(self.n)

@@ -95,7 +95,7 @@ def _scaled(matrices: Tensor, at: Tensor, factor: Tensor, out: Tensor) -> Tensor
 
 
 def _below(negative: Tensor, limits: Tensor, x: Tensor, work: Tensor) -> Tensor:
-    """Of which A (R,) the i-th eigenvalue is below limit i, for all i; ``negative`` is -A."""
+    """Mask (R,) of the A whose i-th eigenvalue is below limit i, for all i; ``negative`` is -A."""
     good = torch.ones(len(negative), dtype=torch.bool, device="cpu")
     for rank in range(limits.shape[1]):
         if rank:

@@ -75,7 +75,7 @@ def solve_matrices(a: Batch, start: Tensor | None, o: Options) -> Found:
 
 
 def _found(tops: CertifiedTop) -> Found:
-    """What one native call proved, and NaN for the others."""
+    """Pairs that one native call proved; NaN for the others."""
     values, residuals, errors = tops.numbers.split(1, dim=1)
     proved = ~torch.isnan(errors[:, 0])
     return Found(

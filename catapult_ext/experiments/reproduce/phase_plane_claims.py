@@ -148,7 +148,7 @@ def _scaled(lines: list[Row]) -> Claim:
 
 
 def _differs(lines: list[Row], key: str, name: str, predicted: str, *, rises: bool) -> Claim:
-    """Whether a boundary rises or falls from the first row to the last, beyond two errors."""
+    """Direction of a boundary from the first row to the last, beyond two errors."""
     known = [r for r in lines if r[key] is not None and r[f"{key}_se"] is not None]
     text = "; ".join(f"{with_error(r[key], r[f'{key}_se'])} at {r['value']:g}" for r in known)
     if len(known) < 2:

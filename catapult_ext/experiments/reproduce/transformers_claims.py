@@ -1,4 +1,4 @@
-"""What the runs of small transformers decide."""
+"""Claims that the runs of small transformers decide."""
 
 from __future__ import annotations
 

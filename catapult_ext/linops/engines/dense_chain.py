@@ -279,7 +279,7 @@ class DenseChainPart:
         self._kept: list[Tensor] | None = None
 
     def _derivatives(self, outputs: slice, seed: Tensor | None = None) -> list[Tensor]:
-        """Of every output, or of the combinations ``seed`` (n, O, O) of them."""
+        """Derivatives of every output, or of the combinations ``seed`` (n, O, O)."""
         layers, like = self._linearization.layers, self.outputs
         eye = torch.eye(like.shape[1], dtype=like.dtype, device=like.device)[outputs]
         delta = eye.expand(len(like), -1, -1) if seed is None else seed

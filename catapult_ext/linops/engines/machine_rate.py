@@ -18,7 +18,7 @@ _WITH_GRAPH = 6.0  # times as long as a bare call: what torch.func and autograd 
 
 @dataclass(frozen=True)
 class Rate:
-    """What a second of this machine does.
+    """Measured rates of this machine, per second.
 
     Attributes:
         flops: of a product of matrices of a few hundred rows; 1 multiply-add = 2.
@@ -31,7 +31,7 @@ class Rate:
     calls: float
 
     def seconds(self, flops: float, moved: float, calls: float = 0.0) -> float:
-        """Of so many flops, bytes and calls, one after the other."""
+        """Predicted time in seconds of flops, bytes and calls, one after the other."""
         return flops / self.flops + moved / self.bytes + calls / self.calls
 
 

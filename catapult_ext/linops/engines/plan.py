@@ -79,7 +79,7 @@ class Plan:
 
     @property
     def dense_bytes(self) -> int:
-        """Of the matrix that ``dense()`` returns."""
+        """Size in bytes of the matrix that ``dense()`` returns."""
         return self.side**2 * self.dtype.itemsize
 
     @property

@@ -43,7 +43,7 @@ class Costs:
         return max(self.setup.peak, first + self.first.peak, kept + self.following.peak)
 
     def at(self, one: Costs, share: float) -> Costs:
-        """Extrapolated by ``share`` of the distance from ``one`` to self, and beyond."""
+        """Linear extrapolation from ``one`` through self, by ``share`` of their distance."""
         pairs = (
             (self.setup, one.setup),
             (self.first, one.first),

@@ -43,7 +43,7 @@ def file_error(where: str, path: Path, text: str) -> KernelFileError:
 
 
 def read_record(path: Path, where: str) -> dict[str, Any] | None:
-    """What the sidecar of a kernel file says; None where there is neither sidecar nor content.
+    """Record in the sidecar of a kernel file; None if there is neither sidecar nor content.
 
     Raises:
         KernelFileError: no such sidecar, or a damaged one; names ``where``.

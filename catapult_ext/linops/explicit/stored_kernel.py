@@ -102,7 +102,7 @@ class StoredKernel(LinearOperator):
 
     @property
     def lower_bound(self) -> float:
-        """Of a positive semi-definite kernel whose entries were rounded: -c_n eps times its trace.
+        """-c_n eps times the trace: a semi-definite kernel whose entries were rounded.
 
         |E|_2 <= c eps |K|_F <= c eps tr K for entries off by c eps (K_ii K_jj)^(1/2).
         """
@@ -253,7 +253,7 @@ class _Checks:
 
     @classmethod
     def of(cls, record: dict[str, Any], n: int) -> _Checks | None:
-        """Of a sidecar's record; None where its tiles have no checksums, or are bands."""
+        """Read from a sidecar's record; None if its tiles have no checksums, or are bands."""
         checks, cut = record.get("checks") or [], record["cut"]
         width = record["cut"].get("width")
         if cut["by"] != "parts" or width is None or None in checks:

@@ -128,7 +128,7 @@ class FixedModel(ABC):
 
     @abstractmethod
     def plain_outputs(self, samples: slice) -> Tensor:
-        """Outputs of some of the samples without graph, checked to be of them alone."""
+        """Outputs of some samples without graph; checks that other samples do not affect them."""
 
     @abstractmethod
     def check_repeats(self, outputs: Tensor) -> None:

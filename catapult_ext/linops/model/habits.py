@@ -28,7 +28,7 @@ class Habits:
 
 
 class WrittenParameters:
-    """Whether the model writes its parameters in place: seen in the first pass, shared by parts.
+    """Records, in the first pass, whether the model writes its parameters; shared by parts.
 
     It is found again for every freeze: some models write in one state and not in another.
     """

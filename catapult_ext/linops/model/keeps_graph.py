@@ -1,4 +1,4 @@
-"""What operators that keep the graph of a forward pass share."""
+"""Base of operators that keep the graph of a forward pass."""
 
 from __future__ import annotations
 

@@ -82,7 +82,7 @@ class StackedAutograd(StackedLinearization):
         )
 
     def jvp(self, t: Tensor) -> Tensor:
-        """J t: (R, P, K) to (R, N*O, K), one backward pass through the backward pass a column."""
+        """J t: (R, P, K) to (R, N*O, K), by one double backward pass per column."""
         if self._linear is None:
             with frozen_context():
                 seed = torch.zeros_like(self.graph, requires_grad=True)

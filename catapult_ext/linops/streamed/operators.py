@@ -65,7 +65,7 @@ class StreamedNTK(Streamed):
 
     @property
     def lower_bound(self) -> float:
-        """0."""
+        """0: the matrix is positive semi-definite."""
         return 0.0
 
     def _matmat(self, vectors: Tensor) -> Tensor:

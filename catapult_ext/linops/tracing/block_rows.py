@@ -22,7 +22,7 @@ PIECE = 1 << 20  # bytes of rows that stay in a cache while they are multiplied 
 
 @dataclass(eq=False)
 class Rows:
-    """What is known of one group of parameters.
+    """Known rows of one group of parameters.
 
     Attributes:
         parts: rows (N*O, q) by some of the parameters' entries each, in any order.

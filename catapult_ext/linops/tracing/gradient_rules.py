@@ -75,7 +75,7 @@ def _log_softmax(call: TensorCall) -> Made:
 
 
 def _log_softmax_backward(call: TensorCall) -> Made:
-    """Of g - p sum(g), p = exp(out)."""
+    """Rule for g - p sum(g), p = exp(out)."""
     g, out = (t.detach() for t in call.tensors)
     dim = call.args[2]
     shares = cache(out.exp)
@@ -95,7 +95,7 @@ def _log_softmax_backward(call: TensorCall) -> Made:
 
 
 def _softmax(call: TensorCall) -> Made:
-    """As p (d - sum(p d)), which is its own transpose."""
+    """Rule for p (d - sum(p d)), which is its own transpose."""
     p, dim = call.out.detach(), call.args[1]
     if p.dtype != call.tensors[0].dtype:
         return by_formula(call)
@@ -103,7 +103,7 @@ def _softmax(call: TensorCall) -> Made:
 
 
 def _softmax_backward(call: TensorCall) -> Made:
-    """Of p (g - sum(g p))."""
+    """Rule for p (g - sum(g p))."""
     g, p = (t.detach() for t in call.tensors)
     dim, dtype = call.args[2:4]
     if p.dtype != dtype:
@@ -123,7 +123,7 @@ def _softmax_backward(call: TensorCall) -> Made:
 
 
 class _LayerNorm:
-    """x normalised over its last dimensions; mean and root are functions of x here."""
+    """Layer norm whose mean and standard deviation are differentiated as functions of x."""
 
     def __init__(self, x: Tensor, shape: Sequence[int], mean: Tensor, root: Tensor) -> None:
         self.x, self.shape = x, shape
@@ -168,7 +168,7 @@ def _layer_norm(call: TensorCall) -> Made:
 
 
 def _layer_norm_backward(call: TensorCall) -> Made:
-    """Of (s (v - mean(v) - u mean(u v)), sum(g u), sum(g)): u the normalised x, v = g weight."""
+    """Rule for (s (v - mean(v) - u mean(u v)), sum(g u), sum(g)), u normalised x, v = g weight."""
     g, x, shape, mean, root, weight, bias, mask = call.args
     if mean.dtype != x.dtype or g.dtype != x.dtype:
         return by_formula(call)
@@ -215,7 +215,7 @@ def _layer_norm_backward(call: TensorCall) -> Made:
 
 
 def _batch_norm_backward(call: TensorCall) -> Made:
-    """By running statistics: of (g weight s, sum(g u), sum(g)), u the normalised x."""
+    """Rule for running statistics: (g weight s, sum(g u), sum(g)), u the normalised x."""
     g, x, weight, mean, var, _, _, training, eps, mask = call.args
     if training or mean is None:  # torch would compile a formula, for seconds
         raise ValueError("batch statistics")

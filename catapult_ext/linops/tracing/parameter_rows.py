@@ -24,7 +24,7 @@ class Sink(ABC):
     """Takes the Jacobian of one side or two, block by block."""
 
     def wants_factors(self, use: int) -> bool:
-        """Whether :meth:`factors` shall take a group that this use makes alone."""
+        """Whether :meth:`factors` should handle a group that has this use only."""
         return False
 
     def factors(self, use: int, gradients: list[Tensor]) -> None:

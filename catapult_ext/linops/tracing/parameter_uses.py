@@ -33,7 +33,7 @@ _VIEWS_OF_ONE = ("expand", "expand_as", "repeat", "broadcast_to")
 
 
 def _empty(count: int, like: Tensor) -> Tensor:
-    """Numbers to be written; on the CPU in huge pages, which cost a sixth of small ones."""
+    """Uninitialised tensor; on the CPU in huge pages, which cost a sixth of small ones."""
     if like.device.type != "cpu" or count * like.element_size() < _HUGE:
         return like.new_empty(count, requires_grad=False)
     kind = numpy.float32 if like.dtype == torch.float32 else numpy.float64

@@ -22,7 +22,7 @@ _FRAMES = 8  # callers of a callback among which the Trainer's handler is looked
 def trainer_callback(tracker: CurvatureTracker) -> Any:
     """A ``transformers.TrainerCallback`` that steps ``tracker`` after every optimizer step.
 
-    The tracker needs a fixed probe set (the Trainer hands its batches to no callback) and a module
+    The tracker needs a fixed probe set (callbacks do not see the Trainer's batches) and a module
     that returns the logits, as a tensor or as ``.logits``.  Every probe is logged as the Trainer
     logs its own numbers, whatever its ``logging_steps``: to ``state.log_history``, the console and
     all of ``report_to``, as ``curvature/lambda_1`` ..., ``curvature/error_1`` ...,
@@ -90,7 +90,7 @@ def _callback_class(function: str) -> Any:
 
 
 def _log(args: Any, state: Any, control: Any, numbers: dict[str, float]) -> None:
-    """What ``Trainer.log`` does, which callbacks cannot reach: history, console, ``report_to``."""
+    """Log as ``Trainer.log`` does, which callbacks cannot call: history, console, ``report_to``."""
     state.log_history.append({**numbers, "step": state.global_step})
     handler = _handler()
     if handler is None:
