@@ -1,10 +1,11 @@
 """Networks that people have, in training steps: `python -m benchmarks.real_networks [NET ...]`.
 
-A ResNet-20, a ViT, a GPT-like net and an MLP, cross entropy: what a freeze, a product, an answer
-and a tracked probe cost, in units of one training step (forward and backward pass) of the same
-model and batch.  ``CATAPULT_EARLIER=FOLDER`` names a folder with an earlier build of the package,
-which is measured in turns with this one, each in a process of its own.  Times are processor times;
-``again`` is the ratio of the even rounds to the odd ones.
+A ResNet-20, a ViT, a GPT-like net and an MLP, cross entropy: what a freeze, a product, an answer,
+the part of an answer that is neither freeze nor products, and a tracked probe cost, in units of one
+training step (forward and backward pass) of the same model and batch.  ``CATAPULT_EARLIER=FOLDER``
+names a folder with an earlier build of the package, which is measured in turns with this one, each
+in a process of its own.  Times are processor times; ``again`` is the ratio of the even rounds to
+the odd ones.
 """
 
 from __future__ import annotations
@@ -26,7 +27,8 @@ from torch import Tensor, nn
 
 KINDS = ("GGN", "Hessian")
 EVERY = 10  # training steps between tracked probes
-CALLS = [f"{what} {kind}" for kind in KINDS for what in ("freeze", "product", "solve", "probe")]
+_WHATS = ("freeze", "product", "solve", "overhead", "probe")
+CALLS = [f"{what} {kind}" for kind in KINDS for what in _WHATS]
 _WORKER = "--worker"
 
 
@@ -138,6 +140,8 @@ class Bench:
         what, _, kind = name.partition(" ")
         if what == "probe":
             return self._probe(kind)
+        if what == "overhead":
+            return self._overhead(kind)
         calls: dict[str, Callable[[], Any]] = {
             "step": self._step,
             "freeze": lambda: self._operator(kind, self.model),
@@ -175,6 +179,27 @@ class Bench:
         import catapult_ext as cx
 
         return cx.eigsh(self._operator(kind, self.model))
+
+    def _overhead(self, kind: str) -> dict[str, Any]:
+        """Seconds of a solve of a frozen operator outside of its products, and their share."""
+        import catapult_ext as cx
+        from catapult_ext.linops.base import LinearOperator
+
+        operator, product, inside = self._of(kind), LinearOperator.__matmul__, 0.0
+
+        def timed(a: Any, v: Tensor) -> Tensor:
+            nonlocal inside
+            seconds, out = self._timed(lambda: product(a, v))
+            inside += seconds
+            return out
+
+        LinearOperator.__matmul__ = timed  # type: ignore[method-assign]
+        try:
+            seconds, found = self._timed(lambda: cx.eigsh(operator))
+        finally:
+            LinearOperator.__matmul__ = product  # type: ignore[method-assign]
+        share = (seconds - inside) / seconds
+        return {"seconds": seconds - inside, "products": found.matvecs, "share": share}
 
     def _probe(self, kind: str) -> dict[str, Any]:
         """Ten steps of gradient descent at 1.9 / lambda, then a tracked probe, which is timed."""
@@ -247,7 +272,7 @@ def summary(found: list[dict[str, Any]], steps: list[float]) -> dict[str, float]
     out = {"steps": statistics.median(times) / unit}
     if len(times) > 3:
         out["again"] = statistics.median(times[::2]) / statistics.median(times[1::2])
-    for key in ("products", "error"):
+    for key in ("products", "error", "share"):
         if found[0].get(key) is not None:
             out[key] = statistics.median(one[key] for one in found)
     return out

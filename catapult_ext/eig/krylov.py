@@ -258,17 +258,23 @@ class Krylov:
             out /= row_norms(out).to(out)[:, None]
             rows, products = out, self._product(out, torch.empty_like(out))
             weights = torch.eye(len(out), dtype=torch.float64, device=self.a.device)
-        squares, values = torch.zeros(2, len(out), dtype=torch.float64, device=self.a.device)
-        gram = torch.zeros(len(out), len(out), dtype=torch.float64, device=self.a.device)
-        for (x, ax), _ in self._pieces(weights, rows, products):
-            squares += x.square().sum(1)
-            values += (x * ax).sum(1)
-        norms, values = squares.sqrt(), values / squares
-        for (x, ax), piece in self._pieces(weights / norms[:, None], rows, products):
+        # in one pass: residuals by the values of T, to be corrected by the quotients x'Ax
+        theta = torch.einsum("ik,ij,jk->k", s, self.t[: self.m, : self.m], s).to(weights.device)
+        gram, cross, inside = torch.zeros(
+            3, len(out), len(out), dtype=torch.float64, device=self.a.device
+        )
+        for (x, ax), piece in self._pieces(weights, rows, products):
             out[:, piece] = x
-            rest = ax - values[:, None] * x
+            rest = ax - theta[:, None] * x
             gram += rest @ rest.T
-        return values, out, gram
+            cross += x @ rest.T
+            inside += x @ x.T
+        squares = inside.diagonal()
+        shift, norms = cross.diagonal() / squares, squares.sqrt()
+        cross = shift[:, None] * cross
+        gram += shift[:, None] * shift * inside - cross - cross.T
+        out /= norms.to(out)[:, None]
+        return theta + shift, out, gram / (norms[:, None] * norms)
 
     def _pieces(self, weights: Tensor, *rows: Tensor) -> Iterator[tuple[list[Tensor], slice]]:
         """Combinations of each of ``rows`` in float64, over pieces of the columns."""

@@ -13,6 +13,7 @@ from catapult_ext._batches import batch_of
 from catapult_ext.linops.base import Dual
 from catapult_ext.linops.engines.base import Linearization
 from catapult_ext.linops.engines.choose import Options, coarse, freeze
+from catapult_ext.linops.engines.kept_halves import KeptHalves
 from catapult_ext.linops.engines.labels_inside import labels_as_trained
 from catapult_ext.linops.engines.loss_curvature import (
     bound_loss,
@@ -170,6 +171,9 @@ class DualGGN(ModelOperator):
         self._use(linearization)
         self.factor = factor
         self.shape = (linearization.rows, linearization.rows)
+        # a captured product keeps nothing, and a budget has no room for it
+        free = linearization.allowance.budget is None and linearization.allowance.graphs is None
+        self._halves = KeptHalves() if free else None
 
     @property
     def lower_bound(self) -> float:
@@ -177,7 +181,13 @@ class DualGGN(ModelOperator):
         return 0.0
 
     def _matmat(self, vectors: Tensor) -> Tensor:
-        inner = self.linearization.ntk(weighed(self.linearization, vectors, self.factor.apply))
+        weighted = weighed(self.linearization, vectors, self.factor.apply)
+        if self._halves is not None and self._halves.wanted:
+            inner, half = self.linearization.ntk_and_half(weighted)
+            if half is not None:
+                self._halves.keep(vectors, half)
+        else:
+            inner = self.linearization.ntk(weighted)
         return weighed(self.linearization, inner, self.factor.apply_t)
 
     def written_out(self) -> Tensor | None:
@@ -194,7 +204,10 @@ class DualGGN(ModelOperator):
         return DualGGN(coarse(self.linearization), self.factor)
 
     def lift(self, vectors: Tensor) -> Tensor:
-        """J' S u: (N*O, K) to (P, K)."""
+        """J' S u: (N*O, K) to (P, K); without a pass for combinations of what was multiplied."""
+        known = None if self._halves is None else self._halves.combined(vectors)
+        if known is not None:
+            return known
         return self.linearization.vjp(weighed(self.linearization, vectors, self.factor.apply))
 
     def restrict(self, vectors: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ from torch import nn
 
 import catapult_ext as cx
 from catapult_ext.eig.random import hutchinson_trace
+from catapult_ext.linops.engines import kept_halves
 
 F64 = torch.float64
 
@@ -137,3 +138,78 @@ def test_parameters_that_changed_are_refused():
         next(model.parameters()).add_(1)
     with pytest.raises((ValueError, RuntimeError), match="parameters must stay as they were"):
         kernel.half_product(torch.ones(kernel.shape[0], 1, dtype=F64))
+
+
+def products_of(ggn, monkeypatch):
+    """Names of the Jacobian products that are made from here on, in order."""
+    made = []
+    kind = type(ggn.linearization)
+    for name in ("vjp", "jvp"):
+        plain = getattr(kind, name)
+
+        def noted(self, t, plain=plain, name=name):
+            made.append(name)
+            return plain(self, t)
+
+        monkeypatch.setattr(kind, name, noted)
+    return made
+
+
+@pytest.mark.parametrize("k", [1, 3])
+@pytest.mark.parametrize("name", ["convolutional", "attention"])
+def test_eigenvectors_take_the_halves_of_the_products(name, k, monkeypatch):
+    model, x = MODELS[name]()
+    ggn = cx.GGN(model, "cross_entropy", (x, torch.arange(len(x)) % 5))
+    exact = torch.linalg.eigvalsh(ggn.dual().operator.dense())
+    made = products_of(ggn, monkeypatch)
+    found = cx.eigsh(ggn, k, tol=1e-9)
+    assert made == ["vjp", "jvp"] * (len(made) // 2)
+    torch.testing.assert_close(found.eigenvalues, exact.flip(0)[:k], rtol=1e-8, atol=0)
+    x = found.eigenvectors
+    torch.testing.assert_close(x.T @ x, torch.eye(k, dtype=F64), rtol=0, atol=1e-8)
+    torch.testing.assert_close(ggn @ x, x * found.eigenvalues, rtol=0, atol=1e-4 * exact[-1])
+
+
+def test_a_vector_that_no_product_met_takes_a_pass_of_its_own(monkeypatch):
+    model, x = convolutional()
+    ggn = cx.GGN(model, "half_mse", (x, torch.randn(6, 5, dtype=F64)))
+    dual, u = ggn.dual(), torch.randn(30, 2, dtype=F64)
+    right = dual.lift(u)
+    dual.operator @ u
+    made = products_of(ggn, monkeypatch)
+    mixed = u @ torch.randn(2, 3, dtype=F64)
+    torch.testing.assert_close(dual.lift(u), right, rtol=1e-12, atol=1e-12 * right.abs().max())
+    torch.testing.assert_close(dual.lift(mixed), right @ torch.linalg.lstsq(u, mixed).solution)
+    assert made == []
+    dual.lift(u + 1e-3 * torch.ones_like(u))
+    assert made == ["vjp"]
+
+
+def test_vectors_that_cancel_are_not_combined(monkeypatch):
+    model, x = convolutional()
+    ggn = cx.GGN(model, "half_mse", (x, torch.randn(6, 5, dtype=F64)))
+    dual, u = ggn.dual(), torch.randn(30, 2, dtype=F64)
+    near = u[:, :1] + 1e-6 * u[:, 1:]
+    dual.operator @ torch.cat([u[:, :1], near], 1)
+    made = products_of(ggn, monkeypatch)
+    dual.lift(u[:, 1:])
+    assert made == ["vjp"]
+
+
+@pytest.mark.parametrize("limit", ["budget", "room"])
+def test_halves_are_kept_within_their_room(limit, monkeypatch):
+    model, x = convolutional()
+    options = {"memory_budget": "1 GiB"} if limit == "budget" else {}
+    if limit == "room":
+        monkeypatch.setattr(kept_halves, "_ROOM", 8 * (30 + ggn_size(model)))
+    ggn = cx.GGN(model, "half_mse", (x, torch.randn(6, 5, dtype=F64)), **options)
+    dual, u = ggn.dual(), torch.randn(30, 2, dtype=F64)
+    right = dual.lift(u)
+    dual.operator @ u
+    made = products_of(ggn, monkeypatch)
+    torch.testing.assert_close(dual.lift(u), right)
+    assert made == ["vjp"]
+
+
+def ggn_size(model):
+    return sum(p.numel() for p in model.parameters())

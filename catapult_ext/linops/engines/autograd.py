@@ -111,7 +111,7 @@ class AutogradLinearization(Linearization):
     @cached_property
     def _pullback(self) -> Pullback | None:
         """Gradients that are made when they are read; None where those of all are kept anyhow."""
-        if not (self._large and self.snapshot.observed.plain):
+        if not (self.splits_half and self.snapshot.observed.plain):
             return None
         pullback = Pullback(self._graph, self._leaves)
         return pullback if 2 * pullback.kept <= pullback.total else None
@@ -163,10 +163,11 @@ class AutogradLinearization(Linearization):
     def _halves(self) -> list[list[int]]:
         """Positions of the parameters whose gradients are in memory together."""
         sizes = self.snapshot.sizes
-        return halves(sizes) if self._large else [list(range(len(sizes)))]
+        return halves(sizes) if self.splits_half else [list(range(len(sizes)))]
 
     @property
-    def _large(self) -> bool:
+    def splits_half(self) -> bool:  # type: ignore[override]
+        """Gradients are so large that they are not to be in memory together."""
         return self.n_params * self.snapshot.itemsize > _WHOLE
 
     def _backward_graph(self) -> tuple[list[int], list[Tensor], Tensor]:
@@ -215,14 +216,11 @@ class AutogradLinearization(Linearization):
         return out.reshape(-1) if own else out.reshape(-1).clone()
 
     def _proven(self) -> bool:
-        """Whether the program is the transpose of the backward pass: tried once per model.
-
-        It would not be where a model's own autograd Function hides operations, say.
-        """
+        """Whether the program is the transpose of the backward pass: tried once per model."""
         program = self._program
         assert program is not None
         key = "replay", self.snapshot.coarse, program.signature
-        if self._large and key not in {*self.snapshot.proofs, *self.snapshot.facts}:
+        if self.splits_half and key not in {*self.snapshot.proofs, *self.snapshot.facts}:
             self._prove_two_samples()
         if self._why_not("replay", lambda t: program(t, graph=True), program.signature, True):
             self._program = None

@@ -151,6 +151,7 @@ class Linearization(ABC):
         memory_margin: resident bytes over counted ones, of what grows with the samples.
         hvp_modes: values of ``Hessian(hvp=)`` besides None; None where the engine has no Hessian.
         second_of_chunks: the engine has :meth:`second`, which Hessians over chunks need.
+        splits_half: J J' u comes without J' u as one vector, for speed or for memory.
         kernel_too_large: the last :meth:`kernel` gave None for want of workspace alone.
         streamed: every product linearizes the model again, chunk by chunk.
     """
@@ -162,6 +163,7 @@ class Linearization(ABC):
     hvp_modes: ClassVar[tuple[str, ...] | None] = None
     second_of_chunks: ClassVar[bool] = False
     streamed: ClassVar[bool] = False
+    splits_half: bool = True
     why: str = "chosen"
     kernel_too_large: bool = False
 
@@ -286,6 +288,13 @@ class Linearization(ABC):
     def ntk(self, u: Tensor) -> Tensor:
         """J J' u: (N*O, K) to (N*O, K)."""
         return self.jvp(self.vjp(u))
+
+    def ntk_and_half(self, u: Tensor) -> tuple[Tensor, Tensor | None]:
+        """J J' u, and J' u (P, K) unless :attr:`splits_half`; both are the caller's."""
+        if self.splits_half:
+            return self.ntk(u), None
+        half = self.vjp(u)
+        return self.jvp(half), half
 
     def second(self, seed: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
         """J t and the second derivative of <seed, f> times t, for t (P, K); seed (N, O).
