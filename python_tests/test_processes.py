@@ -76,8 +76,9 @@ def test_eight_threads_of_different_operations_get_the_bits_of_one():
     weights, v = [torch.rand(2, 3, 12, generator=rng)], torch.rand(2, 192, 2, generator=rng)
     rows, matrix = torch.rand(4, 64, generator=rng), torch.rand(2, 40, 40, generator=rng)
     matrix = matrix @ matrix.mT
-    U, u, x = torch.rand(2, 16, 3), torch.rand(2, 16), torch.rand(5, 3)
-    moments = [torch.rand(2, 3), torch.eye(3).repeat(2, 1, 1), torch.rand(2)]
+    U, u = torch.rand(2, 16, 3, generator=rng), torch.rand(2, 16, generator=rng)
+    x, w, q = [torch.rand(*shape, generator=rng) for shape in ((5, 3), (2, 3), (2,))]
+    moments = [w, torch.eye(3).repeat(2, 1, 1), q]
     rates = torch.tensor([0.1, 0.2])
 
     def step():

@@ -55,7 +55,7 @@ def ntk_matvec(
             scale or bias, or an input that requires grad.
 
     Cost:
-        Per layer and vector 2 N p d multiply-adds (N p d for the first layer, less) plus N^2 p in
+        Per layer and vector 2 N p d multiply-adds (none for the first layer) plus N^2 p in
         sample space or 2 N p d in weight space; memory 2 N p K, and p d K in weight space. On a
         GPU, layers of more than 1.5e8 operations go to torch's GEMMs instead of the kernel.
     """

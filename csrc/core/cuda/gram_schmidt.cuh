@@ -46,9 +46,9 @@ struct GramSchmidtShared {
 };
 
 // How a pass moves the rows: one entry at a time, or, where base and stride allow, 16 bytes a lane
-// in the dots and two columns a thread in the subtraction. 49 and 24.6 KB are then on their way to
-// a multiprocessor that runs 24 warps; its share of the memory's rate and latency asks for 21
-// to 26.
+// in the dots and two columns a thread in the subtraction. A thread then asks for 64 bytes at once
+// in both: 32.8 KB are on their way to a multiprocessor that runs the 16 warps of two blocks of
+// lanczos_step; its share of the memory's rate and latency asks for 21 to 26.
 template <typename T, bool kPacked>
 struct GramSchmidtMoves {
   static constexpr int kDot = kPacked ? kPackWidth<T> : 1, kColumns = kPacked ? 2 : 1;

@@ -3,7 +3,6 @@
 #include <algorithm>
 
 #include "ops/lanczos_dense/lanczos_dense_config.hpp"
-#include "ops/lanczos_dense/lanczos_dense_device.hpp"
 
 namespace catapult {
 namespace {

@@ -39,21 +39,13 @@ void launch_dense(const LanczosDenseArgs& a, const Exec& exec) {
                                        device::stream_of(exec)),
                        kOp, "clearing counters");
   }
-  const device::LanczosDenseParams<T> params{a.a.as<T>(),
-                                             a.v0.as<T>(),
-                                             a.eigenvalues.as<T>(),
-                                             a.eigenvectors.as<T>(),
-                                             a.errors.as<T>(),
-                                             a.steps.as<int64_t>(),
-                                             work + kLanczosDenseMaxBlocks,
-                                             reinterpret_cast<int*>(work),
-                                             c,
-                                             replicas,
-                                             a.maxiter,
-                                             a.seed,
-                                             a.tol,
-                                             std::numeric_limits<T>::epsilon(),
-                                             copy};
+  const device::LanczosDenseParams<T> params{
+      lanczos_dense_problem<T>(a, std::numeric_limits<T>::epsilon()),
+      work + kLanczosDenseMaxBlocks,
+      reinterpret_cast<int*>(work),
+      c,
+      replicas,
+      copy};
   device::launch(kernel,
                  {kOp, exec, dim3(static_cast<unsigned>(c.team * c.teams)),
                   dim3(static_cast<unsigned>(c.threads)), static_cast<size_t>(bytes), c.team > 1},
