@@ -4,7 +4,7 @@
 #include "ops/lanczos_dense/lanczos_dense.hpp"
 #include "ops/lanczos_step/lanczos_step.hpp"
 #include "ops/ntk_matvec/ntk_matvec.hpp"
-#include "ops/toy_gd/toy_gd.hpp"
+#include "ops/toy_gd/toy_activated.hpp"
 #include "ops/toy_gd_reduced/toy_gd_reduced.hpp"
 #include "ops/toy_lyapunov/toy_lyapunov.hpp"
 #include "ops/toy_scalar/toy_scalar.hpp"
@@ -29,6 +29,10 @@ void lanczos_step_cuda(const LanczosStepArgs&, const Exec&) { fail_without_cuda(
 #ifndef CATAPULT_CUDA_TOY_GD
 void toy_gd_cuda(const ToyGdArgs&, const Exec&) { fail_without_cuda("toy_gd"); }
 int64_t toy_gd_cuda_workspace(const ToyGdSizes&, const Exec&) { fail_without_cuda("toy_gd"); }
+void toy_activated_cuda(const ToyGdArgs&, const Exec&) { fail_without_cuda("toy_gd"); }
+int64_t toy_activated_cuda_workspace(const ToyGdSizes&, const Exec&) {
+  fail_without_cuda("toy_gd");
+}
 void toy_curvature_cuda(const ToyCurvatureArgs&, const Exec&) { fail_without_cuda("toy_gd"); }
 #endif
 

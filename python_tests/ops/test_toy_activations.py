@@ -208,6 +208,16 @@ def test_replicas_in_several_launches(backend):
     assert_close(got[2], want[2], 1e-12)
 
 
+@pytest.mark.parametrize(("inputs", "samples"), [(19, 400), (400, 19), (8, 16), (9, 17)])
+def test_data_in_shared_memory_or_not(backend, inputs, samples):
+    """On a GPU two copies of X, in rows of whole chunks, where they take a quarter at most."""
+    problem = toy_problem([0.5, 1.1], width=33, inputs=inputs, samples=samples)
+    got = run(backend, problem, 3, activation="relu")
+    want = oracle(problem, 3, activation="relu")
+    for mine, exact in ((got[0].loss, want[0].loss), *zip(got[1:], want[1:], strict=True)):
+        assert_close(mine.flatten(1), exact.flatten(1), 1e-11)
+
+
 def test_linear_is_the_limit_of_leaky(backend):
     problem = toy_problem([0.5, 2.6], width=37, inputs=3, samples=4)
     options = {"curvature_every": 5}

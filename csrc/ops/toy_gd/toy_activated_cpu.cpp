@@ -1,5 +1,6 @@
 // toy_gd with an activation: as toy_gd_cpu.cpp, with phi and phi' of every unit and sample kept
 // from one step to the next.
+#include "ops/toy_gd/toy_activated.hpp"
 #include "ops/toy_gd/toy_activated_simd.hpp"
 #include "ops/toy_gd/toy_gd_tiles.hpp"
 #include "toy/top_eigenvalue.hpp"

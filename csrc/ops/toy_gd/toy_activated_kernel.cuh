@@ -1,41 +1,90 @@
 // The network with an activation, on the same blocks as the linear one. A thread takes one row of U
 // after the other: z = U x eight samples at a time, its gradient eight inputs at a time, so that a
-// load of X or of the row serves eight sums. phi'(z) waits in between in the thread's own scratch.
+// load of the row, or of phi'(z), serves eight sums. All lanes of a warp want the same entries of
+// X: those of eight samples, or inputs, lie next to each other in shared memory and are read 16
+// bytes at a time. phi'(z) waits in between in the thread's own scratch.
 #pragma once
 
+#include "core/cuda/vec_io.cuh"
+#include "ops/toy_gd/toy_activated_config.hpp"
 #include "ops/toy_gd/toy_gd_block.cuh"
 
 namespace catapult::device {
 
-// The Rows of toy_gd_run.
-template <typename T>
+// The Rows of toy_gd_run. kStaged: X is in shared memory.
+template <typename T, bool kStaged>
 struct ToyActivatedRows {
   static constexpr bool kLinear = false;
-  static constexpr int kChunk = 8;
+  static constexpr int kChunk = kToyActivatedChunk;
+  T *by_sample, *by_input;  // X in shared memory, in rows of these lengths
+  int padded_inputs, padded_samples;
   T* scratch;  // of the block
 
   // Entry i of this thread's scratch.
   __device__ T& mine(int i) const { return scratch[int64_t{i} * blockDim.x + threadIdx.x]; }
 
-  __device__ void load(const ToyGdParams<T>& p, const ToyGdBlock<T>&) {
-    scratch = p.scratch + int64_t{blockIdx.x} * 2 * p.samples * blockDim.x;
+  __device__ T* stage(const ToyGdParams<T>& p, const ToyGdBlock<T>& b) {
+    scratch = p.scratch + int64_t{blockIdx.x} * kToyActivatedScratch * p.samples * blockDim.x;
+    by_sample = b.sums + toy_activated_vectors(p.samples);
+    if (!kStaged) return by_sample;
+    padded_inputs = static_cast<int>(toy_activated_padded(p.inputs));
+    padded_samples = static_cast<int>(toy_activated_padded(p.samples));
+    by_input = by_sample + p.samples * padded_inputs;
+    for (int i = threadIdx.x; i < p.samples * padded_inputs; i += blockDim.x) {
+      const int a = i / padded_inputs, j = i % padded_inputs;
+      by_sample[i] = in_bounds(j < p.inputs) ? p.x[a * p.inputs + j] : T(0);
+    }
+    for (int i = threadIdx.x; i < p.inputs * padded_samples; i += blockDim.x) {
+      const int j = i / padded_samples, a = i % padded_samples;
+      by_input[i] = in_bounds(a < p.samples) ? p.x[a * p.inputs + j] : T(0);
+    }
+    return by_input + p.inputs * padded_samples;
+  }
+
+  // sum[k] += factor x[k].
+  __device__ static void add(T factor, const T* x, T (&sum)[kChunk]) {
+    constexpr int kWidth = kPackWidth<T>;
+#pragma unroll
+    for (int k = 0; k < kChunk; k += kWidth) {
+      const auto pack = load_pack<kWidth>(x + k);
+#pragma unroll
+      for (int w = 0; w < kWidth; ++w) sum[k + w] += factor * pack[w];
+    }
+  }
+
+  // sum[k] = sum over i of factor(i) times entry `first` + k of row i, of X or, across, of X'. In
+  // global memory the last entry of a row stands for those beyond.
+  template <typename Factor>
+  __device__ void multiply(const ToyGdParams<T>& p, bool across, int first, T (&sum)[kChunk],
+                           Factor factor) const {
+    const int count = across ? p.inputs : p.samples;
+#pragma unroll
+    for (int k = 0; k < kChunk; ++k) sum[k] = T(0);
+    if constexpr (kStaged) {
+      const int pitch = across ? padded_samples : padded_inputs;
+      const T* x = (across ? by_input : by_sample) + first;
+#pragma unroll 4
+      for (int i = 0; i < count; ++i, x += pitch) add(factor(i), x, sum);
+    } else {
+      const int last = (across ? p.samples : p.inputs) - 1;
+      const int64_t row = across ? 1 : p.inputs, column = across ? p.inputs : 1;
+      const T* x[kChunk];
+#pragma unroll
+      for (int k = 0; k < kChunk; ++k) x[k] = p.x + min(first + k, last) * column;
+#pragma unroll 4
+      for (int i = 0; i < count; ++i) {
+        const T weight = factor(i);
+#pragma unroll
+        for (int k = 0; k < kChunk; ++k) sum[k] += weight * x[k][i * row];
+      }
+    }
   }
   __device__ void follow(const ToyGdParams<T>&, const ToyGdBlock<T>&) const {}
 
-  // z of one row for the samples from `first` on; beyond the last one, z of the last.
+  // z of one row for the samples from `first` on; what lies beyond the last one is not used.
   __device__ void products(const ToyGdParams<T>& p, const ToyGdBlock<T>& b, const T* row, int first,
                            T (&z)[kChunk]) const {
-    const T* x[kChunk];
-#pragma unroll
-    for (int k = 0; k < kChunk; ++k) {
-      z[k] = T(0);
-      x[k] = b.data.x + (first + k < p.samples ? first + k : p.samples - 1) * b.data.pitch;
-    }
-    for (int j = 0; j < p.inputs; ++j) {
-      const T entry = row[j * b.input_stride];
-#pragma unroll
-      for (int k = 0; k < kChunk; ++k) z[k] += entry * x[k][j];
-    }
+    multiply(p, true, first, z, [&](int j) { return row[j * b.input_stride]; });
   }
 
   // phi and phi' of one row, handed to put(sample, value, slope).
@@ -64,14 +113,8 @@ struct ToyActivatedRows {
     });
     const T rate = b.rate / static_cast<T>(p.samples), pull = rate * old;
     for (int first = 0; first < p.inputs; first += kChunk) {
-      T sum[kChunk] = {};
-      for (int a = 0; a < p.samples; ++a) {
-        const T weight = mine(a);
-        const T* const x = b.data.x + a * b.data.pitch;
-#pragma unroll
-        for (int k = 0; k < kChunk; ++k)
-          sum[k] += weight * x[first + k < p.inputs ? first + k : p.inputs - 1];
-      }
+      T sum[kChunk];
+      multiply(p, false, first, sum, [&](int a) { return mine(a); });
 #pragma unroll
       for (int k = 0; k < kChunk; ++k) {
         if (first + k >= p.inputs) continue;
@@ -175,11 +218,11 @@ struct ToyActivatedRows {
   }
 };
 
-template <typename T>
+template <typename T, bool kStaged>
 __global__ void __launch_bounds__(kToyGdMaxThreads, 1)
     toy_activated_kernel(const ToyGdParams<T> p) {
   CATAPULT_DYNAMIC_SMEM(unsigned char, smem);
-  toy_gd_run<ToyActivatedRows<T>>(p, smem + kToyGdRecordBytes, toy_record<T>(smem));
+  toy_gd_run<ToyActivatedRows<T, kStaged>>(p, smem + kToyGdRecordBytes, toy_record<T>(smem));
 }
 
 }  // namespace catapult::device

@@ -1,9 +1,13 @@
 #include "ops/toy_gd/toy_gd.hpp"
 
+#include "ops/toy_gd/toy_activated.hpp"
+
 namespace catapult {
 
 int64_t toy_gd_workspace(const ToyGdSizes& sizes, const Exec& exec) {
-  return exec.on_cpu() || sizes.replicas == 0 ? 0 : toy_gd_cuda_workspace(sizes, exec);
+  if (exec.on_cpu() || sizes.replicas == 0) return 0;
+  return sizes.linear ? toy_gd_cuda_workspace(sizes, exec)
+                      : toy_activated_cuda_workspace(sizes, exec);
 }
 
 void toy_gd(const ToyGdArgs& a, const Exec& exec) {
@@ -25,10 +29,11 @@ void toy_gd(const ToyGdArgs& a, const Exec& exec) {
   check_dense(kOp, "workspace", a.workspace, 1, Dtype::kFloat64);
   check(a.workspace.size[0] >= wanted, kOp, "workspace must hold ", wanted, " numbers, got ",
         a.workspace.size[0]);
+  const bool linear = a.activation.linear();
   if (exec.on_cpu()) {
-    toy_gd_cpu(a, exec);
+    linear ? toy_gd_cpu(a, exec) : toy_activated_cpu(a, exec);
   } else {
-    toy_gd_cuda(a, exec);
+    linear ? toy_gd_cuda(a, exec) : toy_activated_cuda(a, exec);
   }
 }
 

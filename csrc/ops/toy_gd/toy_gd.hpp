@@ -40,8 +40,8 @@ int64_t toy_gd_workspace(const ToyGdSizes& sizes, const Exec& exec);
 
 void toy_gd(const ToyGdArgs& args, const Exec& exec);
 
+// The linear network; toy_activated.hpp has the others.
 void toy_gd_cpu(const ToyGdArgs& args, const Exec& exec);
-void toy_activated_cpu(const ToyGdArgs& args, const Exec& exec);  // any activation but the linear
 void toy_gd_cuda(const ToyGdArgs& args, const Exec& exec);
 int64_t toy_gd_cuda_workspace(const ToyGdSizes& sizes, const Exec& exec);
 

@@ -2,10 +2,15 @@
 // and moves its rows of U and v is up to a Rows type.
 #pragma once
 
+#include <algorithm>
+#include <cmath>
+
 #include "core/cuda/grid.cuh"
+#include "core/cuda/launch.cuh"
 #include "core/cuda/reduce.cuh"
 #include "core/cuda/runtime.cuh"
 #include "core/cuda/staged_rows.cuh"
+#include "ops/toy_gd/toy_gd.hpp"
 #include "ops/toy_gd/toy_gd_config.hpp"
 #include "toy/toy_math.hpp"
 
@@ -34,6 +39,60 @@ struct ToyGdParams {
   bool resident, stage_x;
   ToyActivation phi;
 };
+
+// What both networks' launches have in common.
+template <typename T>
+ToyGdParams<T> toy_gd_params(const ToyGdArgs& args, const ToyGdSizes& sizes, const ToyGdPlan& plan,
+                             int64_t sums) {
+  const ToyRecords& r = args.records;
+  ToyGdParams<T> params{};
+  params.u = args.u.as<T>();
+  params.v = args.v.as<T>();
+  params.x = args.x.as<T>();
+  params.y = args.y.as<T>();
+  params.eta = args.eta.as<T>();
+  params.loss = r.loss.as<T>();
+  params.weight_norm = r.weight_norm.as<T>();
+  params.diverged_at = r.diverged_at.as<int64_t>();
+  params.partials = args.workspace.as<double>();
+  params.width = sizes.width;
+  params.rows = plan.rows;
+  params.steps = r.steps;
+  params.record_every = r.record_every;
+  params.curvature_every = r.curvature_every;
+  params.columns = r.loss.size[1];
+  params.curvatures = r.curvature.size[1];
+  params.inputs = static_cast<int>(sizes.inputs);
+  params.samples = static_cast<int>(sizes.samples);
+  params.blocks = static_cast<int>(plan.blocks);
+  params.sums = static_cast<int>(sums);
+  params.inverse_samples = 1.0 / static_cast<double>(sizes.samples);
+  params.inverse_root_width = static_cast<T>(1.0 / std::sqrt(static_cast<double>(sizes.width)));
+  params.resident = plan.resident;
+  params.stage_x = plan.stage_x;
+  params.phi = args.activation;
+  return params;
+}
+
+// Doubles of workspace for the sums of blocks that share a replica.
+inline int64_t toy_gd_partials(const ToyGdPlan& plan, int64_t sums) {
+  return plan.blocks == 1 ? 0 : 2 * plan.replicas_per_launch * plan.blocks * (sums + 2);
+}
+
+// All replicas, as many at a time as the plan allows.
+template <typename T>
+void toy_gd_launch(void (*kernel)(ToyGdParams<T>), const char* op, const ToyGdPlan& plan,
+                   int64_t replicas, const Exec& exec, ToyGdParams<T> params) {
+  for (int64_t first = 0; first < replicas; first += plan.replicas_per_launch) {
+    const int64_t count = std::min(plan.replicas_per_launch, replicas - first);
+    params.first = first;
+    launch(kernel,
+           {op, exec, dim3(static_cast<unsigned>(count * plan.blocks)),
+            dim3(static_cast<unsigned>(plan.threads)), static_cast<size_t>(plan.shared_bytes),
+            plan.blocks > 1},
+           params);
+  }
+}
 
 // Everything but the counters lives in shared memory; u and v in global memory where they do not
 // fit or are kept in registers.
@@ -86,8 +145,8 @@ __device__ void toy_gd_store_gram(const T* u, int64_t row_stride, int64_t input_
 }
 
 template <typename Rows, typename T>
-__device__ ToyGdBlock<T> toy_gd_setup(const ToyGdParams<T>& p, unsigned char* smem, int block,
-                                      int64_t replica, double& u_norm) {
+__device__ ToyGdBlock<T> toy_gd_setup(Rows& held, const ToyGdParams<T>& p, unsigned char* smem,
+                                      int block, int64_t replica, double& u_norm) {
   constexpr int kWarps = kToyGdMaxThreads / kWarpSize;
   const int directions = Rows::kLinear ? p.inputs : 0;
   ToyGdBlock<T> b;
@@ -98,8 +157,7 @@ __device__ ToyGdBlock<T> toy_gd_setup(const ToyGdParams<T>& p, unsigned char* sm
   b.w = b.sums + kWarps * p.sums;
   b.zeta = b.w + p.sums;
   b.residual = b.zeta + directions;
-  T* next = b.residual + p.samples;
-  b.data = stage_rows(p.x, p.samples, p.inputs, p.stage_x, next);
+  T* const next = held.stage(p, b);
   const int64_t row0 = block * p.rows;
   b.rows = p.width - row0 < p.rows ? p.width - row0 : p.rows;
   if (b.rows < 0) b.rows = 0;
@@ -175,8 +233,9 @@ __device__ ToyReplicaRecord<T>& toy_record(unsigned char* smem) {
   return *reinterpret_cast<ToyReplicaRecord<T>*>(smem);
 }
 
-// All steps of the replica that this block holds, or holds a part of. Rows has load(p, b),
-// start and step(p, b, q, u_norm) that fill sums, observe(p, b) from w to the loss, follow(p,
+// All steps of the replica that this block holds, or holds a part of. Rows has stage(p, b), which
+// copies X behind the residuals and returns where the rows may start, start(p, b) and step(p, b,
+// u_norm) that fill sums, observe(p, b) from w to the loss, follow(p,
 // b) for thread 0 after a step, and record(p, b, out) for the curvature.
 template <typename Rows, typename T>
 __device__ __forceinline__ void toy_gd_run(const ToyGdParams<T>& p, unsigned char* smem,
@@ -184,15 +243,14 @@ __device__ __forceinline__ void toy_gd_run(const ToyGdParams<T>& p, unsigned cha
   const int team = p.blocks, block = blockIdx.x % team;
   const int64_t local = blockIdx.x / team, replica = p.first + local;
   double u_norm, xx = 0.0, yy = 0.0;
-  const ToyGdBlock<T> b = toy_gd_setup<Rows>(p, smem, block, replica, u_norm);
+  Rows rows;
+  const ToyGdBlock<T> b = toy_gd_setup(rows, p, smem, block, replica, u_norm);
   for (int i = threadIdx.x; i < p.samples * p.inputs; i += blockDim.x)
     xx += static_cast<double>(p.x[i]) * static_cast<double>(p.x[i]);
   for (int i = threadIdx.x; i < p.samples; i += blockDim.x)
     yy += static_cast<double>(p.y[i]) * static_cast<double>(p.y[i]);
   const ToyDataNorms norms{block_sum(xx, b.scratch), block_sum(yy, b.scratch)};
   if (Rows::kLinear) u_norm = block_sum(u_norm, b.scratch);
-  Rows rows;
-  rows.load(p, b);
   double q = rows.start(p, b);
   toy_gd_gather<Rows>(p, b, block, local, 0, q, u_norm);
 

@@ -30,23 +30,37 @@ struct ToyGdPlan {
 constexpr int64_t kToyGdMaxThreads = 256;
 constexpr int64_t kToyGdRecordBytes = 128;  // of thread 0's record, at the start of shared memory
 
-// With an activation a thread keeps this many numbers per sample aside, in global memory: at most
-// these bytes of them at once.
-constexpr int64_t kToyGdScratch = 2, kToyGdScratchBytes = int64_t{1} << 26;
+inline int toy_gd_threads(int64_t wanted) {
+  return static_cast<int>(std::clamp<int64_t>((wanted + 31) / 32 * 32, 32, kToyGdMaxThreads));
+}
 
 // Rows of `registers` inputs that a thread keeps: at most 64 registers of U.
 constexpr int64_t toy_gd_register_rows(int64_t registers, int64_t element) {
   return std::min<int64_t>(4, 256 / (element * registers));
 }
 
-// Shared memory beside the rows: the record, `sums` per warp and in all, zeta (linear network),
-// residuals, and X if staged.
-inline int64_t toy_gd_small_bytes(int64_t sums, int64_t zeta, int64_t inputs, int64_t samples,
-                                  int64_t element, bool stage_x) {
-  const int64_t warps = kToyGdMaxThreads / 32;
-  return kToyGdRecordBytes + 8 * (warps + 4) +
-         element *
-             ((warps + 1) * sums + zeta + samples + (stage_x ? samples * odd_pitch(inputs) : 0));
+// Shared memory beside the rows: the record, a number for each warp and a few more, and `numbers`
+// of the element.
+inline int64_t toy_gd_small_bytes(int64_t numbers, int64_t element) {
+  return kToyGdRecordBytes + 8 * (kToyGdMaxThreads / 32 + 4) + element * numbers;
+}
+
+// The rows in what `small` bytes leave of the shared memory of a block, else of several, else in
+// global memory; a thread has `thread_rows` at a time. Blocks are 0 where `small` does not fit. A
+// grid with a barrier between blocks holds at most one block per multiprocessor.
+inline void toy_gd_place_rows(ToyGdPlan& plan, int64_t replicas, int64_t width, int64_t inputs,
+                              int64_t element, int64_t small, int64_t thread_rows,
+                              int64_t shared_limit, int64_t multiprocessors) {
+  if (small > shared_limit) return;
+  const int64_t row_bytes = (inputs + 1) * element, room = (shared_limit - small) / row_bytes;
+  plan.blocks = room > 0 ? (width + room - 1) / room : multiprocessors + 1;
+  plan.resident = plan.blocks <= multiprocessors;
+  if (!plan.resident) plan.blocks = std::min(multiprocessors, (width + 1023) / 1024);
+  plan.rows = (width + plan.blocks - 1) / plan.blocks;
+  plan.threads = toy_gd_threads((plan.rows + thread_rows - 1) / thread_rows);
+  plan.shared_bytes = small + (plan.resident ? plan.rows * row_bytes : 0);
+  plan.replicas_per_launch =
+      plan.blocks == 1 ? replicas : std::max<int64_t>(1, multiprocessors / plan.blocks);
 }
 
 // Shared memory of a replica in registers: at most these bytes, two numbers a warp and one for each
@@ -59,16 +73,11 @@ inline int64_t toy_gd_register_bytes(int64_t registers, int64_t samples, int64_t
          element * ((2 * warps + 1) * registers + 32 * toy_gd_batches(samples) * pitch);
 }
 
-// `blocks` of the plan is 0 where the small vectors alone do not fit into `shared_limit`.
-// A grid with a barrier between blocks holds at most one block per multiprocessor.
+// Of the linear network. `blocks` is 0 where the small vectors alone do not fit.
 inline ToyGdPlan toy_gd_plan(int64_t replicas, int64_t width, int64_t inputs, int64_t samples,
-                             int64_t element, bool linear, int64_t shared_limit,
-                             int64_t multiprocessors) {
+                             int64_t element, int64_t shared_limit, int64_t multiprocessors) {
   ToyGdPlan plan{};
-  const auto threads = [](int64_t wanted, int64_t most) {
-    return static_cast<int>(std::clamp<int64_t>((wanted + 31) / 32 * 32, 32, most));
-  };
-  const int fit = !linear ? 0 : inputs <= 8 ? 8 : inputs <= 16 ? 16 : inputs <= 32 ? 32 : 0;
+  const int fit = inputs <= 8 ? 8 : inputs <= 16 ? 16 : inputs <= 32 ? 32 : 0;
   if (fit > 0) {
     const int64_t thread_rows = toy_gd_register_rows(fit, element);
     plan.shared_bytes = toy_gd_register_bytes(fit, samples, element);
@@ -77,29 +86,17 @@ inline ToyGdPlan toy_gd_plan(int64_t replicas, int64_t width, int64_t inputs, in
       plan.registers = fit;
       plan.blocks = 1;
       plan.rows = width;
-      plan.threads = threads((width + thread_rows - 1) / thread_rows, kToyGdMaxThreads);
+      plan.threads = toy_gd_threads((width + thread_rows - 1) / thread_rows);
       plan.replicas_per_launch = replicas;
       return plan;
     }
   }
   plan.stage_x = samples * inputs * element <= shared_limit / 8;
-  const int64_t small = toy_gd_small_bytes(linear ? inputs : samples, linear ? inputs : 0, inputs,
-                                           samples, element, plan.stage_x);
-  if (small > shared_limit) return plan;
-  const int64_t row_bytes = (inputs + 1) * element, room = (shared_limit - small) / row_bytes;
-  plan.blocks = room > 0 ? (width + room - 1) / room : multiprocessors + 1;
-  plan.resident = plan.blocks <= multiprocessors;
-  if (!plan.resident) plan.blocks = std::min(multiprocessors, (width + 1023) / 1024);
-  plan.rows = (width + plan.blocks - 1) / plan.blocks;
-  plan.threads = threads(linear ? (plan.rows + 3) / 4 : plan.rows, kToyGdMaxThreads);
-  plan.shared_bytes = small + (plan.resident ? plan.rows * row_bytes : 0);
-  plan.replicas_per_launch =
-      plan.blocks == 1 ? replicas : std::max<int64_t>(1, multiprocessors / plan.blocks);
-  if (!linear) {
-    const int64_t each = kToyGdScratch * samples * plan.threads * element * plan.blocks;
-    plan.replicas_per_launch =
-        std::clamp<int64_t>(kToyGdScratchBytes / each, 1, plan.replicas_per_launch);
-  }
+  // w of each warp and of all, zeta, the residuals and X
+  const int64_t numbers = (kToyGdMaxThreads / 32 + 2) * inputs + samples +
+                          (plan.stage_x ? samples * odd_pitch(inputs) : 0);
+  toy_gd_place_rows(plan, replicas, width, inputs, element, toy_gd_small_bytes(numbers, element), 4,
+                    shared_limit, multiprocessors);
   return plan;
 }
 

@@ -103,7 +103,6 @@ void run(const ToyGdArgs& args, const ToyGdTable<T>& table, int threads) {
 }  // namespace
 
 void toy_gd_cpu(const ToyGdArgs& args, const Exec& exec) {
-  if (!args.activation.linear()) return toy_activated_cpu(args, exec);
   const ToyGdTables& tables = CATAPULT_SELECT_ISA(toy_gd_simd);
   if (args.u.dtype == Dtype::kFloat32) {
     run<float>(args, tables.float32, exec.threads);

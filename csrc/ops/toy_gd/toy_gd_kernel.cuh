@@ -95,7 +95,11 @@ template <typename T>
 struct ToyGdLinear {
   static constexpr bool kLinear = true;
 
-  __device__ void load(const ToyGdParams<T>&, const ToyGdBlock<T>&) {}
+  __device__ T* stage(const ToyGdParams<T>& p, ToyGdBlock<T>& b) const {
+    T* next = b.residual + p.samples;
+    b.data = stage_rows(p.x, p.samples, p.inputs, p.stage_x, next);
+    return next;
+  }
 
   // A step of size zero along zero leaves the weights as they are and gives their w and q.
   __device__ double start(const ToyGdParams<T>& p, const ToyGdBlock<T>& b) {
