@@ -59,6 +59,9 @@ uint8_t* shared_access(Warp& warp, const Instr& instr, int lane, uint64_t offset
 uint8_t* global_access(Warp& warp, const Instr& instr, int lane, uint64_t address, uint32_t bytes,
                        Use use) {
   uint8_t* const host = reinterpret_cast<uint8_t*>(address);
+  const auto& params = warp.block.grid.params;  // those of a __grid_constant__ have addresses
+  if (use == Use::kRead && host >= params.data() && host + bytes <= params.data() + params.size())
+    return host;
   const auto& space = warp.block.grid.workspace;
   if (host >= space.data() && host + bytes <= space.data() + space.size()) return host;
   for (const auto& [name, constant] : warp.block.grid.module.constants)

@@ -126,10 +126,11 @@ bool Builder::decode_slot_param(Instr& instr, bool is_load,
   if (!param || name[0] == '%') return false;
   const Register* value = find(operands[is_load ? 0 : 1]);
   if (!value) throw Fault("a literal as argument");
-  const uint32_t slot = slot_at(*param, offset);
+  const bool upper = offset % 8 == 4 && value->bytes == 4;
+  const uint32_t slot = slot_at(*param, upper ? offset - 4 : offset);
   instr.slot[0] = is_load ? value->slot : slot;
   instr.slot[1] = is_load ? slot : value->slot;
-  instr.run = slot_move(value->bytes, is_load);
+  instr.run = slot_move(value->bytes, is_load, upper);
   return true;
 }
 

@@ -87,6 +87,22 @@ void move_slot(Warp& warp, const Instr& instr, Mask mask) {
     if (mask >> l & 1) to[l] = static_cast<To>(from[l]);
 }
 
+// The second of two numbers of 4 bytes that share a slot; the first has been written before.
+void load_upper(Warp& warp, const Instr& instr, Mask mask) {
+  for (int l = 0; l < kLanes; ++l)
+    if (mask >> l & 1)
+      warp.at<uint32_t>(instr.slot[0])[l] =
+          static_cast<uint32_t>(warp.at<uint64_t>(instr.slot[1])[l] >> 32);
+}
+
+void store_upper(Warp& warp, const Instr& instr, Mask mask) {
+  for (int l = 0; l < kLanes; ++l) {
+    if (!(mask >> l & 1)) continue;
+    uint64_t& slot = warp.at<uint64_t>(instr.slot[0])[l];
+    slot = (slot & kAll) | uint64_t(warp.at<uint32_t>(instr.slot[1])[l]) << 32;
+  }
+}
+
 }  // namespace
 
 Handler load_of(const Instr& instr) { return instr.space == Space::kParam ? &load_param : &load; }
@@ -155,26 +171,30 @@ void wait_copies(Warp& warp, const Instr& instr, Mask mask) {
   warp.copies.resize(kept);
 }
 
+namespace {
+
+uint64_t window(Warp& warp, const Instr& instr, int lane) {
+  const uint8_t* base = instr.space == Space::kShared  ? warp.block.shared.data()
+                        : instr.space == Space::kLocal ? warp.local(lane)
+                        : instr.space == Space::kParam ? warp.block.grid.params.data()
+                                                       : nullptr;
+  return reinterpret_cast<uint64_t>(base);
+}
+
+}  // namespace
+
 void to_generic(Warp& warp, const Instr& instr, Mask mask) {
-  for (int l = 0; l < kLanes; ++l) {
-    if (!(mask >> l & 1)) continue;
-    const uint8_t* base = instr.space == Space::kShared  ? warp.block.shared.data()
-                          : instr.space == Space::kLocal ? warp.local(l)
-                                                         : nullptr;
-    warp.at<uint64_t>(instr.slot[0])[l] =
-        warp.at<uint64_t>(instr.slot[1])[l] + reinterpret_cast<uint64_t>(base);
-  }
+  for (int l = 0; l < kLanes; ++l)
+    if (mask >> l & 1)
+      warp.at<uint64_t>(instr.slot[0])[l] =
+          warp.at<uint64_t>(instr.slot[1])[l] + window(warp, instr, l);
 }
 
 void from_generic(Warp& warp, const Instr& instr, Mask mask) {
-  for (int l = 0; l < kLanes; ++l) {
-    if (!(mask >> l & 1)) continue;
-    const uint8_t* base = instr.space == Space::kShared  ? warp.block.shared.data()
-                          : instr.space == Space::kLocal ? warp.local(l)
-                                                         : nullptr;
-    warp.at<uint64_t>(instr.slot[0])[l] =
-        warp.at<uint64_t>(instr.slot[1])[l] - reinterpret_cast<uint64_t>(base);
-  }
+  for (int l = 0; l < kLanes; ++l)
+    if (mask >> l & 1)
+      warp.at<uint64_t>(instr.slot[0])[l] =
+          warp.at<uint64_t>(instr.slot[1])[l] - window(warp, instr, l);
 }
 
 // mov.b64 d, {low, high}
@@ -195,7 +215,8 @@ void unpack_pair(Warp& warp, const Instr& instr, Mask mask) {
   }
 }
 
-Handler slot_move(uint32_t bytes, bool is_load) {
+Handler slot_move(uint32_t bytes, bool is_load, bool upper) {
+  if (upper) return is_load ? &load_upper : &store_upper;
   if (bytes == 8) return &move_slot<uint64_t, uint64_t>;
   return is_load ? &move_slot<uint32_t, uint64_t> : &move_slot<uint64_t, uint32_t>;
 }

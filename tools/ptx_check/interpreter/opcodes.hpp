@@ -36,6 +36,6 @@ void from_generic(Warp& warp, const Instr& instr, Mask mask);
 void pack_pair(Warp& warp, const Instr& instr, Mask mask);
 void unpack_pair(Warp& warp, const Instr& instr, Mask mask);
 // Between a register of 4 or 8 bytes and the slot of a parameter, which has 8.
-Handler slot_move(uint32_t bytes, bool is_load);
+Handler slot_move(uint32_t bytes, bool is_load, bool upper);
 
 }  // namespace ptx
