@@ -35,7 +35,7 @@ def probe(
     by_layer: Annotated[
         bool, Option("Also the top of every layer's block of the GGN.", "--by-layer")
     ] = False,
-    samples: Annotated[int, Option("First so many samples.")] = 512,
+    samples: Annotated[int, Option("Number of samples to use, the first ones.")] = 512,
     tol: Annotated[float, Option("Relative error of the eigenvalues.")] = 1e-3,
     out: Annotated[
         Path | None, Option("Write the spectrum's picture here (PNG); of the last checkpoint.")
@@ -104,7 +104,7 @@ def max_lr(
     standardise: Annotated[str | None, Option(STANDARDISE)] = None,
     loss: Annotated[str, Option(", ".join(losses.NAMED))] = "half_mse",
     checkpoint: Annotated[Path | None, Option(probed.CHECKPOINT)] = None,
-    samples: Annotated[int, Option("First so many samples.")] = 512,
+    samples: Annotated[int, Option("Number of samples to use, the first ones.")] = 512,
     optimizer: Annotated[str | None, Option(OPTIMIZER)] = None,
     burn_in: Annotated[
         int,

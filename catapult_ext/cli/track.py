@@ -26,7 +26,7 @@ def track(
     loss: Annotated[str, Option(", ".join(losses.NAMED))] = "half_mse",
     quantity: Annotated[str, Option("ggn, hessian or ntk.")] = "ggn",
     k: Annotated[int, Option("Eigenvalues.")] = 1,
-    samples: Annotated[int, Option("First so many samples.")] = 512,
+    samples: Annotated[int, Option("Number of samples to use, the first ones.")] = 512,
     tol: Annotated[float, Option("Relative error of the eigenvalues.")] = 1e-3,
     out: Annotated[Path | None, Option("Write the picture here (PNG).")] = None,
     as_json: Annotated[bool, Option(probed.JSON, "--json")] = False,

@@ -34,7 +34,7 @@ from catapult_ext.probes.tracker_options import check_options
 from catapult_ext.probes.tracker_report import last_probe, sentence
 
 _WHERE = "CurvatureTracker"
-_TIMED_STEPS = 3  # a budget is split once so many steps have been timed
+_TIMED_STEPS = 3  # timed steps after which a budget is split
 _LEAST_SAMPLES = 16
 _FORMAT = "catapult_ext CurvatureTracker 1"
 _COUNTED = ("count", "samples", "_made", "_missed", "_cost", "_costliest", "_last_probe")
@@ -77,14 +77,14 @@ class CurvatureTracker(Drawn):
             :meth:`step`.
         quantity: ``"ggn"``, ``"hessian"`` or ``"ntk"`` (sum convention; needs a fixed probe set).
         k: eigenvalues followed; ``grow_at`` may raise it to ``max_k``.
-        every: steps from probe to probe (with ``budget``: at least so many).
+        every: steps from probe to probe (with ``budget``: the least number of them).
         budget: most that probing may cost, as a share of training time, or None.  With a budget the
             first probe comes after three timed steps and may run into debt; from then on a probe is
             made only when even a checked solve would keep within it.  Unless ``samples`` is given,
-            so many probe samples are taken that such a solve costs at most a tenth of the budget of
+            the number of probe samples is such that a solve costs at most a tenth of the budget of
             ``steps`` steps.  r_t and lambda_r are taken at as many steps as a third of it pays for.
         steps: length of training that a budget is laid out for.
-        samples: use the first so many probe samples.
+        samples: number of probe samples to use, the first ones.
         tol: relative error asked for.
         optimizer: read for the rate of the step that was taken, its preconditioner and k*; needed
             by ``grow_at``, r_t and ``full_batch``.
@@ -95,7 +95,7 @@ class CurvatureTracker(Drawn):
             ``zeta`` of every step follows from the losses (:class:`~catapult_ext.EdgeMeter`).
         grow_at: follow one more eigenvalue while eta times the smallest exceeds this (e.g. 1.5).
         max_k: most eigenvalues followed.
-        kernel_samples: compare the trace kernel of so many probe samples with that at the first
+        kernel_samples: number of probe samples whose trace kernel is compared with that at the first
             probe (drift); 0 for none.
         batch_stats: what batch normalisation means, ``models.BATCH_STATS``; None follows the mode
             that each layer is in at the probe: "coupled" in training, "running" in evaluation.

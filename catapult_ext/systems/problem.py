@@ -141,7 +141,7 @@ def _exact_product(matrix: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def product_rounding(terms: int) -> float:
-    """A sum of so many products in float64 is off by at most this times that of their magnitudes.
+    """Rounding bound of a sum of ``terms`` products in float64, over the sum of their magnitudes.
 
     In any order of summation (Higham 2002, "Accuracy and Stability of Numerical Algorithms", 3.1).
     """
