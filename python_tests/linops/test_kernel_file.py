@@ -37,7 +37,7 @@ def build(name="kinked"):
 
 
 CASES = [(n, c, *f) for n in ("kinked", "conv") for c in (False, True) for f in FORMS]
-CASES += [("gpt", True, "blocks", "all"), ("lstm", False, *FORMS[2]), ("lstm", True, *FORMS[0])]
+CASES += [("gpt", True, "blocks", "all"), ("cell", False, *FORMS[2]), ("cell", True, *FORMS[0])]
 
 
 @pytest.mark.parametrize(("name", "cross", "layout", "outputs"), CASES)
@@ -59,7 +59,7 @@ def test_same_numbers(name, cross, layout, outputs, tmp_path, monkeypatch):
     close(kernel.dense(layout, outputs, file=tmp_path / "k.npy"), exact)
 
 
-@pytest.mark.parametrize("name", ["kinked", "conv", "lstm"])
+@pytest.mark.parametrize("name", ["kinked", "conv", "cell"])
 def test_tiles_in_memory(name, monkeypatch):
     small_tiles(monkeypatch, 2)
     model, x = zoo.build(name)

@@ -14,12 +14,7 @@ from catapult_ext.linops.tracing import parameter_kernel
 from catapult_ext.linops.tracing.parameter_uses import Structured
 from catapult_ext.testing.tolerances import assert_close
 
-UNKNOWN = {
-    "vit": "multi_head_attention_forward",
-    "attention": "multi_head_attention_forward",
-    "lstm": "lstm",
-    "gru": "gru",
-}
+UNKNOWN = {"cell": "gru_cell"}
 
 
 close = partial(assert_close, tolerance=1e-12)

@@ -168,6 +168,20 @@ class Recurrent(nn.Module):
         return self.out(self.cell(x)[0][:, -1])
 
 
+class Stepwise(nn.Module):
+    """A cell called step by step, whose parameter uses no rule knows."""
+
+    def __init__(self):
+        super().__init__()
+        self.cell, self.out = nn.GRUCell(5, 4), nn.Linear(4, 2)
+
+    def forward(self, x):
+        h = x.new_zeros(len(x), 4)
+        for step in x.unbind(1):
+            h = self.cell(step, h)
+        return self.out(h)
+
+
 def weight_norm_conv():
     return nn.Sequential(
         parametrizations.weight_norm(nn.Conv2d(2, 3, 3)),
@@ -266,6 +280,7 @@ ZOO = {
     "wrn_16_1": (lambda: wide_resnet(16, 1, 2), lambda: torch.randn(2, 3, 8, 8), "autograd"),
     "lstm": (lambda: Recurrent(nn.LSTM), lambda: torch.randn(4, 3, 5), "autograd"),
     "gru": (lambda: Recurrent(nn.GRU), lambda: torch.randn(4, 3, 5), "autograd"),
+    "cell": (Stepwise, lambda: torch.randn(4, 3, 5), "autograd"),
     "attention": (Attention, lambda: torch.randint(0, 11, (4, 5)), "autograd"),
     "tuple": (TwoInputs, lambda: (torch.randn(6, 5), torch.randn(6, 3)), "autograd"),
     "mapping": (

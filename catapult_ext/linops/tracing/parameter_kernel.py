@@ -13,7 +13,7 @@ from catapult_ext import ops
 from catapult_ext.linops.model.fixed_model import FixedModel
 from catapult_ext.linops.model.memory_meter import LIMITS
 from catapult_ext.linops.tracing.parameter_rows import Sink, each_block, gradient_bytes
-from catapult_ext.linops.tracing.parameter_use_rules import Outer, Positions, Use
+from catapult_ext.linops.tracing.parameter_use_kinds import Outer, Positions, Use
 from catapult_ext.linops.tracing.parameter_uses import Structured
 from catapult_ext.linops.tracing.pieces import add_product
 

@@ -12,7 +12,8 @@ choice of Bu et al. (2022), here for exact kernels.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from math import prod
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -25,7 +26,11 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakIdKeyDictionary
 
 from catapult_ext.linops.model.fixed_model import FixedModel
-from catapult_ext.linops.tracing.parameter_use_rules import Use, uses_of
+from catapult_ext.linops.model.graphs import nodes_of
+from catapult_ext.linops.tracing.independence import samples_are_apart
+from catapult_ext.linops.tracing.opened_calls import opened
+from catapult_ext.linops.tracing.parameter_use_kinds import Use
+from catapult_ext.linops.tracing.parameter_use_rules import uses_of
 
 _proven: WeakKeyDictionary[FixedModel, list[tuple[Any, ...]]] = WeakKeyDictionary()
 _HUGE = 4 << 20  # bytes from which NumPy asks the system for huge pages
@@ -49,27 +54,35 @@ class UseTracer(TorchFunctionMode):
 
     Attributes:
         met_constants: whether there were any.
+        replaced: whether a call was computed by other operations than torch's own.
     """
 
     def __init__(self, snapshot: FixedModel, constants: bool = False) -> None:
         super().__init__()
         self._constants = constants
-        self.met_constants = False
+        self.met_constants = self.replaced = False
+        self._second = False  # inside calls whose second dimension are the samples
         self.uses: list[Use] = []
         self.versions: list[list[int]] = []  # of what each use saved, when it was made
         self.why = ""
-        self._n = snapshot.n_samples
+        self.n = snapshot.n_samples
         self._like = {id(p): p for p in snapshot.params.values()}
         self._data = WeakIdKeyDictionary()
-        self._mark(snapshot.x)
+        self.mark(snapshot.x)
 
-    def _mark(self, value: Any) -> None:
+    def mark(self, value: Any) -> None:
+        """Take tensors for data."""
         for t in tree_leaves(value):
             if isinstance(t, Tensor):
                 self._data[t] = True
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
+        parts = None if self.why else opened(self, func, args, kwargs)
+        if parts is not None:
+            self.replaced |= parts.replaced
+            self.mark(parts.out)
+            return parts.out
         out = func(*args, **kwargs)
         if not any(isinstance(t, Tensor) for t in tree_leaves(out)):
             return out
@@ -81,24 +94,39 @@ class UseTracer(TorchFunctionMode):
         if like and not data:
             self._derived(func, out, given, like)
         if data:
-            self._mark(out)
+            self.mark(out)
             if like and not self.why:
                 self._record(func, args, kwargs, out, like)
         return out
 
+    @contextmanager
+    def watching(self) -> Iterator[None]:
+        """Record the calls inside, whose second dimension are the samples."""
+        before, self._second = self._second, True
+        try:
+            with self:
+                yield
+        finally:
+            self._second = before
+
+    def is_parameter(self, t: Tensor) -> bool:
+        """Whether a tensor is a parameter or made of parameters alone."""
+        return id(t) in self._like
+
     def _per_sample(self, t: Tensor) -> bool:
         """A constant with as many rows as there are samples (token types made of a buffer)."""
-        return id(t) not in self._like and t.dim() > 0 and t.shape[0] == self._n
+        return id(t) not in self._like and t.dim() > 0 and t.shape[0] == self.n
 
     def _record(self, func: Any, args: Any, kwargs: Any, out: Any, like: set[int]) -> None:
         if all(t.numel() == 0 for t in tree_leaves(out) if isinstance(t, Tensor)):
             return  # an expert without a token: no output depends on this call
-        found = uses_of(func, args, kwargs, out, self._n, like)
+        found = uses_of(func, args, kwargs, out, self.n, like, self._second)
         if any(use is None for use in found) or not found:
             self.why = f"it uses a parameter in {getattr(func, '__name__', func)}"
-        self._take(found)
+        self.take(found)
 
-    def _take(self, found: Sequence[Use | None]) -> None:
+    def take(self, found: Sequence[Use | None]) -> None:
+        """Record uses."""
         for use in found:
             if use is not None and use.target.numel():
                 self.uses.append(use)
@@ -110,11 +138,11 @@ class UseTracer(TorchFunctionMode):
             if not (isinstance(t, Tensor) and t.requires_grad):
                 continue
             first = given[0]
-            expands = func.__name__ in _VIEWS_OF_ONE and t.dim() and t.shape[0] == self._n
+            expands = func.__name__ in _VIEWS_OF_ONE and t.dim() and t.shape[0] == self.n
             if expands and id(first) in like and t.dim() == first.dim() and first.shape[0] == 1:
-                self._mark(t)
-                found = uses_of(torch.add, (0, first), {}, t, self._n, like)
-                self._take(found)
+                self.mark(t)
+                found = uses_of(torch.add, (0, first), {}, t, self.n, like)
+                self.take(found)
                 self.why = self.why or ("" if found[0] else "it expands a parameter")
             else:
                 self._like[id(t)] = t
@@ -129,6 +157,7 @@ class Structured:
     """
 
     seeds: Tensor | None = None
+    _all_shown = False  # every parameter had a gradient that an error would have shown in
 
     def __init__(self, snapshot: FixedModel) -> None:
         self.snapshot, self.why = snapshot, ""
@@ -141,7 +170,7 @@ class Structured:
             snapshot.take_raw_output()
             self.uses = tracer.uses
             self.n, self.outputs = self.graph.shape
-            self._versions = tracer.versions
+            self._versions, self._replaced = tracer.versions, tracer.replaced
             self.leaves = list(snapshot.params.values())
             self.why = tracer.why or self._refusal()
             if not self.why or not tracer.met_constants:
@@ -164,9 +193,19 @@ class Structured:
         signature = [(type(use), tuple(use.target.shape), use.out) for use in self.uses]
         if _proven.get(self.snapshot) == signature:
             return ""
-        why = self._check()
+        # where torch's own operations in this order were proven, other inputs change nothing else
+        # than which samples they connect
+        plain = self.snapshot.observed.plain
+        apart = plain and samples_are_apart(self.graph)
+        operations = hash(tuple(node.name() for node in nodes_of([self.graph.grad_fn])))
+        fact = "uses", self.snapshot.dtype, tuple(signature), operations
+        if apart and fact in self.snapshot.facts:
+            return ""
+        why = self._check(apart)
         if not why:
             _proven[self.snapshot] = signature
+            if apart and self._all_shown:
+                self.snapshot.facts.add(fact)
         return why
 
     def _parents(self, use: Use) -> list[int]:
@@ -180,8 +219,11 @@ class Structured:
         )
         return [i for i, g in enumerate(grads) if g is not None]
 
-    def _check(self) -> str:
-        """All uses found, and samples independent and in order, by a random cotangent."""
+    def _check(self, apart: bool) -> str:
+        """All uses found, and samples independent and in order, by a random cotangent.
+
+        That samples are ``apart`` was read off the graph.
+        """
         generator = torch.Generator().manual_seed(0)
         u = torch.randn(self.graph.shape, generator=generator, dtype=torch.float64, device="cpu")
         u = u.to(self.graph)
@@ -191,16 +233,24 @@ class Structured:
         gradients = self._by_use(dict(zip(edges, found, strict=False)))
         if any(g is not None and g.is_complex() for g in gradients):
             return "it multiplies parameters by complex numbers"
-        return self._check_order(u, edges, gradients) or self._check_sums(
-            gradients, found[len(edges) :]
-        )
+        exact = found[len(edges) :]
+        if self._replaced:  # the gradients of torch's own operations are the right ones
+            plain = self.snapshot.forward()
+            gap = (plain.detach() - self.graph.detach()).abs().max()
+            if not bool(gap <= 1e3 * torch.finfo(u.dtype).eps * plain.detach().abs().max()):
+                return "its recurrent layers give other outputs step by step"
+            exact = torch.autograd.grad(plain, self.leaves, u, allow_unused=True)
+            del plain
+        sizes = [0.0 if g is None else float(g.norm()) for g in exact]
+        self._all_shown = min(sizes) > torch.finfo(u.dtype).eps * max(sizes)
+        why = "" if apart else self._check_order(u, edges, gradients)
+        return why or self._check_sums(gradients, exact)
 
     def _by_use(self, by_edge: dict[Any, Tensor | None]) -> list[Tensor | None]:
         """The gradient (N, ...) by the result of every use."""
         found = [by_edge[use.edge] for use in self.uses]
         return [
-            None if g is None else g.reshape(use.out)
-            for g, use in zip(found, self.uses, strict=True)
+            None if g is None else use.by_sample(g) for g, use in zip(found, self.uses, strict=True)
         ]
 
     def _check_order(self, u: Tensor, edges: list[Any], gradients: list[Tensor | None]) -> str:
@@ -341,13 +391,13 @@ class Structured:
                 for use in (self.uses[k] for k in same):
                     g = by_edge[use.edge]
                     if g is not None:
-                        use.add_rows(g.reshape(use.out), block[o], first)
+                        use.add_rows(use.by_sample(g), block[o], first)
                         first = False
                 if first:
                     block[o] = 0
             for edge, k in last.items():
                 g, out = by_edge[edge], self.uses[k].out
-                g = None if g is None else g.reshape(out)
+                g = None if g is None else self.uses[k].by_sample(g)
                 if edge not in kept:
                     kept[edge] = self._room(g, out)
                 kept[edge][:, o] = 0 if g is None else g
