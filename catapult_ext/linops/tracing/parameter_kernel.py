@@ -39,6 +39,8 @@ def kernel(one: Structured, two: Structured | None, outputs: str, workspace: int
 class _Kernel(Sink):
     """Adds up J J2' parameter by parameter; of a symmetric kernel the lower triangle at least."""
 
+    keeps_rows = False
+
     def __init__(self, sides: list[Structured], trace: bool, workspace: int) -> None:
         self._sides, self._trace, self._workspace = sides, trace, workspace
         self._symmetric = len(sides) == 1
@@ -133,6 +135,8 @@ def diagonal(one: Structured, workspace: int) -> Tensor | None:
 class _Diagonal(Sink):
     """Adds up squared norms, (N, O)."""
 
+    keeps_rows = False
+
     def __init__(self, one: Structured) -> None:
         self.out = one.graph.new_zeros(one.n, one.outputs, requires_grad=False)
 
@@ -178,6 +182,8 @@ def jacobian(one: Structured, workspace: int) -> Tensor | None:
 
 class _Jacobian(Sink):
     """Puts rows where they belong in J (N, O, P)."""
+
+    keeps_rows = False
 
     def __init__(self, one: Structured) -> None:
         sizes = [p.numel() for p in one.leaves]

@@ -8,13 +8,14 @@ than the workspace) the derivatives of all outputs are stored first.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from math import prod
 
 from torch import Tensor
 
 from catapult_ext._progress import report_share
+from catapult_ext.linops.tracing.parameter_use_kinds import Memory
 from catapult_ext.linops.tracing.parameter_uses import Structured
 
 Group = tuple[list[int], list[int]]  # parameters and the uses that touch them
@@ -34,6 +35,8 @@ class Sink(ABC):
     @abstractmethod
     def rows(self, blocks: list[Tensor], parameter: int, place: slice) -> None:
         """Receive rows (N, O, q) by some entries of one parameter, one tensor per side."""
+
+    keeps_rows = True  # whether :meth:`rows` keeps what it receives, or views of it
 
     def by_output(self, blocks: list[list[Tensor]], parameters: list[int]) -> None:
         """Receive rows (O, N, q): per side a list, with a tensor for each whole parameter."""
@@ -129,6 +132,7 @@ def each_block(sides: list[Structured], workspace: int, sink: Sink) -> bool:
         derived = any(sides[0].is_derived(sides[0].uses[k]) for k in uses)
         if derived and total_rows * sum(sizes[i] for i in members) * item > workspace // 2:
             return False
+    memories = [None if sink.keeps_rows else Memory() for _ in sides]
     done = 0
     for some in passes:
         wanted = [k for _, uses in some.stored for k in uses]
@@ -145,7 +149,7 @@ def each_block(sides: list[Structured], workspace: int, sink: Sink) -> bool:
             if cut.by_factors(group[1]):
                 sink.factors(group[1][0], [p[0] for p in parts])
             else:
-                _each_part(sides, group, parts, room, sink)
+                _each_part(sides, group, parts, room, sink, memories)
             done += sum(sizes[i] for i in group[0])
             report_share(done, sum(sizes))
         del gradients
@@ -153,7 +157,12 @@ def each_block(sides: list[Structured], workspace: int, sink: Sink) -> bool:
 
 
 def _each_part(
-    sides: list[Structured], group: Group, parts: list[list[Tensor]], room: int, sink: Sink
+    sides: list[Structured],
+    group: Group,
+    parts: list[list[Tensor]],
+    room: int,
+    sink: Sink,
+    memories: Sequence[Memory | None],
 ) -> None:
     """Rows of one group from its stored gradients, as many entries at a time as ``room`` holds."""
     members, uses = group
@@ -171,8 +180,9 @@ def _each_part(
     for at in range(0, length, step):
         lead = slice(at, min(at + step, length))
         blocks = []
-        for s, p in zip(sides, parts, strict=True):
-            block = s.rows(s.uses[uses[0]], p[0], lead, room)
+        for s, p, memory in zip(sides, parts, memories, strict=True):
+            alone = memory if len(uses) == 1 else None  # further rows would overwrite the first
+            block = s.rows(s.uses[uses[0]], p[0], lead, room, alone)
             for k, g in zip(uses[1:], p[1:], strict=True):
                 block = block + s.rows(s.uses[k], g, lead, room)
             blocks.append(block)

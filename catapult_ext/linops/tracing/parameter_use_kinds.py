@@ -17,6 +17,25 @@ from torch import Tensor
 from torch.autograd.graph import GradientEdge
 
 
+class Memory:
+    """Memory that blocks of rows are written to one after another.
+
+    The system clears every page of a new large block, which takes as long as a thin product.
+    """
+
+    def __init__(self) -> None:
+        self._held: dict[str, Tensor] = {}
+
+    def empty(self, name: str, shape: tuple[int, ...], like: Tensor) -> Tensor:
+        """Numbers to be written, whose memory the next call of this name gives out again."""
+        count, held = prod(shape), self._held.get(name)
+        if held is None or held.numel() < count:
+            held = None
+            self._held.pop(name, None)
+            self._held[name] = held = like.new_empty(count, requires_grad=False)
+        return held[:count].view(shape)
+
+
 def by_sample(t: Tensor, n: int, second: bool) -> Tensor:
     """(N, ...) as it is; (S, N, ...) or (S*N, ...) turned, where samples are second."""
     return t.reshape(-1, n, *t.shape[2 if t.dim() > 2 else 1 :]).transpose(0, 1) if second else t
@@ -42,10 +61,10 @@ class Use(ABC):
         return self.target.shape[0] if self.target.dim() else 1
 
     @abstractmethod
-    def rows(self, g: Tensor, samples: slice, lead: slice) -> Tensor:
+    def rows(self, g: Tensor, samples: slice, lead: slice, memory: Memory | None = None) -> Tensor:
         """Rows (n, O, q) by the entries ``lead`` of the first dimension of the target.
 
-        ``g`` (n, O, *out[1:]) belongs to ``samples``.
+        ``g`` (n, O, *out[1:]) belongs to ``samples``.  They may lie in ``memory``.
         """
 
     by_output = True  # :meth:`add_rows` for every output costs no more than :meth:`rows` for all
@@ -111,7 +130,7 @@ class Outer(Positions):
     x: Tensor  # (N, S, d)
     transposed: bool = False
 
-    def rows(self, g: Tensor, samples: slice, lead: slice) -> Tensor:
+    def rows(self, g: Tensor, samples: slice, lead: slice, memory: Memory | None = None) -> Tensor:
         """Rows of J (n, O, q): the products of g and x, summed over positions."""
         n, o = g.shape[:2]
         x = self.x[samples]
@@ -170,7 +189,7 @@ class Lookup(Positions):
 
     index: Tensor  # (N, S)
 
-    def rows(self, g: Tensor, samples: slice, lead: slice) -> Tensor:
+    def rows(self, g: Tensor, samples: slice, lead: slice, memory: Memory | None = None) -> Tensor:
         """Rows of J (n, O, q): each g_s is added to the row that its index names."""
         n, o = g.shape[:2]
         g = g.reshape(n, o, self.index.shape[1], -1)
@@ -224,7 +243,7 @@ class Convolution(Use):
         else:
             place.baddbmm_(g, self._kept)
 
-    def patches(self, samples: slice) -> Tensor:
+    def patches(self, samples: slice, memory: Memory | None = None) -> Tensor:
         """(n, groups, values of a patch, positions)."""
         x = self.x[samples]
         pads = [p for size in reversed(self.padding) for p in (size, size)]
@@ -237,15 +256,22 @@ class Convolution(Use):
             *(d * s for d, s in zip(self.dilation, steps, strict=True)),
             *(d * s for d, s in zip(self.stride, steps, strict=True)),
         ]
-        return x.as_strided(shape, strides).reshape(len(x), self.groups, -1, prod(out))
+        windows = x.as_strided(shape, strides)
+        if memory is not None:
+            windows = memory.empty("patches", shape, x).copy_(windows)
+        return windows.reshape(len(x), self.groups, -1, prod(out))
 
-    def rows(self, g: Tensor, samples: slice, lead: slice) -> Tensor:
+    def rows(self, g: Tensor, samples: slice, lead: slice, memory: Memory | None = None) -> Tensor:
         """Rows of J (n, O, q): the products of g and the patches, group by group."""
         n, o = g.shape[:2]
-        patches = self.patches(samples)
+        patches = self.patches(samples, memory)
         if self.groups == 1:
             left = g[:, :, lead].reshape(n, -1, patches.shape[3])
-            return (left @ patches[:, 0].mT).reshape(n, o, -1)
+            right = patches[:, 0].mT
+            if memory is None:
+                return (left @ right).reshape(n, o, -1)
+            rows = memory.empty("rows", (n, left.shape[1], right.shape[2]), left)
+            return torch.bmm(left, right, out=rows).view(n, o, -1)
         left = g.reshape(n, o, self.groups, -1, patches.shape[3]).transpose(1, 2)
         rows = left.reshape(n, self.groups, -1, patches.shape[3]) @ patches.mT
         rows = rows.view(n, self.groups, o, -1, patches.shape[2]).transpose(1, 2)
@@ -272,7 +298,7 @@ class Broadcast(Use):
     shape: tuple[int, ...]
     other: Tensor | None = None  # (N, ...), or without the sample dimension; None: ones
 
-    def rows(self, g: Tensor, samples: slice, lead: slice) -> Tensor:
+    def rows(self, g: Tensor, samples: slice, lead: slice, memory: Memory | None = None) -> Tensor:
         """Rows of J (n, O, q): g times the other factor, summed over what was broadcast."""
         n, o = g.shape[:2]
         if self.other is not None:

@@ -29,7 +29,7 @@ from catapult_ext.linops.model.fixed_model import FixedModel
 from catapult_ext.linops.model.graphs import nodes_of
 from catapult_ext.linops.tracing.independence import samples_are_apart
 from catapult_ext.linops.tracing.opened_calls import opened
-from catapult_ext.linops.tracing.parameter_use_kinds import Use
+from catapult_ext.linops.tracing.parameter_use_kinds import Memory, Use
 from catapult_ext.linops.tracing.parameter_use_rules import uses_of
 
 _proven: WeakKeyDictionary[FixedModel, list[tuple[Any, ...]]] = WeakKeyDictionary()
@@ -422,14 +422,18 @@ class Structured:
         n, c, *image = shape
         return self.graph.new_empty(n, *image, self.outputs, c).permute(0, 3, 4, 1, 2)
 
-    def rows(self, use: Use, g: Tensor, lead: slice, room: int) -> Tensor:
+    def rows(
+        self, use: Use, g: Tensor, lead: slice, room: int, memory: Memory | None = None
+    ) -> Tensor:
         """All rows (N, O, q) by the entries ``lead`` of a target, few samples at a time."""
         step = max(1, room // max(1, use.scratch()))
+        if step >= self.n:
+            return use.rows(g, slice(0, self.n), lead, memory)
         parts = [
             use.rows(g[at : at + step], slice(at, min(at + step, self.n)), lead)
             for at in range(0, self.n, step)
         ]
-        return parts[0] if len(parts) == 1 else torch.cat(parts)
+        return torch.cat(parts)
 
     def leaf_rows(
         self, members: list[int], uses: list[int], gradients: list[Tensor], room: int
