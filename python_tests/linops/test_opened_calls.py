@@ -16,7 +16,8 @@ class Attention(nn.Module):
         super().__init__()
         self.attention = nn.MultiheadAttention(WIDTH, 2, batch_first=first, **options)
         self.into, self.out = nn.Linear(5, WIDTH), nn.Linear(WIDTH, 2)
-        self.first, self.cross, self.masks, self.weights = first, cross, masks, weights
+        self.first, self.cross = first, cross
+        self.masks, self.weights = masks, weights
 
     def forward(self, x):
         q = torch.tanh(self.into(x))

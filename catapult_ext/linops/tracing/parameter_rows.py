@@ -11,14 +11,45 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from math import prod
+from typing import Protocol
 
 from torch import Tensor
 
 from catapult_ext._progress import report_share
-from catapult_ext.linops.tracing.parameter_use_kinds import Memory
-from catapult_ext.linops.tracing.parameter_uses import Structured
+from catapult_ext.linops.tracing.parameter_use_kinds import Memory, Use
 
 Group = tuple[list[int], list[int]]  # parameters and the uses that touch them
+
+
+class Side(Protocol):
+    """The uses of all parameters for the rows or the columns of a kernel: a ``Structured``."""
+
+    n: int
+    outputs: int
+    graph: Tensor
+    uses: list[Use]
+    leaves: list[Tensor]
+
+    def groups(self) -> list[Group]:
+        """Parameters and uses whose rows are to be summed before they are multiplied."""
+
+    def is_derived(self, use: Use) -> bool:
+        """Whether the target is made of parameters."""
+
+    def collect(
+        self, direct: list[list[int]], stored: list[int]
+    ) -> tuple[list[Tensor], dict[int, Tensor]]:
+        """Rows and gradients of all outputs."""
+
+    def rows(
+        self, use: Use, g: Tensor, lead: slice, room: int, memory: Memory | None = None
+    ) -> Tensor:
+        """Rows by some entries of a target."""
+
+    def leaf_rows(
+        self, members: list[int], uses: list[int], gradients: list[Tensor], room: int
+    ) -> dict[int, Tensor]:
+        """Rows by each parameter of a group with derived targets."""
 
 
 class Sink(ABC):
@@ -59,7 +90,7 @@ class _Pass:
 class _Cut:
     """How the groups of parameters are shared out over passes."""
 
-    def __init__(self, sides: list[Structured], sink: Sink, workspace: int) -> None:
+    def __init__(self, sides: Sequence[Side], sink: Sink, workspace: int) -> None:
         self._sides, self._sink, self._workspace = sides, sink, workspace
         self._item = sides[0].graph.element_size()
 
@@ -107,14 +138,14 @@ class _Cut:
             yield some
 
 
-def gradient_bytes(one: Structured) -> int:
+def gradient_bytes(one: Side) -> int:
     """Bytes of per-sample rows in the largest group of uses."""
     item = one.graph.element_size()
     sizes = (sum(prod(one.uses[k].out[1:]) for k in uses) for _, uses in one.groups())
     return max(sizes, default=0) * one.outputs * item
 
 
-def each_block(sides: list[Structured], workspace: int, sink: Sink) -> bool:
+def each_block(sides: Sequence[Side], workspace: int, sink: Sink) -> bool:
     """Give the blocks of all Jacobian rows to ``sink``.
 
     Returns:
@@ -157,7 +188,7 @@ def each_block(sides: list[Structured], workspace: int, sink: Sink) -> bool:
 
 
 def _each_part(
-    sides: list[Structured],
+    sides: Sequence[Side],
     group: Group,
     parts: list[list[Tensor]],
     room: int,
