@@ -176,3 +176,22 @@ def tridiag_eigh(
     stream: int,
     threads: int,
 ) -> None: ...
+def int16_product_is_fast(device: int, stream: int, threads: int) -> bool: ...
+def int16_side_size(
+    left: bool, free: int, depth: int, device: int, stream: int, threads: int
+) -> int: ...
+def int16_pack(
+    matrix: Tensor, left: bool, packed: Tensor, device: int, stream: int, threads: int
+) -> None: ...
+def int16_product(
+    a: Tensor,
+    b: Tensor,
+    mask: Tensor | None,
+    out: Tensor,
+    workspace: Tensor,
+    depth: int,
+    add: bool,
+    device: int,
+    stream: int,
+    threads: int,
+) -> None: ...

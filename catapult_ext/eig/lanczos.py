@@ -13,7 +13,7 @@ from catapult_ext._autocast import no_autocast
 from catapult_ext._progress import Counter, Progress, counted
 from catapult_ext.eig.certify import Inertia, rounding
 from catapult_ext.eig.dense import INERTIA_LIMIT, is_matrix, proved_top, top_pairs
-from catapult_ext.eig.operand import Operand, as_operand, coarse_operand
+from catapult_ext.eig.operand import Operand, as_operand, coarse_operand, has_coarse_products
 from catapult_ext.eig.pairs import EigshResult, Options, Pairs
 from catapult_ext.eig.refine import refine
 from catapult_ext.eig.replicas.batch import is_batch
@@ -21,6 +21,7 @@ from catapult_ext.eig.replicas.eigsh import eigsh_replicas
 from catapult_ext.eig.solve import direct_from, lifted, package, solve, start_rows
 
 _COARSE_TOL = 0.02  # accuracy of the solve with bfloat16 products
+_NEEDS_GUARDS = 5e-4  # relative accuracy of coarse products from which guards are multiplied too
 _WHERE = "eigsh"
 Which = Literal["LA", "SA", "LM", "BE"]
 WHICH = get_args(Which)
@@ -59,9 +60,11 @@ def eigsh(
         seed: of the random start; same seed, machine and threads, same bits (on a GPU where the
             products have them: cuDNN's may not, unless ``torch.backends.cudnn.deterministic``).
         precision: ``"full"``, or ``"mixed"`` (``which="LA"``; a dense tensor, NTK, GGN, Hessian): a
-            solve with bfloat16 products to 2 %, then Rayleigh-Ritz, values and errors from products
-            in full precision, a full solve from there should they miss ``tol``.  Faster only where
-            the machine multiplies bfloat16 faster.
+            solve to 2 % with products in shorter numbers, then Rayleigh-Ritz, values and errors
+            from products in full precision, a full solve from there should they miss ``tol``.  An
+            operator's ``mixed`` names the numbers: bfloat16 on tensor cores and AMX, 16-bit
+            integers on AVX512-VNNI; as full where nothing shorter is faster (``plan`` says why).
+            A matrix is multiplied in bfloat16.
         confidence: p of ``index_check="random(p)"``; None makes no index check, as other packages
             do, for about half the products (``"residual"``).
         progress: True for a bar, or a function of (products done, most that are made); see
@@ -105,6 +108,8 @@ def eigsh(
             return eigsh_replicas(A, v0, options, counter)
     a = None if is_matrix(A) else as_operand(A, _WHERE)
     _check_options(len(A) if a is None else a.n, k, which, tol, maxiter, precision, confidence)
+    if precision == "mixed" and not has_coarse_products(A):
+        precision = "full"
     k = int(k)
     limit = 1000 + 20 * k if maxiter is None else maxiter
     options = Options(k, which, tol, limit, seed, confidence, _WHERE)
@@ -184,7 +189,8 @@ def _pairs(
 def _mixed(A: Any, a: Operand, v0: Tensor | None, o: Options, counter: Counter) -> Pairs:
     """Coarse solve, then full precision from its block; of a matrix, eigenvalues are counted."""
     low = coarse_operand(A, o.where).counted(counter)
-    guards = min(1 + o.k // 4, a.n - o.k)
+    # what bfloat16 leaves of the next vectors has to be taken out; finer products leave nothing
+    guards = min(1 + o.k // 4, a.n - o.k) if low.eps >= _NEEDS_GUARDS else 0
     found = solve(low, v0, replace(o, tol=max(o.tol, _COARSE_TOL), guards=guards))
     block = torch.cat([found.x, found.guards]).to(dtype=a.dtype, device=a.device)
     exact = a.explicit is not None and a.n <= INERTIA_LIMIT

@@ -146,12 +146,21 @@ def _from_numpy_object(a: Any, dtype: Any, where: str) -> Operand:
     return Operand(a.shape[0], kind, torch.device("cpu"), product, None)
 
 
-# Rounding to bfloat16 averages out over a product: with it eigenvalues are good to about 1 %.
-_COARSE_NOISE = 5e-4
+# Relative accuracy of products.  Rounding to bfloat16 averages out over a product: with it
+# eigenvalues are good to about 1 %.  16-bit integers were measured.
+_COARSE_NOISE = {"bfloat16": 5e-4, "int16": 1e-4}
+
+
+def has_coarse_products(a: Any) -> bool:
+    """Whether products that are coarser than float32 are faster, as ``a`` says; True of a matrix.
+
+    An object that does not say so is left to :func:`coarse_operand`.
+    """
+    return isinstance(a, Tensor) or getattr(a, "mixed", "bfloat16") != ""
 
 
 def coarse_operand(a: Any, where: str) -> Operand:
-    """``a`` with products in bfloat16: a dense matrix, or an operator that offers ``coarse()``.
+    """``a`` with coarse products: a dense matrix, or an operator that offers ``coarse()``.
 
     Raises:
         ValueError: anything else.
@@ -164,7 +173,8 @@ def coarse_operand(a: Any, where: str) -> Operand:
         def product(q: Tensor) -> Tensor:
             return (low @ q.bfloat16()).to(q.dtype) * size
 
-        return Operand(a.shape[0], a.dtype, a.device, product, None, noise=_COARSE_NOISE)
+        noise = _COARSE_NOISE["bfloat16"]
+        return Operand(a.shape[0], a.dtype, a.device, product, None, noise=noise)
     offered = hasattr(a, "coarse")
     needs = "precision='mixed' needs a dense tensor, NTK, GGN or Hessian"
     v.require(offered, where, needs, type(a).__name__)
@@ -175,5 +185,5 @@ def coarse_operand(a: Any, where: str) -> Operand:
         torch.device(low_operator.device),
         lambda q: low_operator @ q,
         None,
-        noise=_COARSE_NOISE,
+        noise=_COARSE_NOISE[getattr(a, "mixed", "") or "bfloat16"],
     )

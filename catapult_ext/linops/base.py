@@ -465,8 +465,14 @@ class Combination(LinearOperator):
         root, lift, restrict = math.sqrt(c), dual.lift, dual.restrict
         return Dual(c * dual.operator, lambda u: root * lift(u), lambda t: root * restrict(t))
 
+    @property
+    def mixed(self) -> str:
+        """As of its terms, where all have one; see :attr:`ModelOperator.mixed`."""
+        names = [name for _, a in self.terms if (name := getattr(a, "mixed", None)) is not None]
+        return min(names, default="")
+
     def coarse(self) -> Combination:
-        """The same combination with products in bfloat16, where every term offers them."""
+        """The same combination of coarse products, where every term offers them."""
         for _, a in self.terms:
             v.require(hasattr(a, "coarse"), "Combination.coarse", "terms must offer it", a.name)
         return Combination([(c, a.coarse()) for c, a in self.terms])  # type: ignore[attr-defined]

@@ -158,7 +158,7 @@ class GGN(ModelOperator, TakesSeveral):
         return Dual(dual, dual.lift, dual.restrict)
 
     def coarse(self) -> GGN:
-        """The same operator with products in bfloat16 (autocast), good to about 1 % of its norm."""
+        """The same operator in the numbers of ``mixed``; where it has none, in bfloat16."""
         return self._on(coarse(self.linearization))
 
 
@@ -200,7 +200,7 @@ class DualGGN(ModelOperator):
         return self.linearization.written_out(self.factor.apply_t(eye))
 
     def coarse(self) -> DualGGN:
-        """The same operator with products in bfloat16 (autocast), good to about 1 % of its norm."""
+        """The same operator in the numbers of ``mixed``; where it has none, in bfloat16."""
         return DualGGN(coarse(self.linearization), self.factor)
 
     def lift(self, vectors: Tensor) -> Tensor:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 from contextlib import nullcontext
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -30,6 +32,7 @@ from catapult_ext.linops.engines.choose import (
 )
 from catapult_ext.linops.engines.labels_inside import labels_as_trained
 from catapult_ext.linops.engines.loss_curvature import is_known, loss_sees_parameters
+from catapult_ext.linops.engines.mixed_precision import HessianInInt16, format_of, mixed_text
 from catapult_ext.linops.engines.plan import Plan
 from catapult_ext.linops.engines.planner import Planner
 from catapult_ext.linops.model.captured import CapturedProducts
@@ -106,8 +109,20 @@ class Hessian(KeepsGraph, LinearOperator, TakesSeveral):
         with self._graphs.stream() if self._graphs else nullcontext():
             in_any_layout(snapshot, lambda: self._set_up(snapshot, known, batch, hvp, options))
 
+    @property
+    def mixed(self) -> str:
+        """What ``eigsh(precision="mixed")`` multiplies in: ``"int16"``, ``"bfloat16"``, ``""``.
+
+        Empty: as full.  :attr:`plan` says why.
+        """
+        return format_of(self.snapshot, self._streamed)[0]
+
     def coarse(self) -> Hessian:
-        """The same operator with products in bfloat16 (autocast), good to about 1 % of its norm."""
+        """The same operator in the numbers of ``mixed``; where it has none, in bfloat16."""
+        if self.mixed == "int16":
+            out = copy.copy(self)
+            out._products = HessianInInt16(self._products)
+            return out
         options: Options = {**self._options, "check": False}
         rounded = self.snapshot.in_bfloat16()
         return self._of(rounded, self.loss, self._batch, self._hvp, options)
@@ -166,7 +181,12 @@ class Hessian(KeepsGraph, LinearOperator, TakesSeveral):
     @property
     def plan(self) -> Plan:
         """Chunks and predicted flops, bytes and peak memory; a few samples are run to find them."""
-        return self._plan or self._planner(self.snapshot.n_samples).plan()
+        plan = self._plan or self._planner(self.snapshot.n_samples).plan()
+        return replace(plan, mixed=mixed_text(self.snapshot, self._streamed))
+
+    @property
+    def _streamed(self) -> bool:
+        return self._plan is not None and self._plan.samples < self._plan.n_samples
 
     @property
     def budget(self) -> int | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 from typing import TYPE_CHECKING, ClassVar
 
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor
 from catapult_ext._deprecated import warn_renamed
 from catapult_ext.linops.base import LinearOperator
 from catapult_ext.linops.engines.base import Linearization
+from catapult_ext.linops.engines.mixed_precision import format_of, mixed_text
 from catapult_ext.linops.engines.plan import Plan
 from catapult_ext.linops.model.captured import CapturedProducts
 from catapult_ext.linops.model.fixed_model import Probe
@@ -58,7 +60,16 @@ class ModelOperator(KeepsGraph, LinearOperator):
     @property
     def plan(self) -> Plan:
         """Engine, chunks and predicted flops, bytes and peak memory, to be printed."""
-        return self.linearization.plan
+        made = self.linearization
+        return replace(made.plan, mixed=mixed_text(made.snapshot, made.streamed))
+
+    @property
+    def mixed(self) -> str:
+        """What ``eigsh(precision="mixed")`` multiplies in: ``"int16"``, ``"bfloat16"``, ``""``.
+
+        Empty: as full.  :attr:`plan` says why.
+        """
+        return format_of(self.linearization.snapshot, self.linearization.streamed)[0]
 
     @property
     def budget(self) -> int | None:

@@ -118,7 +118,7 @@ class NTK(ModelOperator, TakesSeveral):
         return self.linearization2
 
     def coarse(self) -> NTK:
-        """The same kernel with products in bfloat16 (autocast), good to about 1 % of its norm."""
+        """The same kernel in the numbers of ``mixed``; where it has none, in bfloat16."""
         v.require(self.symmetric, f"{self.name}.coarse", "needs a symmetric kernel", "x2")
         return NTK._of(coarse(self.linearization))
 

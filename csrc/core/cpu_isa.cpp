@@ -69,6 +69,14 @@ std::vector<Isa> usable_isas() {
   return usable;
 }
 
+bool has_int16_dot_products() {
+#ifdef CATAPULT_X86_ISAS
+  return active_isa() == Isa::kAvx512 && __builtin_cpu_supports("avx512vnni");
+#else
+  return false;
+#endif
+}
+
 void force_isa(const std::string& name) {
   current().store(static_cast<int>(name.empty() ? best() : parse(name)));
 }

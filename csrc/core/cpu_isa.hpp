@@ -14,6 +14,10 @@ Isa active_isa();
 std::vector<Isa> usable_isas();           // compiled in and supported by this processor
 void force_isa(const std::string& name);  // "" returns to the automatic choice
 
+// Whether the active instruction set comes with vpdpwssd on 512 bits (AVX512-VNNI), which
+// multiplies twice as many 16-bit integers as an FMA does float32.
+bool has_int16_dot_products();
+
 // Picks one of the three tables that <op>_simd.cpp exports; other processors have the baseline
 // only.
 #ifdef CATAPULT_X86_ISAS

@@ -307,6 +307,10 @@ class Linearization(ABC):
         """Products with the Hessian of ``loss`` at ``y``; ``hvp`` is one of ``hvp_modes``."""
         raise NotImplementedError(f"catapult_ext.{type(self).__name__}: no Hessian")
 
+    def kernel_in_int16(self) -> Callable[[Tensor], Tensor] | None:
+        """:meth:`ntk` in 16-bit integers; None: of the products that torch makes for it."""
+        return None
+
     def coarse(self) -> Linearization | None:
         """The same products in bfloat16 where autocast has them; None: the engine has none."""
         return None

@@ -21,6 +21,7 @@ from catapult_ext.linops.engines.base import Allowance, ForwardPass, Linearizati
 from catapult_ext.linops.engines.by_samples import LinearizationBySamples
 from catapult_ext.linops.engines.dense_chain import DenseChainLinearization
 from catapult_ext.linops.engines.loss_curvature import is_known
+from catapult_ext.linops.engines.mixed_precision import LinearizationInInt16, format_of
 from catapult_ext.linops.engines.plan import Plan, parse_budget
 from catapult_ext.linops.engines.planner import Planner
 from catapult_ext.linops.model.captured import CapturedProducts
@@ -310,7 +311,9 @@ def checked(linearization: Linearization, check: bool) -> Linearization:
 
 
 def coarse(linearization: Linearization) -> Linearization:
-    """The same model with products in bfloat16 where torch's autocast has them."""
+    """The same model in the numbers of ``precision="mixed"``; where it has none, in bfloat16."""
+    if format_of(linearization.snapshot, linearization.streamed)[0] == "int16":
+        return LinearizationInInt16(linearization)
     own = linearization.coarse()
     return GENERAL.build(linearization.snapshot.in_bfloat16()) if own is None else own
 

@@ -15,6 +15,7 @@ from catapult_ext import _validate as v
 from catapult_ext import ops
 from catapult_ext.linops.engines.base import ForwardPass, Linearization
 from catapult_ext.linops.engines.dense_chain_hessian import DenseChainHVP
+from catapult_ext.linops.engines.dense_chain_int16 import ChainKernelInInt16
 from catapult_ext.linops.engines.dense_layers import covers_all, layers_of, masked, scaled_
 from catapult_ext.linops.engines.written_out import worth_writing_out
 from catapult_ext.linops.model.fixed_model import FixedModel
@@ -133,6 +134,12 @@ class DenseChainLinearization(Linearization):
         )
         out = out.squeeze(0)
         return out if last is None else out * last.reshape(-1, 1)
+
+    def kernel_in_int16(self) -> ChainKernelInInt16 | None:
+        """:meth:`ntk` from matrices that are rounded once, where all weights are trained."""
+        if not self._trainable:
+            return None
+        return ChainKernelInInt16(self.layers, self._cached_grams())
 
     def native_bytes(self, n: int) -> float:
         """Workspace and cached Grams of :meth:`ntk` for n samples and one column, in bytes."""

@@ -39,6 +39,7 @@ class Plan:
         dense_flops, dense_calls: of ``dense()``, at most.
         dense_room: bytes that ``dense()`` takes beside its result, at most.
         device, dtype: of the operator.
+        mixed: what products are made in with ``eigsh(precision="mixed")``, and why.
 
     Examples:
         >>> plan = cx.NTK(nn.Linear(3, 2), torch.randn(4, 3)).plan
@@ -66,6 +67,7 @@ class Plan:
     dense_room: int
     device: torch.device
     dtype: torch.dtype
+    mixed: str = ""
 
     @property
     def product_seconds(self) -> float:
@@ -112,6 +114,8 @@ class Plan:
             "memory": f"{show_bytes(self.peak)} at the peak, {show_bytes(self.kept)} between "
             f"products, of a budget of {show_bytes(self.budget)}",
         }
+        if self.mixed:
+            rows["mixed"] = self.mixed
         if self.side:
             rows["dense()"] = (
                 f"({self.side}, {self.side}), {show_bytes(self.dense_bytes)} and at most "

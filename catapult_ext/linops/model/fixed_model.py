@@ -56,6 +56,10 @@ class Notes(Protocol):
     def plain(self) -> bool:
         """Whether torch's own operations with their own derivatives alone were seen."""
 
+    @property
+    def large_share(self) -> float:
+        """Share of large matrix products in the multiply-adds of the pass."""
+
 
 class FixedModel(ABC):
     """Parameters as one vector, memory, and forward passes at those parameters.

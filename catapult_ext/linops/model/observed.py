@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from catapult_ext.linops.model.large_products import multiply_adds
+
 aten: Any = torch.ops.aten
 # position of the argument that divides gradients by the number of times that a row is used
 _SCALED_BY_FREQUENCY = {aten.embedding.default: 3, aten._embedding_bag.default: 3}
@@ -42,6 +44,7 @@ class Observed:
         self.scaled: list[str] = []
         self.third = self.second = False
         self.eps = torch.finfo(dtype).eps
+        self._multiplied = self._large = 0.0
         self._dtype = dtype
 
     @property
@@ -49,12 +52,19 @@ class Observed:
         """Whether torch's own operations with their own derivatives alone were seen."""
         return not (self.hidden or self.hooked or self.scaled)
 
+    @property
+    def large_share(self) -> float:
+        """Share of large matrix products in the multiply-adds of the pass."""
+        return self._large / self._multiplied if self._multiplied else 0.0
+
     def take(self, func: Any, args: Any, out: Any) -> None:
         """Note one operation and its result."""
         if not torch.is_grad_enabled():
             self.hidden = True
         if isinstance(out, Tensor) and out.dtype is not self._dtype and out.dtype in _NARROW:
             self.eps = max(self.eps, torch.finfo(out.dtype).eps)
+        every, large = multiply_adds(func, args, out)
+        self._multiplied, self._large = self._multiplied + every, self._large + large
         if func in _WRONG_THIRD:
             self.third = True
         elif func in _NO_SECOND:
