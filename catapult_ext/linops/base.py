@@ -397,6 +397,7 @@ class Combination(LinearOperator):
         first = self.terms[0][1]
         self.shape, self.dtype, self.device = first.shape, first.dtype, first.device
         self.symmetric = all(a.symmetric for _, a in self.terms)
+        self.mixed = min((a.mixed for _, a in terms if hasattr(a, "mixed")), default="")
 
     def _sum(self, of: Callable[[LinearOperator], Tensor]) -> Tensor:
         (c, a), *rest = self.terms
@@ -464,12 +465,6 @@ class Combination(LinearOperator):
             return None
         root, lift, restrict = math.sqrt(c), dual.lift, dual.restrict
         return Dual(c * dual.operator, lambda u: root * lift(u), lambda t: root * restrict(t))
-
-    @property
-    def mixed(self) -> str:
-        """As of its terms, where all have one; see :attr:`ModelOperator.mixed`."""
-        names = [name for _, a in self.terms if (name := getattr(a, "mixed", None)) is not None]
-        return min(names, default="")
 
     def coarse(self) -> Combination:
         """The same combination of coarse products, where every term offers them."""
