@@ -20,6 +20,10 @@ def ggn(loss="half_mse"):
     return cx.GGN(NET, loss, DATA)
 
 
+def matrix():
+    return torch.diag(torch.linspace(1.0, 2.0, 300))
+
+
 def convolution():
     torch.manual_seed(0)
     layers = [
@@ -76,7 +80,7 @@ CALLS = {
     "eigsh": lambda p, out: cx.eigsh(ggn(), 2, progress=p),
     "eigsh, dual": lambda p, out: cx.eigsh(by_products(), progress=p),
     "eigsh, batch": lambda p, out: cx.eigsh(Batch(MATRICES), progress=p),
-    "eigsh, mixed": lambda p, out: cx.eigsh(ggn(), precision="mixed", progress=p),
+    "eigsh, mixed": lambda p, out: cx.eigsh(matrix(), precision="mixed", progress=p),
     "hutchinson_trace": lambda p, out: cx.hutchinson_trace(ggn(), progress=p),
     "hutchinson_diagonal": lambda p, out: cx.hutchinson_diagonal(ggn(), progress=p),
     "xtrace": lambda p, out: cx.xtrace(ggn(), progress=p),
