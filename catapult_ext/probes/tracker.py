@@ -77,7 +77,7 @@ class CurvatureTracker(Drawn):
             :meth:`step`.
         quantity: ``"ggn"``, ``"hessian"`` or ``"ntk"`` (sum convention; needs a fixed probe set).
         k: eigenvalues followed; ``grow_at`` may raise it to ``max_k``.
-        every: steps from probe to probe (with ``budget``: the least number of them).
+        every: steps from probe to probe; with ``budget``, at least.
         budget: most that probing may cost, as a share of training time, or None.  With a budget the
             first probe comes after three timed steps and may run into debt; from then on a probe is
             made only when even a checked solve would keep within it.  Unless ``samples`` is given,
@@ -95,8 +95,8 @@ class CurvatureTracker(Drawn):
             ``zeta`` of every step follows from the losses (:class:`~catapult_ext.EdgeMeter`).
         grow_at: follow one more eigenvalue while eta times the smallest exceeds this (e.g. 1.5).
         max_k: most eigenvalues followed.
-        kernel_samples: number of probe samples whose trace kernel is compared with that at the first
-            probe (drift); 0 for none.
+        kernel_samples: number of probe samples whose trace kernel is compared with that of the
+            first probe (drift); 0 for none.
         batch_stats: what batch normalisation means, ``models.BATCH_STATS``; None follows the mode
             that each layer is in at the probe: "coupled" in training, "running" in evaluation.
         forward: ``forward(model, x)`` returns the outputs; None calls the model.
