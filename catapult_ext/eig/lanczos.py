@@ -49,7 +49,8 @@ def eigsh(
             offers ``dual()`` (GGN), the smaller operator is solved and its eigenvectors are mapped
             back.  Or R of them at once: a tensor (R, n, n), or a batched operator, whose ``@``
             takes (R, n, K) and which offers ``replicas(index)``.
-        k: number of pairs; blocks have k columns, so multiplicities up to k are seen.
+        k: number of pairs; blocks have k columns, so multiplicities up to k are seen.  The largest
+            k > 1 of an operator come from two random vectors where those suffice (docs/curvature).
         which: ``"LA"`` largest, ``"SA"`` smallest, ``"LM"`` largest magnitude, ``"BE"`` both ends.
         tol: relative eigenvalue error asked for.
         maxiter: stop after this many columns multiplied by A (default ``1000 + 20 k``), with

@@ -7,24 +7,24 @@ and the index check finds nothing hidden; :func:`package` turns its pairs into a
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from catapult_ext import _validate as v
-from catapult_ext.eig.certify import Inertia, Overlap, bounds, inexact, rounding, wanted
+from catapult_ext.eig.certify import Inertia, Overlap, rounding, wanted
+from catapult_ext.eig.deflated import SHARE, deflated
 from catapult_ext.eig.dense import INERTIA_LIMIT, by_lanczos_dense, dense_pairs
 from catapult_ext.eig.device_krylov import krylov
 from catapult_ext.eig.krylov import Cycle, Krylov
 from catapult_ext.eig.memory import basis_rows
 from catapult_ext.eig.operand import Operand
 from catapult_ext.eig.pairs import EigshResult, Options, Pairs
+from catapult_ext.eig.ritz_errors import Ritz, formula_errors, guards_of, spectral_norm
 from catapult_ext.eig.sums import on_host, row_norms
 from catapult_ext.ops.routes import serves
-
-_Ritz = tuple[Tensor, Tensor, Tensor]  # values, vectors and residual rows, as Krylov.ritz gives
 
 
 def start_rows(v0: Tensor | None, a: Operand, where: str) -> Tensor:
@@ -64,6 +64,16 @@ def solve(a: Operand, v0: Tensor | None, o: Options) -> Pairs:
         pairs, spent = dense_pairs(a, o)
         if pairs is not None:
             return pairs
+    if o.k > 1 and o.which == "LA" and not exact and not len(warm) and o.confidence is not None:
+        pairs, spent = deflated(a, o)
+        if pairs is not None:
+            return pairs
+        if spent:  # what it may claim wrongly is counted here too
+            stricter = 1 - (1 - SHARE) * (1 - o.confidence)
+            left = replace(o, confidence=stricter, limit=o.limit - spent)
+            found = _iterated(a, warm, left)
+            index = f"random({o.confidence:g})"
+            return replace(found, matvecs=found.matvecs + spent, index=index)
     pairs = _iterated(a, warm, o)
     return replace(pairs, matvecs=pairs.matvecs + spent) if spent else pairs
 
@@ -116,15 +126,9 @@ def direct_from(n: int, device: torch.device) -> int:
     return 1 if tiny else min(n, max(4, n // 125))
 
 
-def _floor(space: Krylov, theta: Tensor) -> float:
-    """The share of inexact products in errors, in scaled units."""
-    size = max(space.norm, theta.abs().max().item())
-    return inexact(space.a.n, space.eps, size, space.noise, space.a.grain)
-
-
 def _overlap(
     space: Krylov,
-    ritz: _Ritz,
+    ritz: Ritz,
     o: Options,
     p: float,
     chance: tuple[int, float],
@@ -134,27 +138,9 @@ def _overlap(
     return Overlap(cycles, o.which, space.a.n, chance, o.k, p)
 
 
-@dataclass(frozen=True, eq=False)
-class _Errors:
-    """Errors of the wanted Ritz values by the formula of ``bounds``, and those that tol allows."""
-
-    errors: Tensor  # (k,) without the share of rounding
-    allowed: Tensor  # (k,) with it
-    floor: float  # the share of rounding
-
-
-def _errors(
-    space: Krylov, o: Options, theta: Tensor, r: Tensor, chosen: list[int], block_norm: float
-) -> _Errors:
-    """From all Ritz values and residual norms, and the spectral norm of the chosen residuals."""
-    floor = _floor(space, theta)
-    errors = bounds(theta, r, chosen, block_norm)
-    return _Errors(errors, (o.tol * theta[chosen].abs()).clamp_min(2 * floor), floor)
-
-
 def _settled(
     space: Krylov,
-    ritz: _Ritz,
+    ritz: Ritz,
     o: Options,
     chance: tuple[int, float],
     exact: bool,
@@ -163,8 +149,8 @@ def _settled(
     theta, _, residual = ritz
     ranked = wanted(theta, o.which, o.k)
     chosen = [i for i, _ in ranked]
-    block_norm = _spectral_norm(residual[chosen])
-    found = _errors(space, o, theta, residual.norm(dim=1), chosen, block_norm)
+    block_norm = spectral_norm(residual[chosen])
+    found = formula_errors(space, o, theta, residual.norm(dim=1), chosen, block_norm)
     if not bool((found.errors + found.floor <= found.allowed).all()):
         return False
     if exact or o.confidence is None:
@@ -176,12 +162,6 @@ def _settled(
     )
 
 
-def _spectral_norm(residual: Tensor) -> float:
-    if residual.numel() and min(residual.shape) > 1:
-        return torch.linalg.matrix_norm(residual, 2).item()
-    return torch.linalg.vector_norm(residual).item()
-
-
 def _beyond(theta: float, side: int, error: float) -> float:
     """A Ritz value moved outwards by ``error``."""
     if side == 0:
@@ -189,7 +169,7 @@ def _beyond(theta: float, side: int, error: float) -> float:
     return theta + side * error
 
 
-def _restart(space: Krylov, ritz: _Ritz, o: Options) -> None:
+def _restart(space: Krylov, ritz: Ritz, o: Options) -> None:
     theta, s, residual = ritz
     width = len(space.next)
     room = space.capacity - 2 * width
@@ -200,7 +180,7 @@ def _restart(space: Krylov, ritz: _Ritz, o: Options) -> None:
 
 def _finish(
     space: Krylov,
-    ritz: _Ritz,
+    ritz: Ritz,
     o: Options,
     chance: tuple[int, float],
     exact: bool,
@@ -215,7 +195,7 @@ def _finish(
     theta, r = theta.clone(), residual.norm(dim=1)
     theta[chosen], r[chosen], gram = on_host(values, norms, gram)
     block_norm = torch.linalg.eigvalsh(gram)[-1].clamp_min(0).sqrt().item()
-    found = _errors(space, o, theta, r, chosen, block_norm)
+    found = formula_errors(space, o, theta, r, chosen, block_norm)
     errors, floor = found.errors, found.floor
     # the index check, which raises an error until no eigenvalue can hide beyond it
     check: Inertia | Overlap | None = None
@@ -239,7 +219,7 @@ def _finish(
         errors[rank] = error if error < 1e300 else math.inf
     errors = errors + floor
     counts = check if isinstance(check, Inertia) else None
-    guards, following = _guards(space, ritz, o, theta[chosen], counts)
+    guards, following = guards_of(space, ritz, o, theta[chosen], counts)
     return Pairs(
         values=values,
         x=x,
@@ -252,32 +232,6 @@ def _finish(
         guards=guards,
         following=following,
     )
-
-
-def _guards(
-    space: Krylov, ritz: _Ritz, o: Options, values: Tensor, counts: Inertia | None
-) -> tuple[Tensor, list[float]]:
-    """Guards, and bounds of the eigenvalues that follow the wanted and each guard; no products.
-
-    The next Ritz value and its residual say where the next eigenvalue lies only as far as the
-    basis has converged; for an explicit matrix eigenvalues are counted.
-    """
-    theta, s, residual = ritz
-    if o.guards is None:
-        return space.v.new_empty(0, space.a.n).double(), []
-    following = [i for i, _ in wanted(theta, o.which, o.k + o.guards + 1)][o.k :]
-    kept = following[: o.guards]
-    guards = space.unit_vectors(s[:, kept]) if kept else space.v.new_empty(0, space.a.n).double()
-    none = -math.inf if space.m >= space.a.n else math.inf
-    reach = [theta[i].item() + residual[i].norm().item() for i in following]
-    reach += [none] * (o.guards + 1 - len(reach))
-    if counts is None or space.m >= space.a.n:
-        return guards, reach
-    block, size = torch.cat([values, theta[kept]]), values.abs().max().item()
-    limits = [math.inf] * len(reach)
-    for j in {0, len(kept)}:
-        limits[j] = counts.limit(o.k + j, block[o.k + j - 1].item(), reach[j], size)
-    return guards, limits
 
 
 def _direct(a: Operand, o: Options) -> Pairs:

@@ -19,7 +19,7 @@ import pytest
 import torch
 
 import catapult_ext as cx
-from catapult_ext.eig import device_krylov, refine, solve
+from catapult_ext.eig import deflated, device_krylov, refine, solve
 from catapult_ext.eig import random as random_vectors
 from catapult_ext.eig.certify import _chi_quantile
 from catapult_ext.testing.spectra import Wrapped
@@ -262,7 +262,7 @@ def test_a_slice_of_the_attack():
 
 @pytest.fixture
 def steps_of_a_device(monkeypatch):
-    for module in (solve, refine, random_vectors):
+    for module in (solve, deflated, refine, random_vectors):
         monkeypatch.setattr(module, "krylov", device_krylov.DeviceKrylov)
 
 

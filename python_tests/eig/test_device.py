@@ -5,7 +5,7 @@ import torch
 
 import catapult_ext as cx
 from catapult_ext import models
-from catapult_ext.eig import device_krylov, random, refine, solve
+from catapult_ext.eig import deflated, device_krylov, random, refine, solve
 from catapult_ext.testing import pretended, spectra
 from catapult_ext.testing.attention import GPT
 from catapult_ext.testing.pretended import DEVICE, moved, pretended_cuda
@@ -19,7 +19,7 @@ needs_device = pytest.mark.skipif(
 @pytest.fixture
 def on_device(monkeypatch):
     """The steps of a device, on tensors of the CPU."""
-    for module in (solve, refine, random):
+    for module in (solve, deflated, refine, random):
         monkeypatch.setattr(module, "krylov", device_krylov.DeviceKrylov)
 
 
