@@ -207,7 +207,9 @@ class Bench:
 
         if kind not in self.tops:
             self.trained = problem_like(self.trained, self.model)
-            self.tops = {kind: cx.TopTracker(1, guards=2)}
+            known = cx.TopTracker.__init__.__kwdefaults__ or {}
+            options = {"between": 1e-2} if "between" in known else {}  # as CurvatureTracker has it
+            self.tops = {kind: cx.TopTracker(1, guards=2, **options)}
             first = self.tops[kind].update(self._operator(kind, self.trained))
             self.rates[kind] = 1.9 / first.eigenvalues[0].item()
         for _ in range(EVERY):

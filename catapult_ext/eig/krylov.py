@@ -133,7 +133,9 @@ class Krylov:
         rows = slice(m, m + len(q))
         self._product(q, self.w[rows])
         t = self._projected(rows)
-        self.noise = max(self.noise, (t[m:] - t[m:].T).abs().max().item())
+        mirrored = self._products_with(self.v[rows]).cpu()
+        skew = torch.cat([t[:m] - mirrored, t[m:] - t[m:].T])
+        self.noise = max(self.noise, skew.abs().max().item())
         t[m:] = (t[m:] + t[m:].T) / 2
         self.t[: rows.stop, rows] = t
         self.t[rows, : rows.stop] = t.T

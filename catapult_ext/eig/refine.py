@@ -1,7 +1,8 @@
 """Rayleigh-Ritz from a good block: few products, one-sided quadratic error bounds.
 
-Only the wanted pairs and a few guards are multiplied.  Let M = diag(theta) hold j Ritz values, R
-their residuals, and let at most j eigenvalues exceed some c < theta_j.  Counting by the Schur
+The wanted vectors are multiplied, then their residuals where errors exceed tol; the guards only if
+what follows may have come near, or if that was not enough.  Let M = diag(theta) hold j Ritz values,
+R their residuals, and let at most j eigenvalues exceed some c < theta_j.  Counting by the Schur
 complement of A - c, the compression of A to the complement of the Ritz vectors is at most
 nu = c + |R|^2 / (theta_j - c), and counting once more
 
@@ -14,6 +15,8 @@ supposes of the eigenvalues that follow.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -26,6 +29,23 @@ from catapult_ext.eig.pairs import Pairs
 from catapult_ext.eig.sums import on_host
 
 _ROUNDS = 6  # expansions of the space before a solve from scratch is the better use of products
+_PACE = 0.25  # the factor that the first expansion is expected to put on errors
+
+
+@dataclass(frozen=True, eq=False)
+class Refined:
+    """Pairs, and what the next update starts from.
+
+    Attributes:
+        pairs: with errors; not converged where a solve from scratch is the better use of products.
+        block: rows (j, n), the wanted vectors with one step towards A x, which costs nothing.
+        seen: distances from the k-th value of the guards that were multiplied, over the largest
+            |value|.
+    """
+
+    pairs: Pairs
+    block: Tensor
+    seen: list[float]
 
 
 def refine(
@@ -37,26 +57,80 @@ def refine(
     the largest |value| (:attr:`Pairs.gaps`); half of each is relied on.  None if the block does
     not span k dimensions.
     """
-    j = len(block)
-    space = krylov(a, min(a.n, j + _ROUNDS * k), 0, where)
-    space.append(block)
+    found = refine_for_tracker(a, block, k, gaps, tol, lambda pairs: len(block), where)
+    return None if found is None else replace(found.pairs, index=index)
+
+
+def refine_for_tracker(
+    a: Operand,
+    block: Tensor,
+    k: int,
+    gaps: list[float],
+    tol: float,
+    near: Callable[[Pairs], int],
+    where: str,
+) -> Refined | None:
+    """:func:`refine` with the start of the next one, and guards multiplied only where needed.
+
+    ``near`` tells from the pairs in the span of the first k rows how many of the guards, rows from
+    k on, have to be multiplied.
+    """
+    guards, j = block[k:], k
+    space = krylov(a, min(a.n, len(block) + _ROUNDS * k), 0, where)
+    space.append(block[:k])
+    if space.m == k and len(guards):
+        few = guards[: near(_judged(space, k, k, gaps, tol).pairs)]
+        space.append(few)
+        j += len(few)
     if space.m < k:
         return None
-    for rounds in range(_ROUNDS + 1):
-        pairs, wanted = _judged(space, k, j, gaps, tol, index)
-        before = space.m
-        if pairs.converged or rounds == _ROUNDS:
+    found, before = _judged(space, k, j, gaps, tol), None
+    for rounds in range(_ROUNDS):
+        pace = _PACE if before is None else found.excess / before
+        if found.pairs.converged or not found.excess * pace ** (_ROUNDS - rounds) <= 1:
             break
-        space.append(wanted)
-        if space.m == before:
+        before, m, rows = found.excess, space.m, found.directions
+        if rounds == 1:  # one expansion was not enough
+            rows, j = torch.cat([rows, block[j:].to(rows)]), len(block)
+        space.append(rows)
+        if space.m == m:
             break
-    return pairs
+        found = _judged(space, k, j, gaps, tol)
+    pairs = found.pairs
+    rows = torch.cat([_stepped(pairs, found.theta), pairs.guards, block[j:].to(pairs.x)])
+    size = max(pairs.values.abs().max().item(), 1e-300)
+    seen = ((found.theta[k - 1] - found.theta[k:j]) / size).tolist()
+    return Refined(pairs, rows, seen)
 
 
-def _judged(
-    space: Krylov, k: int, j: int, gaps: list[float], tol: float, index: str
-) -> tuple[Pairs, Tensor]:
-    """The k top Ritz pairs with their errors, and the directions that would lower these."""
+def _stepped(pairs: Pairs, theta: Tensor) -> Tensor:
+    """Unit vectors along x + r / (theta - nu): A is near nu where r lies, 0 or the lowest value."""
+    room = pairs.values - min(theta.min().item(), 0.0)
+    length = pairs.rest.norm(dim=1)
+    step = 1 / torch.maximum(room, length).clamp_min(1e-300)  # no longer than x itself
+    x = pairs.x + step[:, None] * pairs.rest
+    return x / x.norm(dim=1, keepdim=True)
+
+
+@dataclass(frozen=True, eq=False)
+class _Judged:
+    """The k top Ritz pairs with their errors.
+
+    Attributes:
+        pairs: the pairs, with further Ritz vectors as guards.
+        directions: rows that would lower the errors beyond tol.
+        excess: the largest error over what is allowed.
+        theta: all Ritz values, descending.
+    """
+
+    pairs: Pairs
+    directions: Tensor
+    excess: float
+    theta: Tensor
+
+
+def _judged(space: Krylov, k: int, j: int, gaps: list[float], tol: float) -> _Judged:
+    """The pairs from Ritz vectors of the whole space, j of which bound the errors."""
     theta, s = torch.linalg.eigh(space.t[: space.m, : space.m])
     theta, s = theta.flip(0), s.flip(1)
     x, ax = space.vectors(s[:, :j])
@@ -68,6 +142,7 @@ def _judged(
     size = max(space.norm, abs(theta[0].item()))
     floor = inexact(space.a.n, space.eps, size, space.noise, space.a.grain)
     errors, wanted = torch.full((k,), block_norm, dtype=torch.float64, device="cpu"), []
+    excess = 0.0
     for i in range(k):
         room = theta[i].item() - ceiling
         if room > 0:
@@ -77,8 +152,10 @@ def _judged(
             direction = mix[:, -1 - i]
         else:
             direction = torch.eye(rows, dtype=torch.float64, device="cpu")[i]
-        if errors[i] + floor > max(tol * abs(theta[i].item()), 2 * floor):
+        allowed = max(tol * abs(theta[i].item()), 2 * floor)
+        if errors[i] + floor > allowed:
             wanted.append(direction)
+            excess = max(excess, (errors[i].item() + floor) / max(allowed, 1e-300))
     pairs = Pairs(
         values=values[:k],
         x=x[:k],
@@ -87,11 +164,12 @@ def _judged(
         converged=not wanted,
         matvecs=space.matvecs,
         scale=space.scale or 1.0,
-        index=index,
+        index="inherited",
         guards=x[k:],
         following=[],
     )
-    return pairs, torch.stack(wanted).to(rest) @ rest[:rows] if wanted else rest[:0]
+    directions = torch.stack(wanted).to(rest) @ rest[:rows] if wanted else rest[:0]
+    return _Judged(pairs, directions, excess, theta)
 
 
 def _complement(theta: Tensor, gram: Tensor, k: int, gaps: list[float]) -> tuple[float, int]:

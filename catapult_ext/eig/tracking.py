@@ -15,28 +15,32 @@ from catapult_ext._state import attributes, check_state, put
 from catapult_ext.eig.certify import rounding
 from catapult_ext.eig.operand import Operand, as_operand
 from catapult_ext.eig.pairs import EigshResult, Options, Pairs
-from catapult_ext.eig.refine import refine
+from catapult_ext.eig.refine import Refined, refine_for_tracker
 from catapult_ext.eig.replicas.batch import is_batch
 from catapult_ext.eig.replicas.tracking import ReplicaTracker
 from catapult_ext.eig.solve import lifted, package, solve
 
 _WHERE = "TopTracker"
 _MOVED = 0.25  # relative change of a value that calls for a checked solve
-_KIND = {"format": "catapult_ext TopTracker 1"}
-_STATE = ("k", "guards", "checks", "_block", "_gaps", "_least", "_values", "_since", "_converged")
+_FASTER = 2.0  # what follows may move so many times as far as the wanted pairs are seen to
+_KIND = {"format": "catapult_ext TopTracker 2"}
+_CHECK = ("_gaps", "_least", "_values", "_converged")
+_STATE = ("k", "guards", "checks", "_block", *_CHECK, "_since", "_last", "_rooms")
 
 
 class TopTracker:
     """Follows the k largest eigenpairs through a sequence of similar operators.
 
-    Every ``check_every``-th update, and any that misses ``tol`` or finds values moved by a quarter
-    since, is a checked solve as :func:`catapult_ext.eigsh` makes it, warm-started
-    (``index_check`` ``"random(p)"``).  The others cost k + guards products and a few more; their
-    ``index_check`` is ``"inherited"``: the errors suppose that the eigenvalues which the last check
-    found after the k-th (for an explicit matrix by counting) still lie below it, each at no less
-    than half of its distance then; relative to the values they are no smaller than the errors of
-    that check.  A new eigenvalue whose vector is orthogonal to all that is
-    carried is seen by the next check only.
+    Every ``check_every``-th update, and any that misses ``between`` or finds values moved by a
+    quarter since, is a checked solve as :func:`catapult_ext.eigsh` makes it, warm-started
+    (``index_check`` ``"random(p)"``).  The others cost k products if errors are within ``between``
+    by then, else 2k and more.  Those of guards are added where what follows may have come nearer
+    than is relied on, judged by twice the residuals and changes of value seen in the wanted pairs
+    since a guard was last multiplied; a batch always multiplies all.  The ``index_check`` is
+    ``"inherited"``: the errors suppose that the eigenvalues which the last check found after the
+    k-th (for an explicit matrix by counting) still lie below it, each at no less than half of its
+    distance then; relative to the values they are no smaller than the errors of that check.  A new
+    eigenvalue whose vector is orthogonal to all that is carried is seen by the next check only.
 
     ``torch.save(tracker.state_dict(), path)`` keeps what it carries, and a tracker of the same
     arguments that has loaded it resumes with the same bits:
@@ -46,7 +50,8 @@ class TopTracker:
 
     Args:
         k: number of pairs.
-        tol: relative error asked for.
+        tol: relative error asked of checked solves.
+        between: relative error asked of the updates between them; default ``tol``.
         guards: further vectors carried along, which catch crossings; default 1 + k // 4.
         check_every: updates from one checked solve to the next; 1 checks always.
         confidence: p of the checked solves.
@@ -68,6 +73,7 @@ class TopTracker:
         k: int = 1,
         *,
         tol: float = 1e-3,
+        between: float | None = None,
         guards: int | None = None,
         check_every: int = 10,
         confidence: float = 0.99,
@@ -76,12 +82,16 @@ class TopTracker:
         v.integers(_WHERE, k=k, check_every=check_every, seed=seed)
         v.integers(_WHERE, guards=guards, optional=True)
         v.numbers(_WHERE, tol=tol, confidence=confidence)
+        v.numbers(_WHERE, between=between, optional=True)
         v.require(k >= 1, _WHERE, "k must be >= 1", k)
         v.require(0 < tol < 1, _WHERE, "tol must be in (0, 1)", tol)
+        known = between is None or 0 < between < 1
+        v.require(known, _WHERE, "between must be in (0, 1)", between)
         v.require(guards is None or guards >= 0, _WHERE, "guards must be >= 0", guards)
         v.require(check_every >= 1, _WHERE, "check_every must be >= 1", check_every)
         v.require(0 < confidence < 1, _WHERE, "confidence must be in (0, 1)", confidence)
         self.k, self.tol, self.check_every = k, tol, check_every
+        self.between = tol if between is None else between
         self.guards = 1 + k // 4 if guards is None else guards
         self.confidence, self.seed = confidence, seed
         self.checks = 0
@@ -92,6 +102,8 @@ class TopTracker:
         self._values: Tensor | None = None  # found by that check
         self._since = 0
         self._converged = True  # the last check
+        self._last: Tensor | None = None  # values of the last update
+        self._rooms: list[float] = []  # how much nearer each value that follows may have come
 
     @property
     def warm(self) -> bool:
@@ -153,7 +165,7 @@ class TopTracker:
         Returns:
             :class:`~catapult_ext.EigshResult` with k entries (n if that is fewer), of a batch
             :class:`~catapult_ext.BatchedEigshResult`; ``matvecs``
-            counts everything this update multiplied, an attempt that missed ``tol`` included.
+            counts everything this update multiplied, a failed attempt included.
         """
         if is_batch(A):
             return self._update_replicas(A, check)
@@ -173,7 +185,7 @@ class TopTracker:
             self._replicas = ReplicaTracker(self.check_every, _MOVED)
         limit = 1000 + 20 * self.k
         o = Options(self.k, "LA", self.tol, limit, self.seed, self.confidence, _WHERE, self.guards)
-        found = self._replicas.update(A, o, check)
+        found = self._replicas.update(A, o, check, self.between)
         self.checks = self._replicas.checks
         return found
 
@@ -185,12 +197,17 @@ class TopTracker:
             self._block, self._values = self._block.to(a.device), self._values.to(a.device)
         due = check or self._block is None or self._since + 1 >= self.check_every
         due = due or not self._converged
-        pairs = None if due else self._refined(a, k)
-        if pairs is None or not pairs.converged or self._moved(pairs):
-            pairs = self._checked(a, k, 0 if pairs is None else pairs.matvecs)
+        refined = None if due else self._refined(a, k)
+        if refined is None or not refined.pairs.converged or self._moved(refined.pairs):
+            if refined is not None:
+                self._block = refined.block.to(dtype=a.dtype, device=a.device)
+            pairs = self._checked(a, k, 0 if refined is None else refined.pairs.matvecs)
+            block = torch.cat([pairs.x, pairs.guards])
         else:
             self._since += 1
-        self._block = torch.cat([pairs.x, pairs.guards]).to(dtype=a.dtype, device=a.device)
+            pairs, block = refined.pairs, refined.block
+        self._block = block.to(dtype=a.dtype, device=a.device)
+        self._last = (pairs.values * pairs.scale).cpu()
         return pairs
 
     def _moved(self, pairs: Pairs) -> bool:
@@ -210,15 +227,30 @@ class TopTracker:
         self.checks, self._since = self.checks + 1, 0
         self._values = pairs.values * pairs.scale
         self._gaps, self._converged = pairs.gaps, pairs.converged
+        self._rooms = [gap / 2 if gap > 0 else -1.0 for gap in self._gaps]  # half is relied on
         # the check excludes hidden eigenvalues beyond its own errors, nearer ones it does not
         self._least = pairs.errors / pairs.values.abs().cpu().clamp_min(1e-300)
         return replace(pairs, matvecs=pairs.matvecs + spent)
 
-    def _refined(self, a: Operand, k: int) -> Pairs | None:
+    def _refined(self, a: Operand, k: int) -> Refined | None:
         assert self._block is not None
         assert self._least is not None
-        pairs = refine(a, self._block, k, self._gaps, self.tol, "inherited", _WHERE)
-        if pairs is None:
+        gaps, tol = self._gaps, self.between
+        found = refine_for_tracker(a, self._block, k, gaps, tol, self._near, _WHERE)
+        if found is None:
             return None
-        least = self._least * pairs.values.abs().cpu()
-        return replace(pairs, errors=torch.maximum(pairs.errors, least))
+        for i, (distance, gap) in enumerate(zip(found.seen, gaps, strict=False)):
+            self._rooms[i] = distance - gap / 2 if gap > 0 else -1.0
+        least = self._least * found.pairs.values.abs().cpu()
+        errors = torch.maximum(found.pairs.errors, least)
+        return replace(found, pairs=replace(found.pairs, errors=errors))
+
+    def _near(self, pairs: Pairs) -> int:
+        """How many guards may have come nearer than is relied on, from how these pairs moved."""
+        assert self._last is not None
+        values = (pairs.values * pairs.scale).cpu()
+        size = values.abs().max().clamp_min(1e-300).item()
+        turned = pairs.rest.norm().item() * pairs.scale
+        moved = (turned + (values - self._last).abs().max().item()) / size
+        self._rooms = [room - _FASTER * moved for room in self._rooms]
+        return next((i for i, room in enumerate(self._rooms) if room >= 0), self.guards)

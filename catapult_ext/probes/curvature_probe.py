@@ -187,7 +187,8 @@ class CurvatureProbe:
         flags = [] if found.index_check == "inherited" else ["checked"]
         if not found.converged:
             return [*flags, "missed"]
-        loose = found.errors > _ABOVE_TOL * self.top.tol * found.eigenvalues.abs()
+        asked = self.top.between if found.index_check == "inherited" else self.top.tol
+        loose = found.errors > _ABOVE_TOL * asked * found.eigenvalues.abs()
         return [*flags, "rounding"] if bool(loose.any()) else flags
 
     def _shares(

@@ -46,10 +46,11 @@ class Row(Observables, total=False):
         index_check: see :class:`~catapult_ext.EigshResult`; a tracker's reads ``inherited since
             step n`` where the last checked probe was made after n steps.
         products: with the operator.
-        flags: ``checked``; ``missed``: an error is above tol; ``diverged``: inputs, outputs, the
-            loss or products are not finite, and the values are NaN; ``failed``: the probe could not
-            be made, and the values are NaN; ``rounding``: rounding of terms that cancel, as in a
-            nearly dead net, leaves an error above tol.
+        flags: ``checked``; ``missed``: an error is above tol (``between`` in unchecked probes of a
+            tracker); ``diverged``: inputs, outputs, the loss or products are not finite, and the
+            values are NaN; ``failed``: the probe could not be made, and the values are NaN;
+            ``rounding``: rounding of terms that cancel, as in a nearly dead net, leaves an error
+            above that.
         eta: learning rate of the step that was taken, the largest of all groups; None where these
             differ and eigenvalues are not preconditioned.
         eta_lambda: eta times the top eigenvalue.

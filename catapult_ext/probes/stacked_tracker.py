@@ -14,12 +14,12 @@ from catapult_ext import _validate as v
 from catapult_ext._autocast import no_autocast
 from catapult_ext._shown import Shown, first
 from catapult_ext._state import attributes, check_state, put
-from catapult_ext.eig import TopTracker
 from catapult_ext.linops import GGN, NTK, Hessian
 from catapult_ext.losses import resolve
 from catapult_ext.probes.curvature_probe import QUANTITIES, Quantity
 from catapult_ext.probes.jumps import Jumps
 from catapult_ext.probes.record import BoundedRecord
+from catapult_ext.probes.tracker_options import probe_tracker
 
 _WHERE = "StackedCurvatureTracker"
 _STATE = ("count", "_last_probe", "_jumped", "_warned", "_made")
@@ -71,7 +71,8 @@ class StackedCurvatureTracker(Shown):
         quantity: ``"ggn"``, ``"hessian"`` or ``"ntk"`` (sum convention).
         k: number of eigenvalues.
         every: number of steps between probes.
-        tol: relative error of the eigenvalues.
+        tol: relative error asked of checked probes.
+        between: relative error asked of the probes between them; None for ten times ``tol``.
         rates: R learning rates, for ``eta_lambda``, or None.
         check_every: see :class:`~catapult_ext.TopTracker`.  If the loss of a model exceeds twice
             its largest value since the probe before the last one, all models are probed and checked
@@ -118,6 +119,7 @@ class StackedCurvatureTracker(Shown):
         k: int = 1,
         every: int = 10,
         tol: float = 1e-3,
+        between: float | None = None,
         rates: Sequence[float] | Tensor | None = None,
         check_every: int = 10,
         seed: int = 0,
@@ -127,8 +129,7 @@ class StackedCurvatureTracker(Shown):
         v.require(known, _WHERE, f"quantity must be one of {QUANTITIES}", repr(quantity))
         v.integers(_WHERE, k=k, every=every)
         v.require(every >= 1, _WHERE, "every must be >= 1", every)
-        # one guard more than for a change of one step: between probes lie many
-        self._top = TopTracker(k, tol=tol, guards=2 + k // 4, check_every=check_every, seed=seed)
+        self._top = probe_tracker(k, tol, between, check_every, seed)
         self.models, self.loss, self.data = models, resolve(loss), data
         self.quantity, self.every = quantity, every
         self.options = options

@@ -14,7 +14,6 @@ from catapult_ext import _validate as v
 from catapult_ext._autocast import no_autocast
 from catapult_ext._model_call import Forward
 from catapult_ext._state import attributes, check_state, put
-from catapult_ext.eig import TopTracker
 from catapult_ext.figures.drawn import Drawn
 from catapult_ext.linops.model.policy import Dropout
 from catapult_ext.losses import OWN_LOSS, resolve
@@ -30,7 +29,7 @@ from catapult_ext.probes.record import BoundedRecord, Row, table_rows
 from catapult_ext.probes.step_metric import has_stepped, is_adaptive
 from catapult_ext.probes.step_notes import StepNotes
 from catapult_ext.probes.tracked_folder import TrackedFolder
-from catapult_ext.probes.tracker_options import check_options
+from catapult_ext.probes.tracker_options import check_options, probe_tracker
 from catapult_ext.probes.tracker_report import last_probe, sentence
 
 _WHERE = "CurvatureTracker"
@@ -85,7 +84,8 @@ class CurvatureTracker(Drawn):
             ``steps`` steps.  r_t and lambda_r are taken at as many steps as a third of it pays for.
         steps: length of training that a budget is laid out for.
         samples: number of probe samples to use, the first ones.
-        tol: relative error asked for.
+        tol: relative error asked of checked probes.
+        between: relative error asked of the probes between them; None for ten times ``tol``.
         optimizer: read for the rate of the step that was taken, its preconditioner and k*; needed
             by ``grow_at``, r_t and ``full_batch``.
         preconditioned: whether eigenvalues are taken in the optimizer's metric.  None: where it is
@@ -134,9 +134,8 @@ class CurvatureTracker(Drawn):
             :class:`~catapult_ext.linops.model.snapshot.Snapshot`.
 
     Cost:
-        Freezing the model (about 3 forward passes) and, for slow drift, k + guards + 1 products of
-        2-3 (NTK, GGN) or 4-5 (Hessian) forward passes; every ``check_every``-th probe a checked
-        solve.
+        Freezing the model (about 3 forward passes) and, for slow drift, k to 2k products of 2-3
+        (NTK, GGN) or 4-5 (Hessian) forward passes; every ``check_every``-th probe a checked solve.
     """
 
     def __init__(
@@ -152,6 +151,7 @@ class CurvatureTracker(Drawn):
         steps: int = 500,
         samples: int | None = None,
         tol: float = 1e-3,
+        between: float | None = None,
         optimizer: torch.optim.Optimizer | None = None,
         preconditioned: bool | None = None,
         full_batch: bool = False,
@@ -179,6 +179,7 @@ class CurvatureTracker(Drawn):
             steps=steps,
             samples=samples,
             tol=tol,
+            between=between,
             optimizer=optimizer,
             preconditioned=preconditioned,
             grow_at=grow_at,
@@ -215,8 +216,7 @@ class CurvatureTracker(Drawn):
         self._made = self._missed = 0  # probes, and those that missed tol
         self._cost = self._costliest = 0.0  # seconds of the last probe, and of the longest one
         self.count = 0
-        # one guard more than for a change of one step: between probes lie many
-        self._top = TopTracker(k, tol=tol, guards=2 + k // 4, check_every=check_every, seed=seed)
+        self._top = probe_tracker(k, tol, between, check_every, seed)
         self._probed = CurvatureProbe(
             model,
             self.loss,
@@ -462,6 +462,7 @@ class CurvatureTracker(Drawn):
             "every": self.every,
             "budget": self.overhead.budget,
             "tol": self.tol,
+            "between": self._top.between,
             "seed": self.seed,
         }
 

@@ -1,4 +1,4 @@
-"""Checks of a tracker's arguments."""
+"""Checks of a tracker's arguments, and the eigenvalue tracker that they ask for."""
 
 from __future__ import annotations
 
@@ -8,9 +8,11 @@ from typing import Any
 from torch import nn
 
 from catapult_ext import _validate as v
+from catapult_ext.eig import TopTracker
 from catapult_ext.probes.curvature_probe import QUANTITIES
 
 WHERE = "CurvatureTracker"
+_LOOSER = 10  # errors between checked probes over those of checked ones, unless given
 
 
 def check_options(
@@ -24,6 +26,7 @@ def check_options(
     steps: int,
     samples: int | None,
     tol: float,
+    between: float | None,
     optimizer: Any,
     preconditioned: bool | None,
     grow_at: float | None,
@@ -38,7 +41,9 @@ def check_options(
     v.integers(WHERE, k=k, every=every, steps=steps, seed=seed, **counts)
     v.integers(WHERE, samples=samples, optional=True)
     v.numbers(WHERE, tol=tol)
-    v.numbers(WHERE, budget=budget, grow_at=grow_at, optional=True)
+    v.numbers(WHERE, between=between, budget=budget, grow_at=grow_at, optional=True)
+    within = between is None or 0 < between < 1
+    v.require(within, WHERE, "between must be None or in (0, 1)", between)
     known = quantity in QUANTITIES
     v.require(known, WHERE, f"quantity must be one of {QUANTITIES}", repr(quantity))
     v.require(every >= 1, WHERE, "every must be >= 1", every)
@@ -59,3 +64,16 @@ def check_options(
     v.require(preconditions, WHERE, "the NTK has no preconditioner", "preconditioned=True")
     serves = preconditioned is not True or optimizer is not None
     v.require(serves, WHERE, "preconditioned=True needs the optimizer", None)
+
+
+def probe_tracker(
+    k: int, tol: float, between: float | None, check_every: int, seed: int
+) -> TopTracker:
+    """Follows the eigenvalues of probes: :class:`~catapult_ext.TopTracker` with its options."""
+    if between is None:
+        between = min(_LOOSER * tol, max(tol, 0.1))
+    # one guard more than for a change of one step: between probes lie many
+    guards = 2 + k // 4
+    return TopTracker(
+        k, tol=tol, between=between, guards=guards, check_every=check_every, seed=seed
+    )

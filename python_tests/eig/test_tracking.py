@@ -5,6 +5,8 @@ import torch
 
 import catapult_ext as cx
 from catapult_ext.eig import TopTracker
+from catapult_ext.eig.operand import as_operand
+from catapult_ext.eig.refine import refine
 
 N = 80
 
@@ -63,6 +65,107 @@ def test_warm_updates_of_a_slow_drift_cost_few_products():
     for a in drifting(40, torch.float64):
         counts.append(tracker.update(Wrapped(a)).matvecs)
     assert sorted(counts[1:])[20] <= 4 < counts[0]
+
+
+def test_updates_within_between_cost_one_product():
+    """Ten steps apart on a plain gap: the vector carried has made a step that cost nothing."""
+    tracker, counts = TopTracker(between=1e-2, guards=2), []
+    e = torch.linspace(-0.5, 0.3, N, dtype=torch.float64)
+    e[-1] = 1.0
+    g = torch.Generator().manual_seed(0)
+    turn = torch.randn(N, N, dtype=torch.float64, generator=g)
+    turn = torch.matrix_exp(1e-3 * (turn - turn.T))
+    q = torch.eye(N, dtype=torch.float64)
+    for _ in range(30):
+        a = (q * e) @ q.T
+        found = tracker.update(Wrapped((a + a.T) / 2))
+        assert abs(found.eigenvalues.item() - 1) <= found.errors.item() <= 1.00001e-2
+        if found.index_check == "inherited":
+            counts.append(found.matvecs)
+        q = turn @ q
+    assert sorted(counts)[len(counts) // 2] == 1
+    assert len(counts) == 27
+
+
+def test_guards_are_multiplied_where_the_wanted_pair_moves():
+    """Residuals that add up to the distance of what follows cost the guards' products."""
+    e = torch.linspace(0, 0.5, N, dtype=torch.float64)
+    e[-2:] = torch.tensor([0.9, 1.0])
+    still = Wrapped(torch.diag(e))
+    tracker = TopTracker(between=0.1, guards=2, check_every=100)
+    tracker.update(still)
+    assert tracker.update(still).matvecs == 1
+    moved = torch.diag(e)
+    moved[-1, 0] = moved[0, -1] = 0.05  # as large as half of the distance
+    found = tracker.update(Wrapped(moved))
+    assert found.index_check == "inherited"
+    assert found.matvecs >= 2
+    exact = torch.linalg.eigvalsh(moved)[-1]
+    assert abs(found.eigenvalues[0] - exact) <= found.errors[0]
+
+
+@pytest.mark.parametrize("change", ["cross", "close", "outside"])
+@pytest.mark.parametrize("seed", range(6))
+def test_errors_between_checks_hold_where_the_contract_does(change, seed):
+    """Of at most j eigenvalues above the value less half of each distance at the last check."""
+    g = torch.Generator().manual_seed(seed)
+    q = torch.linalg.qr(torch.randn(N, N, dtype=torch.float64, generator=g))[0]
+    turn = torch.randn(N, N, dtype=torch.float64, generator=g)
+    turn = torch.matrix_exp(10 ** (-3.5 + seed / 3) * (turn - turn.T) / 2)
+    k = 1 + seed % 2
+    tracker, held, last = TopTracker(k, between=1e-2, guards=2, seed=seed), 0, 0
+    for t in range(30):
+        e = torch.linspace(-0.6, 0.5, N, dtype=torch.float64)
+        e[-4:] = torch.tensor([0.6, 0.75, 0.85, 1.0], dtype=torch.float64)
+        share = t / 29
+        if change == "cross":
+            e[-2] += 0.4 * share
+        elif change == "close":
+            e[-2] = 1.0 - 0.15 * abs(1 - 2 * share)
+        else:
+            e[0] = 1.3 * share
+        a = (q * e) @ q.T
+        a, q = (a + a.T) / 2, turn @ q
+        found = tracker.update(Wrapped(a))
+        exact = e.sort(descending=True).values
+        lowest = found.eigenvalues[-1] - torch.tensor(tracker._gaps) / 2 * found.eigenvalues[0]
+        follow = exact[k : k + len(lowest)]
+        if found.index_check != "inherited" or bool((follow <= lowest).all()):
+            assert bool(((found.eigenvalues - exact[:k]).abs() <= found.errors).all())
+            held += 1
+        last = max(last, (found.eigenvalues[0] - exact[0]).abs().item() * (t % 10 == 0))
+    assert held >= 15
+    assert last <= 1e-3 * 1.3  # checks see what came from outside
+
+
+def test_a_lowest_value_below_minus_the_top_is_not_carried_along():
+    e = torch.linspace(-2.0, 0.3, N, dtype=torch.float64)
+    e[-1] = 1.0
+    g = torch.Generator().manual_seed(1)
+    turn = torch.randn(N, N, dtype=torch.float64, generator=g)
+    turn, q = torch.matrix_exp(5e-4 * (turn - turn.T)), torch.eye(N, dtype=torch.float64)
+    tracker = TopTracker(between=1e-2, check_every=100)
+    for _ in range(20):
+        a = (q * e) @ q.T
+        found = tracker.update(Wrapped((a + a.T) / 2))
+        assert abs(found.eigenvalues.item() - 1) <= found.errors.item() <= 1.00001e-2
+        q = turn @ q
+    assert tracker.checks == 1
+
+
+def test_a_skew_between_single_products_is_noise():
+    """Of one vector at a time only <u, A v> - <A u, v> of earlier ones can show it."""
+    e = torch.linspace(0, 0.5, N, dtype=torch.float64)
+    e[-1] = 1.0
+    a, start = torch.diag(e), torch.zeros(1, N, dtype=torch.float64)
+    start[0, -1], start[0, :3] = 1.0, 1e-4
+    skewed = a.clone()
+    skewed[-1, 0], skewed[0, -1] = 1e-6, -1e-6
+    found = [
+        refine(as_operand(Wrapped(m), "test"), start, 1, [0.5], 1e-9, "inherited", "test")
+        for m in (a, skewed)
+    ]
+    assert found[1].errors[0] >= 1e-6 > 100 * found[0].errors[0]
 
 
 def test_every_check_draws_fresh_vectors():
@@ -137,6 +240,7 @@ def test_gauss_newton_is_followed_in_the_smaller_space():
     [
         ({"k": 0}, "k must be"),
         ({"tol": 0.0}, "tol must be"),
+        ({"between": 1.5}, "between must be"),
         ({"guards": -1}, "guards must be"),
         ({"check_every": 0}, "check_every must be"),
         ({"confidence": 1.0}, "confidence must be"),

@@ -45,6 +45,17 @@ OPERATORS = {
 }
 
 
+def test_probes_between_checks_are_asked_for_ten_times_tol_unless_between_is_given():
+    for options, most in (({}, 1e-2), ({"tol": 1e-6}, 1e-5), ({"between": 1e-3}, 1e-3)):
+        model = network(torch.float64)
+        data = tuple(t.double() for t in DATA.train)
+        tracker = cx.CurvatureTracker(model, "half_mse", data, every=2, **options)
+        train(model, tracker, 0.005, 12, data=data)
+        rows = [row for row in tracker.probes[1:] if "checked" not in row["flags"]]
+        assert len(rows) >= 3
+        assert all(row["errors"][0] <= 1.00001 * most * row["values"][0] for row in rows)
+
+
 @pytest.mark.parametrize("fixed", [True, False], ids=["fixed", "batch"])
 @pytest.mark.parametrize("quantity", OPERATORS)
 def test_values_through_a_catapult(quantity, fixed):
@@ -336,6 +347,7 @@ def test_run_folder_and_plot(tmp_path):
     [
         ({"quantity": "fisher"}, ValueError, "quantity must be"),
         ({"every": 0}, ValueError, "every must be"),
+        ({"between": 1.0}, ValueError, "between must be"),
         ({"budget": 0.0}, ValueError, "budget must be"),
         ({"samples": 0}, ValueError, "samples must be"),
         ({"k": 3, "max_k": 2}, ValueError, "max_k must be"),

@@ -46,8 +46,8 @@ class _Check:
 class ReplicaTracker:
     """The state of a :class:`~catapult_ext.TopTracker` that follows R replicas.
 
-    Replicas are refined together; those that miss ``tol``, moved by more than ``moved``, or whose
-    last check did not converge, get a checked solve together, all of them every
+    Replicas are refined together, guards included; those that miss ``between``, moved by more than
+    ``moved``, or whose last check did not converge, get a checked solve together, all of them every
     ``check_every``-th update.  Explicit matrices are proved at every update.
     """
 
@@ -78,8 +78,11 @@ class ReplicaTracker:
         check = state["check"]
         self._check = None if check is None else _Check(**{n: check[n].clone() for n in _CHECKED})
 
-    def update(self, A: Any, o: Options, check: bool) -> BatchedEigshResult:
+    def update(self, A: Any, o: Options, check: bool, between: float) -> BatchedEigshResult:
         """The k largest pairs of each replica; ``o.seed`` grows by the updates made so far.
+
+        ``between`` is the relative error asked of replicas that are not checked, ``o.tol`` of those
+        that are.
 
         A replica's numbers do not depend on which other ones are followed.
         """
@@ -87,8 +90,8 @@ class ReplicaTracker:
         large = as_batch(A, o.where)
         dual = A.dual() if hasattr(A, "dual") else None
         if dual is None or o.k > dual.operator.shape[1]:
-            return package(self._found(large, o, check), o, large)
-        small = self._found(as_batch(dual.operator, o.where), o, check)
+            return package(self._found(large, o, check, between), o, large)
+        small = self._found(as_batch(dual.operator, o.where), o, check, between)
         found = lifted(small, dual, large)
         # the null space of the large operators is not in the image of the small ones
         floor = 10 * rounding(large.n, large.eps) * found.values[:, 0].abs()
@@ -97,7 +100,7 @@ class ReplicaTracker:
             found.put(null, solve_replicas(large.select(null), None, replace(o, guards=None)))
         return package(found, o, large)
 
-    def _found(self, a: Batch, o: Options, check: bool) -> Found:
+    def _found(self, a: Batch, o: Options, check: bool, between: float) -> Found:
         o = replace(o, k=min(o.k, a.n))
         o = replace(o, guards=min(o.guards or 0, a.n - o.k))
         if a.explicit:
@@ -117,7 +120,7 @@ class ReplicaTracker:
             moved = ((values - then).abs() > self.moved * then.abs()).any(1)
             return moved | ~state.converged[at]
 
-        found = refine_replicas(a, block, o.k, state.gaps, o.tol, ends)
+        found = refine_replicas(a, block, o.k, state.gaps, between, ends)
         found.errors = torch.maximum(found.errors, state.least * found.values.abs())
         everyone = torch.arange(a.replicas, device="cpu")
         due = (~found.converged | ends(everyone, found.values)).nonzero().flatten()
