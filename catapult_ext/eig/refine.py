@@ -34,12 +34,13 @@ _PACE = 0.25  # the factor that the first expansion is expected to put on errors
 
 @dataclass(frozen=True, eq=False)
 class Refined:
-    """Pairs, and what the next update starts from.
+    """Refined pairs, with the state from which the next update starts.
 
     Attributes:
-        pairs: with errors; not converged where a solve from scratch is the better use of products.
-        block: rows (j, n), the wanted vectors with one step towards A x, which costs nothing.
-        seen: distances from the k-th value of the guards that were multiplied, over the largest
+        pairs: pairs with errors; not converged if a solve from scratch is the better use of
+            products.
+        block: rows (j, n): the wanted vectors after one step towards A x, without extra products.
+        seen: distances of the multiplied guards from the k-th value, divided by the largest
             |value|.
     """
 

@@ -49,10 +49,10 @@ def spectral_norm(residual: Tensor) -> float:
 def guards_of(
     space: Krylov, ritz: Ritz, o: Options, values: Tensor, counts: Inertia | None
 ) -> tuple[Tensor, list[float]]:
-    """Guards, and bounds of the eigenvalues that follow the wanted and each guard; no products.
+    """Guard vectors, and bounds of the eigenvalues after the wanted ones and after each guard.
 
-    The next Ritz value and its residual say where the next eigenvalue lies only as far as the
-    basis has converged; for an explicit matrix eigenvalues are counted.
+    Uses no products.  The next Ritz value and its residual locate the next eigenvalue only as far
+    as the basis has converged.  For an explicit matrix, eigenvalues are counted instead.
     """
     theta, s, residual = ritz
     if o.guards is None:

@@ -295,18 +295,18 @@ def probe(
         data: as for :class:`~catapult_ext.GGN`.
         k: eigenvalues of each operator.
         tol: relative error of the eigenvalues.
-        density: whether to estimate the Hessian's.
-        measure: steps of runs that measure eta_max.
-        seed: of random vectors, and of a fixed mask.
-        batch_stats: what batch normalisation means, ``models.BATCH_STATS``; None follows the
-            model's mode, which operators refuse in training.
+        density: whether to estimate the spectral density of the Hessian.
+        measure: number of steps of each run that measures eta_max.
+        seed: seed of the random vectors, and of a fixed dropout mask.
+        batch_stats: treatment of batch normalisation, one of ``models.BATCH_STATS``.  None follows
+            the model's mode; operators refuse a model in training mode.
         start: ``vectors`` of a probe of a similar model.
         progress: True for a bar of each solve, of the window's trials and of the density, or a
-            function of (done, total), which each of them calls from 0 on.
+            function of (done, total), which each of them calls, starting at 0.
         **options: ``forward``, ``params``, ``dropout``, ``memory_budget``.
 
     Raises:
-        TypeError, ValueError: what the operators and the window raise.
+        TypeError, ValueError: the errors of the operators and of the window.
     """
     check_progress(_WHERE, progress)
     problem = Problem.of(loss, data, _WHERE, seed=seed, **options)

@@ -101,7 +101,7 @@ def start(
 
 
 def probe_set(data: Dataset, recipe: Recipe) -> tuple[Tensor, Tensor]:
-    """The training samples that the curvature is measured on."""
+    """Training samples on which the curvature is measured."""
     count = recipe.probe_samples
     return data.x_train[:count], data.y_train[:count]
 

@@ -56,7 +56,7 @@ class Orbits(Protocol):
 
     @property
     def b(self) -> Tensor:
-        """(R,) labels."""
+        """Labels b, (R,)."""
 
     @property
     def a(self) -> Tensor:

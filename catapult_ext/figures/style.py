@@ -110,7 +110,7 @@ def svg(figure: Any) -> bytes:
 
 
 def pdf(figure: Any) -> bytes:
-    """A figure as PDF bytes, with its text as text; no date or version inside, as :func:`png`."""
+    """A figure as PDF bytes; text stays text, and no date or version is stored (:func:`png`)."""
     buffer = io.BytesIO()
     blank = {"CreationDate": None, "Creator": None, "Producer": None}
     with load_matplotlib().rc_context({"pdf.fonttype": 42}):

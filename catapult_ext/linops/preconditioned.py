@@ -62,7 +62,7 @@ class Preconditioned(LinearOperator):
 
     @classmethod
     def by(cls, operator: LinearOperator, inverse: Tensor) -> Preconditioned:
-        """The same with the diagonal of P^-1, (P,), given."""
+        """The preconditioned operator for a given diagonal of P^-1, (P,)."""
         return cls._of(operator, inverse)
 
     def _set_up(self, operator: LinearOperator, inverse: Tensor) -> None:

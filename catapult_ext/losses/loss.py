@@ -94,7 +94,10 @@ class Loss(ABC):
         )
 
     def slopes(self, f: Tensor, slope: Tensor, y: Tensor) -> OutputFactor:
-        """S with S S' = sum over terms s_n s_n', s_n the part of ``slope`` (as ``f``) in term n."""
+        """S with S S' = sum of s_n s_n', where s_n is the part of ``slope`` that belongs to term n.
+
+        ``slope`` has the shape of ``f``.
+        """
         return RankOneFactor(slope.reshape(f.shape[0], -1))
 
 

@@ -149,25 +149,25 @@ def small_vit(
     seed: int = 0,
     dtype: torch.dtype = torch.float32,
 ) -> SmallViT:
-    """A vision transformer: square patches as tokens, ``depth`` blocks, the mean of the tokens.
+    """A vision transformer: square patches as tokens, ``depth`` blocks, then the mean token.
 
     Args:
         image_size: side S of the square images; inputs are (N, in_channels, S, S).
         out_features: outputs O; the model returns (N, O).
-        in_channels: of the images.
+        in_channels: channels of the images.
         patch: side of a patch, a divisor of S; default S / 4, which gives 16 tokens.
-        width: as in :func:`char_gpt`, like all arguments below.
-        depth: blocks.
-        heads: of the attention.
-        activation_name: name or factory.
+        width: width of the residual stream, as in :func:`char_gpt`, like all arguments below.
+        depth: number of blocks.
+        heads: number of attention heads.
+        activation_name: name or factory of the activation.
         parameterisation: ``"standard"`` or ``"ntk"``.
         init: named initialisation.
-        sigma_w: NTK parameterisation only.
-        seed: of the initial values.
-        dtype: of the parameters.
+        sigma_w: scale of the weights, in NTK parameterisation only.
+        seed: seed of the initial values.
+        dtype: dtype of the parameters.
 
     Raises:
-        ValueError: for sizes that do not fit or unknown names.
+        ValueError: sizes that do not fit, or unknown names.
 
     Examples:
         >>> cx.models.small_vit(8, 10)(torch.zeros(3, 1, 8, 8)).shape

@@ -22,7 +22,7 @@ class Jumps:
         self._range: dict[str, float] = {}
 
     def follow(self, **observables: float | None) -> bool:
-        """Take one step's observables (None: not measured); whether one of them has jumped."""
+        """Record one step's observables (None: not measured); return whether any has jumped."""
         jumped = False
         for name, value in observables.items():
             if value is None:

@@ -145,7 +145,7 @@ class Problem:
         return one_pass(lambda: call(model, map_tensors(self.x, Tensor.clone)))
 
     def trained_copy(self, model: nn.Module) -> nn.Module:
-        """``model``, or a copy of which ``params`` alone are trainable."""
+        """``model``, or a copy in which only ``params`` are trainable."""
         if self.params is None:
             return model
         copy: nn.Module = own_copy(model)

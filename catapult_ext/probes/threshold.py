@@ -146,7 +146,7 @@ class ThresholdCache:
         self._known: dict[str, StabilityThreshold] = {}
 
     def of(self, optimizer: torch.optim.Optimizer) -> StabilityThreshold:
-        """That of its present settings."""
+        """Threshold of the optimizer with its present settings."""
         key = "".join(settings(group) for group in optimizer.param_groups)
         if key not in self._known:
             if len(self._known) >= _KEPT:  # a schedule of the momentum

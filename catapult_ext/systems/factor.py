@@ -27,7 +27,7 @@ _UNIT = 2.0**-53
 
 @dataclass(frozen=True, eq=False, repr=False)
 class CholeskyFactor(Shown):
-    """Cholesky factor L with L L' = A + shift I, and its system.
+    """Cholesky factor L with L L' = A + shift I, and the system that it factorises.
 
     Example:
         >>> factor = cx.cholesky(torch.eye(4), shift=1.0)
@@ -36,8 +36,8 @@ class CholeskyFactor(Shown):
         0.50 2.7726
 
     Attributes:
-        lower: L (n, n), zero above the diagonal; memory-mapped if it has a file.
-        shift: added to the diagonal of A.
+        lower: L (n, n), zero above the diagonal; memory-mapped if it is stored in a file.
+        shift: number added to the diagonal of A.
         least: lower bound on the eigenvalues of A + shift I; None if unknown.
     """
 

@@ -20,15 +20,15 @@ _UNIT = 2.0**-53  # unit roundoff of float64
 
 @dataclass(frozen=True, eq=False)
 class System:
-    """A + shift I of a symmetric operator, with what is known of its smallest eigenvalue.
+    """The matrix A + shift I of a symmetric operator A, with a lower bound on its eigenvalues.
 
     Attributes:
         a: the operator.
-        source: what it was made of.
-        shift: added to the diagonal.
-        lower: no eigenvalue of A + shift I is below it; None where nothing is known.
-        bound: where ``lower`` is from, as :class:`SolveResult` says it.
-        where: the public function named in errors.
+        source: the object that the operator was made from.
+        shift: number added to the diagonal.
+        lower: lower bound on the eigenvalues of A + shift I; None if unknown.
+        bound: origin of ``lower``, in the words of :class:`SolveResult`.
+        where: name of the public function, for errors.
     """
 
     a: Operand
@@ -114,7 +114,7 @@ class System:
 
 @dataclass(frozen=True, eq=False)
 class RightHandSides:
-    """The finite columns of b (n, K') in float64, each over its ``scale``."""
+    """The finite columns of b (n, K') in float64, each divided by its ``scale``."""
 
     columns: Tensor
     scale: Tensor

@@ -23,7 +23,7 @@ class Backend:
 
     @contextmanager
     def active(self) -> Iterator[None]:
-        """Ops called inside run on this back end (inputs must be on ``device``)."""
+        """Context in which ops run on this back end (inputs must be on ``device``)."""
         if self.name.startswith("cpu-"):
             with _native.forced_isa(self.name.removeprefix("cpu-")):
                 yield

@@ -215,21 +215,21 @@ class PretendedDevice(DispatchMode):
 
 
 class PretendedEvent:
-    """A place in the device's work."""
+    """Event: a position in the queue of the device's work."""
 
     def __init__(self, device: PretendedDevice) -> None:
         self._device, self._at = device, 0.0
 
     def record(self, stream: Any = None) -> None:
-        """The place is behind all work given so far."""
+        """Set the position after all work queued so far."""
         self._at = self._device.done
 
     def query(self) -> bool:
-        """Whether the device has come there."""
+        """Whether the device has reached the position."""
         return self._device.host >= self._at
 
     def synchronize(self) -> None:
-        """The host waits until it has."""
+        """Let the host wait until the device has reached the position."""
         self._device.wait("event")
 
 

@@ -60,7 +60,7 @@ class PretendedTensor(Tensor):
         return self.cpu().tolist()
 
     def cuda(self, *args: Any, **kwargs: Any) -> PretendedTensor:
-        """Itself."""
+        """The tensor itself, which is on the device already."""
         return self
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Any:

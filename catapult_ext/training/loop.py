@@ -118,7 +118,7 @@ class TorchSteps:
 
     @property
     def rate(self) -> float:
-        """Learning rate of the first group; setting it sets that of all."""
+        """Learning rate of the first group; assigning a value sets the rate of all groups."""
         return self.optimizer.param_groups[0]["lr"]
 
     @rate.setter

@@ -94,7 +94,7 @@ class Found:
     def nothing(
         cls, replicas: int, n: int, k: int, dtype: torch.dtype, device: torch.device
     ) -> Found:
-        """NaN for all replicas."""
+        """A result with NaN for all replicas."""
         nan = torch.full((3, replicas, k), torch.nan, dtype=torch.float64, device="cpu")
         return cls(
             values=nan[0],

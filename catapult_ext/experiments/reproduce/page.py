@@ -32,16 +32,16 @@ def page(
     tables: Mapping[str, list[Row]],
     facts: Mapping[str, Mapping[str, Any]],
 ) -> str:
-    """The page's HTML; it needs no other file.
+    """HTML of a report page, which needs no other file.
 
     Args:
-        title: heading.
-        paragraphs: below it.
-        command: the command line that gives this page.
+        title: heading of the page.
+        paragraphs: texts below the heading.
+        command: the command line that reproduces this page.
         claims: rows of the first table.
-        pictures: PNG bytes by their title, which the picture shows itself.
-        tables: rows by heading; a column ``x_se`` becomes the error of ``x``.
-        facts: by heading, names and values.
+        pictures: PNG bytes by title; each picture already shows its title.
+        tables: rows by heading; a column ``x_se`` is printed as the error of ``x``.
+        facts: names and values by heading.
     """
     parts = [
         *(f"<p>{escape(text)}</p>" for text in paragraphs),

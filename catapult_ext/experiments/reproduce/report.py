@@ -87,10 +87,10 @@ def write_report(folder: RunFolder, done: Reproduction) -> None:
 
 
 def compare(first: Path | str, second: Path | str) -> list[Row]:
-    """Two finished runs claim by claim, and the settings in which they differ.
+    """Compare two finished runs claim by claim, and list the settings in which they differ.
 
     Raises:
-        RunFolderError: a folder without a finished reproduction.
+        RunFolderError: a folder holds no finished reproduction.
     """
     (config_a, a), (config_b, b) = _finished(Path(first)), _finished(Path(second))
     rows: list[Row] = []

@@ -17,12 +17,15 @@ USUAL: dict[type, dict[str, Any]] = {int: {"least": 1}, float: {"above": 0}}
 
 
 def setting(default: Any, **rule: Any) -> Any:
-    """A field of other values than its type says: ints >= 1 and floats > 0, one or more of them.
+    """A field whose allowed values differ from the default for its type.
+
+    By default ints are >= 1 and floats > 0, and a field with several values has at least one.
 
     Args:
-        default: of the field.
-        **rule: ``least``, ``above`` or ``below``: bounds of every value; of several values also
-            ``count``, ``ascending`` and ``some_below``, which one of them must be.
+        default: default value of the field.
+        **rule: ``least``, ``above`` or ``below``, bounds of every value.  A field with several
+            values also takes ``count``, ``ascending`` and ``some_below`` (at least one value is
+            below it).
     """
     return dataclasses.field(default=default, metadata=rule)
 

@@ -35,18 +35,18 @@ USUAL = {"loss": "half_mse"}
 
 @dataclass(frozen=True)
 class Settings:
-    """Settings of sgd-catapults; targets +1 (even classes) and -1 (odd ones), loss 1/(2 N) sum.
+    """Settings of sgd-catapults: targets +1 (even classes) and -1 (odd classes), loss 1/(2 N) sum.
 
     Attributes:
-        data: name of the data set, of classes.
+        data: name of a data set with class labels.
         train: training samples.
         width: units of each hidden layer.
         depth: hidden layers.
         batches: batch sizes; the full batch is always run too.
         c: learning rate of all runs in units of 1 / lambda_0 of the full batch.
-        gd_c: learning rate of the full-batch run whose catapult is taken apart.
-        steps: of every run.
-        seeds: initialisations.
+        gd_c: learning rate of the full-batch run whose catapult is analysed by eigenspace.
+        steps: number of steps of every run.
+        seeds: seeds of the initialisations.
         top: dimension s of the eigenspace.
     """
 

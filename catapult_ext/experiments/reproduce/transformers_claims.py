@@ -84,7 +84,7 @@ def _inside(found: list[Bracket], edge: float) -> bool | None:
 
 
 def claim_beyond(net: str, name: str, runs: Runs, edge: float) -> Claim:
-    """The largest working rate lies above the threshold of a quadratic."""
+    """Claim: the largest working rate is above the threshold of a quadratic."""
     found = brackets(runs, works)
     return Claim(
         f"{name} works beyond its edge, {net}",

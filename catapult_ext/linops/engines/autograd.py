@@ -421,7 +421,7 @@ class AutogradLinearization(Linearization):
 
 
 class TorchLinearization(AutogradLinearization):
-    """J' as in autograd; J from torch.func.linearize, which stores the tangent program."""
+    """J' by autograd; J by torch.func.linearize, which stores the tangent program."""
 
     engine = "linearize"
     hvp_modes = None

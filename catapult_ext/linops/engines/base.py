@@ -221,7 +221,7 @@ class Linearization(ABC):
 
     @property
     def columns(self) -> int:
-        """Right-hand sides multiplied at once."""
+        """Number of right-hand sides multiplied at once."""
         return self.allowance.columns or (64 if self.gains_from_columns else 1)
 
     @property

@@ -13,7 +13,7 @@ _ROOM = 128 << 20  # bytes of vectors that are kept; beyond, B is applied again
 
 
 class KeptHalves:
-    """Pairs of v (n,) and B v (p,), as long as they fit into 128 MiB together."""
+    """Store of pairs v (n,) and B v (p,), at most 128 MiB in total."""
 
     def __init__(self) -> None:
         self._room = _ROOM

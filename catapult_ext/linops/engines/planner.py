@@ -68,7 +68,7 @@ def sample_product(linearization: Linearization) -> Callable[[], object]:
 
 
 def measure(part: FixedModel, build: Build, limit: float | None) -> tuple[Linearization, Costs]:
-    """Linearize ``part`` and multiply twice under a meter."""
+    """Linearize ``part``, multiply twice, and measure the cost of each of the three phases."""
     with Meter(part.tensors(), limit, work=True) as meter:
         linearization = build(part)
         product = sample_product(linearization)

@@ -64,7 +64,7 @@ class StackedAutograd(StackedLinearization):
         self._linear: tuple[Tensor, list[Tensor | None]] | None = None
 
     def select(self, index: Tensor) -> StackedAutograd:
-        """The models of some replicas; the forward pass runs again."""
+        """The linearization of the replicas ``index``; runs the forward pass again."""
         return StackedAutograd(
             self._call,
             {k: some(p.detach(), index) for k, p in self._params.items()},

@@ -87,15 +87,15 @@ class StreamedGGN(Streamed):
         model: as for :class:`StreamedNTK`.
         loss: see :func:`catapult_ext.losses.resolve`; a callable also needs ``reduction``.
         data: ``(x, y)``, or an iterable of such pairs that can be read again.
-        reduction: ``"mean"`` or ``"sum"``: what a callable does over the samples it is given.
+        reduction: ``"mean"`` or ``"sum"``: how a callable reduces the losses of its samples.
         group: as for :class:`StreamedNTK`.
         **options: see :class:`~catapult_ext.linops.engines.choose.Options`.
 
     Raises:
-        ValueError: also for a callable without ``reduction``.
+        ValueError: bad options, or a callable without ``reduction``.
 
     Cost:
-        One pass per block of columns, memory of one batch, one all-reduce of P*K values. Where
+        One pass per block of columns, memory of one batch, one all-reduce of P*K values. If
         every rank holds its data in memory and N*O < P, ``dual()`` works in sample space.
 
     Examples:

@@ -30,7 +30,7 @@ class Tracer(Protocol):
     n: int  # samples
 
     def watching(self) -> AbstractContextManager[Any]:
-        """Records calls whose second dimension are the samples."""
+        """Record the calls inside, which have their samples along the second dimension."""
 
     def mark(self, value: Any) -> None:
         """Take tensors for data."""

@@ -101,7 +101,7 @@ class UseTracer(TorchFunctionMode):
 
     @contextmanager
     def watching(self) -> Iterator[None]:
-        """Record the calls inside, whose second dimension are the samples."""
+        """Record the calls inside, which have their samples along the second dimension."""
         before, self._second = self._second, True
         try:
             with self:
