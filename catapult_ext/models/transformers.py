@@ -149,7 +149,7 @@ def small_vit(
     seed: int = 0,
     dtype: torch.dtype = torch.float32,
 ) -> SmallViT:
-    """A vision transformer: square patches as tokens, ``depth`` blocks, then the mean token.
+    """A vision transformer: square patches as tokens, ``depth`` blocks, then the mean over tokens.
 
     Args:
         image_size: side S of the square images; inputs are (N, in_channels, S, S).
