@@ -40,8 +40,8 @@ def track(
 ) -> None:
     """Follow the top eigenvalues through the checkpoints of a model, with warm-started solves.
 
-    Each checkpoint prints its line at once. One that does not fit the model stops the command;
-    earlier results are kept.
+    The line of each checkpoint is printed at once. A checkpoint that does not fit the model stops
+    the command; earlier results are kept.
     """
     v.require(checkpoint is not None, "track", "--checkpoint must name a file or a folder", None)
     problem = probed.problem_of(

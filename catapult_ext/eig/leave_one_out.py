@@ -32,19 +32,19 @@ def xtrace(A: Any, products: int = 32, *, seed: int = 0, progress: Progress = No
 
     Args:
         A: see :func:`catapult_ext.eigsh`.
-        products: with A, in columns, an even number >= 4.
-        seed: of the random vectors, which are uniform on a sphere.
+        products: number of products with A, in columns; even and >= 4.
+        seed: seed of the random vectors, which are uniform on a sphere.
         progress: True for a bar, or a function of (products done, products); see
             :mod:`catapult_ext._progress`.
 
     Returns:
         :class:`Estimate`, unbiased; its ``error`` is half a 68 % interval by Student's t, from the
-        scatter of the m = ``products/2`` leave-one-out estimates.  These share vectors: the
-        variance of their mean is up to twice what independent ones would have (a statistic of pairs
-        of vectors; Hoeffding 1948), and twice is taken.  Where the rank is about m all may
-        agree on a wrong value: the scatter is taken no smaller than that of the direction which
-        each leaves out.  Rounding of the products is added.  An operator with n <= ``products``
-        gives its exact diagonal by n products, with the error 0.
+        scatter of the m = ``products/2`` leave-one-out estimates.  These share vectors, so the
+        variance of their mean is up to twice that of independent estimates (a statistic of pairs
+        of vectors; Hoeffding 1948), and the factor of two is included.  If the rank is about m, all
+        estimates may agree on a wrong value.  The scatter is therefore taken no smaller than that
+        of the direction which each estimate leaves out.  Rounding of the products is added.  An
+        operator with n <= ``products`` gives its exact diagonal by n products, with the error 0.
 
     Raises:
         TypeError, ValueError: as :func:`catapult_ext.eigsh`; an odd number of products, or fewer
@@ -92,11 +92,12 @@ def xtrace(A: Any, products: int = 32, *, seed: int = 0, progress: Progress = No
 
 @no_autocast()
 def xdiag(A: Any, products: int = 32, *, seed: int = 0, progress: Progress = None) -> Estimate:
-    """Estimate the diagonal (n,) of a symmetric operator in the same way, with random signs.
+    """Estimate the diagonal (n,) of a symmetric operator as :func:`xtrace` does, by random signs.
 
-    Arguments, errors raised and cost are those of :func:`xtrace`.  Two entries of a row have equal
-    signs in all vectors with probability 2^(1-m), and then may cancel unseen: ``error`` adds the
-    squares of what the subspace leaves of the row, or of the mean row if more, times that.
+    Arguments, errors raised and cost are those of :func:`xtrace`.  With probability 2^(1-m) two
+    entries of a row have equal signs in all vectors, and may then cancel unseen.  ``error``
+    therefore includes this probability times the sum of squares of the row outside the
+    subspace, or the mean of these sums over all rows if that is larger.
 
     Examples:
         >>> A = torch.diag(torch.arange(1.0, 51) ** -2)

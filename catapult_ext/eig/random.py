@@ -29,14 +29,14 @@ _HALF_BYTES = 1 << 27  # of B z of a few of them, where A = B'B
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Estimate(Shown, saved=True):
-    """A random estimate; ``value, error = ...`` takes it apart.
+    """A random estimate; ``value, error = ...`` unpacks it.
 
     Attributes:
         value: scalar (trace) or (n,) (diagonal), dtype of the operator.
         error: its standard error, same shape: half the width of a 68 % interval (Student's t for
-            few samples), which also counts what so few random signs may have left unseen; 0 only
-            for a zero operator or n = 1, where the value is exact.
-        samples: random vectors averaged.
+            few samples), including what a small number of random signs may have missed; 0
+            only for a zero operator or n = 1, where the value is exact.
+        samples: number of random vectors averaged.
         matvecs: products with the operator, in columns.
 
     Examples:

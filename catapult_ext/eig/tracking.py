@@ -31,19 +31,24 @@ _STATE = ("k", "guards", "checks", "_block", *_CHECK, "_since", "_last", "_rooms
 class TopTracker:
     """Follows the k largest eigenpairs through a sequence of similar operators.
 
-    Every ``check_every``-th update, and any that misses ``between`` or finds values moved by a
-    quarter since, is a checked solve as :func:`catapult_ext.eigsh` makes it, warm-started
-    (``index_check`` ``"random(p)"``).  The others cost k products if errors are within ``between``
-    by then, else 2k and more.  Those of guards are added where what follows may have come nearer
-    than is relied on, judged by twice the residuals and changes of value seen in the wanted pairs
-    since a guard was last multiplied; a batch always multiplies all.  The ``index_check`` is
-    ``"inherited"``: the errors suppose that the eigenvalues which the last check found after the
-    k-th (for an explicit matrix by counting) still lie below it, each at no less than half of its
-    distance then; relative to the values they are no smaller than the errors of that check.  A new
-    eigenvalue whose vector is orthogonal to all that is carried is seen by the next check only.
+    Every ``check_every``-th update is a warm-started checked solve as by
+    :func:`catapult_ext.eigsh` (``index_check`` ``"random(p)"``).  An update that misses
+    ``between``, or finds that a value has moved by a quarter since the last check, becomes a
+    checked solve as well.  The others cost k products if the errors are then within ``between``,
+    else 2k or more.
 
-    ``torch.save(tracker.state_dict(), path)`` keeps what it carries, and a tracker of the same
-    arguments that has loaded it resumes with the same bits:
+    The guards are multiplied in addition if a further eigenvalue may have come nearer than the
+    errors assume.  This is judged by twice the residuals and changes of value of the wanted pairs
+    since a guard was last multiplied.  A batch always multiplies all guards.
+
+    Between checks ``index_check`` is ``"inherited"``: the errors assume that the eigenvalues which
+    the last check found after the k-th (for an explicit matrix by counting) still lie below it,
+    each at no less than half of its distance at that check.  Relative to the values, the errors
+    are no smaller than those of that check.  A new eigenvalue whose vector is orthogonal to all
+    stored vectors is seen by the next check only.
+
+    ``torch.save(tracker.state_dict(), path)`` stores the state of the tracker.  A tracker with the
+    same arguments that has loaded it resumes with the same bits:
 
         tracker = cx.TopTracker(k=2)
         tracker.load_state_dict(torch.load(path, weights_only=True))
@@ -52,10 +57,10 @@ class TopTracker:
         k: number of pairs.
         tol: relative error asked of checked solves.
         between: relative error asked of the updates between them; default ``tol``.
-        guards: further vectors carried along, which catch crossings; default 1 + k // 4.
-        check_every: updates from one checked solve to the next; 1 checks always.
-        confidence: p of the checked solves.
-        seed: of their random vectors; every check draws fresh ones.
+        guards: number of further vectors stored, which reveal crossings; default 1 + k // 4.
+        check_every: number of updates from one checked solve to the next; 1 checks every update.
+        confidence: probability p of the checked solves.
+        seed: seed of their random vectors; every check draws new ones.
 
     Raises:
         ValueError: options out of range.

@@ -34,7 +34,7 @@ class EmpiricalFisher(GGN):
         model: module whose outputs the loss takes, as for :class:`~catapult_ext.linops.ggn.GGN`.
         loss: a loss of :func:`catapult_ext.losses.resolve`; a callable also needs ``reduction``.
         data: as for :class:`~catapult_ext.linops.ggn.GGN`.
-        reduction: ``"mean"`` or ``"sum"``: what a callable does over the samples it is given.
+        reduction: ``"mean"`` or ``"sum"``: how a callable reduces the losses of its samples.
         **options: those of :class:`~catapult_ext.linops.ggn.GGN`.
 
     Examples:

@@ -51,25 +51,25 @@ class Hessian(KeepsGraph, LinearOperator, TakesSeveral):
     """Second derivatives of the loss, (P, P), parameters in ``named_parameters`` order.
 
     Forward and backward run once.  A chain of dense layers is multiplied from its activations,
-    several vectors at once (``engine="dense-chain"``).  Elsewhere a product is one backward through
-    that backward (``hvp="reverse"``), or a tangent through both, without a kept graph
-    (``"forward"``).  Where that does not fit into the budget, every product linearizes chunks of
-    samples again.
+    several vectors at once (``engine="dense-chain"``).  For other models a product is a backward
+    pass through the backward pass (``hvp="reverse"``), or a tangent through both, without a stored
+    graph (``"forward"``).  If that does not fit into the budget, every product linearizes chunks
+    of samples again.
 
     Args:
-        model: any module with outputs (N,) or (N, d1, ..., dk); of a list of modules,
-            :class:`~catapult_ext.StackedHessian` is made.
+        model: any module with outputs (N,) or (N, d1, ..., dk); a list of modules
+            gives a :class:`~catapult_ext.StackedHessian`.
         loss: a name, torch loss module or any callable ``(outputs, targets) -> scalar``, which
             gets the outputs as the model returns them (see :func:`catapult_ext.losses.resolve`);
             None takes the loss that the model returns for a batch with labels.
         data: ``(x, y)``, the full batch, or another form that
             :func:`~catapult_ext._batches.batch_of` takes; with ``loss=None`` the inputs alone.
-        hvp: ``"reverse"``, ``"forward"`` or None: a dense chain's own products where the model is
-            one, else reverse.
+        hvp: ``"reverse"``, ``"forward"``, or None for the products of a dense chain if the model is
+            one, else ``"reverse"``.
         **options: see :class:`~catapult_ext.linops.engines.choose.Options`.
 
     Attributes:
-        outputs: (N, O), of the model.
+        outputs: outputs of the model, (N, O).
         targets: the labels as the loss compares them with the outputs.
 
     Raises:

@@ -32,13 +32,13 @@ class StabilityThreshold(Shown, saved=True):
     """Where the linearised dynamics of an optimizer lose stability.
 
     Attributes:
-        k: lr * lambda at the threshold, lambda the top curvature (preconditioned where the
-            optimizer is); NaN without one.
+        k: learning rate times lambda at the threshold, where lambda is the top curvature
+            (preconditioned if the optimizer is); NaN if there is no threshold.
         omega: angle in (0, pi] of the multiplier e^(i omega) that reaches the unit circle; NaN
-            without one.
+            if there is no threshold.
         response: (T,) float64, the filter's impulse response; None without a linear filter.
         preconditioned: whether lambda is the top eigenvalue of P^-1 H; None without a filter.
-        reason: why there is no threshold; None where there is one.
+        reason: why there is no threshold; None if there is one.
 
     Examples:
         >>> found = cx.stability_threshold(torch.optim.SGD(nn.Linear(3, 1).parameters(), lr=0.1))

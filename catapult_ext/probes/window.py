@@ -65,32 +65,34 @@ def learning_rate_window(
 ) -> LearningRateWindow:
     """How large the learning rate may be: exact numbers at this point, and trials of training.
 
-    Curvature moves along training, by factors of 40 and more within the first steps, so that the
-    edge at the start says little about the largest rate that trains. By default short trainings of
-    copies find that rate within a factor; ``evidence["trial_steps"]`` has their cost.
+    Curvature changes during training, by factors of 40 and more within the first steps, so the
+    edge at the start says little about the largest rate that trains. By default, short trainings
+    of copies find that rate to within a factor; ``evidence["trial_steps"]`` has their cost.
 
     Args:
-        model: as for :class:`~catapult_ext.GGN`; left as it is, with all random states.
-        loss: as trained (:func:`catapult_ext.losses.resolve`); its Gauss-Newton matrix is used.
+        model: as for :class:`~catapult_ext.GGN`; it is not changed, nor are random states.
+        loss: training loss (:func:`catapult_ext.losses.resolve`); its Gauss-Newton matrix is used.
         data: ``(x, y)``, the batch that steps use, or another form that
             :func:`~catapult_ext._batches.batch_of` takes.
         optimizer: None for gradient descent, or any torch optimizer; its threshold is that of
             :func:`~catapult_ext.stability_threshold`. Parameter groups may differ in rate and
             decay.
-        burn_in: number of steps, on a copy, of an adaptive optimizer without state, at its own
-            rate, before curvature is taken; trials start from the model and optimizer as given.
-        trial_steps: steps of each trial, four times as many where the loss stays above its start
+        burn_in: number of steps that an adaptive optimizer without state makes on a copy, at its
+            own rate, before the curvature is measured; trials start from the model and optimizer
+            as given.
+        trial_steps: steps of each trial, four times as many if the loss stays above its start
             without diverging; 0 for none.
         measure: steps of the runs that bisect the largest rate instead; 0 for none.
         tol: relative error of lambda_0.
-        batch_stats: what batch normalisation means, ``models.BATCH_STATS``; None follows the mode
-            of each layer: "coupled" in training mode, "running" in evaluation mode.
-        seed: of the eigensolver, and of a fixed mask.
+        batch_stats: treatment of batch normalisation, one of ``models.BATCH_STATS``; None follows
+            the mode of each layer: "coupled" in training mode, "running" in evaluation mode.
+        seed: seed of the eigensolver, and of a fixed dropout mask.
         forward: ``forward(model, x)`` returns the outputs; None calls the model.
-        params: names or patterns of the parameters that are trained; None for all.  Of an
-            optimizer they take their groups and state; rates are those of the first group with any.
+        params: names or patterns of the parameters that are trained; None for all.  They keep
+            their groups and state in the optimizer; rates are those of the first group that has
+            any of them.
         dropout: ``"fixed"`` for one fixed mask, in curvature and steps alike.
-        memory_budget: of the Gauss-Newton matrix.
+        memory_budget: memory budget of the Gauss-Newton matrix.
         progress: True for a bar, or a function of (training steps of trials done, about how many
             there will be); see :mod:`catapult_ext._progress`.
 
