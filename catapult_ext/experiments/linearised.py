@@ -1,4 +1,4 @@
-"""The same sweep for the network linearised at its initial parameters: all rates in one product."""
+"""A sweep of the network linearised at its initial parameters: all rates in one product."""
 
 from __future__ import annotations
 

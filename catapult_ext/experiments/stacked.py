@@ -106,7 +106,7 @@ class StackedDense:
         return torch.cat([self._top(part) for part in parts])
 
     def _top(self, weights: Sequence[Tensor]) -> Tensor:
-        """The same of some replicas; NaN where their weights or outputs are not finite."""
+        """Top eigenvalues of some replicas; NaN where their weights or outputs are not finite."""
         state = dict(zip(self._names, weights, strict=True))
         try:
             kernel = StackedNTK((state, {}, self._model), self.x.double()).dense()

@@ -68,5 +68,5 @@ def _draw_values(ax: Any, probes: list[dict[str, Any]], quantity: str) -> None:
 def curvature_png(
     probes: list[dict[str, Any]], steps: list[dict[str, Any]], quantity: str
 ) -> bytes:
-    """The same as PNG bytes."""
+    """The figure of :func:`curvature_figure` as PNG bytes."""
     return png(curvature_figure(probes, steps, quantity), 110)

@@ -452,13 +452,13 @@ class Combination(LinearOperator):
         return max(a.rounding_unit for _, a in self.terms)
 
     def half_product(self, vectors: Tensor) -> Tensor | None:
-        """That of a positive multiple of one operator; sums and shifts have none."""
+        """Half product of a positive multiple of one operator; None for sums and shifts."""
         (c, a), *rest = self.terms
         found = None if rest or c <= 0 else a.half_product(vectors)
         return None if found is None else found * math.sqrt(c)
 
     def dual(self) -> Dual | None:
-        """That of a positive multiple of one operator; sums and shifts have none."""
+        """Dual of a positive multiple of one operator; None for sums and shifts."""
         (c, a), *rest = self.terms
         dual = None if rest or c <= 0 else a.dual()
         if dual is None:

@@ -111,9 +111,9 @@ class Hessian(KeepsGraph, LinearOperator, TakesSeveral):
 
     @property
     def mixed(self) -> str:
-        """What ``eigsh(precision="mixed")`` multiplies in: ``"int16"``, ``"bfloat16"``, ``""``.
+        """Format of products of ``eigsh(precision="mixed")``: ``"int16"``, ``"bfloat16"``, ``""``.
 
-        Empty: as full.  :attr:`plan` says why.
+        An empty string means full precision.  :attr:`plan` gives the reason.
         """
         return format_of(self.snapshot, self._streamed)[0]
 

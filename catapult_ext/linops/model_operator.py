@@ -65,9 +65,9 @@ class ModelOperator(KeepsGraph, LinearOperator):
 
     @property
     def mixed(self) -> str:
-        """What ``eigsh(precision="mixed")`` multiplies in: ``"int16"``, ``"bfloat16"``, ``""``.
+        """Format of products of ``eigsh(precision="mixed")``: ``"int16"``, ``"bfloat16"``, ``""``.
 
-        Empty: as full.  :attr:`plan` says why.
+        An empty string means full precision.  :attr:`plan` gives the reason.
         """
         return format_of(self.linearization.snapshot, self.linearization.streamed)[0]
 

@@ -75,17 +75,17 @@ class Preconditioned(LinearOperator):
 
     @property
     def parameter_names(self) -> tuple[str, ...] | None:
-        """Those of the operator inside."""
+        """Parameter names of the operator inside."""
         return self.operator.parameter_names
 
     @property
     def parameter_shapes(self) -> tuple[torch.Size, ...] | None:
-        """Those of the operator inside."""
+        """Parameter shapes of the operator inside."""
         return self.operator.parameter_shapes
 
     @property
     def rounding_unit(self) -> float:
-        """That of the operator inside."""
+        """``rounding_unit`` of the operator inside."""
         return self.operator.rounding_unit
 
     def _matmat(self, vectors: Tensor) -> Tensor:

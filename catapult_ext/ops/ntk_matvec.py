@@ -143,7 +143,7 @@ def _by_torch(
     bias: list[float],
     grams: list[Tensor | None],
 ) -> Tensor:
-    """The same product from torch's GEMMs, vectors stacked in (R, K, N, width)."""
+    """The product of :func:`ntk_matvec` by torch's GEMMs, vectors stacked in (R, K, N, width)."""
     replicas, _, vectors = v.shape
     samples = inputs[0].shape[1]
 

@@ -95,7 +95,7 @@ class BlockOfProducts(LinearOperator):
 
     @property
     def skew_is_rounding(self) -> bool:
-        """The same property of the whole operator."""
+        """``skew_is_rounding`` of the whole operator."""
         return self._operator.skew_is_rounding
 
     def _widened(self, vectors: Tensor) -> Tensor:

@@ -91,17 +91,17 @@ class Problem:
         return count_samples(self.x, self.y)
 
     def first(self, count: int | None) -> Problem:
-        """The same on the first ``count`` samples."""
+        """The problem on the first ``count`` samples."""
         n = self.n_samples
         x, y = first_samples(self.x, count, n), first_labels(self.y, count, n)
         return replace(self, x=x, y=y)
 
     def read_as(self, targets: Any) -> Problem:
-        """The same with labels as an operator has read them (its ``targets``)."""
+        """The problem with labels as an operator has read them (its ``targets``)."""
         return replace(self, y=targets, inside=False)
 
     def read(self, model: nn.Module) -> Problem:
-        """The same with labels inside the inputs as the model reads them, by one forward pass."""
+        """The problem with labels in the inputs, as the model reads them, by one forward pass."""
         if not self.inside:
             return self
         with torch.no_grad():
@@ -157,7 +157,7 @@ class Problem:
 
 
 def _outside_inference(data: Any) -> Any:
-    """The same in tensors that a graph can keep, which those made in inference mode are not."""
+    """The data as tensors that a graph can keep; tensors made in inference mode are copied."""
     if any(t.is_inference() for t in tensors_of(data)):
         return map_tensors(data, Tensor.clone)
     return data

@@ -86,7 +86,7 @@ def run_toy_gd(
 def exact_toy_gd(
     problem: Sequence[Tensor], steps: int, **options: Any
 ) -> tuple[ops.ToyRecord, Tensor, Tensor]:
-    """The same by the reference, in float64."""
+    """Result of ``toy_gd`` by the reference, in float64."""
     U, v, x, y, eta = (t.double() for t in problem)
     U, v = U.clone(), v.clone()
     return ops.ToyRecord(*reference.toy_gd(U, v, x, y, eta, steps, **options)), U, v

@@ -25,7 +25,7 @@ class Batches(NamedTuple):
     seeds: list[int]
 
     def rows(self, first: int, last: int) -> Batches:
-        """Those of the replicas first .. last - 1."""
+        """Batches of the replicas first .. last - 1."""
         return self if len(self.seeds) == 1 else self._replace(seeds=self.seeds[first:last])
 
     def weights(self, t: int) -> Tensor:
@@ -73,7 +73,7 @@ class Rule(NamedTuple):
         return Rule(eta, momentum, decay, self.batches)
 
     def rows(self, first: int, last: int) -> Rule:
-        """That of the replicas first .. last - 1."""
+        """Rule of the replicas first .. last - 1."""
         batches = None if self.batches is None else self.batches.rows(first, last)
         part = slice(first, last)
         return Rule(self.eta[part], self.momentum[part], self.decay[part], batches)

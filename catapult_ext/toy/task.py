@@ -27,7 +27,7 @@ class Task(NamedTuple):
         return self.test is None and self.stop == Stop() and not self.observe.names
 
     def rows(self, first: int, last: int) -> Task:
-        """That of the replicas first .. last - 1."""
+        """Task of the replicas first .. last - 1."""
         return self._replace(rule=self.rule.rows(first, last))
 
 
@@ -54,7 +54,7 @@ class Record(NamedTuple):
 
     @staticmethod
     def basic(loss: Tensor, norm: Tensor, diverged_at: Tensor, curvature: Tensor) -> Record:
-        """That of an engine which records nothing else."""
+        """Record of an engine that records nothing else."""
         nothing = loss.new_empty(len(loss), 0)
         never = torch.full_like(diverged_at, -1)
         return Record(loss, norm, diverged_at, curvature, nothing, never, {})

@@ -25,7 +25,7 @@ class Ritz:
     residual: Tensor
 
     def of(self, index: Tensor) -> Ritz:
-        """That of some replicas."""
+        """Ritz data of some replicas."""
         return Ritz(self.theta[index], self.start[index], self.residual[index])
 
 
@@ -46,7 +46,7 @@ class Noise:
         return torch.maximum(share * size, 4 * self.skew)
 
     def of(self, index: Tensor) -> Noise:
-        """That of some replicas."""
+        """Noise of some replicas."""
         return Noise(self.norm[index], self.skew[index], self.eps, self.grain, self.n)
 
 

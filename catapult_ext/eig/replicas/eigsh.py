@@ -46,7 +46,7 @@ def _solved(a: Batch, start: Tensor | None, o: Options) -> Found:
 
 
 def _written_out(a: Batch, o: Options) -> Found | None:
-    """The same of the matrices that small operators are, a few at a time; None: by products."""
+    """Pairs of small operators from their explicit matrices, a few at a time, or None."""
     if o.k > 1 or not hasattr(a.source, "written_out"):
         return None
     found = Found.nothing(a.replicas, a.n, o.k, a.dtype, a.device)

@@ -33,7 +33,7 @@ class Look:
     noise: Noise
 
     def of(self, index: Tensor) -> Look:
-        """That of some replicas."""
+        """The entries of some replicas."""
         return Look(
             self.t[index],
             self.coupling[index],

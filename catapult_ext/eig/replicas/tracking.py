@@ -37,7 +37,7 @@ class _Check:
         self.gaps[index], self.converged[index] = other.gaps, other.converged
 
     def of(self, index: Tensor) -> _Check:
-        """That of some replicas."""
+        """The entries of some replicas."""
         return _Check(
             self.values[index], self.least[index], self.gaps[index], self.converged[index]
         )

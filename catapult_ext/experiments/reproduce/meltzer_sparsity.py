@@ -195,7 +195,7 @@ def _row(depth: int, c: float, records: list[Row]) -> Row:
 
 
 def _live(records: list[Row]) -> list[Row]:
-    """Those that neither diverged nor ended with a dead layer."""
+    """Records of runs that neither diverged nor ended with a dead layer."""
     return [r for r in records if not r["diverged"] and not r["dead"]]
 
 

@@ -76,7 +76,7 @@ class Settings:
 
     @property
     def described(self) -> str:
-        """What claims and pictures state: the two nets read different data."""
+        """Nets and data, for claims and pictures; the two nets read different data."""
         read = {"gpt": "gpt on sums", "vit": f"vit on {Path(self.data).name}"}
         nets = " and ".join(read[net] for net in self.nets)
         return (

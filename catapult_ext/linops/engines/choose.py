@@ -363,7 +363,7 @@ def within_budget(
 
 
 def _within(linearization: Linearization, budget: int) -> Linearization:
-    """The same with as many columns as the budget allows besides one product.
+    """The linearization with as many columns as the budget allows besides one product.
 
     Raises:
         OverBudget: one product may exceed the budget.

@@ -1,12 +1,12 @@
-"""What ``precision="mixed"`` multiplies in, and products in 16-bit integers.
+"""Number format of ``precision="mixed"``, and products in 16-bit integers.
 
-The table, by what multiplies faster than float32 (never by a clock at run time):
+The format follows from this table of what multiplies faster than float32, never from a clock:
 
 | processor | products |
 |---|---|
 | CUDA device with bfloat16 tensor cores, CPU with AMX | bfloat16, by torch's autocast |
 | CPU with AVX512-VNNI | large matrix products in 16-bit integers |
-| other, AVX512-BF16 without AMX among them | as full |
+| other, including AVX512-BF16 without AMX | as with full precision |
 
 A core with AVX512-BF16 was measured to make half the multiply-adds of float32 in bfloat16, and
 twice as many in 16-bit integers, which are also eight times as exact.
@@ -142,7 +142,7 @@ class HessianInInt16(HessianProducts):
 
     @property
     def gradient(self) -> Tensor:
-        """Of the exact products."""
+        """Gradient, from the exact products."""
         return self._exact.gradient
 
     def product(self, vectors: Tensor) -> Tensor:

@@ -185,7 +185,7 @@ class Tiles:
         return int(meter.live), part
 
     def _limited(self, linearization: Linearization) -> Linearization:
-        """The same with half of the room as workspace."""
+        """The linearization with half of the room as workspace."""
         allowance = replace(linearization.allowance, workspace=self.room // 2)
         return linearization.allowed(allowance)
 

@@ -55,7 +55,7 @@ class StackedProducts(ABC):
 
     @abstractmethod
     def select(self, index: Tensor) -> StackedProducts:
-        """Those of the replicas ``index``, an int64 tensor on the CPU."""
+        """Products of the replicas ``index``, an int64 tensor on the CPU."""
 
     def dense(self) -> Tensor | None:
         """The matrices (R, n, n) where there is a shorter way than n products; else None."""
@@ -212,7 +212,7 @@ class StackedOperator(KeepsGraph):
         return out
 
     def _by_chunks(self, vectors: Tensor) -> Tensor:
-        """The same with columns that fit; where memory runs out, the chunk is halved once."""
+        """Products with as many columns as fit; if memory runs out, the chunk is halved once."""
         try:
             return self._chunked(vectors, self._at_once)
         except (torch.OutOfMemoryError, RuntimeError) as error:

@@ -39,7 +39,7 @@ class _Frozen:
 
     @classmethod
     def of(cls, layers: Sequence[DenseLayer], samples: int) -> _Frozen:
-        """Those of ``layers``; A A' where the sample-space source is the cheaper one, N < 2 d."""
+        """Data of ``layers``, with A A' where the product in sample space is cheaper (N < 2 d)."""
         inputs = [layer.input for layer in layers]
         return cls(
             [layer.weight for layer in layers],
@@ -52,7 +52,7 @@ class _Frozen:
         )
 
     def select(self, index: Tensor) -> _Frozen:
-        """Those of some replicas."""
+        """Data of some replicas."""
         count = len(index)
         return _Frozen(
             [some(t, index) for t in self.weights],

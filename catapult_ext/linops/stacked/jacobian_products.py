@@ -41,7 +41,7 @@ class NTKProducts(_JacobianProducts):
         return self._j.ntk(vectors)
 
     def select(self, index: Tensor) -> NTKProducts:
-        """Those of some replicas."""
+        """Products of some replicas."""
         return NTKProducts(self._j.select(index))
 
     def written_out(self) -> Tensor | None:
@@ -69,7 +69,7 @@ class GGNProducts(_JacobianProducts):
         return self._j.vjp(self._loss.hessian(self._j.jvp(vectors)))
 
     def select(self, index: Tensor) -> GGNProducts:
-        """Those of some replicas."""
+        """Products of some replicas."""
         return GGNProducts(self._j.select(index), self._loss.select(index))
 
     def dual(self) -> StackedDual | None:
@@ -93,7 +93,7 @@ class DualGGNProducts(_JacobianProducts):
         return self._loss.apply_t(self._j.ntk(self._loss.apply(vectors)))
 
     def select(self, index: Tensor) -> DualGGNProducts:
-        """Those of some replicas."""
+        """Products of some replicas."""
         return DualGGNProducts(self._j.select(index), self._loss.select(index))
 
     def written_out(self) -> Tensor | None:
@@ -114,7 +114,7 @@ class DualGGNProducts(_JacobianProducts):
 
 
 class WithoutBad(StackedProducts):
-    """The same products, NaN for replicas whose outputs are not finite.
+    """Products that are NaN for replicas whose outputs are not finite.
 
     ``relu'(NaN)`` is zero, so that products alone would hide what went wrong.
     """
@@ -134,7 +134,7 @@ class WithoutBad(StackedProducts):
         return self._spoil(self._products.matmat(vectors))
 
     def select(self, index: Tensor) -> StackedProducts:
-        """Those of some replicas."""
+        """Products of some replicas."""
         kept = self._bad[index.to(self._bad.device)]
         some = self._products.select(index)
         return WithoutBad(some, kept) if bool(kept.any()) else some

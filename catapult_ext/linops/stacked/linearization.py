@@ -57,7 +57,7 @@ class StackedLinearization(ABC):
 
     @abstractmethod
     def select(self, index: Tensor) -> Self:
-        """That of the replicas ``index``."""
+        """Linearization of the replicas ``index``."""
 
     def ntk(self, u: Tensor) -> Tensor:
         """J J' u: (R, N*O, K) to (R, N*O, K)."""

@@ -104,7 +104,7 @@ class Nothing(StackedProducts):
         return torch.full_like(vectors, torch.nan, memory_format=torch.contiguous_format)
 
     def select(self, index: Tensor) -> StackedProducts:
-        """The same for ``len(index)`` replicas."""
+        """NaN for ``len(index)`` replicas."""
         return Nothing(self, len(index))
 
 

@@ -169,7 +169,7 @@ class _StreamedDual(LinearOperator):
 
     @property
     def rounding_unit(self) -> float:
-        """That of the large operator."""
+        """``rounding_unit`` of the large operator."""
         return self._ggn.rounding_unit
 
     @property

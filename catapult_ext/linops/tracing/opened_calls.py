@@ -86,7 +86,7 @@ def _recurrent(
     both_ways: bool,
     samples_first: bool,
 ) -> tuple[Tensor, ...] | None:
-    """What torch.lstm, torch.gru or torch.rnn_* returns; None where it cannot be opened."""
+    """Result of torch.lstm, torch.gru or torch.rnn_*; None if the call cannot be opened."""
     states = list(hx) if name == "lstm" else [hx]
     made = [s for s in (x, *states) if tracer.is_parameter(s)]
     ways, each = 1 + both_ways, 4 if biases else 2

@@ -267,7 +267,7 @@ class Program:
     def results(
         self, tangents: Sequence[Tensor | None], graph: bool = False
     ) -> list[Tensor | None]:
-        """The same for all results."""
+        """Tangents of all results."""
         with torch.inference_mode(False), torch.set_grad_enabled(graph):
             values: dict[int, Tensor | None] = {}
 
