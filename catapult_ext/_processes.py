@@ -163,8 +163,8 @@ class Ranks:
     own; an error on one rank, or its silence, ends the work of the others.
 
     Args:
-        store: of torch.distributed, shared by all ranks and by nothing else.
-        rank: of this process.
+        store: store of torch.distributed, shared by all ranks and by nothing else.
+        rank: rank of this process.
         size: number of ranks.
         where: the public function named in errors.
 

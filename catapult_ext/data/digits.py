@@ -55,7 +55,7 @@ def digits(
         test: number of test images; default: all the others.
         classes: keep only these digits, in this order of the targets; default: all ten.
         targets: ``"one-hot"``, or ``"signed"``: one output, -1 and +1 for the two classes kept.
-        seed: of the split (a permutation drawn by NumPy's ``RandomState``, stable for good).
+        seed: seed of the split (a permutation drawn by NumPy's ``RandomState``, stable for good).
         standardisation: as in ``data.standardise``; ``"none"`` leaves values in [0, 1].
         flatten: (N, size^2) if true, else (N, 1, size, size).
         dtype: float32 or float64.

@@ -33,8 +33,8 @@ def gaussian(
         in_features: input dimension D.
         out_features: outputs O.
         labels: ``"signs"`` (+-1 with equal chance), ``"normal"`` or ``"zero"``.
-        mean: of every input entry.
-        seed: of everything (NumPy's ``RandomState``).
+        mean: mean of every input entry.
+        seed: seed of everything (NumPy's ``RandomState``).
         dtype: float32 or float64.
 
     Raises:
@@ -83,7 +83,7 @@ def synthetic_images(
         shape: (C, S, S) of one image, S >= 4; (3, 32, 32) as CIFAR.
         classes: O >= 2; targets are one-hot.
         noise: deviation of the noise, the patterns having deviation 1.
-        seed: of everything (NumPy's ``RandomState``).
+        seed: seed of everything (NumPy's ``RandomState``).
         dtype: float32 or float64.
 
     Raises:

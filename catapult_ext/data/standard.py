@@ -61,7 +61,7 @@ def load(
         standardisation: by the training images: ``"global"``, ``"channel"``, ``"pixel"``;
             ``"image"``: each image by itself; ``"none"``: values in [0, 1].
         flatten: (N, D) instead of (N, C, H, W).
-        seed: of the subsets.
+        seed: seed of the subsets.
         dtype: float32 or float64.
         complete: CIFAR files must hold their official number of images.
 

@@ -47,8 +47,8 @@ def sums(
         train: number of training windows N, >= 1.
         test: number of test windows, of text that goes on from there.
         length: characters T of a window.
-        seed: of the numbers and of where windows begin (NumPy's ``RandomState``).
-        dtype: of the targets, float32 or float64.
+        seed: seed of the numbers and of where windows begin (NumPy's ``RandomState``).
+        dtype: dtype of the targets, float32 or float64.
 
     Returns:
         Inputs (N, T), int64: places in ``data.sums.CHARACTERS``; targets (N, 29), one-hot.

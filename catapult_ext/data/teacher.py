@@ -35,7 +35,7 @@ def teacher(
         width: hidden units of the teacher.
         noise: deviation of Gaussian noise on the real-valued training targets (variance 1).
         classes: one-hot targets of the teacher's largest output instead of real values.
-        seed: of everything (NumPy's ``RandomState``).
+        seed: seed of everything (NumPy's ``RandomState``).
         dtype: float32 or float64.
 
     Raises:

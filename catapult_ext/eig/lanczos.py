@@ -58,8 +58,9 @@ def eigsh(
             block is multiplied.
         v0: start vector (n,) or block (n, j <= n) of a previous solve; random vectors are added.
             Of a batch (R, n) or (R, n, j); one that is zero or not finite becomes random.
-        seed: of the random start; same seed, machine and threads, same bits (on a GPU where the
-            products have them: cuDNN's may not, unless ``torch.backends.cudnn.deterministic``).
+        seed: seed of the random start.  The same seed, machine and number of threads give the same
+            bits (on a GPU if products repeat their bits: cuDNN's may not, unless
+            ``torch.backends.cudnn.deterministic``).
         precision: ``"full"``, or ``"mixed"`` (``which="LA"``; a dense tensor, NTK, GGN, Hessian): a
             solve to 2 % with products in shorter numbers, then Rayleigh-Ritz, values and errors
             from products in full precision, a full solve from there should they miss ``tol``.  An

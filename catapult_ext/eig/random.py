@@ -78,7 +78,7 @@ def hutchinson_trace(
     Args:
         A: see :func:`catapult_ext.eigsh`.
         samples: vectors, >= 2.
-        seed: of the vectors.
+        seed: seed of the vectors.
         progress: True for a bar, or a function of (products done, products); see
             :mod:`catapult_ext._progress`.
 
@@ -344,7 +344,7 @@ def spectral_density(
         A: see :func:`catapult_ext.eigsh`; ``dual()`` is not used.
         steps: m, Lanczos steps a vector (n if that is fewer).
         samples: random vectors, >= 2.
-        seed: of the vectors.
+        seed: seed of the vectors.
         confidence: standard deviations of sampling error in ``error``.
         progress: True for a bar, or a function of (products done, products); see
             :mod:`catapult_ext._progress`.

@@ -96,7 +96,7 @@ class Followed:
         model: of the architecture; takes the parameters of a replica where they are asked alone.
         loss: with a Gauss-Newton matrix.
         tol: relative error asked for.
-        **options: of the operators.
+        **options: options of the operators.
     """
 
     def __init__(self, model: nn.Module, loss: losses.Loss, tol: float, **options: Any) -> None:

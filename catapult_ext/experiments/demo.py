@@ -30,7 +30,7 @@ class DemoConfig:
         samples: training images of the 1797; the others are the test set.
         steps: full-batch gradient steps of every rate.
         c: learning rates in units of 1 / lambda_0.
-        seed: of the initial weights.
+        seed: seed of the initial weights.
 
     Examples:
         >>> from catapult_ext.experiments import DemoConfig

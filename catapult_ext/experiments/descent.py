@@ -100,7 +100,7 @@ def descend(
         problem: see :func:`start`.
         eta: learning rate.
         recipe: everything else.
-        seed: of batches and augmentation; the same for all rates of a sweep.
+        seed: seed of batches and augmentation; the same for all rates of a sweep.
         on_step: called with step and batch loss.
     """
     model = problem.model

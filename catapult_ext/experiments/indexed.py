@@ -51,7 +51,7 @@ class IndexedData:
         name: how reports call it.
         x_train: sample numbers (N,).
         y_train: labels as the loss takes them.
-        digest: of inputs and labels.
+        digest: digest of inputs and labels.
         outputs: entries of one sample's outputs.
         classes: whether the labels are classes of whole samples, so that accuracy means something.
     """

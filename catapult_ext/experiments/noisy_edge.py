@@ -50,10 +50,10 @@ def batch_sharpness(
 
     Args:
         model: at its present parameters.
-        loss: of outputs and targets.
+        loss: function of outputs and targets.
         data: ``(x, y)``, from which every batch is drawn without replacement.
         size: samples of a batch; all of them need one draw.
-        generator: of the batches.
+        generator: generator of the batches.
         draws: largest number of draws.
         within: relative standard error at which drawing ends.
 
@@ -110,13 +110,13 @@ def follow_batches(
 
     Args:
         model: trained in place.
-        loss: of outputs and targets.
+        loss: function of outputs and targets.
         data: ``(x, y)``.
-        optimizer: of the model's parameters.
+        optimizer: optimizer of the model's parameters.
         batch: samples of a step, drawn again at every step; all of them for full-batch training.
-        steps: of training.
+        steps: number of steps of training.
         every: steps from reading to reading.
-        seed: of the batches.
+        seed: seed of the batches.
         draws: most batches of a reading of batch sharpness.
         change: a step and the options of the optimizer (or ``batch``) that it sets.
 

@@ -62,7 +62,7 @@ class Parts:
         ranks, one of them computes all of it.
 
         Args:
-            names: of the parts, the same on every rank.
+            names: names of the parts, the same on every rank.
             job: returns a record a name.
         """
         missing = set(self.missing(names))

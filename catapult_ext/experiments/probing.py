@@ -46,7 +46,8 @@ def load_model(spec: str, data: Any = None, *, seed: int | None = None) -> nn.Mo
         spec: name; or module (the working directory is importable) or ``FILE.py``, and in it a
             ``torch.nn.Module`` or a function that returns one without arguments.
         data: ``(x, y)``, whose shapes a network by name takes: x (N, ...), y (N, O) or labels (N,).
-        seed: of the generators of torch, NumPy and Python, set before it is made; None leaves them.
+        seed: seed of the generators of torch, NumPy and Python, set before the model is made; None
+            leaves them.
 
     Raises:
         ValueError: an unknown name, a module or factory that is not there or fails.
@@ -260,7 +261,7 @@ class ProbeResult:
         rows: one dictionary a quantity and rank: ``quantity``, ``rank``, ``value``, ``error``,
             ``index_check``, ``products``.
         window: learning rates.
-        density: of the Hessian, or None.
+        density: density of the Hessian, or None.
         vectors: eigenvectors by quantity, to start from at the next checkpoint.
     """
 

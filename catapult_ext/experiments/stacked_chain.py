@@ -150,7 +150,7 @@ class StackedChain:
     A replica with non-finite values touches no other.
 
     Args:
-        layers: of the chain.
+        layers: layers of the chain.
         parameters: by name, each (R, ...); changed in place by :meth:`move`.
         momentum: heavy-ball factor.
 

@@ -77,7 +77,7 @@ def descend_all(
         problem: see :func:`~catapult_ext.experiments.start.start`.
         etas: learning rates; results have their order.
         recipe: everything else.
-        seed: of the batches, which all runs share.
+        seed: seed of the batches, which all runs share.
         on_step: called with step and batch loss, that of the first run left where runs are stacked.
 
     Cost:

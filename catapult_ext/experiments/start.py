@@ -33,7 +33,7 @@ class Start:
             kernel eigenspace where the recipe asks for it.
         loss0: initial training loss.
         cut: loss above which a run is given up.
-        options: of the operators.
+        options: options of the operators.
     """
 
     model: nn.Module
@@ -77,7 +77,7 @@ def start(
         cut: loss above which a run is given up; default ``probes.divergence_cut``.
         tol: relative error of lambda_0; default a tenth of the recipe's, at most 1e-4.
         where: the public function named in errors.
-        options: of the operators.
+        options: options of the operators.
 
     Raises:
         ValueError: a loss without Gauss-Newton matrix, or a model that does not fit the data.

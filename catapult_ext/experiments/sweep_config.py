@@ -39,9 +39,9 @@ class SweepConfig:
         linearised: also run the model linearised at its start (squared losses only).
         params: names or patterns of the parameters that are trained; None for all.
         dropout: ``"fixed"`` for one fixed mask, in curvature and steps alike.
-        batch_stats: what batch normalisation means, ``models.BATCH_STATS``: training then uses the
-            statistics of the batch. None takes the model in the mode that it is in.
-        memory_budget: of the operators.
+        batch_stats: treatment of batch normalisation, ``models.BATCH_STATS``; training then uses
+            the statistics of the batch. None takes the model in its present mode.
+        memory_budget: memory budget of the operators.
         probes: whether anything is measured along the runs; without, lambda_0 and all losses are
             what is known, which is enough for the phases of a squared loss.
 

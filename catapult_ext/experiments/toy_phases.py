@@ -33,7 +33,7 @@ class ToyConfig:
         samples: N inputs, normal around a common mean, so that one kernel direction dominates.
         in_features: their dimension D.
         steps: gradient steps.
-        seed: of data and weights.
+        seed: seed of data and weights.
 
     Examples:
         >>> from catapult_ext.experiments import ToyConfig

@@ -26,7 +26,7 @@ class Drawn(Shown):
 
         Args:
             path: also write it there, as .png, .svg or .pdf.
-            **options: of the picture; the class says which it has.
+            **options: options of the picture; the class says which it has.
 
         Raises:
             RuntimeError: matplotlib is missing (the message names the extra), or ``path`` cannot be

@@ -29,10 +29,10 @@ class PlanePicture:
     """Maps of rows (the axis) and columns (c), each a list of rows; NaN where there is no value.
 
     Attributes:
-        title: of the picture.
+        title: title of the picture.
         axis: name of the other axis.
-        c: of the columns, ascending.
-        values: of the rows, ascending.
+        c: values of c of the columns, ascending.
+        values: values of the rows, ascending.
         eta_lambda: final eta * lambda.
         peak: largest loss over the initial one.
         phase: index into ``PHASES``.

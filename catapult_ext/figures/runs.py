@@ -30,8 +30,8 @@ def trajectory_figure(
 
     Args:
         runs: ``c``, ``phase``, ``loss`` at ``loss_steps``, ``eta_lambda`` at ``curvature_steps``.
-        loss_steps: of the losses.
-        curvature_steps: of the curvatures.
+        loss_steps: steps of the losses.
+        curvature_steps: steps of the curvatures.
 
     Raises:
         RuntimeError: matplotlib is missing; the message names the extra.

@@ -42,7 +42,7 @@ def density_figure(
         low: least eigenvalue shown.
         high: greatest.
         density: maps (j,) positions to values and standard errors, as SpectralDensity.density.
-        name: of the operator.
+        name: name of the operator.
         n: its size, for the title.
 
     Raises:

@@ -117,7 +117,7 @@ def inverse_preconditioner(
     Args:
         optimizer: see :class:`Preconditioned`; rates of groups are not looked at.
         model: whose parameters it trains.
-        names: of the parameters to take, in order; None: all trainable ones.
+        names: names of the parameters to take, in order; None: all trainable ones.
         where: the public function named in errors.
         hint: another way out, added to the error for an optimizer that has taken no steps.
     """

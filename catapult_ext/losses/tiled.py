@@ -59,7 +59,7 @@ def cross_entropy(
         targets: (R,) labels or (R, C) probabilities.
         total: the sum of the losses of some rows.
         mass: (R,), the sum of the weighted targets of each row, at least 0.
-        divisor: of the sum.
+        divisor: divisor of the sum.
     """
     value: Tensor = _Value.apply(rows, _Terms(targets, total, mass, divisor))
     return value

@@ -33,16 +33,16 @@ def small_cnn(
     Args:
         image_size: side S of the square images; inputs are (N, in_channels, S, S), S >= 2.
         out_features: outputs O; the model returns (N, O).
-        in_channels: of the images.
-        channels: of both convolutions.
+        in_channels: channels of the images.
+        channels: number of channels of both convolutions.
         activation_name: as in ``models.fully_connected``, like all arguments below.
         parameterisation: ``"ntk"`` or ``"standard"``.
         init: named initialisation.
         sigma_w: NTK parameterisation only.
         sigma_b: NTK parameterisation only.
         bias: whether layers have one.
-        seed: of the initial values.
-        dtype: of the parameters.
+        seed: seed of the initial values.
+        dtype: dtype of the parameters.
 
     Raises:
         ValueError: for non-positive sizes or unknown names.
@@ -104,14 +104,14 @@ def paper_cnn(
     Args:
         image_size: side S of the square images, a multiple of 4.
         out_features: outputs O; the model returns (N, O).
-        in_channels: of the images.
+        in_channels: channels of the images.
         width: factor on all channel and unit counts; 1 as above.
         activation_name: as in ``models.fully_connected``, like all arguments below.
         parameterisation: ``"standard"`` (biases at 0) or ``"ntk"`` (no biases).
         init: named initialisation.
         sigma_w: NTK parameterisation only.
-        seed: of the initial values.
-        dtype: of the parameters.
+        seed: seed of the initial values.
+        dtype: dtype of the parameters.
 
     Raises:
         ValueError: for sizes that do not fit or unknown names.

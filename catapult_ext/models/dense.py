@@ -42,7 +42,7 @@ def fully_connected(
         sigma_w: NTK parameterisation only.
         sigma_b: NTK parameterisation only.
         bias: default: exactly when ``sigma_b > 0`` (NTK), none (standard).
-        seed: of the initial values; torch's global generator is not touched.
+        seed: seed of the initial values; torch's global generator is not touched.
         dtype: floating dtype of the parameters; drawn in float32 and converted.
 
     Raises:

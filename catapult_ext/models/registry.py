@@ -34,8 +34,8 @@ def build(name: str, in_shape: Sequence[int], out_features: int, **settings: Any
         in_shape: shape of one sample: (D,) or (C, S, S); ``fc`` flattens an image, and ``gpt``
             takes (T,) characters.
         out_features: outputs O.
-        **settings: of the builder: ``models.fully_connected``, ``small_cnn``, ``paper_cnn``,
-            ``wide_resnet``, ``resnet``, ``char_gpt``, ``small_vit``.
+        **settings: arguments of the builder: ``models.fully_connected``, ``small_cnn``,
+            ``paper_cnn``, ``wide_resnet``, ``resnet``, ``char_gpt``, ``small_vit``.
 
     Raises:
         TypeError: a setting the builder does not know.

@@ -129,8 +129,8 @@ def wide_resnet(
         init: see ``models.initialise``; default ``lecun`` in standard parameterisation. With
             ``norm="none"``, ``he`` doubles the variance in every block.
         sigma_w: NTK parameterisation only.
-        seed: of the initial values.
-        dtype: of the parameters; drawn in float32 and converted.
+        seed: seed of the initial values.
+        dtype: dtype of the parameters; drawn in float32 and converted.
 
     Raises:
         ValueError: for a depth that is not 6 n + 4, or unknown names.

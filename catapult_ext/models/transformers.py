@@ -105,15 +105,15 @@ def char_gpt(
         characters: known ones, and outputs O: logits of the next character.
         width: of the residual stream, a multiple of ``heads``; the hidden layers have 4 times it.
         depth: blocks.
-        heads: of the attention.
+        heads: number of heads of the attention.
         activation_name: as in ``models.fully_connected``, like all arguments below.
         parameterisation: ``"standard"`` (biases at 0) or ``"ntk"`` (every dense layer in NTK
             parameterisation, no biases). LayerNorms start at weight 1 and bias 0, embeddings at
             N(0, 1) in both.
         init: named initialisation of the dense layers; default ``lecun`` or ``normal``.
         sigma_w: NTK parameterisation only.
-        seed: of the initial values; torch's global generator is not touched.
-        dtype: of the parameters.
+        seed: seed of the initial values; torch's global generator is not touched.
+        dtype: dtype of the parameters.
 
     Raises:
         ValueError: for sizes that do not fit or unknown names.

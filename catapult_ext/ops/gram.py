@@ -47,9 +47,9 @@ def gram(
             of a and g.
         g2: derivatives (N2, O, p_l), or (R, N2, O, p_l), of it, given together with a2.
         outputs: ``"all"``, ``"trace"`` (sum over o = q) or ``"diagonal"`` (n = m and o = q).
-        precision: of float32 products on a GPU: ``"full"``, ``"tf32"`` (tensor cores, inputs
-            rounded to 10 bits of mantissa) or ``"3xtf32"`` (tensor cores, three products, near
-            full). The CPU, float64 and several networks compute in full precision whatever it says.
+        precision: precision of float32 products on a GPU: ``"full"``, ``"tf32"`` (tensor cores,
+            inputs rounded to 10 bits of mantissa) or ``"3xtf32"`` (tensor cores, three products,
+            near full). The CPU, float64 and several networks always compute in full precision.
 
     Returns:
         ``"all"``: (N1*O, N2*O), flat index n*O + o. ``"trace"``: (N1, N2). ``"diagonal"``: (N1*O,).

@@ -63,7 +63,7 @@ def lanczos_dense(
             converged then shows in ``errors``.
         v0: optional (R, n) start vectors, e.g. the last top eigenvectors; a hundredth of noise is
             added, and one that is zero or not finite is replaced by the random start.
-        seed: of the random vectors, which are the same for every matrix of the batch.
+        seed: seed of the random vectors, which are the same for every matrix of the batch.
 
     Returns:
         ``(eigenvalues (R, k) descending, eigenvectors (R, k, n) unit rows, errors (R, k),

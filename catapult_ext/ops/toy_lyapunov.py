@@ -50,7 +50,7 @@ def toy_lyapunov(
         paths: P, number of paths.
         burn_in: steps before the growth is counted, at most ``steps``.
         noise: "normal", "uniform" or "two-point" (+1 and -1).
-        seed: of the draws.
+        seed: seed of the draws.
         first_path: number of the first path; paths 0 to 9 and 10 to 19 are those of 0 to 19.
 
     Returns:

@@ -137,7 +137,7 @@ def grouped(names: Sequence[str], by: str | int | Mapping[str, Any], where: str)
     """Parameters by block, in order.
 
     Args:
-        names: of the parameters.
+        names: names of the parameters.
         by: ``"module"`` (the module that holds them), ``"parameter"``, so many leading parts of
             their names, or a mapping from names of blocks to patterns as ``params=`` takes them.
         where: the public function named in errors.

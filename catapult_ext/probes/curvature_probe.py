@@ -38,7 +38,7 @@ class CurvatureProbe:
         preconditioned: None where the optimizer's metric is used if it is known; see
             :class:`~catapult_ext.CurvatureTracker`.
         kernel_samples: samples of the trace kernel whose drift is measured.
-        batch_stats: what batch normalisation means.
+        batch_stats: treatment of batch normalisation.
     """
 
     def __init__(

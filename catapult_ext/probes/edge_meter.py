@@ -79,7 +79,7 @@ class EdgeMeter:
             of ``every``; 0 for none.  They need ``evaluate``.
         batch_sharpness: whether rows with curvature have the batch sharpness too.
         tol: relative error asked of S; what it came to is in ``eta_sharpness_error``.
-        seed: of the eigenvalue solver.
+        seed: seed of the eigenvalue solver.
         log: where zeta and, where measured, chi, varsigma and tau of each row go: a W&B run, a
             SummaryWriter and more (:func:`~catapult_ext.probes.loggers.logger_of`).
 

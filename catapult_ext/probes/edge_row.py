@@ -15,7 +15,7 @@ class EdgeRow(TypedDict):
         change: dL = L(theta_+) - L(theta) on the same batch.
         descent: eta g.u = g.(theta - theta_+), what the step would gain to first order.
         zeta: the realized edge, 1 + change / descent.
-        rounding: of zeta, eps |L| / descent with eps of the parameters' dtype.
+        rounding: rounding of zeta, eps |L| / descent with eps of the parameters' dtype.
         curvature: u.H u / |u|^2, H averaged along the step; Euclidean norm.
         eta_sharpness: eta S, the top eigenvalue of the preconditioned Hessian at theta times the
             learning rate, to compare with ``threshold``.

@@ -72,7 +72,7 @@ class Logging:
     Args:
         target: see :func:`logger_of`; None logs nothing.
         where: public function named in errors.
-        level: of the lines in the channel ``catapult_ext`` of :mod:`logging`.
+        level: level of the lines in the channel ``catapult_ext`` of :mod:`logging`.
     """
 
     def __init__(self, target: Any, where: str, level: int = logging.INFO) -> None:
@@ -100,8 +100,8 @@ def probe_numbers(row: Row, zeta: float | None, overhead: float) -> dict[str, fl
     """A probe as flat numbers, without those that were not measured.
 
     Args:
-        row: of the probe.
-        zeta: of the last step that has one.
+        row: row of the probe.
+        zeta: zeta of the last step that has one.
         overhead: probing over training time.
     """
     out = {f"curvature/lambda_{i}": value for i, value in enumerate(row["values"], 1)}

@@ -70,7 +70,7 @@ class OptimizerSteps:
 
         Args:
             model: whose parameters the optimizer trains; those it does not have a metric of 0.
-            names: of the parameters wanted, in order.
+            names: names of the parameters wanted, in order.
 
         Raises:
             NoMetric: the preconditioner is not known to be diagonal, or has no state yet.

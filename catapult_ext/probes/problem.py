@@ -41,8 +41,8 @@ class Problem:
         forward: the user's ``forward(model, x)``, or None.
         params: names or patterns of the parameters that are trained; None for all.
         dropout: None, or ``"fixed"`` for one fixed mask.
-        memory_budget: of the operators.
-        seed: of the mask.
+        memory_budget: memory budget of the operators.
+        seed: seed of the mask.
     """
 
     where: str

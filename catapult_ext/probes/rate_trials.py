@@ -65,7 +65,7 @@ class Trials:
         optimizer: whose steps are made, from its present state; None for gradient descent.
         origin: the model that ``optimizer`` trains, of which ``model`` is a copy, or itself.
         lambda0: top curvature at the start, for the cut.
-        counter: of the steps.
+        counter: counter of the steps.
 
     Attributes:
         steps: made in all trials.
@@ -131,10 +131,10 @@ def optimizer_of_copy(optimizer: Any, old: nn.Module, new: nn.Module, rate: floa
     """The same optimizer with the same state on the weights of ``new``, a copy of ``old``.
 
     Args:
-        optimizer: of any class; None: gradient descent.
+        optimizer: an optimizer of any class; None: gradient descent.
         old: the model it trains.
         new: the copy.
-        rate: of the first group, the others keep their ratio to it; None: as they are.
+        rate: rate of the first group, the others keep their ratio to it; None: as they are.
     """
     weights = training.moved(new)
     if optimizer is None:
@@ -156,7 +156,7 @@ def optimizer_of_chosen(optimizer: Any, old: nn.Module, new: nn.Module) -> Any:
     Groups that train none of them are left out.
 
     Args:
-        optimizer: of any class.
+        optimizer: an optimizer of any class.
         old: the model it trains.
         new: a copy, of which fewer weights are trainable.
     """

@@ -91,7 +91,7 @@ def columns(rows: Iterable[Row], names: Iterable[str] = ()) -> dict[str, list[An
     """The rows turned round: a list a name, None where a row lacks it.
 
     Args:
-        rows: of one run.
+        rows: rows of one run.
         names: keys wanted; default: ``probe_steps`` and all of ``Observables``.
     """
     rows = list(rows)

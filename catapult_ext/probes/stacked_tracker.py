@@ -37,7 +37,7 @@ class StackedRow(TypedDict):
         errors: their error bounds.
         index_check: see :class:`~catapult_ext.BatchedEigshResult`.
         products: number of products with each operator.
-        flags: of each model: ``checked``, ``missed``, ``diverged`` or ``failed``, as in
+        flags: flags of each model: ``checked``, ``missed``, ``diverged`` or ``failed``, as in
             :class:`~catapult_ext.probes.record.Row`.
         eta_lambda: each learning rate times the top eigenvalue; None without rates.
         reason: why the probe failed, or None.

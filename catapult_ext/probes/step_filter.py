@@ -64,7 +64,7 @@ def step_filter(optimizer: Any, index: int) -> StepFilter:
 
     Args:
         optimizer: any ``torch.optim.Optimizer``; neither it nor its parameters are touched.
-        index: of the group.
+        index: index of the group.
 
     Raises:
         NoFilter: the steps are no linear time-invariant function of the gradients.

@@ -97,17 +97,17 @@ class CurvatureTracker(Drawn):
         max_k: most eigenvalues followed.
         kernel_samples: number of probe samples whose trace kernel is compared with that of the
             first probe (drift); 0 for none.
-        batch_stats: what batch normalisation means, ``models.BATCH_STATS``; None follows the mode
+        batch_stats: treatment of batch normalisation, ``models.BATCH_STATS``; None follows the mode
             that each layer is in at the probe: "coupled" in training, "running" in evaluation.
         forward: ``forward(model, x)`` returns the outputs; None calls the model.
         params: names or patterns of the parameters to differentiate by; None for all.
         dropout: None turns dropout off, ``"fixed"`` takes one fixed mask where it is on.
-        memory_budget: of the operators.
+        memory_budget: memory budget of the operators.
         check_every: see :class:`~catapult_ext.TopTracker`.  Where the loss or the norm of the
             gradient exceeds twice the largest value since the probe before the last one, a checked
             probe is made at once (with ``budget``: as soon as it pays for one; on a GPU: as soon as
             the numbers have arrived, for which no step waits).
-        seed: of random vectors.
+        seed: seed of random vectors.
         out: run folder, new or ``fresh`` or that of the run whose state was loaded.  Each probe is
             a line of ``probes.jsonl`` once it is made, so that a kill loses one at most; tables and
             picture come at the end.

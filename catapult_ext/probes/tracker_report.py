@@ -30,9 +30,9 @@ def sentence(
         what: the quantity, in how many steps, on what.
         probes: rows that were kept.
         made: all probes.
-        missed: those that missed tol.
-        every: steps from probe to probe, asked for.
-        overhead: of them.
+        missed: probes that missed tol.
+        every: steps asked for between probes.
+        overhead: overhead of the probes.
     """
     products = sorted(row["products"] for row in probes) or [0]
     allowed = "" if overhead.budget is None else f" (budget {overhead.budget:.0%})"

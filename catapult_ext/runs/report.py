@@ -59,11 +59,11 @@ def write(
     """Write summary.json, summary.csv, the pictures and report.html of a finished run.
 
     Args:
-        folder: of the run.
+        folder: folder of the run.
         title: heading of the page.
         result: has ``summary``, whose ``rates`` are the rows, ``closing()`` and ``table()``.
         pictures: PNG bytes by name.
-        captions: of the pictures on the page, by name.
+        captions: captions of the pictures on the page, by name.
     """
     folder.write_json("summary.json", result.summary)
     folder.write_csv("summary.csv", result.summary["rates"])

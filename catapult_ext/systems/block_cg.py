@@ -54,7 +54,7 @@ def block_cg(
         x0: (n, K) a start, or None.
         precondition: M^-1 r.
         tol: of |r| / |b|.
-        counter: of block steps; its total is how many there may be.
+        counter: counter of block steps; its total is how many there may be.
         size: the norm of A as far as it is known.
 
     Raises:

@@ -37,7 +37,7 @@ def preconditioner(
         given: as :func:`catapult_ext.solve` takes it.
         system: to be solved.
         columns: right-hand sides.
-        seed: of random pivots.
+        seed: seed of random pivots.
 
     Raises:
         TypeError, ValueError: another preconditioner, or one of another size.

@@ -311,8 +311,8 @@ def pretended_cuda(
     Args:
         native: what runs the native ops: ``"emulated"`` the CUDA code on the CPU, ``"cpu"`` the
             CPU's code (fast), ``"binary"`` the installed binary as on a GPU (for its errors).
-        launch_seconds: of the pretended host, a kernel.
-        kernel_seconds: of the pretended device, a kernel.
+        launch_seconds: seconds per kernel on the pretended host.
+        kernel_seconds: seconds per kernel on the pretended device.
 
     Raises:
         RuntimeError: a real GPU is there, or the emulation is not.

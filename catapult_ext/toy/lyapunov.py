@@ -72,7 +72,7 @@ def lyapunov_exponent(
         noise: distribution of the curvature: "normal", "uniform" or "two-point" (a + s or a - s).
         steps: number of steps per path, without the burn-in.
         paths: independent paths, at least 8.
-        seed: of the draws.
+        seed: seed of the draws.
         progress: True for a bar, or a function of (cases done, cases), which is called after every
             16 cases or a twentieth of them; see :mod:`catapult_ext._progress`.
 
@@ -143,7 +143,7 @@ def lyapunov_edge(
         tolerance: largest relative bar, in [1e-4, 0.5].
         paths: independent paths, at least 8.
         max_steps: longest path, without a burn-in of 20 / -log beta steps.
-        seed: of the draws.
+        seed: seed of the draws.
         progress: as in :func:`lyapunov_exponent`.
 
     Returns:

@@ -18,8 +18,8 @@ class NoisyMomentum(NamedTuple):
     Attributes:
         eta: learning rate.
         beta: momentum.
-        variance: of the curvature.
-        mean: of the curvature.
+        variance: variance of the curvature.
+        mean: mean of the curvature.
     """
 
     eta: Tensor

@@ -99,7 +99,7 @@ def noise_plane(
         tolerance: largest relative bar of the Lyapunov edge.
         paths: sampled paths per point.
         max_steps: longest path.
-        seed: of the draws; all points share them, so neighbours err alike.
+        seed: seed of the draws; all points share them, so neighbours err alike.
         out: a run folder: rows are stored as they finish, an interrupted call resumes where it
             stopped, and ``plane.npz`` is written at the end. None keeps everything in memory.
         fresh: forget what ``out`` holds.

@@ -45,7 +45,7 @@ class PhaseDiagram(DrawnToFile):
     Attributes:
         axis: "width", "f0", "b" (label: b = eta y / sqrt(W)) or "momentum".
         c: eta * lambda_0 of the columns.
-        values: of the rows.
+        values: values of the rows.
         settings: the fixed ones: steps, width, f0, lambda0, ...
         eta_lambda: at the end; at the last accepted step where the run diverged.
         peak_loss: largest loss (f - y)^2 / 2 over the accepted steps.

@@ -79,9 +79,9 @@ def simulate(
         steps: number of steps, >= 0.
         c: instead of ``eta``: rates in units of 1 / lambda_0, lambda_0 of their own start.
         init: weights (U (W, D), v (W,)) to start from, or (R, W, D) and (R, W).
-        seed: of the initial weights and the mini-batches; a sequence of R seeds makes the replicas
-            independent. Where W * D <= 2^18, the weights drawn are the same for all forms and any
-            dtype; beyond, the other forms draw theirs from the exact law (Bartlett).
+        seed: seed of the initial weights and the mini-batches; a sequence of R seeds makes the
+            replicas independent. If W * D <= 2^18, the weights drawn are the same for all forms
+            and any dtype; beyond, the other forms draw theirs from the exact law (Bartlett).
         dtype: torch.float32 or torch.float64; default: that of x and y, float64 for integers.
         form: "direct", "reduced", "scalar", or "auto": scalar or else reduced where it exists,
             unless W <= rank X.

@@ -27,7 +27,7 @@ def epochs(
         x: (N, ...) inputs.
         y: (N, O) targets.
         size: samples of a batch; None, or N and more, for all of them in their order.
-        seed: of the order and the augmentation.
+        seed: seed of the order and the augmentation.
         augment: maps inputs and a generator to the inputs that are trained on.
     """
     generator = torch.Generator().manual_seed(seed)

@@ -26,7 +26,7 @@ class Step:
         value: loss of the batch at the present parameters, a scalar without graph.
         cut: loss above which the run has diverged.
         batch: ``(x, y)``.
-        outputs: of the model on the batch, (N, O), without graph.
+        outputs: outputs of the model on the batch, (N, O), without graph.
         residual: derivative of the loss with respect to the outputs, (N, O).
     """
 
@@ -165,7 +165,7 @@ def steps(
         model: maps inputs to outputs (N, O).
         weights: what ``move`` changes.
         batches: one is taken for every loss.
-        loss: of outputs and targets.
+        loss: function of outputs and targets.
         count: number of steps.
         move: called with the gradients, in the order of ``weights``; None for those that the loss
             does not depend on.

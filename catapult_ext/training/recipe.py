@@ -55,7 +55,7 @@ class Recipe:
         probe_samples: curvature uses at most this number of training samples, the first ones;
             None for all.
         probes: whether anything is measured along the way; without, only losses are kept.
-        batch_stats: what batch normalisation means to the curvature, ``models.BATCH_STATS``; None
+        batch_stats: treatment of batch normalisation in the curvature, ``models.BATCH_STATS``; None
             measures everything on the model as it is.
         tol: relative tolerance of the curvature.
         top: eigenvectors of the initial kernel whose share in the residual is followed (full

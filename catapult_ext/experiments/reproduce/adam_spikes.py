@@ -42,9 +42,9 @@ class Settings:
         train: training samples.
         width: units of each hidden layer.
         depth: hidden layers.
-        rate: of the nets.
-        beta2: of the nets.
-        steps: of the nets.
+        rate: rate of the nets.
+        beta2: beta2 of the nets.
+        steps: number of steps of the nets.
         every: steps from one reading of the preconditioned sharpness to the next.
         seeds: number of initialisations.
         line_rate: rate on x^2 / 2 from x = 1.

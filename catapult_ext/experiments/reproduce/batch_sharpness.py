@@ -45,7 +45,7 @@ class Settings:
         steps: gradient steps.
         every: steps from reading to reading.
         draws: most batches of a reading.
-        seed: of initialisation and batches.
+        seed: seed of initialisation and batches.
     """
 
     data: str = "digits"

@@ -15,7 +15,7 @@ class Bracket:
     """One seed on a grid of rates c: its boundary lies from ``stable`` to ``lost``.
 
     Attributes:
-        seed: of the weights.
+        seed: seed of the weights.
         stable: the largest c such that this rate and all smaller ones are stable; 0 for none.
         lost: the next rate, which diverged or left a dead net; None where all rates are stable.
         dead: whether the run at ``lost`` ended dead, not divergent.

@@ -54,7 +54,7 @@ class Settings:
         stretch: factor of all rates.
         steps: gradient steps.
         every: steps from one reading of chi to the next; zeta is read at every step.
-        seed: of the initialisation.
+        seed: seed of the initialisation.
         pool: side in pixels of the squares over which images are averaged.
     """
 

@@ -66,7 +66,7 @@ def run_grid(
     are done.
 
     Args:
-        context: of the experiment.
+        context: context of the experiment.
         label: prefix of the parts' names.
         problem: what is trained; started only where a part is missing, and only the latest seed's
             start is kept.

@@ -37,15 +37,15 @@ class Settings:
         train: training samples.
         width: units of each hidden layer.
         depth: hidden layers.
-        rate: of gradient descent in batches; momentum takes it times 1 - beta.
-        full_rate: of gradient descent on the full batch; momentum takes it times 1 + beta, Nesterov
-            times (1 + beta) / (1 + 2 beta).
+        rate: rate of gradient descent in batches; momentum uses it times 1 - beta.
+        full_rate: rate of gradient descent on the full batch; momentum uses it times 1 + beta,
+            Nesterov times (1 + beta) / (1 + 2 beta).
         beta: momentum.
         batches: samples of a step of the runs on the first plateau.
         steps: gradient steps.
         every: steps from reading to reading.
         draws: most batches of a reading.
-        seed: of initialisation and batches.
+        seed: seed of initialisation and batches.
     """
 
     data: str = "digits"

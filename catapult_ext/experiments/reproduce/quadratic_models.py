@@ -40,7 +40,7 @@ class Settings:
     """Settings of quadratic-models; half squared error summed over samples, c = eta * lambda_0.
 
     Attributes:
-        widths: of the one-sample neural quadratic models.
+        widths: widths of the one-sample neural quadratic models.
         one_c: their rates.
         one_seeds: their initialisations.
         positive: samples of the one-dimensional problem near +2, labels +-1.

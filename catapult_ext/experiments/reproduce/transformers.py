@@ -45,7 +45,7 @@ class Settings:
     Attributes:
         data: name of the images of the ViT; the GPT reads ``data.sums``.
         train: training samples of either.
-        width: of the residual stream.
+        width: width of the residual stream.
         depth: blocks.
         parameterisation: ``"standard"`` or ``"ntk"``.
         nets: ``gpt`` and ``vit``, or one of them.
@@ -54,7 +54,7 @@ class Settings:
         rates: those of adam and adamw.
         seeds: number of initialisations.
         steps: gradient steps of every run.
-        edge_steps: of one run an optimizer at half its largest working rate, with chi and zeta.
+        edge_steps: steps of a run per optimizer at half its largest working rate, for chi and zeta.
         every: steps from one reading of chi to the next.
         probe_samples: training samples that the curvature is measured on.
     """

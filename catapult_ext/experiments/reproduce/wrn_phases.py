@@ -35,7 +35,7 @@ class Settings:
         read_at: eta * t, in units of eta_crit of the first seed, at which lambda is read.
         probe_samples: training samples that the curvature is measured on.
         loss: trained, by its name (``losses.resolve``); default 1/(2 N O) sum |f - y|^2.
-        batch_stats: what batch normalisation means to the curvature (``models.BATCH_STATS``).
+        batch_stats: treatment of batch normalisation in the curvature (``models.BATCH_STATS``).
     """
 
     data: str = "digits"

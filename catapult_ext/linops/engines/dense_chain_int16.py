@@ -30,7 +30,7 @@ class ChainKernelInInt16:
     """u (N*O, K) to J J' u, for layers whose weights are all differentiated by.
 
     Args:
-        layers: of the chain.
+        layers: layers of the chain.
         grams: A A' (1, N, N) of the layers in sample space; None for the others.
     """
 

@@ -32,7 +32,7 @@ class Suspects:
     """Python code in the graph of a forward pass.
 
     Attributes:
-        names: of autograd Functions, hooks and options, as an error shows them.
+        names: names of autograd Functions, hooks and options, as an error shows them.
         below: positions of the parameters that reach the outputs through them, or not at all.
     """
 

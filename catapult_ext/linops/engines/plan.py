@@ -24,7 +24,7 @@ class Plan:
     """How an operator runs, and what that is predicted to cost.
 
     Attributes:
-        name: of the operator.
+        name: name of the operator.
         engine: of the frozen model; ``why`` says what decided it.
         n_samples: N; ``samples`` of them are held at a time (all: frozen once).
         columns: right-hand sides multiplied at a time.

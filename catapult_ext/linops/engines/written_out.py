@@ -25,7 +25,7 @@ def worth_writing_out(
         outputs: O.
         sizes: (p, d) of each layer's weight.
         product_flops: of one product.
-        device: of the chain.
+        device: device of the chain.
     """
     n = samples * outputs
     if device.type != "cpu" or n > _ROWS:

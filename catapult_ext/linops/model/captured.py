@@ -30,7 +30,7 @@ class CapturedProducts:
 
     Args:
         where: the public function named in errors.
-        device: of the model; on any but a CUDA device products are made as ever.
+        device: device of the model; on any but a CUDA device products are made as ever.
     """
 
     def __init__(self, where: str, device: torch.device) -> None:

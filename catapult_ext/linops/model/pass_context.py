@@ -36,7 +36,7 @@ def policed(
     Args:
         policy: the choices.
         where: the public function named in errors.
-        device: of the parameters.
+        device: device of the parameters.
         refuse: raise ValueError on random operations and batch statistics that the policy lacks.
         notes: called with every operation, its arguments and its result; with ``refuse`` alone.
     """

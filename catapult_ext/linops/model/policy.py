@@ -28,7 +28,7 @@ class Policy:
         batch_stats: for batch norms that use the statistics of the batch: ``"frozen"`` holds them
             as constants, ``"coupled"`` differentiates through them (samples depend on each other).
         dropout: ``"fixed"`` draws every random number of the forward pass once, from ``seed``.
-        seed: of the fixed masks.
+        seed: seed of the fixed masks.
     """
 
     batch_stats: str | None = None

@@ -53,7 +53,7 @@ class Proof:
 
         Args:
             snapshot: the model of the pass.
-            outputs: of the pass, with graph.
+            outputs: outputs of the pass, with graph.
             derived: attributes of the user's model hold tensors with graphs.
             habits: what the pass showed, remembered for later ones of this kind.
 

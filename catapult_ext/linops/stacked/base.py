@@ -28,8 +28,8 @@ class StackedProducts(ABC):
     Attributes:
         replicas: R.
         n: size of each operator.
-        dtype: of the products.
-        device: of the products.
+        dtype: dtype of the products.
+        device: device of the products.
         plan: a line that says which way the products are made.
         parameter_names: of the parameters that the operators act on; None where unknown.
         rounding_unit: of the least precise numbers in a product.
@@ -97,8 +97,8 @@ class StackedOperator(KeepsGraph):
 
     Attributes:
         shape: (R, n, n).
-        dtype: of the products.
-        device: of the products.
+        dtype: dtype of the products.
+        device: device of the products.
     """
 
     name = "StackedOperator"

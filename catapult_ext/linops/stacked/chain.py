@@ -74,7 +74,7 @@ class StackedChain(StackedLinearization):
     Args:
         layers: in order.
         outputs: (R, N, O).
-        names: of the parameters, in order.
+        names: names of the parameters, in order.
         n_params: P.
         output_shape: (N, d1, ..., dk) of each model's outputs.
         rounding_unit: of the least precise numbers of the forward pass.

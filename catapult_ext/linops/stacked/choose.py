@@ -86,7 +86,7 @@ def stacked(
         shared: whether all inputs are those of the first.
         where: the public function named in errors.
         probe: what the products are for.
-        options: of the operator.
+        options: options of the operator.
 
     Raises:
         NotStacked: the models have to be taken one by one.

@@ -18,7 +18,7 @@ class StackedLinearization(ABC):
     Attributes:
         engine: the name of the way, for the plan.
         why: what decided it.
-        names: of the parameters, in order.
+        names: names of the parameters, in order.
         n_params: P.
         outputs: (R, N, O), in the order n*O + o of the flat index.
         output_shape: (N, d1, ..., dk) of each model's outputs as it returns them.
