@@ -261,7 +261,7 @@ class ProbeResult:
         rows: one dictionary a quantity and rank: ``quantity``, ``rank``, ``value``, ``error``,
             ``index_check``, ``products``.
         window: learning rates.
-        density: density of the Hessian, or None.
+        density: spectral density of the Hessian, or None.
         vectors: eigenvectors by quantity, to start from at the next checkpoint.
     """
 
