@@ -135,3 +135,37 @@ def test_same_bits_on_every_instruction_set_and_thread():
 def test_only_wide_dot_products_are_fast(isa):
     assert isa == "avx512" or not int16_products_are_fast(CPU)
     assert not int16_products_are_fast(torch.device("meta"))
+
+
+def test_sides_that_do_not_fit_are_refused():
+    a, b = matrix(30, 60, 0), matrix(60, 20, 0)
+    bad = [
+        (a, packed_right(b[:59])),  # padded to as many numbers as 60
+        (packed_left(a[:, :59]), b),
+        (packed_right(a), b),
+        (packed_right(a), packed_left(b)),
+        (a, b[0]),
+        (a[None], b),
+    ]
+    for left, right in bad:
+        with pytest.raises(ValueError, match="int16_product"):
+            int16_product(left, right)
+
+
+def test_strides_of_single_rows_and_negated_views():
+    a, b = matrix(8, 2, 0)[::2, ::2], matrix(2, 40, 0)[::2, ::2]
+    assert a.stride() == (4, 2)
+    torch.testing.assert_close(int16_product(a, b), a @ b, rtol=1e-4, atol=1e-4)
+    a, b = matrix(1, 60, 0), matrix(60, 3, 0)
+    for x in (torch._neg_view(a), packed_left(torch._neg_view(a))):
+        assert torch.equal(int16_product(x, b), -int16_product(a, b))
+
+
+@pytest.mark.parametrize("depth", [-7, 2**61, 2**63 - 1])
+def test_sizes_that_overflow_are_refused(depth):
+    out, numbers = torch.zeros(3, 2), torch.zeros(640)
+    with pytest.raises(ValueError, match="int16_product"):
+        _native.call("int16_product", CPU, numbers, numbers, None, out, numbers, depth, False)
+    for sizes in ((depth, 5), (5, depth)):
+        with pytest.raises(ValueError, match="int16_product"):
+            _native.call("int16_side_size", CPU, True, *sizes)

@@ -11,6 +11,7 @@ namespace {
 
 constexpr const char* kOp = "int16_product";
 constexpr int64_t kTogether = 64;  // rows or columns whose cache lines are read together, at most
+constexpr int64_t kMostNumbers = int64_t{1} << 40;  // of a side: no size in bytes overflows
 
 int64_t divided(int64_t n, int64_t by) { return (n + by - 1) / by; }
 int64_t padded(int64_t n) { return divided(n, 64) * 64; }
@@ -58,6 +59,12 @@ void pack_all(const Int16Side& side, bool left, const Packed& to, int threads) {
   });
 }
 
+void check_side(int64_t free, int64_t depth) {
+  check(free >= 0 && depth >= 0, kOp, "sizes must not be negative, got ", free, " and ", depth);
+  check(free <= kMostNumbers && depth <= kMostNumbers / std::max<int64_t>(free, 1), kOp,
+        "a side must have at most 2^40 numbers, got ", free, " times ", depth);
+}
+
 void check_matrix(const char* name, const TensorView& t) {
   check(t.ndim == 2, kOp, name, " must have 2 dimensions, got ", t.ndim);
   check(t.dtype == Dtype::kFloat32, kOp, name, " must be float32, got ", dtype_name(t.dtype));
@@ -75,6 +82,7 @@ void check_packed(const char* name, const TensorView& t, int64_t size) {
 bool int16_product_is_fast() { return has_int16_dot_products() && loops().tile_by_dot_products; }
 
 int64_t int16_side_size(bool left, int64_t free, int64_t depth) {
+  check_side(free, depth);
   const int64_t width = width_of(left);
   return padded(free) + divided(free, width) * int16_panel(width, depth);
 }
@@ -89,6 +97,8 @@ void int16_pack(const TensorView& matrix, bool left, const TensorView& packed, i
 void int16_product(const Int16ProductArgs& args, int threads) {
   check_dense(kOp, "out", args.out, 2, Dtype::kFloat32);
   const int64_t rows = args.out.size[0], depth = args.depth, cols = args.out.size[1];
+  check_side(rows, depth);
+  check_side(cols, depth);
   const bool left_packed = args.a.ndim == 1, right_packed = args.b.ndim == 1;
   if (left_packed) {
     check_packed("a", args.a, int16_side_size(true, rows, depth));
