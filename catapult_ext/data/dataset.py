@@ -18,16 +18,16 @@ class Dataset(Shown, saved=True):
     """Training and test tensors of one problem.
 
     Attributes:
-        name: how reports call it.
+        name: name of the data set in reports.
         x_train: (N, ...) inputs, float32 or float64; int64 for the tokens of a language model.
-        y_train: (N, O) targets (one-hot for classes), of the inputs' dtype where that is floating.
+        y_train: (N, O) targets (one-hot for classes), of the inputs' dtype if that is floating.
         x_test: (M, ...) inputs; M may be 0.
         y_test: (M, O) targets.
-        classes: whether the targets are one-hot classes, so that accuracy means something.
-        source: digest of what the files of the data hold; None where there are none.
+        classes: whether the targets are one-hot classes, so that accuracy is defined.
+        source: digest of the contents of the data files; None for data without files.
 
     Raises:
-        TypeError: for another dtype, or differing ones.
+        TypeError: for other dtypes, or dtypes that differ.
         ValueError: for mismatched sizes, an empty training set or non-finite values.
 
     Examples:
@@ -117,9 +117,10 @@ class Dataset(Shown, saved=True):
 
 
 def as_dataset(data: object, where: str) -> Dataset:
-    """A :class:`Dataset` from one, from ``(x, y)`` or from ``(x, y, x_test, y_test)``.
+    """Make a :class:`Dataset` from another one, ``(x, y)`` or ``(x, y, x_test, y_test)``.
 
-    Targets of one output may be (N,). Without a test set, reports leave test columns empty.
+    Targets of a single output may have the shape (N,). Without a test set, reports leave test
+    columns empty.
 
     Examples:
         >>> data = cx.data.as_dataset((torch.randn(8, 3), torch.randn(8, 1)), "example")

@@ -56,31 +56,33 @@ def named(
     where: str = "data.named",
     **own: Any,
 ) -> Dataset:
-    """A data set by name, with the same arguments for all of them.
+    """Load a data set by its name, with the same arguments for all data sets.
 
     Args:
         name: ``"digits"``, ``"digits28"``, ``"teacher"``, ``"gaussian"``, ``"synthetic-images"``,
-            ``"sums"`` (tokens), a name that :func:`load` takes, the path of an .npz file, or
-            ``package.module:function`` of yours, which returns a :class:`Dataset`, ``(x, y)`` or
-            ``(x, y, x_test, y_test)``, with targets (N, O), or integer labels (N,) that become
-            one-hot.
+            ``"sums"`` (tokens), a name that :func:`load` takes, the path of an .npz file, or your
+            own ``package.module:function``, which returns a :class:`Dataset`, ``(x, y)`` or ``(x,
+            y, x_test, y_test)``, with targets (N, O), or integer labels (N,) that become one-hot.
         data_dir: folder of data files; see :func:`load`.
-        train: size of a random training subset; None for all, or a built-in set's default.
-        test: the same of the test set.
-        classes: keep only these labels; of a built-in set without digits, its own argument.
+        train: size of a random training subset; None for all samples, or for a built-in set's
+            default.
+        test: the same for the test set.
+        classes: keep only these labels; for generated data it is passed on to the set's own
+            function.
         targets: ``"one-hot"``, or ``"signed"`` for two classes.
-        standardisation: as in :func:`standardise`; None for ``"global"`` of digits and data
-            files, and for the others as they are (with a warning where these look like raw pixels).
-        flatten: vectors also of images; None for the default of the set's own function.
+        standardisation: as in :func:`standardise`. None means ``"global"`` for digits and data
+            files; other data are not scaled (with a warning if they look like raw pixels).
+        flatten: make vectors of images too; None for the default of the set's own function.
         where: the public function named in errors.
         **own: arguments of the set's own function.
 
     Returns:
-        The data set; its ``source`` is the digest of what its files hold, None for built-in sets.
+        The data set; its ``source`` is the digest of its files' contents, None for built-in sets.
 
     Raises:
-        TypeError: a setting that data set does not have.
-        ValueError: an unknown name, more samples than there are, or classes of a set without.
+        TypeError: a setting that this data set does not have.
+        ValueError: an unknown name, more samples than the set has, or ``classes`` for a set that
+            has none.
         DataFileError: a missing or damaged file.
 
     Examples:

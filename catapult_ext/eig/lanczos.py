@@ -47,45 +47,47 @@ def eigsh(
         A: dense tensor or array, sparse tensor, an operator of this package, a SciPy
             LinearOperator, or any object with ``shape`` and ``@``; float32 or float64.  If it
             offers ``dual()`` (GGN), the smaller operator is solved and its eigenvectors are mapped
-            back.  Or R of them at once: a tensor (R, n, n), or a batched operator, whose ``@``
+            back.  For R problems at once: a tensor (R, n, n), or a batched operator, whose ``@``
             takes (R, n, K) and which offers ``replicas(index)``.
-        k: number of pairs; blocks have k columns, so multiplicities up to k are seen.  The largest
-            k > 1 of an operator come from two random vectors where those suffice (docs/curvature).
+        k: number of pairs; blocks have k columns, so multiplicities up to k are seen.  For k > 1
+            two random vectors find the largest eigenvalues of an operator if they suffice
+            (docs/curvature).
         which: ``"LA"`` largest, ``"SA"`` smallest, ``"LM"`` largest magnitude, ``"BE"`` both ends.
-        tol: relative eigenvalue error asked for.
-        maxiter: stop after this many columns multiplied by A (default ``1000 + 20 k``), with
-            ``converged=False`` and errors that hold as far as ``index_check`` says; at least one
-            block is multiplied.
+        tol: requested relative error of the eigenvalues.
+        maxiter: stop after this many columns multiplied by A (default ``1000 + 20 k``), then with
+            ``converged=False`` and errors that are valid to the extent that ``index_check`` states.
+            At least one block is multiplied.
         v0: start vector (n,) or block (n, j <= n) of a previous solve; random vectors are added.
-            Of a batch (R, n) or (R, n, j); one that is zero or not finite becomes random.
+            For a batch (R, n) or (R, n, j); a start that is zero or not finite becomes random.
         seed: seed of the random start.  The same seed, machine and number of threads give the same
-            bits (on a GPU if products repeat their bits: cuDNN's may not, unless
-            ``torch.backends.cudnn.deterministic``).
+            bits. On a GPU this needs reproducible products: those of cuDNN may need
+            ``torch.backends.cudnn.deterministic``.
         precision: ``"full"``, or ``"mixed"`` (``which="LA"``; a dense tensor, NTK, GGN, Hessian): a
-            solve to 2 % with products in shorter numbers, then Rayleigh-Ritz, values and errors
-            from products in full precision, a full solve from there should they miss ``tol``.  An
-            operator's ``mixed`` names the numbers: bfloat16 on tensor cores and AMX, 16-bit
-            integers on AVX512-VNNI; as full where nothing shorter is faster (``plan`` says why).
-            A matrix is multiplied in bfloat16.
-        confidence: p of ``index_check="random(p)"``; None makes no index check, as other packages
-            do, for about half the products (``"residual"``).
-        progress: True for a bar, or a function of (products done, most that are made); see
+            solve to 2 % with products in lower precision, then Rayleigh-Ritz with values and errors
+            from products in full precision. If these miss ``tol``, a full solve starts from there.
+            An operator's ``mixed`` names the format: bfloat16 on tensor cores and AMX, 16-bit
+            integers on AVX512-VNNI. It is full precision where no shorter format is faster
+            (``plan`` says why). A matrix is multiplied in bfloat16.
+        confidence: p of ``index_check="random(p)"``; None omits the index check, as other packages
+            do, and takes about half the products (``"residual"``).
+        progress: True for a bar, or a function of (products done, largest number of products); see
             :mod:`catapult_ext._progress`.
 
     Returns:
-        :class:`EigshResult`, of a batch :class:`BatchedEigshResult`; ``errors`` hold
-        ``min(|R|_2, r_i^2/gap_i) + c_n eps |A|``, with at least two rounding units of a model that
-        computes more coarsely than its dtype (autocast inside: 1.6 % of |A| in bfloat16), raised
-        until the index check passes. Explicit matrices with n <= 2048 are checked by inertia, and
-        solved densely should Lanczos have missed a value.
+        :class:`EigshResult`, for a batch :class:`BatchedEigshResult`; ``errors`` are ``min(|R|_2,
+        r_i^2/gap_i) + c_n eps |A|``, with at least two rounding units of a model that computes less
+        precisely than its dtype (autocast inside: 1.6 % of |A| in bfloat16). They are raised until
+        the index check passes. Explicit matrices with n <= 2048 are checked by inertia, and solved
+        densely if Lanczos has missed a value.
 
-        Replicas of a batch take the same steps from the same random start, with one product and
-        one launch a step for all that are not done; a non-finite one gives NaN and touches no
-        other.  Explicit matrices are proved by Frobenius norms where that suffices, else by
-        Cholesky (``which`` "LM" and "BE" one by one); both read ``"inertia"``.
+        Replicas of a batch take the same steps from the same random start, with one product and one
+        launch per step for all that have not finished. A non-finite replica gives NaN and does not
+        affect the others. For explicit matrices the proof uses Frobenius norms where they suffice,
+        otherwise Cholesky (``which`` "LM" and "BE" one by one); ``index_check`` is ``"inertia"``
+        for both.
 
     Raises:
-        TypeError: A without shape or @, another dtype.
+        TypeError: A without shape or @, or of another dtype.
         ValueError: not square, not symmetric (a replica is named by number), non-finite products,
             k < 1 or k > n, bad options, R = 0.
 

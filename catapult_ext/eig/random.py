@@ -84,15 +84,17 @@ def hutchinson_trace(
 
     Returns:
         :class:`Estimate`; the variance of one vector is 2 (|A|_F^2 - sum of squared diagonal
-        entries) (Hutchinson 1989).  ``error`` takes it from the samples, and adds 2 |A|_F^2
-        2^(1-samples): a single pair of entries shows no variance with probability 2^(1-samples).
+        entries) (Hutchinson 1989).  ``error`` estimates this variance from the samples, and adds 2
+        |A|_F^2 2^(1-samples): a single pair of entries shows no variance with probability
+        2^(1-samples).
 
     Raises:
         TypeError, ValueError: as :func:`catapult_ext.eigsh`; samples < 2; non-finite products.
 
     Cost:
-        ``samples`` products; one more where all of them are zero.  A = B'B (an NTK, a GGN of a loss
-        with a factor) takes |B z|^2, which is half a product, and |A|_F^2 from the pairs of them.
+        ``samples`` products, and one more if all of them are zero. For A = B'B (an NTK, a GGN of a
+        loss with a factor) a sample is |B z|^2, which is half a product; pairs of the vectors B z
+        give |A|_F^2.
 
     Examples:
         >>> A = cx.NTK(nn.Linear(3, 2), torch.randn(4, 3))
@@ -334,15 +336,16 @@ def spectral_density(
     Each of ``samples`` random vectors z gives, by m reorthogonalised Lanczos steps, the Gauss
     quadrature of its spectral measure (Golub and Meurant 2010; Ubaru, Chen, Saad 2017); their mean
     estimates the spectrum.  ``error`` adds two parts.  Sampling: ``confidence`` times the standard
-    error of the mean distribution function, integrated over the range; the larger of what the
-    samples show and of sqrt(2 F (1 - F) / (n + 2)) / sqrt(samples), which Gaussian vectors have for
-    F in [1/n, 1 - 1/n] (a few vectors may all miss a single eigenvalue).  Quadrature: a measure and
-    its Gauss rule share 2m moments, so that between two nodes their distribution functions differ
-    by no more than the larger of the two weights (Chebyshev-Markov-Stieltjes); integrated alike.
+    error of the mean distribution function, integrated over the range. This standard error is the
+    larger of that of the samples and of sqrt(2 F (1 - F) / (n + 2)) / sqrt(samples), which Gaussian
+    vectors have for F in [1/n, 1 - 1/n] (a few vectors may all miss a single eigenvalue).
+    Quadrature: a measure and its Gauss rule share 2m moments, so that between two nodes their
+    distribution functions differ by at most the larger of the two weights
+    (Chebyshev-Markov-Stieltjes). This difference is integrated too.
 
     Args:
         A: see :func:`catapult_ext.eigsh`; ``dual()`` is not used.
-        steps: m, Lanczos steps a vector (n if that is fewer).
+        steps: m, Lanczos steps per vector (at most n are made).
         samples: random vectors, >= 2.
         seed: seed of the vectors.
         confidence: standard deviations of sampling error in ``error``.
@@ -353,7 +356,8 @@ def spectral_density(
         TypeError, ValueError: as :func:`catapult_ext.eigsh`; steps < 1, samples < 2.
 
     Cost:
-        ``steps * samples`` products (fewer where a Krylov space ends), 2 (m + 1) n numbers.
+        ``steps * samples`` products (fewer if a Krylov space is exhausted) and memory for 2 (m + 1)
+        n numbers.
 
     Examples:
         >>> density = cx.spectral_density(torch.diag(torch.linspace(0, 1, 50)), steps=16, samples=4)

@@ -23,7 +23,7 @@ class SweepResult(Drawn):
         summary: thresholds and one row per rate (summary.json).
         records: curves of every rate: ``loss``, ``projection``, ``growth`` per step; ``lambda``,
             ``test_accuracy``, ``weight_norm``, ... at ``probe_steps``.
-        linearised: curves of the model linearised at its start, if asked for.
+        linearised: curves of the model linearised at its start, if requested.
         path: the run folder, or None.
 
     Examples:

@@ -90,8 +90,8 @@ def sweep(
             equal in all but the values of their tensors, such as one network with several seeds.
             Each is swept; all share one run folder.
         data: a ``data.Dataset``, ``(x, y)`` or ``(x, y, x_test, y_test)`` with y (N, O), one-hot
-            for classes; or another form that :func:`~catapult_ext._batches.batch_of` takes, without
-            a test set.
+            for classes; or another form that :func:`~catapult_ext._batches.batch_of` accepts, which
+            has no test set.
         c: learning rates in units of 1 / lambda_0; under squared loss a rate below 2 is lazy. Give
             either ``c`` or ``eta``.
         eta: learning rates.
@@ -101,7 +101,7 @@ def sweep(
         out: run folder. Every rate is stored when it is finished, and an interrupted sweep resumes
             from the last stored rate. Summary, pictures and a report are written at the end. Needs
             the extra ``experiments``. None keeps the results in memory only.
-        fresh: start again in a folder that holds an earlier run.
+        fresh: start again in a folder with an earlier run.
         progress: True for a bar, a function of (rates done, rates), or a
             :class:`~catapult_ext.experiments.Progress` with a callback for each kind of event.
         group: None, ``"world"`` or a torch.distributed group, whose ranks divide the rates. Every
@@ -114,7 +114,7 @@ def sweep(
         :class:`~catapult_ext.experiments.SeedSweeps`.
 
     Raises:
-        TypeError: wrong types or dtypes, both or none of c and eta.
+        TypeError: wrong types or dtypes, both or neither of c and eta.
         ValueError: rates <= 0, sizes that do not match, a loss without a Gauss-Newton matrix,
             models that differ (named by index and parameter).
         RuntimeError: a rank that failed or was lost (named); a run folder that cannot be used

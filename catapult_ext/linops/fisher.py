@@ -22,7 +22,7 @@ _OF_OUTPUTS = "(leave penalties out: their gradient belongs to no sample)"
 
 
 class EmpiricalFisher(GGN):
-    """sum_n g_n g_n' / m, (P, P), g_n the gradient of sample n's own loss.
+    """Empirical Fisher matrix sum_n g_n g_n' / m, (P, P), g_n the gradient of sample n's own loss.
 
     The loss is sum_n l_n / m with m its :meth:`~catapult_ext.losses.Loss.normaliser` (N for
     ``half_mse`` and plain cross-entropy), and g_n = dl_n/dtheta.  A token or pixel of a
@@ -35,7 +35,7 @@ class EmpiricalFisher(GGN):
         loss: a loss of :func:`catapult_ext.losses.resolve`; a callable also needs ``reduction``.
         data: as for :class:`~catapult_ext.linops.ggn.GGN`.
         reduction: ``"mean"`` or ``"sum"``: how a callable reduces the losses of its samples.
-        **options: those of :class:`~catapult_ext.linops.ggn.GGN`.
+        **options: options of :class:`~catapult_ext.linops.ggn.GGN`.
 
     Examples:
         >>> net = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2))

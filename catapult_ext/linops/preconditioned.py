@@ -25,17 +25,18 @@ _STATES = {
 class Preconditioned(LinearOperator):
     """P^-1/2 A P^-1/2, (P, P): symmetric, with the spectrum of P^-1 A.
 
-    Its top eigenvalue is what 2 / eta is compared with in adaptive gradient methods (Cohen et al.
-    2022, "Adaptive Gradient Methods at the Edge of Stability", who add Adam's momentum factor
-    (1 + beta1) / (1 - beta1)).
+    Its top eigenvalue is compared with 2 / eta in adaptive gradient methods (Cohen et al. 2022,
+    "Adaptive Gradient Methods at the Edge of Stability", who add Adam's momentum factor (1 + beta1)
+    / (1 - beta1)).
 
     Args:
         operator: Hessian, GGN or a combination of them, of ``model``'s trainable parameters.
         optimizer: Adam, AdamW, NAdam, RMSprop or Adagrad that has taken steps on ``model``, or a
-            wrapper of one (accelerate's, hence Trainer's; Lightning's, opacus's).  Groups may
-            differ in any setting: eta is the largest learning rate, and P^-1 of a group counts by
-            its share of it.  A parameter that never had a gradient does not move: P^-1 is 0.
-        model: the module the operator was made of.
+            wrapper of such an optimizer (by accelerate, which Trainer uses, Lightning or opacus).
+            Groups may differ in any setting: eta is the largest learning rate, and P^-1 of a group
+            is multiplied by its own rate over eta. A parameter that never had a gradient does not
+            move: its P^-1 is 0.
+        model: the module from which the operator was made.
 
     Raises:
         TypeError: another optimizer.

@@ -38,11 +38,11 @@ def resolve(loss: object) -> Loss:
 
     Args:
         loss: a :class:`Loss`; a torch MSELoss, CrossEntropyLoss, BCEWithLogitsLoss, NLLLoss or
-            KLDivLoss that reduces, or the function of one (``F.cross_entropy``); the names
-            ``"mse"``, ``"cross_entropy"`` and ``"bce"`` for plain ones; ``"half_mse"`` (1/2N sum)
-            or ``"half_mse_mean"`` (1/2NO sum); or a callable ``(outputs, targets) -> scalar``
-            (including other torch loss modules).  None is ``OWN_LOSS``, the loss that the model
-            returns itself.
+            KLDivLoss that reduces, or its functional form (``F.cross_entropy``); the names
+            ``"mse"``, ``"cross_entropy"`` and ``"bce"`` for these losses with default settings;
+            ``"half_mse"`` (1/2N sum) or ``"half_mse_mean"`` (1/2NO sum); or a callable ``(outputs,
+            targets) -> scalar`` (including other torch loss modules).  None is ``OWN_LOSS``, the
+            loss that the model returns itself.
 
     Raises:
         ValueError: unknown name, or ``reduction='none'``.

@@ -37,7 +37,7 @@ def convert_lambda(
 ) -> Value:
     """Convert a top eigenvalue from one normalisation to another.
 
-    * ``"ntk"``: NTK (N*O, N*O), plain sum over parameters: what ``cx.NTK`` gives
+    * ``"ntk"``: NTK (N*O, N*O), plain sum over parameters: the convention of ``cx.NTK``
     * ``"ntk/N"``: the same over N (edge of stability; kernels "per sample")
     * ``"ntk/NO"``: the same over N*O (neural-tangents' ``max_learning_rate``)
     * ``"half_mse"``: GGN of half the squared error, mean over samples
@@ -47,13 +47,13 @@ def convert_lambda(
     * ``"trace"``: (N, N) kernel summed over outputs (the torch tutorial)
     * ``"trace/O"``: (N, N) kernel averaged over outputs (neural-tangents' default)
 
-    The two trace kernels have an eigenvalue of their own: with more than one output nothing but
-    the kernel itself turns it into that of the others, so that conversion is refused.
+    With more than one output, the top eigenvalue of a trace kernel does not determine that of the
+    other matrices, so a conversion between them raises an error.
 
     Args:
-        value: float or tensor of floats; kept as it is but for the factor.
+        value: float or tensor of floats; it is multiplied by the factor and otherwise unchanged.
         source: convention of ``value``: a name above, or a squared loss (``torch.nn.MSELoss()``).
-        target: convention wanted.
+        target: convention of the result.
         samples: N.
         outputs: O.
 

@@ -24,7 +24,7 @@ class OutputHessian(ABC):
 
 
 class AutogradHessian(OutputHessian):
-    """H_L of any twice-differentiable function of the outputs, by double backward."""
+    """Output Hessian H_L of any twice-differentiable loss, by double backward."""
 
     def __init__(self, fn: Callable[[Tensor], Tensor], f: Tensor, name: str) -> None:
         with torch.inference_mode(False), torch.enable_grad():
@@ -235,7 +235,7 @@ def _slices(count: int, step: int) -> Iterator[slice]:
 
 @dataclass(frozen=True, eq=False)
 class RankOneFactor(OutputFactor):
-    """S_n = s_n e_1', so that S_n S_n' = s_n s_n'."""
+    """Factor S_n = s_n e_1', so that S_n S_n' = s_n s_n'."""
 
     slope: Tensor  # (N, O)
 

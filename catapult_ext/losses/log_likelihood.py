@@ -20,12 +20,12 @@ _NORMALISED = 1e-2  # how far the probabilities of a row may be from a sum of on
 class LogLikelihood(Loss):
     """torch.nn.NLLLoss or torch.nn.KLDivLoss of outputs f = log p.
 
-    Linear in f, so that their own second derivative is zero: all curvature is that of LogSoftmax.
-    The Gauss-Newton matrix is therefore split in front of it.  With J the Jacobian of f, t_n the
-    target mass of row n and m the normaliser, it is J' diag(t_n p / m) J, which equals that of
-    cross-entropy at the logits z: df/dz = I - 1 p', and (I - p 1') diag(p) (I - 1 p') =
-    diag(p) - p p'.  It is the Fisher matrix of the model's distribution (Martens 2020, "New
-    Insights and Perspectives on the Natural Gradient Method", section 9).
+    Both losses are linear in f, so their second derivative is zero and all curvature comes from
+    LogSoftmax. The Gauss-Newton matrix therefore counts LogSoftmax as part of the loss.  With J the
+    Jacobian of f, t_n the target mass of row n and m the normaliser, it is J' diag(t_n p / m) J,
+    which equals that of cross-entropy at the logits z: df/dz = I - 1 p', and (I - p 1') diag(p)
+    (I - 1 p') = diag(p) - p p'.  It is the Fisher matrix of the model's distribution (Martens 2020,
+    "New Insights and Perspectives on the Natural Gradient Method", section 9).
 
     Examples:
         >>> loss = cx.losses.resolve(nn.NLLLoss())

@@ -37,11 +37,11 @@ _ADDS_UP = "or pass reduction='mean' or 'sum' for another one that adds up over 
 
 
 class Loss(ABC):
-    """One loss: ``loss(f, y)`` is its value; see :func:`resolve` for what is accepted.
+    """One loss: ``loss(f, y)`` is its value; :func:`resolve` lists the accepted forms.
 
-    ``convex`` losses offer :meth:`factor`; the others an :meth:`output_hessian` without a promise
-    that it is positive semi-definite. ``squared``: a multiple of sum |f - y|^2, whose gradient
-    descent is lazy below 2 / lambda_0 and catapults above.
+    ``convex`` losses offer :meth:`factor`; the others an :meth:`output_hessian`, which need not be
+    positive semi-definite. ``squared`` marks a multiple of sum |f - y|^2: gradient descent on it is
+    lazy below 2 / lambda_0 and catapults above.
 
     Examples:
         >>> loss = cx.losses.resolve("half_mse")
@@ -376,7 +376,7 @@ class BinaryCrossEntropy(Loss):
 
 @dataclass(frozen=True, eq=False)
 class CallableLoss(Loss):
-    """Any ``fn(outputs, targets) -> scalar``, without a convention of its normaliser.
+    """Any ``fn(outputs, targets) -> scalar``, with an unknown normaliser.
 
     Examples:
         >>> loss = cx.losses.CallableLoss(lambda f, y: (f - y).abs().sum(), "l1")

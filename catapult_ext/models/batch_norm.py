@@ -104,16 +104,17 @@ def batch_stats_held(
 def with_batch_stats(
     model: nn.Module, policy: str | None, x: Inputs = None, *, drawn: bool = False
 ) -> nn.Module:
-    """A copy of ``model`` whose batch normalisation holds still, for curvature probes.
+    """Copy ``model`` so that its batch normalisation keeps no changing state, for curvature probes.
 
     Args:
-        model: any module; left as it is. Without batch normalisation a copy is returned.
-        policy: ``"coupled"``: statistics of whatever batch is given, derivatives through them
+        model: any module; it is not changed. Without batch normalisation a plain copy is returned.
+        policy: ``"coupled"``: statistics of the batch at hand, with derivatives through them
             (:class:`CoupledBatchNorm`); ``"frozen"``: the statistics of ``x`` as constants;
             ``"running"``: the running averages, as in evaluation.  None follows the mode of each
             layer: ``"coupled"`` in training mode, ``"running"`` in evaluation mode.
-        x: inputs whose statistics ``"frozen"`` takes, or a function that runs the model on them.
-        drawn: other modules keep their modes, so that dropout draws; else all are in evaluation.
+        x: inputs whose statistics ``"frozen"`` uses, or a function that runs the model on them.
+        drawn: other modules keep their modes, so that dropout stays active; otherwise all are in
+            evaluation mode.
 
     Raises:
         ValueError: for another policy, or ``"frozen"`` without ``x``.

@@ -40,7 +40,7 @@ def small_cnn(
         init: named initialisation.
         sigma_w: NTK parameterisation only.
         sigma_b: NTK parameterisation only.
-        bias: whether layers have one.
+        bias: whether the layers have a bias.
         seed: seed of the initial values.
         dtype: dtype of the parameters.
 

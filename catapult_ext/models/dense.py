@@ -41,7 +41,7 @@ def fully_connected(
         init: named initialisation, see ``models.initialise``; default ``normal`` or ``he``.
         sigma_w: NTK parameterisation only.
         sigma_b: NTK parameterisation only.
-        bias: default: exactly when ``sigma_b > 0`` (NTK), none (standard).
+        bias: whether layers have a bias; default: only if ``sigma_b > 0`` (NTK), False (standard).
         seed: seed of the initial values; torch's global generator is not touched.
         dtype: floating dtype of the parameters; drawn in float32 and converted.
 

@@ -30,8 +30,8 @@ def gram(
 ) -> Tensor:
     """Sum over dense layers of (scale A A2' + bias) o (G G2'), the NTK in the sum convention.
 
-    Of one network, or of R networks of one architecture at once where every tensor has a leading
-    dimension R.
+    It is the kernel of one network, or of R networks of one architecture if every tensor has a
+    leading dimension R.
 
     With a_l the input of layer l and g_l[n, o] = d f_no / d z_l the derivative of output o by the
     layer's pre-activation, the parameters of layer l contribute
@@ -45,7 +45,7 @@ def gram(
         bias: L constants: sigma_b^2, 1 for a standard bias, 0 without one.
         a2: inputs (N2, d_l), or (R, N2, d_l), of the second batch; None for the symmetric kernel
             of a and g.
-        g2: derivatives (N2, O, p_l), or (R, N2, O, p_l), of it, given together with a2.
+        g2: derivatives (N2, O, p_l), or (R, N2, O, p_l), of the second batch; needed with a2.
         outputs: ``"all"``, ``"trace"`` (sum over o = q) or ``"diagonal"`` (n = m and o = q).
         precision: precision of float32 products on a GPU: ``"full"``, ``"tf32"`` (tensor cores,
             inputs rounded to 10 bits of mantissa) or ``"3xtf32"`` (tensor cores, three products,
@@ -53,9 +53,9 @@ def gram(
 
     Returns:
         ``"all"``: (N1*O, N2*O), flat index n*O + o. ``"trace"``: (N1, N2). ``"diagonal"``: (N1*O,).
-        Each with a leading R of several networks. The symmetric kernel is symmetric bit for bit:
-        one triangle is computed and mirrored. Non-finite values stay in the rows and columns of
-        their sample. The same bits for any number of threads.
+        For several networks each has a leading dimension R. The symmetric kernel is symmetric bit
+        for bit: one triangle is computed and mirrored. Non-finite values affect only the rows and
+        columns of their sample. The bits do not depend on the number of threads.
 
     Raises:
         TypeError: not tensors of float32 or float64, or of different dtypes.
@@ -63,9 +63,9 @@ def gram(
             ``outputs``, or an input that requires grad.
 
     Cost:
-        For each network sum_l N1 N2 d_l + N1 N2 O^2 p_l multiply-adds (trace: O p_l; diagonal:
-        N1 (d_l + O p_l)), half of it in the symmetric case. No temporary of the size of the result.
-        Many networks are computed one on each thread.
+        For each network sum_l N1 N2 d_l + N1 N2 O^2 p_l multiply-adds (trace: O p_l; diagonal: N1
+        (d_l + O p_l)), half of it in the symmetric case. No temporary has the size of the result.
+        If there are many networks, each thread computes one at a time.
 
     Examples:
         >>> a, g = torch.randn(6, 3), torch.randn(6, 1, 2)

@@ -39,36 +39,37 @@ def lanczos_dense(
 ) -> LanczosDense:
     """The k algebraically largest eigenpairs of R symmetric matrices, by Lanczos, in one call.
 
-    Each matrix is iterated with full reorthogonalisation until every error is at most
-    ``tol * |eigenvalue|`` (or a few eps of the norm, where that is more), and a few steps longer.
-    For k > 1 runs from further random vectors, in the complement of the pairs found, look for what
-    one start vector cannot see: further copies of a repeated eigenvalue. The eigenvalues returned
-    are Rayleigh quotients of the returned vectors, accumulated in float64.
+    Each matrix is iterated with full reorthogonalisation until every error is at most ``tol *
+    |eigenvalue|`` (or a few eps of the norm, if that is larger), and then for a few more steps. For
+    k > 1, runs from further random vectors, in the complement of the pairs found, look for further
+    copies of a repeated eigenvalue, which a single start vector cannot find. The eigenvalues
+    returned are Rayleigh quotients of the returned vectors, accumulated in float64.
 
     ``errors`` bounds the absolute errors: min(||R||, 2 r^2 / gap) plus rounding, with r the
     measured residual of the pair, R the residuals of all k, and the gap taken from the other Ritz
-    values less their residuals. It supposes, as every bound of few products does, that no
-    unresolved eigenvalue hides in the gap: two eigenvalues closer than r may be reported as one
-    value between them. Nothing checks this, so at a loose ``tol`` errors are estimates: of 200
-    Wishart matrices (k = 1), 41 errors were too small at n = 65 and tol = 0.1, 11 at tol = 0.01,
-    and 3 at n = 200 and tol = 1e-3, by up to a factor 200; of 4,000 at the default tol one was, by
-    rounding. For a bound that is checked use :func:`catapult_ext.eigsh`.
+    values less their residuals. Like every bound from few products, it assumes that the gap
+    contains no unresolved eigenvalue: two eigenvalues closer than r may be reported as one value
+    between them. Nothing checks this, so at a loose ``tol`` errors are estimates: of 200 Wishart
+    matrices (k = 1), 41 errors were too small at n = 65 and tol = 0.1, 11 at tol = 0.01, and 3 at n
+    = 200 and tol = 1e-3, by up to a factor 200; at the default tol, 1 of 4,000 was too small,
+    because of rounding. For a checked bound use :func:`catapult_ext.eigsh`.
 
     Args:
         a: (R, n, n), float32 or float64. Only the lower triangle is read.
-        k: how many, 1 <= k <= n.
-        tol: relative error of the eigenvalues asked for, >= 0. For k > 1 it is asked of the
+        k: number of eigenpairs, 1 <= k <= n.
+        tol: requested relative error of the eigenvalues, >= 0. For k > 1 it applies to the
             residuals, which bound the errors even where eigenvalues repeat.
-        maxiter: rough limit on the products with a matrix; default 10 n + 1000. What is not
-            converged then shows in ``errors``.
-        v0: optional (R, n) start vectors, e.g. the last top eigenvectors; a hundredth of noise is
-            added, and one that is zero or not finite is replaced by the random start.
+        maxiter: rough limit on the products with a matrix; default 10 n + 1000. Pairs that have not
+            converged then have large ``errors``.
+        v0: optional (R, n) start vectors, e.g. the last top eigenvectors; noise of a hundredth of
+            their size is added. A vector that is zero or not finite is replaced by the random
+            start.
         seed: seed of the random vectors, which are the same for every matrix of the batch.
 
     Returns:
-        ``(eigenvalues (R, k) descending, eigenvectors (R, k, n) unit rows, errors (R, k),
-        steps (R,) int64)``; steps counts products with the matrix, one per pair for the final
-        check included. A matrix with a non-finite entry gives NaN and leaves the others untouched.
+        ``(eigenvalues (R, k) descending, eigenvectors (R, k, n) unit rows, errors (R, k), steps
+        (R,) int64)``; steps counts products with the matrix, including one per pair for the final
+        check. A matrix with a non-finite entry gives NaN and does not affect the others.
 
     Raises:
         TypeError: tensors of a wrong type or dtype, or of different dtypes.
@@ -76,9 +77,10 @@ def lanczos_dense(
             different devices, or an input that requires grad.
 
     Cost:
-        n^2 + 4 n j multiply-adds for step j, reading half of the matrix and the basis twice. One
-        thread works a matrix if there are at least as many as threads; otherwise threads share the
-        products from n = 1024 on. The same bits for any number of threads.
+        n^2 + 4 n j multiply-adds for step j, reading half of the matrix and the basis twice. Each
+        thread works on one matrix if there are at least as many matrices as threads; otherwise
+        threads share the products from n = 1024 on. The bits do not depend on the number of
+        threads.
 
     Examples:
         >>> found = cx.ops.lanczos_dense(torch.diag(torch.tensor([1.0, 2.0, 5.0]))[None])

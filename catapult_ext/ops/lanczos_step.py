@@ -24,16 +24,18 @@ def lanczos_step(
 ) -> None:
     """Finish Lanczos step ``step`` given ``w = A @ basis[:, step]``; writes its arguments in place.
 
-    Writes ``alpha[:, step] = q_step . w``, subtracts from w its projections on the basis rows
-    ``[0, rows)`` (which covers ``alpha q_step + beta q_{step-1}``, locked vectors and the couplings
-    of a thick restart alike), measures what rounding left of them and subtracts that too where it
-    exceeds a few eps (twice is enough: Daniel, Gragg, Kaufman and Stewart 1976), writes the
-    remainder's norm to ``beta[:, step]`` and its direction to ``basis[:, rows]``. Sums run in
-    float64, so that the row written is orthogonal to the others to 4 eps of the dtype.
+    The step writes ``alpha[:, step] = q_step . w`` and subtracts from w its projections on the
+    basis rows ``[0, rows)``. These cover ``alpha q_step + beta q_{step-1}``, locked vectors and the
+    couplings of a thick restart. Projections that remain because of rounding are measured, and
+    subtracted too if they exceed a few eps (two passes are enough: Daniel, Gragg, Kaufman and
+    Stewart 1976). The remainder's norm is written to ``beta[:, step]`` and its direction to
+    ``basis[:, rows]``. Sums run in float64, so that the row written is orthogonal to the others to
+    4 eps of the dtype.
 
     A remainder of at most ``breakdown * ||A||`` (||A|| estimated by ||w|| and the entries of alpha
-    and beta so far) is noise: beta is set to zero and the next row is zero; products with it keep
-    alpha and beta at zero. A replica that is not finite stays NaN and leaves the others untouched.
+    and beta so far) is treated as noise: beta and the next row are set to zero, and products with
+    this row keep alpha and beta at zero. A replica that is not finite stays NaN and does not affect
+    the others.
 
     Args:
         basis: (R, M, n) contiguous, float32 or float64; rows [0, rows) orthonormal. Row ``rows`` is
@@ -43,8 +45,8 @@ def lanczos_step(
         beta: (R, m) contiguous, same dtype.
         w: (R, n), A times basis row ``step``. Not changed.
         step: column of alpha and beta, and the basis row that w came from.
-        rows: basis rows to orthogonalise against; default ``step + 1``. More than that serves
-            block methods, whose next vectors follow the whole block.
+        rows: basis rows to orthogonalise against; default ``step + 1``. Larger values are for block
+            methods, whose next vectors follow the whole block.
         coefficients: optional (R, rows) contiguous; receives the projections of w on the rows,
             i.e. a whole column of the projected operator.
         breakdown: default 10 eps of the dtype.
@@ -55,8 +57,8 @@ def lanczos_step(
             not contiguous, or a tensor that requires grad.
 
     Cost:
-        4 R rows n multiply-adds and two reads of the rows (6 and three where the second pass is
-        needed). The same bits for any number of threads.
+        4 R rows n multiply-adds and two reads of the rows (6 and three if the second pass is
+        needed). The bits do not depend on the number of threads.
     """
     tensors = {"basis": basis, "alpha": alpha, "beta": beta, "w": w}
     _validate.tensor(basis, _WHERE, "basis", ("R", "M", "n"))

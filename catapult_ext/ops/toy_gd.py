@@ -37,13 +37,12 @@ def toy_gd(
     eigenvalue of (1/(N W)) (sum_j v_j^2 phi'(z_ja) phi'(z_jb) x_a.x_b + phi(z_ja) phi(z_jb)),
     z = U x: the kernel of the gradients over N.
 
-    A replica diverges at the first step whose loss is not finite or exceeds 1000 times a bound on
-    what its initial weights P = |U|^2 + |v|^2 allow, (k |X| P / (2 sqrt W) + |phi(0)| sqrt(N) |v|
-    + |y|)^2 / (2N) with k a bound on |phi'| and the Frobenius norm of X: a bounded run never gets
-    there, whatever the width.
-    It stops there: ``diverged_at`` holds that step, its weights stay as they were at it, and every
-    later record holds the values of its last step before (NaN if it has none). Other replicas are
-    not touched.
+    A replica diverges at the first step whose loss is not finite or exceeds 1000 B. The bound B on
+    the loss, (k |X| P / (2 sqrt W) + |phi(0)| sqrt(N) |v| + |y|)^2 / (2N), follows from the initial
+    weights, with P = |U|^2 + |v|^2, k a bound on |phi'|, and |X| the Frobenius norm. A bounded run
+    never reaches 1000 B, at any width. A diverged replica stops: ``diverged_at`` is that step, its
+    weights keep the values of that step, and every later record has the values of the step before
+    (NaN if there is none). Other replicas are not affected.
 
     Args:
         U: (R, W, D) first-layer weights, float32 or float64, contiguous; updated in place.
@@ -69,7 +68,7 @@ def toy_gd(
 
     Cost:
         R steps (6 W D + 4 N D) flops; scratch of one replica's weights per thread. With an
-        activation 4 W D N flops and W N evaluations of it a step (CUDA: 6 W D N and 2 W N), and
+        activation 4 W D N flops and W N evaluations of it per step (CUDA: 6 W D N and 2 W N), and
         2 W N numbers of scratch per thread (CUDA: 512 N per replica in flight).
 
     Examples:

@@ -33,10 +33,10 @@ def toy_gd_reduced(
 ) -> ToyRecord:
     """The same trajectories as :func:`toy_gd`, in w = U'v, S = U'U, q = v.v.
 
-    Closed under gradient descent for the linear network: with e = eta / sqrt(W) and
-    z = X'(X w / sqrt(W) - y) / N, w' = w - e (S z + q z) + e^2 (w.z) z,
-    S' = S - e (w z' + z w') + e^2 q z z', q' = q - 2 e w.z + e^2 z'S z. Nothing is dropped.
-    Divergence and held records as in :func:`toy_gd`.
+    These form a closed system under gradient descent of the linear network:
+    with e = eta / sqrt(W) and z = X'(X w / sqrt(W) - y) / N, w' = w - e (S z + q z) + e^2 (w.z) z,
+    S' = S - e (w z' + z w') + e^2 q z z', q' = q - 2 e w.z + e^2 z'S z. No term is neglected.
+    Divergence and the records after it are as in :func:`toy_gd`.
 
     Args:
         w: (R, D) float32 or float64, contiguous; updated in place.

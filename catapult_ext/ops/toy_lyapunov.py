@@ -27,7 +27,7 @@ def toy_lyapunov(
     seed: int = 0,
     first_path: int = 0,
 ) -> Tensor:
-    """How much heavy ball grows along sampled paths of a quadratic with random curvature h_t.
+    """Growth of heavy ball along sampled paths of a quadratic with random curvature h_t.
 
     With x_(-1) = x_0 and z_t independent, of mean 0 and variance 1, a path follows
 
@@ -38,7 +38,7 @@ def toy_lyapunov(
     of random matrices (Furstenberg and Kesten 1960), without bias once the direction of
     (x_t, x_(t-1)) has forgotten its start.
 
-    The draw z of a path and a step is a function of ``seed``, ``noise`` and these two numbers alone
+    The draw z is a function of ``seed``, ``noise``, path number and step number only
     (Threefry-2x64-20, Salmon et al. 2011): threads, chunks and device do not change it, and all R
     cases see the same draws, so that differences between them are smooth.
 
@@ -48,15 +48,15 @@ def toy_lyapunov(
         beta: (R,) float64, momentum.
         steps: number of steps, >= 0.
         paths: P, number of paths.
-        burn_in: steps before the growth is counted, at most ``steps``.
+        burn_in: steps before the growth is measured, at most ``steps``.
         noise: "normal", "uniform" or "two-point" (+1 and -1).
         seed: seed of the draws.
         first_path: number of the first path; paths 0 to 9 and 10 to 19 are those of 0 to 19.
 
     Returns:
-        (R, P) float64. -inf where a path ends in the origin; NaN for a case whose parameters are
-        not finite. States are scaled by powers of two every 8 steps: |eta h| may reach 1e30, and a
-        beta below 1e-30 that is not 0 may count as 0.
+        (R, P) float64. -inf if a path reaches the origin; NaN for a case whose parameters are not
+        finite. States are scaled by powers of two every 8 steps: |eta h| may reach 1e30, and a
+        positive beta below 1e-30 may be treated as 0.
 
     Raises:
         TypeError: not float64 tensors, or not ints.
@@ -64,7 +64,8 @@ def toy_lyapunov(
             or steps, paths, burn_in or first_path out of range.
 
     Cost:
-        5 R P steps flops in registers, and about 60 operations a draw, of which there are P steps.
+        5 R P steps flops in registers, and about 60 operations per draw; the number of draws is P
+        steps.
 
     Examples:
         >>> mean, deviation, beta = (torch.tensor([t]).double() for t in (0.5, 0.1, 0.0))

@@ -48,7 +48,7 @@ def toy_scalar(
 ) -> ScalarRecord:
     """Gradient descent of f(x) = W^-1/2 v . U x on one sample (x, y), loss (f - y)^2 / 2, exactly.
 
-    Along the two directions of weight space that ever move, the model of any width is the model of
+    The weights move along two directions only, in which a model of any width equals the model of
     width one: with h k = eta |x| f / sqrt(W), h^2 + k^2 = eta lambda and b = eta |x| y / sqrt(W),
     one step is
 
@@ -59,22 +59,21 @@ def toy_scalar(
     Lewkowycz et al. (arXiv 2003.02218) and of Kalra et al. (arXiv 2311.02076). In this form neither
     a small residual nor a small curvature loses digits.
 
-    A lane diverges at the first step whose a^2 is not finite or exceeds
-    1000 ((h_0^2 + k_0^2) / 2 + |b|)^2, the rule of ``toy_gd``. It stops there, costs nothing from
-    then on, and keeps the state of the step before. On the CPU values below the smallest normal
-    number are zero; a GPU keeps them.
+    A lane diverges at the first step whose a^2 is not finite or exceeds 1000 ((h_0^2 + k_0^2) / 2 +
+    |b|)^2, the rule of ``toy_gd``. It then stops, costs nothing more, and keeps the state of the
+    step before. On the CPU values below the smallest normal number are zero; a GPU keeps them.
 
     Args:
         h: (R,) float32 or float64, e.g. the larger root of v = h^2 + k^2, u = (h k)^2.
-        k: (R,) the smaller one, with the sign of f.
+        k: (R,) the smaller root, with the sign of f.
         steps: number of steps, >= 0.
         b: (R,) labels; default 0.
         beta: (R,) heavy-ball momentum; default 0 (plain descent).
         record_every: record a and v at steps 0, s, 2s, ...; 0 records nothing.
-        early_exit: let a lane leave once rounding has frozen its whole state, or h alone (b = 0,
-            k^2 <= eps/8 and h^2 < 2, where k shrinks by 1 - h^2 a step, applied in closed form).
-            Not with momentum and not while recording. Same h bit for bit, same k to a relative few
-            eps * steps / |1 - h^2|.
+        early_exit: stop a lane once rounding has frozen its whole state, or h alone (b = 0, k^2 <=
+            eps/8 and h^2 < 2; k then shrinks by 1 - h^2 per step, applied in closed form). It is
+            not used with momentum or while recording. h is the same bit for bit, and k to a
+            relative few eps * steps / |1 - h^2|.
 
     Returns:
         A :class:`ScalarRecord`. The inputs are left as they are.
@@ -85,8 +84,8 @@ def toy_scalar(
             ``record_every`` negative.
 
     Cost:
-        10 R steps flops at most (14 with momentum), in registers; the same bits for any number of
-        threads.
+        10 R steps flops at most (14 with momentum), in registers. The bits do not depend on the
+        number of threads.
 
     Examples:
         >>> h, k = cx.toy.state_of(torch.tensor([1.0]).double(), torch.tensor([0.1]).double())

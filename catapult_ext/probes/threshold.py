@@ -29,7 +29,7 @@ _KEPT = 64  # settings whose threshold is remembered
 
 @dataclass(frozen=True, eq=False, repr=False)
 class StabilityThreshold(Shown, saved=True):
-    """Where the linearised dynamics of an optimizer lose stability.
+    """Threshold at which the linearised dynamics of an optimizer lose stability.
 
     Attributes:
         k: learning rate times lambda at the threshold, where lambda is the top curvature

@@ -155,7 +155,7 @@ def cholesky(
     dtype: torch.dtype = torch.float64,
     progress: Progress = None,
 ) -> CholeskyFactor:
-    """Factor A + shift I = L L', in memory or into a file that may be larger than the memory.
+    """Factor A + shift I = L L', in memory or in a file that may be larger than the memory.
 
     Args:
         A: positive definite with its shift: a dense tensor or array, or, with ``file``, a
@@ -164,7 +164,7 @@ def cholesky(
         lower: a known lower bound on the eigenvalues of A.
         file: ``.npy`` file to which L is written, panel by panel.  After an interruption the same
             call resumes; a finished file is only opened.
-        dtype: dtype of L in a file; in memory it is float64, and no other can be asked for.
+        dtype: dtype of L in a file; in memory it is always float64.
         progress: for a factor in a file: True for a bar, or a function of (panels done, panels).
 
     Returns:
@@ -174,7 +174,7 @@ def cholesky(
     Raises:
         TypeError, ValueError: as :func:`catapult_ext.solve`; A is not explicit; another dtype
             without ``file``; the factor exceeds the memory and there is no ``file``.
-        KernelFileError: the file holds another factor or other data, is damaged or in use, or
+        KernelFileError: the file contains another factor or other data, is damaged or in use, or
             cannot be written.  The file is not changed.
 
     Cost:

@@ -29,7 +29,7 @@ class Bifurcation(DrawnToFile):
         a: (R, keep) residual eta |x| (f - y) / sqrt(W) at consecutive late steps.
         eta_lambda: (R, keep).
         diverged_at: (R,) int64.
-        path: folder that holds the arrays (``bifurcation.npz``), or None.
+        path: folder of the arrays (``bifurcation.npz``), or None.
 
     Examples:
         >>> found = cx.toy.bifurcation(torch.tensor([0.5]), burn_in=100, keep=8)

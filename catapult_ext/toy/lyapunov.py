@@ -26,7 +26,7 @@ LARGEST_RATE = 1e30  # times |h|: what ``ops.toy_lyapunov`` can follow
 
 @dataclass(frozen=True)
 class LyapunovEstimate:
-    """A sampled value and its bar.
+    """A sampled value and its error bar.
 
     Attributes:
         value: float64.
@@ -123,31 +123,32 @@ def lyapunov_edge(
     """The learning rate below which almost every path of heavy ball converges, by sampling.
 
     The curvature is random, as for :func:`mean_square_edge`; below that edge the exponent of
-    :func:`lyapunov_exponent` is negative, and this is its first zero beyond: the first sign change
-    among rates that grow by a quarter, then bisected on the same draws. Between the two edges
-    typical paths converge while the second moment, carried by rare ones, grows. No closed form is
-    known for beta > 0.
+    :func:`lyapunov_exponent` is negative. The result is the first zero of the exponent above it:
+    the first sign change among rates that grow by a quarter, refined by bisection on the same
+    draws. Between the two edges typical paths converge while the second moment, carried by rare
+    ones, grows. No closed form is known for beta > 0.
 
-    The bar is two standard errors of the exponent at the edge, over its slope in log eta, plus the
-    width of the last bracket. Where it exceeds ``tolerance`` times the edge, the paths are made
-    four times as long, up to ``max_steps``: compare ``error`` with ``tolerance * value``. Cases of
-    one call share their draws, so the edges of neighbours err alike.
+    The error bar is two standard errors of the exponent at the edge, over its slope in log eta,
+    plus the width of the last bracket. If it exceeds ``tolerance`` times the edge, the paths become
+    four times as long, up to ``max_steps``. At that limit the bar may stay too wide: compare
+    ``error`` with ``tolerance * value``. Cases of one call share their draws, so the errors of
+    neighbouring edges are correlated.
 
     Args:
-        beta: momentum, 0 or in [1e-30, 1 - 1e-6]; this, variance and mean: numbers or tensors,
-            they broadcast.
+        beta: momentum, 0 or in [1e-30, 1 - 1e-6]; beta, variance and mean are numbers or tensors
+            that broadcast.
         variance: s2 >= 0, of the curvature.
         mean: a > 0, of the curvature.
         noise: distribution of the curvature: "normal", "uniform" or "two-point" (a + s or a - s).
             With "two-point" noise there can be further stable rates beyond the first edge.
-        tolerance: largest relative bar, in [1e-4, 0.5].
+        tolerance: largest relative error bar, in [1e-4, 0.5].
         paths: independent paths, at least 8.
-        max_steps: longest path, without a burn-in of 20 / -log beta steps.
+        max_steps: steps of the longest path, not counting a burn-in of 20 / -log beta steps.
         seed: seed of the draws.
         progress: as in :func:`lyapunov_exponent`.
 
     Returns:
-        A :class:`LyapunovEstimate` of the broadcast shape: edges and bars, as learning rates.
+        A :class:`LyapunovEstimate` of the broadcast shape: edges and error bars, as learning rates.
 
     Raises:
         TypeError: arguments of the wrong type.

@@ -69,18 +69,18 @@ def mean_square_edge(beta: Real, variance: Real, mean: Real = 1.0) -> Tensor:
 
         x_(t+1) = (1 + beta - eta h_t) x_t - beta x_(t-1)
 
-    decays exactly for 0 < eta < eta_ms, whatever the distribution of h, where
+    decays if and only if 0 < eta < eta_ms, for any distribution of h, where
 
         1 / eta_ms = a / (2 (1 + beta)) + s2 / (2 a (1 - beta)).
 
-    Without noise that is 2 (1 + beta) / a; where noise dominates, 2 a (1 - beta) / s2: the two
-    plateaus of arXiv 2604.14108. The formula is the root of det(M - I) = 0 for the matrix M of
-    :func:`second_moment_matrix`, which maps a cone into itself, so that its largest eigenvalue in
-    magnitude is real and leaves the unit circle at 1.
+    Without noise eta_ms is 2 (1 + beta) / a, and where noise dominates it is 2 a (1 - beta) / s2.
+    These are the two plateaus of arXiv 2604.14108. The formula is the root of det(M - I) = 0 for
+    the matrix M of :func:`second_moment_matrix`, which maps a cone into itself, so that its largest
+    eigenvalue in magnitude is real and leaves the unit circle at 1.
 
     Args:
-        beta: momentum in [0, 1), as of ``torch.optim.SGD(momentum=)`` without dampening; this and
-            the others: a number or a tensor, they broadcast.
+        beta: momentum in [0, 1), as in ``torch.optim.SGD(momentum=)`` without dampening. All
+            arguments are numbers or tensors that broadcast.
         variance: s2 >= 0, of the curvature.
         mean: a > 0, of the curvature.
 
@@ -104,13 +104,13 @@ def mean_square_edge(beta: Real, variance: Real, mean: Real = 1.0) -> Tensor:
 
 
 def second_moment_matrix(eta: Real, beta: Real, variance: Real, mean: Real = 1.0) -> Tensor:
-    """The matrix that takes (E x_t^2, E x_t x_(t-1), E x_(t-1)^2) to the next step, exactly.
+    """Matrix that maps (E x_t^2, E x_t x_(t-1), E x_(t-1)^2) to the next step, exactly.
 
     With c = 1 + beta - eta a, its rows are (c^2 + eta^2 s2, -2 beta c, beta^2), (c, -beta, 0) and
     (1, 0, 0). See :func:`mean_square_edge`.
 
     Args:
-        eta: learning rate >= 0; this and the others: a number or a tensor, they broadcast.
+        eta: learning rate >= 0. All arguments are numbers or tensors that broadcast.
         beta: momentum in [0, 1).
         variance: s2 >= 0, of the curvature.
         mean: a > 0, of the curvature.
@@ -136,7 +136,7 @@ def second_moment_growth(eta: Real, beta: Real, variance: Real, mean: Real = 1.0
     square; half its logarithm is never below the Lyapunov exponent (Jensen's inequality).
 
     Args:
-        eta: learning rate >= 0; this and the others: a number or a tensor, they broadcast.
+        eta: learning rate >= 0. All arguments are numbers or tensors that broadcast.
         beta: momentum in [0, 1).
         variance: s2 >= 0, of the curvature.
         mean: a > 0, of the curvature.

@@ -31,16 +31,17 @@ VARIANCES = (1e-2, 1e2)
 class NoisePlane(DrawnToFile):
     """Edges of heavy ball with a random curvature of mean a and variance s2.
 
-    Every array is (len(beta), len(variance)) and in units of 1 / a: the edge is eta a.
+    Every array is (len(beta), len(variance)). Edges are values of eta a, the learning rate in units
+    of 1 / a.
 
     Attributes:
         beta: momentum of the rows.
         variance: s2 / a^2 of the columns.
-        settings: noise, tolerance, paths, max_steps, seed.
-        mean_square: up to here the second moment decays (exact).
-        lyapunov: up to here almost every path does (sampled).
-        error: bar of ``lyapunov``, 95 %.
-        path: folder that holds the arrays (``plane.npz``), or None.
+        settings: the arguments noise, tolerance, paths, max_steps and seed.
+        mean_square: edge below which the second moment decays (exact).
+        lyapunov: edge below which almost every path decays (sampled).
+        error: error bar of ``lyapunov``, 95 %.
+        path: folder of the arrays (``plane.npz``), or None.
 
     Examples:
         >>> plane = cx.toy.noise_plane(beta=(0.0, 0.5), resolution=2, tolerance=0.5)

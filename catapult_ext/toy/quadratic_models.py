@@ -30,11 +30,11 @@ class QuadraticRun:
     Attributes:
         loss: (steps + 1,), |z|^2 / (2 normaliser).
         eigenvalues: (steps // curvature_every + 1, k) top eigenvalues of J J' / normaliser,
-            descending; (0, k) where none were asked for. eta_crit = 2 / eigenvalues[0, 0].
+            descending; (0, k) if none were requested. eta_crit = 2 / eigenvalues[0, 0].
         projected_loss: (steps + 1, k), the loss of the residual's components along the top k
             eigenvectors of the kernel at the start.
         diverged_at: first step whose loss is not finite or above 1e12 times the larger of the first
-            and 1; -1 for none. Later losses repeat the last accepted one.
+            and 1; -1 for none. Later losses repeat the last accepted loss.
         model: the model at the end.
 
     Examples:
@@ -177,8 +177,8 @@ def quadratic_net(
 ) -> QuadraticModel:
     """f_a = theta . phi_a + (zeta / 2) theta' psi_a theta, zeta = (P / 2)^-1/2 (arXiv 2301.07737).
 
-    Without ``phi`` this is the pure quadratic model of Meltzer et al., with it the one with bias.
-    Theirs has theta ~ N(0, 1).
+    Without ``phi`` this is the pure quadratic model of Meltzer et al., with ``phi`` their model
+    with bias. They draw theta ~ N(0, 1).
 
     Args:
         theta: (P,) parameters.

@@ -88,14 +88,14 @@ class Schedule(NamedTuple):
 
 
 class Stop(NamedTuple):
-    """Conditions that end a replica early; its records then hold their last values.
+    """Conditions that stop a replica early; its later records then repeat the last values.
 
     Attributes:
-        converged: the replica is finished before a step that would lower the loss by less than this
+        converged: the replica stops before a step that would lower the loss by less than this
             fraction of the initial loss, to first order: eta |gradient|^2 <= converged * loss_0
-            (the gradient is that of the step, mini-batch and L2 included). None: never.
+            (the gradient is that of the step, including mini-batch and L2). None: never.
         diverged: loss above which it has diverged. None: the rule of ``ops.toy_gd``, which no
-            bounded run ever meets, at any width.
+            bounded run reaches, at any width.
 
     Examples:
         >>> stop = cx.toy.Stop(converged=1e-6)

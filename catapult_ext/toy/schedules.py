@@ -41,7 +41,7 @@ def warm_up(rates: Rates, steps: int, over: int) -> Tensor:
 
 
 def drop(rates: Rates, steps: int, at: int, factor: float) -> Tensor:
-    """One drop: the rates times ``factor`` from step ``at`` on.
+    """Rates that are multiplied by ``factor`` from step ``at`` on.
 
     Raises:
         ValueError: factor not positive.

@@ -12,7 +12,7 @@ from catapult_ext import _validate
 
 
 class ReducedState(NamedTuple):
-    """w = U'v (B, D), S = U'U (B, D, D), q = v.v (B,), float64.
+    """Reduced state w = U'v (B, D), S = U'U (B, D, D), q = v.v (B,), float64.
 
     Examples:
         >>> import numpy as np

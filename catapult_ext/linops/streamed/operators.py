@@ -202,7 +202,7 @@ class _StreamedDual(LinearOperator):
 
 
 class StreamedHessian(Streamed):
-    """Second derivatives of the loss over all samples, (P, P).
+    """Hessian of the loss over all samples, (P, P).
 
     Args:
         model: as for :class:`StreamedNTK`.
