@@ -70,8 +70,9 @@ def named(
         classes: keep only these labels; for generated data it is passed on to the set's own
             function.
         targets: ``"one-hot"``, or ``"signed"`` for two classes.
-        standardisation: as in :func:`standardise`. None means ``"global"`` for digits and data
-            files; other data are not scaled (with a warning if they look like raw pixels).
+        standardisation: as in :func:`standardise`. None means ``"global"`` for digits and the data
+            sets of :func:`load`. Other data are not scaled, with a warning if an archive's or
+            function's inputs look like raw pixels.
         flatten: make vectors of images too; None for the default of the set's own function.
         where: the public function named in errors.
         **own: arguments of the set's own function.

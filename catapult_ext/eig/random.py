@@ -34,8 +34,8 @@ class Estimate(Shown, saved=True):
     Attributes:
         value: scalar (trace) or (n,) (diagonal), dtype of the operator.
         error: its standard error, same shape: half the width of a 68 % interval (Student's t for
-            few samples), including what a small number of random signs may have missed; 0
-            only for a zero operator or n = 1, where the value is exact.
+            few samples), including variance that few random signs may have missed; 0 only
+            for a zero operator or n = 1, where the value is exact.
         samples: number of random vectors averaged.
         matvecs: products with the operator, in columns.
 

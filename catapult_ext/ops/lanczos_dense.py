@@ -62,7 +62,7 @@ def lanczos_dense(
         maxiter: rough limit on the products with a matrix; default 10 n + 1000. Pairs that have not
             converged then have large ``errors``.
         v0: optional (R, n) start vectors, e.g. the last top eigenvectors; noise of a hundredth of
-            their size is added. A vector that is zero or not finite is replaced by the random
+            their norm is added. A vector that is zero or not finite is replaced by the random
             start.
         seed: seed of the random vectors, which are the same for every matrix of the batch.
 

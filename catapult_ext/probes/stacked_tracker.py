@@ -71,8 +71,8 @@ class StackedCurvatureTracker(Shown):
         quantity: ``"ggn"``, ``"hessian"`` or ``"ntk"`` (sum convention).
         k: number of eigenvalues.
         every: number of steps between probes.
-        tol: relative error asked of checked probes.
-        between: relative error asked of the probes between them; None for ten times ``tol``.
+        tol: requested relative error of checked probes.
+        between: requested relative error of the probes between them; None for ten times ``tol``.
         rates: R learning rates, for ``eta_lambda``, or None.
         check_every: see :class:`~catapult_ext.TopTracker`.  If the loss of a model exceeds twice
             its largest value since the probe before the last one, all models are probed and checked
