@@ -45,7 +45,8 @@ class TopTracker:
     the last check found after the k-th (for an explicit matrix by counting) still lie below it,
     each at no less than half of its distance at that check.  Relative to the values, the errors
     are no smaller than those of that check.  A new eigenvalue whose vector is orthogonal to all
-    stored vectors is seen by the next check only.
+    stored vectors is seen by the next check only, and so may be one whose vector is stored, but
+    which rises past wanted pairs that do not move.
 
     ``torch.save(tracker.state_dict(), path)`` stores the state of the tracker.  A tracker with the
     same arguments that has loaded it resumes with the same bits:
