@@ -134,3 +134,16 @@ def test_a_jump_ends_the_refinement_at_once():
         found, solved = tracker.update(Several(a)), checked.update(Several(a))
     assert (found.matvecs <= solved.matvecs + tracker.k + tracker.guards).all()
     assert set(found.index_check) == {"random(0.99)"}
+
+
+def test_explicit_batches_have_replicas_to_keep():
+    a = torch.diag_embed(torch.rand(3, 20, generator=torch.Generator().manual_seed(0)))
+    tracker = cx.TopTracker(2)
+    tracker.update(a)
+    loaded = cx.TopTracker(2)
+    loaded.load_state_dict(tracker.state_dict())
+    for one in (tracker, loaded):
+        one.keep([2, 0])
+        assert one.update(a[[2, 0]]).eigenvalues.shape == (2, 2)
+        with pytest.raises(ValueError, match="below 2"):
+            one.keep([2])

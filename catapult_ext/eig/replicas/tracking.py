@@ -18,7 +18,7 @@ from catapult_ext.eig.replicas.lanczos import solve_replicas
 from catapult_ext.eig.replicas.pairs import BatchedEigshResult, Found
 from catapult_ext.eig.replicas.refine import refine_replicas
 
-_STATE = ("checks", "_block", "_since", "_updates")
+_STATE = ("checks", "_count", "_block", "_since", "_updates")
 _CHECKED = ("values", "least", "gaps", "converged")
 
 
@@ -54,15 +54,17 @@ class ReplicaTracker:
     def __init__(self, check_every: int, moved: float) -> None:
         self.check_every, self.moved = check_every, moved
         self.checks = 0
+        self._count = 0  # replicas of the last batch, explicit ones too, of which nothing is stored
         self._block: Tensor | None = None  # (R, k + guards, n)
         self._check: _Check | None = None
         self._since = self._updates = 0
 
     def __len__(self) -> int:
-        return 0 if self._block is None else len(self._block)
+        return self._count
 
     def keep(self, index: Tensor) -> None:
         """Go on with the replicas ``index`` (on the CPU) alone."""
+        self._count = len(index)
         if self._block is not None and self._check is not None:
             self._block = self._block[index.to(self._block.device)]
             self._check = self._check.of(index)
@@ -103,6 +105,7 @@ class ReplicaTracker:
     def _found(self, a: Batch, o: Options, check: bool, between: float) -> Found:
         o = replace(o, k=min(o.k, a.n))
         o = replace(o, guards=min(o.guards or 0, a.n - o.k))
+        self._count = a.replicas
         if a.explicit:
             self.checks += 1
             return solve_matrices(a, None, replace(o, guards=None))
