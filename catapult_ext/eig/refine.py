@@ -1,10 +1,9 @@
 """Rayleigh-Ritz from a good block: few products, one-sided quadratic error bounds.
 
-The wanted vectors are multiplied, then their residuals where errors exceed tol; the guards only if
-what follows may have come near, or if that was not enough.  Let M = diag(theta) hold j Ritz values,
-R their residuals, and let at most j eigenvalues exceed some c < theta_j.  Counting by the Schur
-complement of A - c, the compression of A to the complement of the Ritz vectors is at most
-nu = c + |R|^2 / (theta_j - c), and counting once more
+The wanted vectors and a few guards are multiplied, then residuals where errors exceed tol.  Let
+M = diag(theta) hold j Ritz values, R their residuals, and let at most j eigenvalues exceed some
+c < theta_j.  Counting by the Schur complement of A - c, the compression of A to the complement of
+the Ritz vectors is at most nu = c + |R|^2 / (theta_j - c), and counting once more
 
     theta_i <= lambda_i <= lambda_i(M + R R' / (theta_i - nu))   for theta_i > nu:
 
@@ -15,7 +14,6 @@ supposes of the eigenvalues that follow.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
@@ -39,14 +37,12 @@ class Refined:
     Attributes:
         pairs: pairs with errors; not converged if a solve from scratch is the better use of
             products.
-        block: rows (j, n): the wanted vectors after one step towards A x, without extra products.
-        seen: distances of the multiplied guards from the k-th value, divided by the largest
-            |value|.
+        block: rows (j, n): the wanted vectors after one step towards A x, which costs no product,
+            and the guards.
     """
 
     pairs: Pairs
     block: Tensor
-    seen: list[float]
 
 
 def refine(
@@ -58,31 +54,17 @@ def refine(
     the largest |value| (:attr:`Pairs.gaps`); half of each is relied on.  None if the block does
     not span k dimensions.
     """
-    found = refine_for_tracker(a, block, k, gaps, tol, lambda pairs: len(block), where)
+    found = refine_for_tracker(a, block, k, gaps, tol, where)
     return None if found is None else replace(found.pairs, index=index)
 
 
 def refine_for_tracker(
-    a: Operand,
-    block: Tensor,
-    k: int,
-    gaps: list[float],
-    tol: float,
-    near: Callable[[Pairs], int],
-    where: str,
+    a: Operand, block: Tensor, k: int, gaps: list[float], tol: float, where: str
 ) -> Refined | None:
-    """:func:`refine` with the start of the next one, and guards multiplied only where needed.
-
-    ``near`` tells from the pairs in the span of the first k rows how many of the guards, rows from
-    k on, have to be multiplied.
-    """
-    guards, j = block[k:], k
-    space = krylov(a, min(a.n, len(block) + _ROUNDS * k), 0, where)
-    space.append(block[:k])
-    if space.m == k and len(guards):
-        few = guards[: near(_judged(space, k, k, gaps, tol).pairs)]
-        space.append(few)
-        j += len(few)
+    """:func:`refine` with the block from which the next one starts."""
+    j = len(block)
+    space = krylov(a, min(a.n, j + _ROUNDS * k), 0, where)
+    space.append(block)
     if space.m < k:
         return None
     found, before = _judged(space, k, j, gaps, tol), None
@@ -90,23 +72,18 @@ def refine_for_tracker(
         pace = _PACE if before is None else found.excess / before
         if found.pairs.converged or not found.excess * pace ** (_ROUNDS - rounds) <= 1:
             break
-        before, m, rows = found.excess, space.m, found.directions
-        if rounds == 1:  # one expansion was not enough
-            rows, j = torch.cat([rows, block[j:].to(rows)]), len(block)
-        space.append(rows)
+        before, m = found.excess, space.m
+        space.append(found.directions)
         if space.m == m:
             break
         found = _judged(space, k, j, gaps, tol)
     pairs = found.pairs
-    rows = torch.cat([_stepped(pairs, found.theta), pairs.guards, block[j:].to(pairs.x)])
-    size = max(pairs.values.abs().max().item(), 1e-300)
-    seen = ((found.theta[k - 1] - found.theta[k:j]) / size).tolist()
-    return Refined(pairs, rows, seen)
+    return Refined(pairs, torch.cat([_stepped(pairs, found.lowest), pairs.guards]))
 
 
-def _stepped(pairs: Pairs, theta: Tensor) -> Tensor:
+def _stepped(pairs: Pairs, lowest: float) -> Tensor:
     """Unit vectors along x + r / (theta - nu): A is near nu where r lies, 0 or the lowest value."""
-    room = pairs.values - min(theta.min().item(), 0.0)
+    room = pairs.values - min(lowest, 0.0)
     length = pairs.rest.norm(dim=1)
     step = 1 / torch.maximum(room, length).clamp_min(1e-300)  # no longer than x itself
     x = pairs.x + step[:, None] * pairs.rest
@@ -121,13 +98,13 @@ class _Judged:
         pairs: the pairs, with further Ritz vectors as guards.
         directions: rows that would lower the errors beyond tol.
         excess: the largest error over what is allowed.
-        theta: all Ritz values, descending.
+        lowest: the smallest Ritz value.
     """
 
     pairs: Pairs
     directions: Tensor
     excess: float
-    theta: Tensor
+    lowest: float
 
 
 def _judged(space: Krylov, k: int, j: int, gaps: list[float], tol: float) -> _Judged:
@@ -170,7 +147,7 @@ def _judged(space: Krylov, k: int, j: int, gaps: list[float], tol: float) -> _Ju
         following=[],
     )
     directions = torch.stack(wanted).to(rest) @ rest[:rows] if wanted else rest[:0]
-    return _Judged(pairs, directions, excess, theta)
+    return _Judged(pairs, directions, excess, theta[-1].item())
 
 
 def _complement(theta: Tensor, gram: Tensor, k: int, gaps: list[float]) -> tuple[float, int]:

@@ -22,10 +22,9 @@ from catapult_ext.eig.solve import lifted, package, solve
 
 _WHERE = "TopTracker"
 _MOVED = 0.25  # relative change of a value that calls for a checked solve
-_FASTER = 2.0  # what follows may move so many times as far as the wanted pairs are seen to
 _KIND = {"format": "catapult_ext TopTracker 2"}
 _CHECK = ("_gaps", "_least", "_values", "_converged")
-_STATE = ("k", "guards", "checks", "_block", *_CHECK, "_since", "_last", "_rooms")
+_STATE = ("k", "guards", "checks", "_block", *_CHECK, "_since")
 
 
 class TopTracker:
@@ -34,19 +33,14 @@ class TopTracker:
     Every ``check_every``-th update is a warm-started checked solve as by
     :func:`catapult_ext.eigsh` (``index_check`` ``"random(p)"``).  An update that misses
     ``between``, or finds that a value has moved by a quarter since the last check, becomes a
-    checked solve as well.  The others cost k products if the errors are then within ``between``,
-    else 2k or more.
-
-    The guards are multiplied in addition if a further eigenvalue may have come nearer than the
-    errors assume.  This is judged by twice the residuals and changes of value of the wanted pairs
-    since a guard was last multiplied.  A batch always multiplies all guards.
+    checked solve as well.  The others cost k + guards products if the errors are then within
+    ``between``, else k more or a few times as many.
 
     Between checks ``index_check`` is ``"inherited"``: the errors assume that the eigenvalues which
     the last check found after the k-th (for an explicit matrix by counting) still lie below it,
     each at no less than half of its distance at that check.  Relative to the values, the errors
     are no smaller than those of that check.  A new eigenvalue whose vector is orthogonal to all
-    stored vectors is seen by the next check only, and so may be one whose vector is stored, but
-    which rises past wanted pairs that do not move.
+    stored vectors is seen by the next check only.
 
     ``torch.save(tracker.state_dict(), path)`` stores the state of the tracker.  A tracker with the
     same arguments that has loaded it resumes with the same bits:
@@ -57,7 +51,7 @@ class TopTracker:
     Args:
         k: number of pairs.
         tol: relative error asked of checked solves.
-        between: relative error asked of the updates between them; default ``tol``.
+        between: relative error asked of the updates between them, ``tol`` or more; default ``tol``.
         guards: number of further vectors stored, which reveal crossings; default 1 + k // 4.
         check_every: number of updates from one checked solve to the next; 1 checks every update.
         confidence: probability p of the checked solves.
@@ -91,13 +85,13 @@ class TopTracker:
         v.numbers(_WHERE, between=between, optional=True)
         v.require(k >= 1, _WHERE, "k must be >= 1", k)
         v.require(0 < tol < 1, _WHERE, "tol must be in (0, 1)", tol)
-        known = between is None or 0 < between < 1
-        v.require(known, _WHERE, "between must be in (0, 1)", between)
         v.require(guards is None or guards >= 0, _WHERE, "guards must be >= 0", guards)
         v.require(check_every >= 1, _WHERE, "check_every must be >= 1", check_every)
         v.require(0 < confidence < 1, _WHERE, "confidence must be in (0, 1)", confidence)
         self.k, self.tol, self.check_every = k, tol, check_every
         self.between = tol if between is None else between
+        least = f"between must be in [tol, 1), tol={tol:g}"
+        v.require(tol <= self.between < 1, _WHERE, least, between)
         self.guards = 1 + k // 4 if guards is None else guards
         self.confidence, self.seed = confidence, seed
         self.checks = 0
@@ -108,8 +102,6 @@ class TopTracker:
         self._values: Tensor | None = None  # found by that check
         self._since = 0
         self._converged = True  # the last check
-        self._last: Tensor | None = None  # values of the last update
-        self._rooms: list[float] = []  # how much nearer each value that follows may have come
 
     @property
     def warm(self) -> bool:
@@ -213,7 +205,6 @@ class TopTracker:
             self._since += 1
             pairs, block = refined.pairs, refined.block
         self._block = block.to(dtype=a.dtype, device=a.device)
-        self._last = (pairs.values * pairs.scale).cpu()
         return pairs
 
     def _moved(self, pairs: Pairs) -> bool:
@@ -233,7 +224,6 @@ class TopTracker:
         self.checks, self._since = self.checks + 1, 0
         self._values = pairs.values * pairs.scale
         self._gaps, self._converged = pairs.gaps, pairs.converged
-        self._rooms = [gap / 2 if gap > 0 else -1.0 for gap in self._gaps]  # half is relied on
         # the check excludes hidden eigenvalues beyond its own errors, nearer ones it does not
         self._least = pairs.errors / pairs.values.abs().cpu().clamp_min(1e-300)
         return replace(pairs, matvecs=pairs.matvecs + spent)
@@ -242,21 +232,9 @@ class TopTracker:
         assert self._block is not None
         assert self._least is not None
         gaps, tol = self._gaps, self.between
-        found = refine_for_tracker(a, self._block, k, gaps, tol, self._near, _WHERE)
+        found = refine_for_tracker(a, self._block, k, gaps, tol, _WHERE)
         if found is None:
             return None
-        for i, (distance, gap) in enumerate(zip(found.seen, gaps, strict=False)):
-            self._rooms[i] = distance - gap / 2 if gap > 0 else -1.0
         least = self._least * found.pairs.values.abs().cpu()
         errors = torch.maximum(found.pairs.errors, least)
         return replace(found, pairs=replace(found.pairs, errors=errors))
-
-    def _near(self, pairs: Pairs) -> int:
-        """How many guards may have come nearer than is relied on, from how these pairs moved."""
-        assert self._last is not None
-        values = (pairs.values * pairs.scale).cpu()
-        size = values.abs().max().clamp_min(1e-300).item()
-        turned = pairs.rest.norm().item() * pairs.scale
-        moved = (turned + (values - self._last).abs().max().item()) / size
-        self._rooms = [room - _FASTER * moved for room in self._rooms]
-        return next((i for i, room in enumerate(self._rooms) if room >= 0), self.guards)

@@ -134,7 +134,7 @@ class CurvatureTracker(Drawn):
             :class:`~catapult_ext.linops.model.snapshot.Snapshot`.
 
     Cost:
-        Freezing the model (about 3 forward passes) and, for slow drift, k to 2k products of 2-3
+        Freezing the model (about 3 forward passes) and, for slow drift, k + guards products of 2-3
         (NTK, GGN) or 4-5 (Hessian) forward passes; every ``check_every``-th probe a checked solve.
     """
 

@@ -42,8 +42,8 @@ def check_options(
     v.integers(WHERE, samples=samples, optional=True)
     v.numbers(WHERE, tol=tol)
     v.numbers(WHERE, between=between, budget=budget, grow_at=grow_at, optional=True)
-    within = between is None or 0 < between < 1
-    v.require(within, WHERE, "between must be None or in (0, 1)", between)
+    within = between is None or tol <= between < 1
+    v.require(within, WHERE, f"between must be None or in [tol, 1), tol={tol:g}", between)
     known = quantity in QUANTITIES
     v.require(known, WHERE, f"quantity must be one of {QUANTITIES}", repr(quantity))
     v.require(every >= 1, WHERE, "every must be >= 1", every)
