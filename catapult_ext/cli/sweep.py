@@ -80,7 +80,7 @@ def sweep(
 
     Under torchrun, the ranks divide the rates.
     """
-    v.require(seeds >= 1, "sweep", "--seeds must be >= 1", seeds)
+    v.require(1 <= seeds <= 1000, "sweep", "--seeds must be 1 to 1000", seeds)
     chosen, plain = rates("sweep", "--c", c), rates("sweep", "--eta", eta)
     config = SweepConfig(c=chosen, eta=plain, steps=steps, linearised=linearised)
     image = model_name in (ModelName.cnn, ModelName.vit)
