@@ -218,6 +218,15 @@ def test_data_in_shared_memory_or_not(backend, inputs, samples):
         assert_close(mine.flatten(1), exact.flatten(1), 1e-11)
 
 
+def test_float32_data_beyond_shared_memory(backend):
+    """The data of twice as many samples fit in float32: a larger set than above."""
+    problem = toy_problem([0.5], width=8, inputs=19, samples=800, dtype=torch.float32)
+    got = run(backend, problem, 1, activation="relu")
+    want = oracle(problem, 1, activation="relu")
+    for mine, exact in ((got[0].loss, want[0].loss), *zip(got[1:], want[1:], strict=True)):
+        assert_close(mine.flatten(1), exact.flatten(1), 1e-5)
+
+
 def test_linear_is_the_limit_of_leaky(backend):
     problem = toy_problem([0.5, 2.6], width=37, inputs=3, samples=4)
     options = {"curvature_every": 5}
