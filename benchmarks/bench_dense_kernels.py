@@ -114,9 +114,12 @@ def test_vit(measure, key_bias, fresh):
 
 @pytest.mark.parametrize("fresh", [False, True], ids=["kernel", "frozen-and-kernel"])
 @pytest.mark.parametrize("samples", [16, 64])
-def test_wide_resnet(measure, samples, fresh):
+def test_wide_resnet(measure, quick, samples, fresh):
+    if quick and samples > 16:
+        pytest.skip("the smaller one is enough")
     torch.manual_seed(0)
-    model, x = cx.models.wide_resnet(16, 1, OUTPUTS).eval(), torch.randn(samples, 3, 32, 32)
+    model = cx.models.wide_resnet(16, 1, OUTPUTS).eval()
+    x = torch.randn(2 if quick else samples, 3, 32, 32)
     kernel = cx.NTK(model, x)
     exact = contracted(model, x, reverse)
 
