@@ -30,8 +30,13 @@ from catapult_ext.eig.krylov import Cycle, Krylov
 from catapult_ext.eig.memory import basis_rows
 from catapult_ext.eig.operand import Operand
 from catapult_ext.eig.pairs import Options, Pairs
-from catapult_ext.eig.ritz_errors import Ritz, formula_errors, guards_of, rounding_floor
-from catapult_ext.eig.ritz_errors import spectral_norm as norm_of
+from catapult_ext.eig.ritz_errors import (
+    Ritz,
+    formula_errors,
+    guards_of,
+    rounding_floor,
+    spectral_norm,
+)
 from catapult_ext.eig.sums import inner, on_host
 
 _MARGIN = 0.25  # of what tol allows: mu is no sharper than the gap that Ritz values show
@@ -61,8 +66,9 @@ def deflated(a: Operand, o: Options) -> tuple[Pairs | None, int]:
                 search.deflate()
             continue
         search.clean()
-        pairs = search.proved()
-        if pairs is not None or search.useless():
+        ritz = search.ritz()
+        pairs = search.proved(ritz)
+        if pairs is not None or search.useless(ritz):
             return pairs, space.matvecs
     return None, space.matvecs
 
@@ -110,14 +116,14 @@ class _Search:
         """Errors well within tol by the formula, whatever may be hidden."""
         theta, _, residual = self.ritz()
         chosen = [i for i, _ in wanted(theta, "LA", self.o.k)]
-        sizes = residual.norm(dim=1)
-        found = formula_errors(self.space, self.o, theta, sizes, chosen, norm_of(residual[chosen]))
+        sizes, block_norm = residual.norm(dim=1), spectral_norm(residual[chosen])
+        found = formula_errors(self.space, self.o, theta, sizes, chosen, block_norm)
         return bool((found.errors <= _MARGIN * (found.allowed - found.floor)).all())
 
-    def proved(self) -> Pairs | None:
+    def proved(self, ritz: Ritz) -> Pairs | None:
         """The pairs, once they are within tol."""
         space, o = self.space, self.o
-        theta, s, _ = ritz = self.ritz()
+        theta, s, _ = ritz
         floor = rounding_floor(space, theta)
         chosen = [i for i, _ in wanted(theta, "LA", o.k)]
         allowed = (o.tol * theta[chosen].abs()).clamp_min(2 * floor)
@@ -141,9 +147,9 @@ class _Search:
             following=following,
         )
 
-    def useless(self) -> bool:
+    def useless(self, ritz: Ritz) -> bool:
         """Whether the second vector's largest Ritz value alone forbids errors within tol."""
-        theta, _, _ = ritz = self.ritz()
+        theta = ritz[0]
         allowed = self.o.tol * theta[-self.o.k :].flip(0).abs()
         errors = self._beyond(ritz, self._own()[0][-1].item())
         return bool((errors > allowed.clamp_min(rounding_floor(self.space, theta))).any())

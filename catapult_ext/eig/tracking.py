@@ -23,8 +23,7 @@ from catapult_ext.eig.solve import lifted, package, solve
 _WHERE = "TopTracker"
 _MOVED = 0.25  # relative change of a value that calls for a checked solve
 _KIND = {"format": "catapult_ext TopTracker 2"}
-_CHECK = ("_gaps", "_least", "_values", "_converged")
-_STATE = ("k", "guards", "checks", "_block", *_CHECK, "_since")
+_STATE = ("k", "guards", "checks", "_block", "_gaps", "_least", "_values", "_converged", "_since")
 
 
 class TopTracker:
