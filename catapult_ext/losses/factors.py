@@ -200,14 +200,23 @@ class SoftmaxFactor(OutputFactor):
             at = self._top[rows].expand(-1, 1, u.shape[2])
             origin = u[rows].gather(1, at) if shifted else None
             inner = u.new_zeros(rows.stop - rows.start, 1, u.shape[2])
+            made = None  # p and u of the last tile of classes, which is often the only one
             for classes in self._classes(u.shape[2]):
-                part = u[rows, classes] if origin is None else u[rows, classes] - origin
-                inner += (weights(self._p(rows, classes)) * part).sum(1, keepdim=True)
+                p, part = made = self._tile(u, rows, classes, origin)
+                inner += (weights(p) * part).sum(1, keepdim=True)
             root = self.root[rows].unsqueeze(-1)
-            for classes in self._classes(u.shape[2]):
-                part = u[rows, classes] if origin is None else u[rows, classes] - origin
-                out[rows, classes] = product(self._p(rows, classes), part, root, inner)
+            for classes in reversed(list(self._classes(u.shape[2]))):
+                p, part = made or self._tile(u, rows, classes, origin)
+                out[rows, classes] = product(p, part, root, inner)
+                made = None
         return out
+
+    def _tile(
+        self, u: Tensor, rows: slice, classes: slice, origin: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """p and u of a tile, u less ``origin``."""
+        part = u[rows, classes]
+        return self._p(rows, classes), part if origin is None else part - origin
 
     def _p(self, rows: slice, classes: slice) -> Tensor:
         """Probabilities of a tile, (n, o, 1)."""

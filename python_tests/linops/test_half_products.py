@@ -154,9 +154,11 @@ def products_of(ggn, monkeypatch):
     return made
 
 
+@pytest.mark.parametrize("piece", [1 << 14, 7])  # of a vector that is combined at a time
 @pytest.mark.parametrize("k", [1, 3])
 @pytest.mark.parametrize("name", ["convolutional", "attention"])
-def test_eigenvectors_take_the_halves_of_the_products(name, k, monkeypatch):
+def test_eigenvectors_take_the_halves_of_the_products(name, k, piece, monkeypatch):
+    monkeypatch.setattr(kept_halves, "_PIECE", piece)
     model, x = MODELS[name]()
     ggn = cx.GGN(model, "cross_entropy", (x, torch.arange(len(x)) % 5))
     exact = torch.linalg.eigvalsh(ggn.dual().operator.dense())

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 _ROOM = 128 << 20  # bytes of vectors that are kept; beyond, B is applied again
+_PIECE = 1 << 14  # entries of each that are combined at a time
 
 
 class KeptHalves:
@@ -55,4 +56,9 @@ class KeptHalves:
         parts = weights * gram.diagonal().sqrt()[:, None]
         if not spanned or not bool((parts.norm(dim=0) <= 2 * size.double().cpu()).all()):
             return None
-        return torch.stack(self._halves, 1) @ weights.to(vectors)
+        weights = weights.T.to(vectors)
+        out = vectors.new_empty(len(weights), len(self._halves[0]))
+        pieces = zip(*(half.split(_PIECE) for half in self._halves), strict=True)
+        for part, piece in zip(out.split(_PIECE, 1), pieces, strict=True):
+            torch.mm(weights, torch.stack(piece), out=part)
+        return out.T

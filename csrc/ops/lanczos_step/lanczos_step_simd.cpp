@@ -7,7 +7,7 @@ namespace {
 
 using VecD = Vec<double>;
 constexpr int kD = kLanes<double>;
-constexpr int64_t kBlock = 256;  // columns whose float64 copy stays in the first-level cache
+constexpr int64_t kBlock = 1024;  // columns whose float64 copy stays in the first-level cache
 
 CATAPULT_INLINE VecD load_wide(const double* p) { return load(p); }
 
