@@ -214,7 +214,7 @@ class SoftmaxFactor(OutputFactor):
     def _tile(
         self, u: Tensor, rows: slice, classes: slice, origin: Tensor | None
     ) -> tuple[Tensor, Tensor]:
-        """p and u of a tile, u less ``origin``."""
+        """Probabilities and u of a tile, u less ``origin``."""
         part = u[rows, classes]
         return self._p(rows, classes), part if origin is None else part - origin
 
