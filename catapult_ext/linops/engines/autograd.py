@@ -28,6 +28,7 @@ from catapult_ext.linops.model.fixed_model import FixedModel
 from catapult_ext.linops.model.graphs import nodes_of, require_second_derivatives
 from catapult_ext.linops.model.memory_meter import LIMITS
 from catapult_ext.linops.tracing import parameter_kernel
+from catapult_ext.linops.tracing.graph_uses import uses_seen
 from catapult_ext.linops.tracing.parameter_uses import Structured
 from catapult_ext.linops.tracing.tangent_program import TangentRecorder, TangentTracer
 from catapult_ext.losses import Loss
@@ -315,12 +316,12 @@ class AutogradLinearization(Linearization):
         return torch.stack(columns, 1)
 
     def structured(self) -> Structured | None:
-        """Where parameters meet data, by one more forward pass; None where that is not known."""
+        """Where parameters meet data, by the graph or one more pass; None where neither tells."""
         if self.snapshot.coarse:
             return None
         if self._uses is None:
             try:
-                found = Structured(self.snapshot)
+                found = Structured(self.snapshot, uses_seen(self.snapshot, self._graph))
             except LIMITS:
                 raise
             except Exception:  # sizes that are no numbers, as of jagged tensors inside the model

@@ -30,28 +30,29 @@ def samples_are_apart(graph: Tensor) -> bool:
     """
     n = len(graph)
     nodes = nodes_of([graph.grad_fn])
-    parametric = {node for node in nodes if _is_parametric(node)}
+    parametric = {node for node in nodes if is_parametric(node)}
     return all(node in parametric or _is_apart(node, n, parametric) for node in nodes)
 
 
-def _kind(node: Any) -> str:
+def kind_of(node: Any) -> str:
+    """Name of the operation whose backward a node is."""
     return str(node.name()).removesuffix("0").removesuffix("1").removesuffix("Backward")
 
 
-def _is_parametric(node: Any) -> bool:
+def is_parametric(node: Any) -> bool:
     """A leaf, or the transpose of one."""
-    if _kind(node) == "T":
+    if kind_of(node) == "T":
         node = node.next_functions[0][0]
     return hasattr(node, "variable")
 
 
-def _shape(node: Any) -> tuple[int, ...]:
+def shape_of(node: Any) -> tuple[int, ...]:
     """Shape of the result of a node."""
     return tuple(node._input_metadata[0].shape)
 
 
 def _is_apart(node: Any, n: int, parametric: set[Any]) -> bool:
-    kind, shape = _kind(node), _shape(node)
+    kind, shape = kind_of(node), shape_of(node)
     if not shape or shape[0] != n:
         return False
     data = [
@@ -61,7 +62,7 @@ def _is_apart(node: Any, n: int, parametric: set[Any]) -> bool:
     ]
     places = [i for i, _ in data]
     if kind in _ELEMENTWISE:  # of another number of dimensions, samples would be broadcast
-        return all(len(_shape(below)) == len(shape) for _, below in data)
+        return all(len(shape_of(below)) == len(shape) for _, below in data)
     if kind in _BY_FIRST:
         return set(places) <= {0} and _REQUIRES.get(kind, _anything)(node, shape)
     if kind in ("Addmm", "Mm"):

@@ -119,7 +119,10 @@ class _Cut:
 
     def passes(self) -> Iterator[_Pass] | None:
         """None where the gradients of one group alone exceed half the workspace."""
-        groups = [(g, self._direct_bytes(g)) for g in self._sides[0].groups()]
+        one = self._sides[0]
+        # the largest first: later blocks of rows fit into the memory of earlier ones
+        large = sorted(one.groups(), key=lambda g: -sum(one.leaves[i].numel() for i in g[0]))
+        groups = [(g, self._direct_bytes(g)) for g in large]
         limit = self._workspace // 2
         if any(d is None and self._stored_bytes(g[1]) > limit for g, d in groups):
             return None

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.graph import GradientEdge
 
 from catapult_ext.linops.tracing.parameter_use_kinds import (
     Broadcast,
@@ -23,14 +24,17 @@ class ParameterCall:
     """One call that mixes parameters with data of N samples."""
 
     def __init__(
-        self, func: Any, args: Any, kwargs: Any, out: Tensor, n: int, second: bool
+        self,
+        args: Any,
+        kwargs: Any,
+        edge: GradientEdge,
+        out: tuple[int, ...],
+        n: int,
+        second: bool = False,
     ) -> None:
-        self.name = getattr(func, "__name__", "")
-        self.second = second  # samples are the second dimension
         self.args, self.kwargs, self.n = args, dict(kwargs), n
-        self.edge = torch.autograd.graph.get_gradient_edge(out)
-        self.out = tuple(out.shape)
-        self.device = out.device
+        self.edge, self.out = edge, out  # where the graph meets the result, and its shape
+        self.second = second  # samples are the second dimension
 
     def bind(self, names: str, **defaults: Any) -> dict[str, Any]:
         """Arguments by name."""
@@ -227,7 +231,8 @@ def uses_of(
     fits = out.shape[1] == n if second and out.dim() > 2 else out.shape[0] % n == 0
     if not fits or (second and rule is _conv):
         return [None]
-    found = rule(ParameterCall(func, args, kwargs, out, n, second), like)
+    edge, shape = torch.autograd.graph.get_gradient_edge(out), tuple(out.shape)
+    found = rule(ParameterCall(args, kwargs, edge, shape, n, second), like)
     for use in found:
         if use is not None:
             use.second = second

@@ -1,10 +1,11 @@
 """Dense kernels from the per-sample Jacobian of each use of each parameter.
 
-One traced forward pass finds where parameters meet data
-(:mod:`catapult_ext.linops.tracing.parameter_use_rules`); one
-backward pass per output gives the derivatives g of all outputs by the results of those calls, for
-all samples at once.  Theta = sum over parameters of J_p J_p' then needs J_p only one block of
-columns at a time; where a use is an outer product, contracting its factors can be cheaper still.
+The graph of the frozen forward pass shows where parameters meet data
+(:mod:`catapult_ext.linops.tracing.graph_uses`), or one more pass does, whose calls are watched
+(:mod:`catapult_ext.linops.tracing.parameter_use_rules`); one backward pass per output gives the
+derivatives g of all outputs by the results of those calls, for all samples at once.  Theta = sum
+over parameters of J_p J_p' then needs J_p only one block of columns at a time; where a use is an
+outer product, contracting its factors can be cheaper still.
 
 Source: structured derivatives of Novak, Sohl-Dickstein and Schoenholz (2022), and the per-layer
 choice of Bu et al. (2022), here for exact kernels.
@@ -18,7 +19,6 @@ from math import prod
 from typing import Any
 from weakref import WeakKeyDictionary
 
-import numpy
 import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
@@ -29,20 +29,11 @@ from catapult_ext.linops.model.fixed_model import FixedModel
 from catapult_ext.linops.model.graphs import nodes_of
 from catapult_ext.linops.tracing.independence import samples_are_apart
 from catapult_ext.linops.tracing.opened_calls import opened
-from catapult_ext.linops.tracing.parameter_use_kinds import Memory, Use
+from catapult_ext.linops.tracing.parameter_use_kinds import Memory, Use, empty
 from catapult_ext.linops.tracing.parameter_use_rules import uses_of
 
 _proven: WeakKeyDictionary[FixedModel, list[tuple[Any, ...]]] = WeakKeyDictionary()
-_HUGE = 4 << 20  # bytes from which NumPy asks the system for huge pages
 _VIEWS_OF_ONE = ("expand", "expand_as", "repeat", "broadcast_to")
-
-
-def _empty(count: int, like: Tensor) -> Tensor:
-    """Uninitialised tensor; on the CPU in huge pages, which cost a sixth of small ones."""
-    if like.device.type != "cpu" or count * like.element_size() < _HUGE:
-        return like.new_empty(count, requires_grad=False)
-    kind = numpy.float32 if like.dtype == torch.float32 else numpy.float64
-    return torch.from_numpy(numpy.empty(count, kind))
 
 
 class UseTracer(TorchFunctionMode):
@@ -154,27 +145,40 @@ class Structured:
     ``why`` says what stands against it, empty where nothing does: then :meth:`collect` and
     :meth:`groups` serve the kernels below.  ``seeds`` (N, O, O) makes rows of combinations of a
     sample's outputs, the columns of its matrix each, instead of the outputs themselves.
+
+    Args:
+        snapshot: the model.
+        seen: outputs (N, O) of a forward pass of it and the uses that their graph shows; without
+            them, or if they are not all, another pass is watched.
     """
 
     seeds: Tensor | None = None
+    _replaced = False  # a call was computed by other operations than torch's own
     _all_shown = False  # every parameter had a gradient that an error would have shown in
 
-    def __init__(self, snapshot: FixedModel) -> None:
+    def __init__(self, snapshot: FixedModel, seen: tuple[Tensor, list[Use]] | None = None) -> None:
         self.snapshot, self.why = snapshot, ""
+        self.leaves = list(snapshot.params.values())
         if any(t.layout != torch.strided for t in tree_leaves(snapshot.x) if isinstance(t, Tensor)):
             self.why = "its inputs are sparse"
             return
+        if seen is not None:
+            self._take(*seen, [[t._version for t in use.saved()] for use in seen[1]])
+            if not self._refusal():
+                return
         for constants in (False, True):
             tracer = UseTracer(snapshot, constants)
-            self.graph = snapshot.forward(tracer)
+            found = snapshot.forward(tracer)
             snapshot.take_raw_output()
-            self.uses = tracer.uses
-            self.n, self.outputs = self.graph.shape
-            self._versions, self._replaced = tracer.versions, tracer.replaced
-            self.leaves = list(snapshot.params.values())
+            self._take(found, tracer.uses, tracer.versions)
+            self._replaced = tracer.replaced
             self.why = tracer.why or self._refusal()
             if not self.why or not tracer.met_constants:
                 break
+
+    def _take(self, graph: Tensor, uses: list[Use], versions: list[list[int]]) -> None:
+        self.graph, self.uses, self._versions = graph, uses, versions
+        self.n, self.outputs = graph.shape
 
     def _refusal(self) -> str:
         if self.n != self.snapshot.n_samples:
@@ -373,7 +377,7 @@ class Structured:
         sizes = [self.uses[same[0]].target.numel() for same in direct]
         blocks = [
             piece.view(self.outputs, self.n, -1)
-            for piece in _empty(self.outputs * self.n * sum(sizes), self.graph).split(
+            for piece in empty((self.outputs * self.n * sum(sizes),), self.graph).split(
                 [self.outputs * self.n * q for q in sizes]
             )
         ]
@@ -418,9 +422,9 @@ class Structured:
     def _room(self, g: Tensor | None, shape: tuple[int, ...]) -> Tensor:
         """Empty (N, O, ...), outputs and channels innermost where channels are in ``g``."""
         if g is None or g.dim() != 4 or g.shape != shape or g.is_contiguous():
-            return self.graph.new_empty(shape[0], self.outputs, *shape[1:])
+            return empty((shape[0], self.outputs, *shape[1:]), self.graph)
         n, c, *image = shape
-        return self.graph.new_empty(n, *image, self.outputs, c).permute(0, 3, 4, 1, 2)
+        return empty((n, *image, self.outputs, c), self.graph).permute(0, 3, 4, 1, 2)
 
     def rows(
         self, use: Use, g: Tensor, lead: slice, room: int, memory: Memory | None = None
