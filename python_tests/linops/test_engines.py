@@ -194,6 +194,22 @@ def test_the_second_pass_takes_some_samples_of_many(n, passes):
     assert Counting.passes == passes + [n] * (n > 8) + [n]
 
 
+@pytest.mark.parametrize(
+    ("n", "passes"), [(2, [2, 2]), (6, [6, 2]), (17, [17, 2]), (400, [400, 2])]
+)
+def test_a_model_that_repeated_is_checked_by_two_samples(n, passes):
+    model, x = Counting(), torch.randn(n, 5)
+    cx.NTK(model, x)
+    Counting.passes.clear()
+    cx.NTK(model, x)
+    assert Counting.passes == passes
+    cx.NTK(Counting(), x)  # another one was not seen
+    assert Counting.passes[3] >= min(n, 8)
+    model.rows = slice(0, 1)  # it repeats no longer
+    with pytest.raises(ValueError, match="NTK: two forward passes must give the same outputs"):
+        cx.NTK(model, x)
+
+
 @pytest.mark.parametrize("rows", [slice(None), slice(0, 1), slice(5, None)])
 @pytest.mark.parametrize("n", [6, 40])
 def test_what_does_not_repeat_is_found_by_some_samples(n, rows):

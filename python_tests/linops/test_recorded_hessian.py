@@ -8,6 +8,7 @@ from torch import nn
 import catapult_ext as cx
 from catapult_ext.linops.engines.autograd_hessian import ReverseHVP
 from catapult_ext.linops.engines.recorded_hessian import RecordedHVP
+from catapult_ext.linops.model.memory_meter import Meter
 
 
 class Images(nn.Module):
@@ -157,6 +158,17 @@ def test_batch_statistics_that_couple_samples():
     mine = cx.Hessian(model, "cross_entropy", data, **options)
     v = torch.randn(mine.shape[0], 1, dtype=torch.float64)
     agree(mine @ v, cx.Hessian(model, "cross_entropy", data, hvp="reverse", **options) @ v)
+
+
+def test_freezing_keeps_what_products_need_alone():
+    layers = [(nn.Conv2d(4, 4, 3, padding=1), nn.ReLU()) for _ in range(8)]
+    model = nn.Sequential(*[m for pair in layers for m in pair], nn.Flatten(), nn.Linear(400, 3))
+    data = torch.randn(64, 4, 10, 10), torch.randint(3, (64,))
+    cx.Hessian(model, "cross_entropy", data)  # makes the proofs
+    with Meter() as meter:
+        hessian = cx.Hessian(model, "cross_entropy", data)
+    assert isinstance(hessian._products, RecordedHVP)
+    assert meter.peak < 1.1 * meter.live  # gradients before a ReLU are not among it
 
 
 def test_the_proof_is_made_once_for_a_model(monkeypatch):

@@ -62,7 +62,8 @@ class Options(TypedDict, total=False):
         seed: seed of that draw.
         check: compare outputs with a second forward pass, and derivatives of the model's own Python
             code with central differences; on by default.  The pass takes at most eight samples or
-            an eighth of all, whichever is more; all of them if samples depend on each other.
+            an eighth of all, whichever is more, and two of a model that was seen to repeat before;
+            all of them if samples depend on each other.
         memory_budget: memory that the operator may use in addition to model and data: bytes, or
             text like ``"512 MiB"``; None: half of the free memory.
         samples_at_once: samples linearized together; if fewer than N, every product linearizes

@@ -20,11 +20,13 @@ class Habits:
         writes_inputs: it writes its inputs in place.
         draws: it draws random numbers of Python or NumPy.
         takes_channels_last: it gives the outputs of the plain layout with channels last.
+        repeats: a second pass was seen to give the outputs of the first one.
     """
 
     writes_inputs: bool | None = None
     draws: bool | None = None
     takes_channels_last: bool | None = None
+    repeats: bool | None = None
 
 
 class WrittenParameters:

@@ -17,7 +17,7 @@ FACTORS = {
     aten.bmm.default: (0, 1),
     aten.baddbmm.default: (1, 2),
 }
-_FILTERED = {aten.convolution.default: 1, aten.mkldnn_convolution.default: 1}  # of the filters
+FILTERED = {aten.convolution.default: 1, aten.mkldnn_convolution.default: 1}  # of the filters
 # rounding takes the gain where one side has 64 numbers, for each of which the other is rounded
 LEAST = 128
 
@@ -39,7 +39,7 @@ def multiply_adds(func: Any, args: Any, out: Any) -> tuple[float, float]:
         a, b = args[at[0]], args[at[1]]
         count = float(a.numel() * b.shape[-1])
         return count, count if a.ndim == 2 and is_large(a, b) else 0.0
-    at_filters = _FILTERED.get(func)
+    at_filters = FILTERED.get(func)
     if at_filters is not None:
         return float(out.numel() * prod(args[at_filters].shape[1:])), 0.0
     return 0.0, 0.0

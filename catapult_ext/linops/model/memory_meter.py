@@ -97,13 +97,13 @@ class Meter(DispatchMode):
     def take(self, out: Any) -> None:
         """Count the storages of an operation's results until they are freed."""
         for t in (out,) if isinstance(out, Tensor) else tensors_in(out):
-            if t.layout == torch.strided and t.device.type != "meta":
-                self._take(t.untyped_storage())
+            if t.layout is torch.strided and not t.is_meta:
+                storage = t.untyped_storage()
+                key = storage._cdata
+                if key not in self._seen and key not in self._known:
+                    self._take(storage, key)
 
-    def _take(self, storage: Any) -> None:
-        key = storage._cdata
-        if key in self._seen or key in self._known:
-            return
+    def _take(self, storage: Any, key: int) -> None:
         size = storage.nbytes()
         seen = self._seen
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from catapult_ext.linops.model.large_products import multiply_adds
+from catapult_ext.linops.model.large_products import FACTORS, FILTERED, multiply_adds
 
 aten: Any = torch.ops.aten
 # position of the argument that divides gradients by the number of times that a row is used
@@ -23,7 +24,14 @@ _NO_SECOND = {
     aten._pdist_forward.default,
     aten._embedding_bag.default,
 }
+_NOTED = {*FACTORS, *FILTERED, *_SCALED_BY_FREQUENCY, *_WRONG_THIRD, *_NO_SECOND}
 _NARROW = (torch.float32, torch.float16, torch.bfloat16)
+
+
+@cache
+def _is_noted(func: Any) -> bool:
+    """Whether more is noted of an operation than how precise its result is."""
+    return func in _NOTED
 
 
 class Observed:
@@ -63,6 +71,8 @@ class Observed:
             self.hidden = True
         if isinstance(out, Tensor) and out.dtype is not self._dtype and out.dtype in _NARROW:
             self.eps = max(self.eps, torch.finfo(out.dtype).eps)
+        if not _is_noted(func):
+            return
         every, large = multiply_adds(func, args, out)
         self._multiplied, self._large = self._multiplied + every, self._large + large
         if func in _WRONG_THIRD:

@@ -84,7 +84,7 @@ _IN_TRAINING = {
 
 def draws(func: Any, args: Any, kwargs: Any) -> bool:
     """Whether this call of an operation draws random numbers that its result depends on."""
-    if torch.Tag.nondeterministic_seeded not in func.tags:
+    if not _refusable(func)[0]:
         return False
     if func not in _IN_TRAINING:
         return True

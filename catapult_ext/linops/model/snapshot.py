@@ -50,6 +50,7 @@ from catapult_ext.linops.model.state import Chosen, copied_state
 
 Hook = Callable[[nn.Module, Any], Tensor]
 _CHECKED = 8  # number of samples, or one in that many, that show whether a pass repeats
+_CHECKED_LATER = 2  # samples that do so for a model that was seen to repeat
 
 
 class Snapshot(FixedModel):
@@ -385,20 +386,26 @@ class Snapshot(FixedModel):
     def check_repeats(self, outputs: Tensor) -> None:
         """Raise ValueError unless a second forward pass gives ``outputs`` again.
 
-        The second pass takes up to eight samples, or an eighth of more, spread evenly.  Where they
-        give other outputs on their own, samples may depend on each other: a pass of all decides.
+        The second pass takes up to eight samples, or an eighth of more, spread evenly; two of a
+        model that was seen to repeat before.  Where they give other outputs on their own, samples
+        may depend on each other: a pass of all decides.
         """
-        if self._repeated:
-            return
+        if not self._repeated:
+            self._repeat(outputs.detach())
+        self.habits.repeats = True
+
+    def _repeat(self, outputs: Tensor) -> None:
         with later_random_numbers(self.habits):
-            if self._some_repeat(outputs.detach()):
+            if self._some_repeat(outputs):
                 return
             # the first pass has refused what is refused: without a watcher, this one is faster
             again = self._again(refuse=False)
-        check_repeats(outputs.detach(), again, self.where)
+        check_repeats(outputs, again, self.where)
 
     def _some_samples(self) -> slice:
         n = self.n_samples
+        if self.habits.repeats:
+            return slice(0, n, max(1, -(-n // _CHECKED_LATER)))
         return slice(0, n, max(1, n // max(_CHECKED, n // _CHECKED)))
 
     def _some_repeat(self, outputs: Tensor) -> bool:

@@ -9,33 +9,50 @@ Source: forward-mode accumulation of a linearised program (Griewank and Walther 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map_only
-from torch.utils.weak import WeakTensorKeyDictionary
 
 from catapult_ext.linops.model.dispatch_mode import DispatchMode
 from catapult_ext.linops.model.fixed_model import FixedModel
-from catapult_ext.linops.model.leaves import tensors_in
+from catapult_ext.linops.model.leaves import tensors_and_places
 from catapult_ext.linops.model.pass_context import draws
 from catapult_ext.linops.tracing.gradient_rules import GRADIENT_RULES
+from catapult_ext.linops.tracing.slots import Places, Slots
 from catapult_ext.linops.tracing.tangent_rules import (
     SHAPES,
     STOPS,
     TANGENT_RULES,
     WITHOUT_VALUE,
 )
-from catapult_ext.linops.tracing.tensor_call import Rule, TensorCall, aten, by_formula
+from catapult_ext.linops.tracing.tensor_call import Made, Rule, TensorCall, aten, by_formula
 
 _RULES = {**TANGENT_RULES, **GRADIENT_RULES}
 
 
-@dataclass(eq=False)
+@dataclass(frozen=True)
+class _Known:
+    """What is known of an operation, whatever it is called with."""
+
+    rule: Callable[[TensorCall], Made] | None
+    stops: bool
+    writes: bool
+    views: bool
+
+
+@cache  # schemas are slow to ask
+def _known(func: Any) -> _Known:
+    rule = _RULES.get(func._overloadpacket)
+    return _Known(rule, func in STOPS, func._schema.is_mutable, func.is_view)
+
+
+@dataclass(eq=False, slots=True)
 class Step:
     """One operation: slots of its tensor arguments (None: constant) and of its results."""
 
@@ -55,7 +72,7 @@ class TangentTracer(DispatchMode):
         leaves: the parameters.
         gradients: record the backward pass as well (:meth:`finish_gradients`).  Autograd saves
             results of operations as other tensors of the same memory: these are told by their
-            places in memory, all of which is then kept until the end.
+            places in memory.
     """
 
     def __init__(self, leaves: Sequence[Tensor], gradients: bool = False) -> None:
@@ -69,13 +86,12 @@ class TangentTracer(DispatchMode):
         self.why = ""
         self.program: Program | None = None
         self._signature, self._own_rules = 0, True
-        self._slots = WeakTensorKeyDictionary()
+        self._slots = Slots()
         self._count = 0
         self._steps: list[Step] = []
         self._saved: list[tuple[Tensor, int]] = []
         self._viewed: set[int] = set()  # storages that views share: no writes in place
-        self._places: dict[tuple[Any, ...], int] = {}  # slots by place in memory
-        self._kept: list[Tensor] = []  # so that no place is taken twice
+        self._places = Places()
         self.backward = False  # what runs now is no part of the forward pass
         self.output: Any = None  # of the forward pass, until the backward pass has run
         for leaf in self._leaves:
@@ -93,29 +109,31 @@ class TangentTracer(DispatchMode):
         return outputs
 
     def _new(self, tensor: Tensor) -> int:
-        self._slots[tensor] = self._count
+        self._slots.put(tensor, self._count)
         if self._gradients and tensor.layout == torch.strided:
-            self._places[_place(tensor)] = self._count
-            self._kept.append(tensor)
+            self._places.put(tensor, self._count)
         self._count += 1
         return self._count - 1
 
     def _slot(self, tensor: Tensor) -> int | None:
         known = self._slots.get(tensor)
         if known is None and self.backward and tensor.layout == torch.strided:
-            return self._places.get(_place(tensor))
+            return self._places.get(tensor)
         return known
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        tensors = tensors_in((args, kwargs))
+        known = _known(func)
+        # without grad mode results are constants to autograd as well
+        if self.why or known.stops or not torch.is_grad_enabled():
+            return func(*args, **kwargs)
+        tensors, places = tensors_and_places(args, kwargs)
         slots = [self._slot(t) for t in tensors]
-        if self.why or all(s is None for s in slots) or func in STOPS:
+        active = [s is not None for s in slots]
+        if not any(active):
             return func(*args, **kwargs)
-        if not torch.is_grad_enabled():  # constants to autograd as well
-            return func(*args, **kwargs)
-        call = TensorCall(func, args, kwargs, None, tensors, [s is not None for s in slots])
-        written = tensors[0] if func._schema.is_mutable else None
+        call = TensorCall(func, args, kwargs, None, tensors, active, places)
+        written = tensors[0] if known.writes else None
         if written is not None and not self._writable(call):
             return func(*args, **kwargs)
         out = call.out = func(*args, **kwargs)
@@ -145,7 +163,8 @@ class TangentTracer(DispatchMode):
 
     def _record(self, call: TensorCall, slots: list[int | None], written: Tensor | None) -> None:
         outs = [call.out] if isinstance(call.out, Tensor) else list(tree_leaves(call.out))
-        if call.func.is_view:
+        known = _known(call.func)
+        if known.views:
             self._viewed.add(outs[0].untyped_storage()._cdata)
         results = [
             self._new(t)
@@ -153,23 +172,23 @@ class TangentTracer(DispatchMode):
             else None
             for t in outs
         ]
-        if all(r is None for r in results):
+        if results.count(None) == len(results):
             return
         if draws(call.func, call.args, call.kwargs):
             self.why = f"it draws random numbers in {call.func}"
             return
         try:
-            rule = _RULES.get(call.func._overloadpacket)
-            made, saved = by_formula(call) if rule is None else rule(call)
+            with torch._C._DisableTorchDispatch():  # nothing that a rule does is of the pass
+                made, saved = by_formula(call) if known.rule is None else known.rule(call)
         except (TypeError, ValueError, IndexError) as error:  # a form of the call not foreseen
             self.why = f"it calls {call.func} with other arguments ({error})"
             return
         # the version of what is written in place goes up when this call has returned
         self._saved += [(t, t._version + (t is written)) for t in saved]
         dtypes = [t.dtype if isinstance(t, Tensor) else None for t in outs]
-        self._steps.append(Step(list(slots), results, dtypes, made))
+        self._steps.append(Step(slots, results, dtypes, made))
         self._signature = hash((self._signature, call.func))
-        self._own_rules = self._own_rules and rule is not None
+        self._own_rules = self._own_rules and known.rule is not None
 
     def finish(self, output: Any) -> None:
         """Make ``program`` of the finished forward pass, whose result was ``output``.
@@ -199,18 +218,12 @@ class TangentTracer(DispatchMode):
             self.why = "it changes a saved tensor in place"
         if not self.why:
             self._make(ends)
-        self._places, self._kept, self.output = {}, [], None
+        self._places, self.output = Places(), None
 
     def _make(self, ends: Sequence[int | None]) -> None:
         self.program = Program(len(self._leaves), self._steps, ends)
         self.program.signature = self._signature
         self.program.own_rules = self._own_rules
-
-
-def _place(tensor: Tensor) -> tuple[Any, ...]:
-    """Where a tensor lies in memory, and how."""
-    storage = tensor.untyped_storage()._cdata
-    return storage, tensor.storage_offset(), tensor.shape, tensor.stride(), tensor.dtype
 
 
 class TangentRecorder:

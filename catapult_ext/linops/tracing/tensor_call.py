@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any
 
 import torch
@@ -22,9 +21,15 @@ Rule = Callable[[list[Tensor | None]], Any]  # tangents of tensor arguments to t
 Made = tuple[Rule, list[Tensor]]  # a rule, and the tensors whose values it keeps
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, slots=True)
 class TensorCall:
-    """One operation as it ran; ``tensors`` are the tensor arguments in order."""
+    """One operation as it ran.
+
+    Attributes:
+        tensors: the tensor arguments in order.
+        active: which of them depend on a leaf.
+        places: where they stand among ``args``; None where one lies deeper.
+    """
 
     func: Any
     args: Any
@@ -32,12 +37,7 @@ class TensorCall:
     out: Any
     tensors: list[Tensor]
     active: list[bool]
-
-    @cached_property
-    def _places(self) -> list[int] | None:
-        """Where the tensors stand among ``args``; None where one lies deeper."""
-        places = [i for i, a in enumerate(self.args) if isinstance(a, Tensor)]
-        return places if len(places) == len(self.tensors) else None
+    places: list[int] | None = None
 
     def forget(self) -> None:
         """Let go of the result, and of arguments that :meth:`again` replaces.
@@ -45,16 +45,17 @@ class TensorCall:
         Rules keep the values that they need: what a rule does not need is not to stay in memory.
         """
         self.out = None
-        if self._places is not None:
-            held = set(self._places)
-            self.args = tuple(None if i in held else a for i, a in enumerate(self.args))
-            self.tensors = []
+        if self.places is not None:
+            args = list(self.args)
+            for place in self.places:
+                args[place] = None
+            self.args, self.tensors = args, []
 
     def again(self, values: Sequence[Any]) -> Any:
         """The operation on other tensors."""
-        if self._places is not None:
+        if self.places is not None:
             given = list(self.args)
-            for place, value in zip(self._places, values, strict=True):
+            for place, value in zip(self.places, values, strict=True):
                 given[place] = value
             return self.func(*given, **self.kwargs)
         left = iter(values)
