@@ -22,8 +22,9 @@ from catapult_ext.eig.solve import lifted, package, solve
 
 _WHERE = "TopTracker"
 _MOVED = 0.25  # relative change of a value that calls for a checked solve
-_KIND = {"format": "catapult_ext TopTracker 2"}
-_STATE = ("k", "guards", "checks", "_block", "_gaps", "_least", "_values", "_converged", "_since")
+_KIND = {"format": "catapult_ext TopTracker 3"}
+_CHECK = ("_gaps", "_least", "_values", "_converged")
+_STATE = ("k", "guards", "checks", "_block", "_earlier", "_leads", *_CHECK, "_since")
 
 
 class TopTracker:
@@ -33,7 +34,8 @@ class TopTracker:
     :func:`catapult_ext.eigsh` (``index_check`` ``"random(p)"``).  An update that misses
     ``between``, or finds that a value has moved by a quarter since the last check, becomes a
     checked solve as well.  The others cost k + guards products if the errors are then within
-    ``between``, else k more or a few times as many.
+    ``between``, else k more or a few times as many.  They start from the last wanted vectors, or,
+    while these move evenly, from where their last movement leads.
 
     Between checks ``index_check`` is ``"inherited"``: the errors assume that the eigenvalues which
     the last check found after the k-th (for an explicit matrix by counting) still lie below it,
@@ -96,6 +98,8 @@ class TopTracker:
         self.checks = 0
         self._replicas: ReplicaTracker | None = None  # where the operators are batches
         self._block: Tensor | None = None  # (k + guards, n) rows
+        self._earlier: Tensor | None = None  # (k, n) the wanted vectors of the update before
+        self._leads = False  # whether their movement led to where they are now
         self._gaps: list[float] = []  # of the last check (Pairs.gaps)
         self._least: Tensor | None = None  # its relative errors
         self._values: Tensor | None = None  # found by that check
@@ -188,10 +192,12 @@ class TopTracker:
 
     def _pairs(self, a: Operand, k: int, check: bool) -> Pairs:
         if self._block is not None and self._block.shape[1] != a.n:
-            self._block = None
+            self._block = self._earlier = None
         if self._block is not None and self._values is not None:
             # a state may have been loaded to another device
             self._block, self._values = self._block.to(a.device), self._values.to(a.device)
+            self._earlier = None if self._earlier is None else self._earlier.to(a.device)
+        before = None if self._block is None else self._block[:k]
         due = check or self._block is None or self._since + 1 >= self.check_every
         due = due or not self._converged
         refined = None if due else self._refined(a, k)
@@ -204,7 +210,22 @@ class TopTracker:
             self._since += 1
             pairs, block = refined.pairs, refined.block
         self._block = block.to(dtype=a.dtype, device=a.device)
+        self._watch(before, self._block[:k])
         return pairs
+
+    def _start(self, k: int) -> Tensor:
+        """Rows from which this update starts."""
+        assert self._block is not None
+        if not self._leads or self._earlier is None:
+            return self._block
+        return torch.cat([_led(self._earlier, self._block[:k]), self._block[k:]])
+
+    def _watch(self, before: Tensor | None, found: Tensor) -> None:
+        """Note how the wanted vectors moved: rows (k, n) found, from ``before``."""
+        earlier, self._earlier, self._leads = self._earlier, before, False
+        if before is not None and earlier is not None and len(earlier) == len(before):
+            led = _led(earlier, before)
+            self._leads = _distance(found, led) < _distance(found, before)
 
     def _moved(self, pairs: Pairs) -> bool:
         assert self._values is not None
@@ -231,9 +252,21 @@ class TopTracker:
         assert self._block is not None
         assert self._least is not None
         gaps, tol = self._gaps, self.between
-        found = refine_for_tracker(a, self._block, k, gaps, tol, _WHERE)
+        found = refine_for_tracker(a, self._start(k), k, gaps, tol, _WHERE)
         if found is None:
             return None
         least = self._least * found.pairs.values.abs().cpu()
         errors = torch.maximum(found.pairs.errors, least)
         return replace(found, pairs=replace(found.pairs, errors=errors))
+
+
+def _led(earlier: Tensor, now: Tensor) -> Tensor:
+    """Unit rows (k, n) as far beyond the span of ``now`` as this is from that of ``earlier``."""
+    rows = 2 * now - (now @ earlier.T) @ earlier
+    return rows / rows.norm(dim=1, keepdim=True).clamp_min(1e-30)
+
+
+def _distance(found: Tensor, guess: Tensor) -> float:
+    """Length of the part of rows ``found`` outside the span of rows ``guess``."""
+    q = torch.linalg.qr(guess.T)[0]
+    return (found - (found @ q) @ q.T).norm().item()

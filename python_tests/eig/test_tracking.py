@@ -87,6 +87,43 @@ def test_updates_within_between_cost_one_product_for_each_vector():
     assert len(counts) == 27
 
 
+def turning(steps, evenly):
+    """A top vector that turns by 0.1 a step, always further or to and fro, among eigenvalues."""
+    e = torch.linspace(0, 0.3, N, dtype=torch.float64)
+    e[-1] = 1.0
+    for t in range(steps):
+        angle = torch.tensor(0.1 * (t if evenly else t % 2), dtype=torch.float64)
+        q = torch.eye(N, dtype=torch.float64)
+        rows = torch.tensor([0, N - 1])
+        turn = torch.stack([angle.cos(), -angle.sin(), angle.sin(), angle.cos()]).reshape(2, 2)
+        q[rows[:, None], rows] = turn
+        a = (q * e) @ q.T
+        yield (a + a.T) / 2
+
+
+@pytest.mark.parametrize("k", [1, 2])
+def test_an_even_movement_is_led_on(k):
+    """Where it leads, the residual is far smaller than where the vector was."""
+    tracker, first = TopTracker(k, guards=1, between=0.3, check_every=100), []
+    for a in turning(12, evenly=True):
+        if tracker.warm:
+            start = tracker._start(k)[0]
+            rest = a @ start - (start @ a @ start) * start
+            first.append(rest.norm().item())
+        found = tracker.update(Wrapped(a))
+        assert abs(found.eigenvalues[0].item() - 1) <= found.errors[0].item()
+    assert min(first[:2]) > 0.02
+    assert max(first[3:]) < 0.2 * min(first[:2])
+
+
+def test_a_movement_to_and_fro_is_not_led_on():
+    tracker, led = TopTracker(guards=0, between=0.3, check_every=100), []
+    for a in turning(12, evenly=False):
+        tracker.update(Wrapped(a))
+        led.append(tracker._leads)
+    assert not any(led)
+
+
 @pytest.mark.parametrize("seed", range(12))
 def test_a_guard_that_rises_past_wanted_pairs_is_followed(seed):
     """Also past wanted pairs that stand still, which themselves give no sign of it."""

@@ -177,6 +177,8 @@ def test_states_of_something_else_are_refused():
         with pytest.raises(error, match=f"CurvatureTracker.load_state_dict.*{text}"):
             tracker.load_state_dict(state)
     with pytest.raises(ValueError, match=r"TopTracker.load_state_dict: state must be whole.*block"):
+        cx.TopTracker().load_state_dict({"format": "catapult_ext TopTracker 3"})
+    with pytest.raises(ValueError, match=r"state must have format = 'catapult_ext TopTracker 3'"):
         cx.TopTracker().load_state_dict({"format": "catapult_ext TopTracker 2"})
     with pytest.raises(ValueError, match=r"EdgeMeter.load_state_dict: state must have format"):
         meter.load_state_dict(tracker.state_dict())
