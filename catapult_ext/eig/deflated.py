@@ -48,7 +48,7 @@ def deflated(a: Operand, o: Options) -> tuple[Pairs | None, int]:
     """The k >= 2 largest pairs of an operator with an index check, and the products spent.
 
     None where it is no use: copies or a cluster of wanted eigenvalues, which one vector does not
-    see, an invariant space, or pairs that are not found within 12 k + 16 products.
+    see, or pairs that are not found within 12 k + 16 products.
     """
     # a basis of blocks, which may have to take over, is refused where there is no room for it
     rows, at_once, keep = basis_rows(a, o.k, min(a.n, o.k), o.guards or 0, o.where)
@@ -59,16 +59,17 @@ def deflated(a: Operand, o: Options) -> tuple[Pairs | None, int]:
     space.begin(space.random(1))
     while space.m + 2 < min(space.capacity, 12 * o.k + 16):
         space.extend()
-        if not len(space.next):
-            break
+        whole = not len(space.next)  # an invariant space
         if not search.deflates:
-            if space.m > o.k and search.settled():
+            if o.k < space.m < a.n and (whole or search.settled()):
                 search.deflate()
+            elif whole:
+                break
             continue
         search.clean()
         ritz = search.ritz()
         pairs = search.proved(ritz)
-        if pairs is not None or search.useless(ritz):
+        if pairs is not None or whole or search.useless(ritz):
             return pairs, space.matvecs
     return None, space.matvecs
 
@@ -80,7 +81,7 @@ class _Search:
         self.space, self.o = space, o
         self.first = 0  # rows deflated
         self.left = space.v[:0]  # what their Krylov space would have multiplied next
-        self.column = space.t.new_zeros(0)  # their residual along it
+        self.column = space.t.new_zeros(0, 0)  # their residual along it
 
     @property
     def deflates(self) -> bool:
@@ -90,8 +91,8 @@ class _Search:
         """Start from a second random vector, orthogonal to all rows."""
         space = self.space
         self.first, self.left = space.m, space.next.clone()
-        self.column = space.t.new_zeros(space.m)
-        self.column[space.last] = space.coupling[0]
+        self.column = space.t.new_zeros(space.m, len(self.left))
+        self.column[space.last] = space.coupling.T
         space.begin(space.random(1))
 
     def clean(self) -> None:
@@ -105,12 +106,13 @@ class _Search:
         if not self.deflates:
             return space.ritz()
         theta, s = torch.linalg.eigh(space.t[: space.m, : space.m])
-        coupling = space.t.new_zeros(space.m, 2)
-        coupling[: self.first, 0] = self.column
-        coupling[space.last, 1] = space.coupling[0]
+        own = space.t.new_zeros(space.m, len(space.next))
+        own[space.last] = space.coupling.T
+        before = own.new_zeros(space.m, len(self.left))
+        before[: self.first] = self.column
         f = torch.cat([self.left, space.next])
         values, vectors = torch.linalg.eigh(on_host(inner(f, f))[0])
-        return theta, s, s.T @ coupling @ (vectors * values.clamp_min(0).sqrt())
+        return theta, s, s.T @ torch.cat([before, own], 1) @ (vectors * values.clamp_min(0).sqrt())
 
     def settled(self) -> bool:
         """Errors well within tol by the formula, whatever may be hidden."""
@@ -142,7 +144,7 @@ class _Search:
             converged=bool((errors <= allowed * (1 + 1e-12)).all()),
             matvecs=space.matvecs,
             scale=space.scale or 1.0,
-            index=f"random({o.confidence:g})",
+            index=o.claim("random"),
             guards=guards,
             following=following,
         )
@@ -163,20 +165,19 @@ class _Search:
     def _mu(self) -> float:
         """No eigenvalue of D is larger, but with the probability that this search may be wrong."""
         theta, s, residual = self._own()
-        assert self.o.confidence is not None
-        wrong = SHARE * (1 - self.o.confidence)
         cycle = Cycle(theta, s[:1], residual)
-        overlap = Overlap([cycle], "LA", self.space.a.n, (1, 1.0), 1, 1 - wrong)
+        p = 1 - SHARE * self.o.wrong
+        overlap = Overlap([cycle], "LA", self.space.a.n, (1, 1.0), 1, p)
         return _nearest(overlap, theta[-1].item(), self.space.norm)
 
     def _beyond(self, ritz: Ritz, mu: float) -> Tensor:
         """How far the wanted eigenvalues may lie above their Ritz values, (k,), by M(mu)."""
         theta, _, residual = ritz
-        m, k = len(theta), self.o.k
+        (m, left), k = residual.shape, self.o.k
         values = theta[-k:].flip(0)
         if not math.isfinite(mu):
             return torch.full_like(values, math.inf)
-        bound = torch.diag(torch.cat([theta, theta.new_full((2,), mu)]))
+        bound = torch.diag(torch.cat([theta, theta.new_full((left,), mu)]))
         bound[:m, m:], bound[m:, :m] = residual, residual.T
         others = theta.new_full((k,), mu)  # of the rest of the space
         largest = torch.cat([torch.linalg.eigvalsh(bound), others]).sort(descending=True).values

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from catapult_ext import ops
-from catapult_ext.eig.krylov import Krylov
+from catapult_ext.eig.krylov import NOTHING, Krylov
 from catapult_ext.eig.operand import Operand
 from catapult_ext.eig.sums import inner, on_host, row_norms
 
@@ -39,7 +39,7 @@ class DeviceKrylov(Krylov):
 
     def _step(self, w: Tensor, rows: int, mirrored: Tensor | None) -> tuple[Tensor, Tensor | None]:
         b = len(w)
-        columns, lengths = self._orthogonalised(w, rows, rows - b, 4 * self.eps)
+        columns, lengths = self._orthogonalised(w, rows, rows - b, NOTHING * self.eps)
         extra = [] if mirrored is None else [mirrored]
         numbers = on_host(*columns, lengths, *extra)
         found, lengths = numbers[:b], numbers[b]

@@ -20,6 +20,9 @@ from catapult_ext.eig.operand import Operand
 from catapult_ext.eig.sums import combine, inner, row_norms
 from catapult_ext.ops.routes import serves
 
+# Rounding units of |A|: what is left of a product and smaller is nothing.  Well below what rounding
+# leaves, since a start that holds little of one of two close eigenvectors leaves no more of it.
+NOTHING = 0.01
 _NOISE_SHARE = 20.0  # noise shows in <u, A v> by at most 20 times what one vector shows of it
 _PIECE = 1 << 21  # entries of the basis that a restart rotates at a time
 _MOST_NOISE = 0.05  # of |A|: products with more noise say nothing
@@ -184,13 +187,13 @@ class Krylov:
             rows - 1,
             rows,
             column,
-            4 * self.eps,
+            NOTHING * self.eps,
         )
         rest = self._beta[0, rows - 1].item()
         t = column.double().T.contiguous()
         # a product is as long as its projections and what is left of it together
         self._seen_length(math.hypot(torch.linalg.vector_norm(t).item(), rest))
-        self.next = self.v[rows : rows + int(rest > 0)]
+        self.next = self.v[rows : rows + int(rest > 0 and rows < self.a.n)]
         self.coupling = torch.full((len(self.next), 1), rest, dtype=torch.float64, device="cpu")
         return t
 
@@ -203,7 +206,7 @@ class Krylov:
             step = basis @ rest.T
             rest = rest - step.T @ basis
             h += step
-        self.next, self.coupling = self._orthonormal(rest, basis, 4 * self.eps * self.norm)
+        self.next, self.coupling = self._orthonormal(rest, basis, NOTHING * self.eps * self.norm)
         return h.double().cpu()
 
     def ritz(self) -> tuple[Tensor, Tensor, Tensor]:

@@ -198,7 +198,7 @@ def _mixed(A: Any, a: Operand, v0: Tensor | None, o: Options, counter: Counter) 
     found = solve(low, v0, replace(o, tol=max(o.tol, _COARSE_TOL), guards=guards))
     block = torch.cat([found.x, found.guards]).to(dtype=a.dtype, device=a.device)
     exact = a.explicit is not None and a.n <= INERTIA_LIMIT
-    index = "residual" if o.confidence is None else f"estimate({o.confidence:g})"
+    index = "residual" if o.confidence is None else o.claim("estimate")
     index = "inertia" if exact else index
     pairs = refine(a, block, o.k, found.gaps, o.tol, index, o.where)
     spent = found.matvecs + (0 if pairs is None else pairs.matvecs)

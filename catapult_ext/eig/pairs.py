@@ -119,3 +119,15 @@ class Options:
     confidence: float | None
     where: str  # public function named in errors
     guards: int | None = None  # further Ritz vectors returned beyond the k wanted ones
+    share: float = 1.0  # of the probability of a wrong claim: what this part of a solve may use up
+
+    @property
+    def wrong(self) -> float:
+        """Probability with which the index check may be wrong."""
+        assert self.confidence is not None
+        return self.share * (1 - self.confidence)
+
+    def claim(self, kind: str) -> str:
+        """``index_check`` of the whole solve, with all digits of the confidence."""
+        assert self.confidence is not None
+        return f"{kind}({float(self.confidence)!r})"

@@ -69,11 +69,7 @@ def solve(a: Operand, v0: Tensor | None, o: Options) -> Pairs:
         if pairs is not None:
             return pairs
         if spent:  # what it may claim wrongly is counted here too
-            stricter = 1 - (1 - SHARE) * (1 - o.confidence)
-            left = replace(o, confidence=stricter, limit=o.limit - spent)
-            found = _iterated(a, warm, left)
-            index = f"random({o.confidence:g})"
-            return replace(found, matvecs=found.matvecs + spent, index=index)
+            o = replace(o, share=1 - SHARE, limit=o.limit - spent)
     pairs = _iterated(a, warm, o)
     return replace(pairs, matvecs=pairs.matvecs + spent) if spent else pairs
 
@@ -126,16 +122,10 @@ def direct_from(n: int, device: torch.device) -> int:
     return 1 if tiny else min(n, max(4, n // 125))
 
 
-def _overlap(
-    space: Krylov,
-    ritz: Ritz,
-    o: Options,
-    p: float,
-    chance: tuple[int, float],
-) -> Overlap:
+def _overlap(space: Krylov, ritz: Ritz, o: Options, chance: tuple[int, float]) -> Overlap:
     theta, s, residual = ritz
     cycles = [*space.cycles, Cycle(theta, s[space.start], residual)]
-    return Overlap(cycles, o.which, space.a.n, chance, o.k, p)
+    return Overlap(cycles, o.which, space.a.n, chance, o.k, 1 - o.wrong)
 
 
 def _settled(
@@ -155,7 +145,7 @@ def _settled(
         return False
     if exact or o.confidence is None:
         return True
-    overlap = _overlap(space, ritz, o, o.confidence, chance)
+    overlap = _overlap(space, ritz, o, chance)
     return all(
         overlap.excluded(rank, side, _beyond(theta[i].item(), side, found.allowed[rank].item()))
         for rank, (i, side) in enumerate(ranked)
@@ -203,7 +193,7 @@ def _finish(
         assert space.a.explicit is not None
         check = Inertia(space.a.explicit, space.scale, o.which, o.k)
     elif o.confidence is not None:
-        check = _overlap(space, ritz, o, o.confidence, chance)
+        check = _overlap(space, ritz, o, chance)
     # beyond it nothing is; what few products show of |A| may be too small by a factor sqrt(n)
     ceiling = 2 * check.norm if isinstance(check, Inertia) else 1e300
     for rank, (i, side) in enumerate(ranked):
@@ -228,7 +218,7 @@ def _finish(
         converged=bool((errors <= found.allowed * (1 + 1e-12)).all()),
         matvecs=space.matvecs,
         scale=space.scale or 1.0,
-        index="inertia" if exact else "residual" if check is None else f"random({o.confidence:g})",
+        index="inertia" if exact else "residual" if check is None else o.claim("random"),
         guards=guards,
         following=following,
     )

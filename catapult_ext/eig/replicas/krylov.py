@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from catapult_ext import ops
+from catapult_ext.eig.krylov import NOTHING
 from catapult_ext.eig.replicas.batch import Batch
 from catapult_ext.eig.replicas.certify import Noise, Ritz
 from catapult_ext.eig.sums import on_host
@@ -110,7 +111,7 @@ class ReplicaKrylov:
                 at,
                 rows=rows + i,
                 coefficients=column,
-                breakdown=4 * self.a.eps,
+                breakdown=NOTHING * self.a.eps,
             )
             self.t[:, :rows, at] = column[:, :rows].double()
             coupling[:, :i, i] = column[:, rows:].double()

@@ -165,7 +165,7 @@ class _Lockstep:
         converged = (bound <= formula.allowed * (1 + 1e-12)).all(1)
         ends = converged | look.whole[some] | spent
         scale = space.scale.flatten().cpu()[at, None]
-        check = "residual" if o.confidence is None else f"random({o.confidence:g})"
+        check = "residual" if o.confidence is None else o.claim("random")
         stored = Found(
             values=values * scale,
             x=x,
