@@ -172,7 +172,8 @@ class _OfRankTwo:
     """Operators (R, n, n), or one where x is (n, 2), with two eigenvalues besides 0."""
 
     def __init__(self, x, e):
-        self.x, self.e, self.dtype, self.device = x, e, x.dtype, x.device
+        self.x, self.e = x, e
+        self.dtype, self.device = x.dtype, x.device
         self.shape = (*x.shape[:-1], x.shape[-2])
 
     def __matmul__(self, v):
