@@ -20,9 +20,9 @@ from catapult_ext.eig.operand import Operand
 from catapult_ext.eig.sums import combine, inner, row_norms
 from catapult_ext.ops.routes import serves
 
-# Rounding units of |A|: what is left of a product and smaller is nothing.  Well below what rounding
-# leaves, since a start that holds little of one of two close eigenvectors leaves no more of it.
-NOTHING = 0.01
+# Rounding units of |A|: what is left of a product and smaller is taken for nothing.  It may hide
+# one of two eigenvalues that differ by a few of them, but normalised it would not be orthogonal.
+NOTHING = 4.0
 _NOISE_SHARE = 20.0  # noise shows in <u, A v> by at most 20 times what one vector shows of it
 _PIECE = 1 << 21  # entries of the basis that a restart rotates at a time
 _MOST_NOISE = 0.05  # of |A|: products with more noise say nothing
