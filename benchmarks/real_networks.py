@@ -315,9 +315,11 @@ def main() -> None:
         from benchmarks.harness import machine
 
         record = json.loads(options.json.read_text()) if options.json.exists() else {}
+        threads = os.environ.get("OMP_NUM_THREADS", "")
         record = {
-            "command": "OMP_NUM_THREADS=1 CATAPULT_EARLIER=BUILD_OF_e769a22 "
-            "python -m benchmarks.real_networks --json FILE",
+            "command": f"OMP_NUM_THREADS={threads} CATAPULT_EARLIER=BUILD_OF_e769a22 "
+            f"python -m benchmarks.real_networks NET --repeats {options.repeats} --calls CALLS "
+            "--json FILE",
             "machine": machine(),
             "benchmarks": {
                 net: {**record.get("benchmarks", {}).get(net, {}), **found.get(net, {})}
