@@ -215,6 +215,16 @@ class Krylov:
         theta, s = torch.linalg.eigh(t)
         return theta, s, s[self.last].T @ self.coupling.T
 
+    @property
+    def room(self) -> int:
+        """Rows that the basis can still take."""
+        return min(self.capacity, self.a.n) - self.m
+
+    def remainder(self, s: Tensor) -> Tensor:
+        """Residual rows (m, b), as :meth:`ritz` has them, that may have been taken for nothing."""
+        ended = not len(self.next) and self.m < self.a.n
+        return s[self.last].T * (NOTHING * self.eps * self.norm if ended else 0.0)
+
     def restart(self, s: Tensor, theta: Tensor, residual: Tensor, keep: Tensor) -> None:
         """Thick restart on the Ritz vectors ``keep``; the next block stays unchanged."""
         self.cycles.append(Cycle(theta, s[self.start], residual))

@@ -27,7 +27,7 @@ class Look:
     """State of R replicas on the host after a step."""
 
     t: Tensor  # (R, m, m)
-    coupling: Tensor  # (R, b, b)
+    coupling: Tensor  # (R, b, b); of an invariant space what it may have taken for nothing
     finite: Tensor  # (R,)
     whole: Tensor  # (R,) the space is invariant
     doubtful: Tensor  # (R,) not symmetric, too small, or a block that has lost directions
@@ -137,6 +137,9 @@ class ReplicaKrylov:
         finite = torch.isfinite(t).all((1, 2)) & torch.isfinite(coupling).all((1, 2))
         lengths = coupling.diagonal(dim1=1, dim2=2)
         whole = (lengths == 0).all(1) if b > 1 else (lengths == 0).all(1) | (m >= self.a.n)
+        if m < self.a.n:  # what was taken for nothing may be as long as this
+            ignored = NOTHING * self.a.eps * norm * torch.eye(b, dtype=norm.dtype, device="cpu")
+            coupling = torch.where(whole[:, None, None], ignored, coupling)
         lost = (lengths == 0).any(1) & (b > 1)
         crooked = (skew > self.a.eps**0.5 * norm).flatten()
         doubtful = lost | (small > 0)

@@ -95,16 +95,18 @@ class _Lockstep:
     def _look(self, spent: bool) -> None:
         space, o = self.space, self.o
         look = space.look().of(self.here)
-        numbers = self.numbers[self.here]
-        self.found.matvecs[numbers] = space.products  # NaN rows stay as they are
-        for r in numbers[look.doubtful].tolist():
-            start = None if self.warm is None else self.warm[r].T
-            solve_alone(self.a, r, start, o, self.found)
-        look = self._go_on_with(look.finite & ~look.doubtful, look)
+        self.found.matvecs[self.numbers[self.here]] = space.products  # NaN rows stay as they are
+        look = self._go_on_with(look.finite, look)
+        look = self._go_on_without(look.doubtful, look)
         if not len(self.here):
             return
         cycles = [*(c.of(self.here) for c in space.cycles), self._ritz(look)]
-        done = settled(cycles, look.noise, o, self.chance) | look.whole | spent
+        done = settled(cycles, look.noise, o, self.chance)
+        if o.confidence is not None and space.m < space.a.n and not spent:
+            # an invariant space may hide an eigenvalue: the solver for one starts beside it
+            hiding = look.whole & ~done
+            look, done = self._go_on_without(hiding, look), done[~hiding]
+        done |= look.whole | spent
         if bool(done.any()):
             some = done.nonzero().flatten()
             done[some] = self._finish(some, look, spent)
@@ -125,6 +127,13 @@ class _Lockstep:
         kept = good.nonzero().flatten()
         self.here = self.here[kept]
         return look if len(kept) == len(good) else look.of(kept)
+
+    def _go_on_without(self, bad: Tensor, look: Look) -> Look:
+        """Solve the replicas ``bad`` alone."""
+        for r in self.numbers[self.here[bad]].tolist():
+            start = None if self.warm is None else self.warm[r].T
+            solve_alone(self.a, r, start, self.o, self.found)
+        return self._go_on_with(~bad, look)
 
     def _ritz(self, look: Look) -> Ritz:
         """Ritz data of a look; of one start vector, from the tridiagonal form alone."""
