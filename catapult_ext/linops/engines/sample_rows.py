@@ -15,6 +15,7 @@ from catapult_ext._progress import report_share
 from catapult_ext.linops.engines.base import Linearization
 from catapult_ext.linops.engines.plan import same
 from catapult_ext.linops.model.memory_meter import LIMITS
+from catapult_ext.linops.model.pass_context import frozen_context
 
 Take = Callable[[int, Tensor], None]
 
@@ -67,12 +68,15 @@ def each_sample(linearization: Linearization, take: Take) -> bool:
             return False
         if not same(graph.detach(), linearization.outputs[at : at + 1]):
             return False
-        rows = torch.stack(
-            [
-                snapshot.join(torch.autograd.grad(f, leaves, retain_graph=True, allow_unused=True))
-                for f in graph[0]
-            ]
-        )
+        with frozen_context():
+            rows = torch.stack(
+                [
+                    snapshot.join(
+                        torch.autograd.grad(f, leaves, retain_graph=True, allow_unused=True)
+                    )
+                    for f in graph[0]
+                ]
+            )
         take(at, rows)
         report_share(at + 1, n)
         pulled.addmv_(rows.T, u[at])

@@ -14,6 +14,7 @@ from torch.autograd.graph import GradientEdge
 
 from catapult_ext.linops.model.fixed_model import FixedModel
 from catapult_ext.linops.model.graphs import nodes_of
+from catapult_ext.linops.model.pass_context import frozen_context
 from catapult_ext.linops.tracing.independence import (
     is_parametric,
     kind_of,
@@ -32,7 +33,8 @@ def uses_seen(snapshot: FixedModel, graph: Tensor) -> tuple[Tensor, list[Use]] |
     if not snapshot.observed.plain:
         return None
     try:
-        found = uses_in_graph(graph, list(snapshot.params.values()))
+        with frozen_context():
+            found = uses_in_graph(graph, list(snapshot.params.values()))
     except RuntimeError:  # a saved tensor was changed in place
         return None
     return None if found is None else (graph, found)
