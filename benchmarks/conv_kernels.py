@@ -12,13 +12,11 @@ import argparse
 import json
 import os
 import statistics
-import subprocess
 import sys
 import time
 from pathlib import Path
 
 _SIDE = "--side"
-_ROOT = Path(__file__).resolve().parent.parent
 _SIDES = ("ours", "again", "earlier", "torch.func")
 
 
@@ -50,38 +48,15 @@ def serve(side: str, samples: int) -> None:
         print(time.process_time() - began, flush=True)
 
 
-class Side:
-    """A process that makes kernels in one way."""
-
-    def __init__(self, side: str, samples: int) -> None:
-        folder = os.environ["CATAPULT_EARLIER"] if side == "earlier" else str(_ROOT)
-        self._process = subprocess.Popen(
-            [sys.executable, __file__, _SIDE, side, str(samples)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            env={**os.environ, "PYTHONPATH": folder},
-            cwd=folder,
-        )
-
-    def __call__(self, name: str) -> float:
-        """Processor seconds of one call."""
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
-        print(name, file=self._process.stdin, flush=True)
-        return float(self._process.stdout.readline())
-
-    def close(self) -> None:
-        """End the process."""
-        assert self._process.stdin is not None
-        self._process.stdin.close()
-        self._process.wait()
-
-
 def measured(samples: int, rounds: int) -> dict[str, object]:
     """Medians of interleaved rounds, and how many times faster than the other sides ours is."""
+    from benchmarks.real_networks import Worker
+
     names = [s for s in _SIDES if s != "earlier" or "CATAPULT_EARLIER" in os.environ]
-    sides = {name: Side(name, samples) for name in names}
+    folders = {"earlier": os.environ.get("CATAPULT_EARLIER")}
+    sides = {
+        name: Worker(__file__, [_SIDE, name, str(samples)], folders.get(name)) for name in names
+    }
     asked = {name: ["torch.func" if name == "torch.func" else "fresh"] for name in names}
     asked["ours"].append("frozen")
     times: dict[str, list[float]] = {}

@@ -232,13 +232,13 @@ def problem_like(model: nn.Module, start: nn.Module) -> nn.Module:
 
 
 class Worker:
-    """A process with one build of the package."""
+    """A process that runs ``script`` with one build of the package: that in ``folder``, or this."""
 
-    def __init__(self, net: str, folder: str | None) -> None:
+    def __init__(self, script: str, arguments: list[str], folder: str | None) -> None:
         root = str(Path(__file__).resolve().parent.parent)
         env = {**os.environ, "PYTHONPATH": folder or root}
         self.process = subprocess.Popen(
-            [sys.executable, __file__, _WORKER, net],
+            [sys.executable, script, *arguments],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -246,8 +246,8 @@ class Worker:
             cwd=folder or root,
         )
 
-    def __call__(self, name: str) -> dict[str, Any]:
-        """Its answer."""
+    def __call__(self, name: str) -> Any:
+        """Its answer to a line."""
         assert self.process.stdin is not None
         assert self.process.stdout is not None
         print(name, file=self.process.stdin, flush=True)
@@ -282,9 +282,9 @@ def summary(found: list[dict[str, Any]], steps: list[float]) -> dict[str, float]
 
 def measured(net: str, repeats: int, calls: list[str]) -> dict[str, Any]:
     """Medians in steps, and products, by build and call."""
-    builds = {"ours": Worker(net, None)}
+    builds = {"ours": Worker(__file__, [_WORKER, net], None)}
     if os.environ.get("CATAPULT_EARLIER"):
-        builds["earlier"] = Worker(net, os.environ["CATAPULT_EARLIER"])
+        builds["earlier"] = Worker(__file__, [_WORKER, net], os.environ["CATAPULT_EARLIER"])
     out: dict[str, Any] = {}
     for name in calls:
         found: dict[str, list[dict[str, Any]]] = {build: [] for build in builds}

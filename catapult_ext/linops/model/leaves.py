@@ -25,24 +25,9 @@ def tensors_in(value: Any) -> list[Tensor]:
 
 def tensors_and_places(args: Any, kwargs: Any) -> tuple[list[Tensor], list[int] | None]:
     """The same of a call, and where they stand among ``args``; None where one lies deeper."""
-    found: list[Tensor] = []
-    places: list[int] | None = []
-    for place, value in enumerate(args):
-        if type(value) in _PLAIN:
-            continue
-        if isinstance(value, Tensor):
-            found.append(value)
-            if places is not None:
-                places.append(place)
-        else:
-            before = len(found)
-            _collect(value, found)
-            places = places if len(found) == before else None
-    if kwargs:
-        before = len(found)
-        _collect(kwargs, found)
-        places = places if len(found) == before else None
-    return found, places
+    found = tensors_in((args, kwargs))
+    places = [place for place, value in enumerate(args) if isinstance(value, Tensor)]
+    return found, places if len(places) == len(found) else None
 
 
 def _collect(value: Any, found: list[Tensor]) -> None:
